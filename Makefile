@@ -1,0 +1,41 @@
+# The two commands of the README, and what they are made of. Everything lands in .venv/ and $RECSYS_HOME.
+PYTHON ?= python3
+VENV ?= .venv
+DATASET ?= ml-100k
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test lint types contracts pytest format clean help
+
+help:  ## what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+quickstart: $(VENV)/.installed  ## from nothing to recommendations over HTTP (DATASET=ml-1m and so on)
+	$(BIN)/recsys quickstart --dataset $(DATASET)
+
+test: lint types contracts pytest  ## everything that must hold: lint, types, import contracts, tests
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+contracts: $(VENV)/.installed
+	$(BIN)/lint-imports
+
+pytest: $(VENV)/.installed
+	$(BIN)/pytest
+
+format: $(VENV)/.installed  ## rewrite the code in the agreed form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the virtual environment (runs and data in RECSYS_HOME stay)
+	rm -rf $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,87 @@
+"""The three typed tables that every later stage starts from.
+
+Stage: data. In: data frames that a reader made. Out: `events.parquet`, `movies.parquet`, `users.parquet` and
+`source.json` in one folder, replaced as a whole. Absent: parsing (`layouts`), checks of single rows
+(`validate`).
+
+Order is part of the contract: events by (timestamp, user_id, item_id), movies by item_id, users by user_id.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys.artefacts import read_json, replacing_folder, write_json
+from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, RATING, TIMESTAMP, TITLE, USER_ID, YEAR
+from recsys.errors import MissingArtefactError
+
+EVENTS_SCHEMA = pa.schema(
+    [(USER_ID, pa.int64()), (ITEM_ID, pa.int64()), (RATING, pa.float32()), (TIMESTAMP, pa.int64())]
+)
+MOVIES_SCHEMA = pa.schema(
+    [(ITEM_ID, pa.int64()), (TITLE, pa.string()), (YEAR, pa.int32()), (GENRES, pa.list_(pa.string()))]
+)
+USERS_SCHEMA = pa.schema(
+    [(USER_ID, pa.int64()), (GENDER, pa.string()), (AGE, pa.int32()), (OCCUPATION, pa.string())]
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the tables were made from. It goes into every artefact, metric, page and answer.
+
+    name         data set name, as on the command line
+    synthetic    True for a world of our own making; such data never pass for MovieLens
+    layout       which official layout the files had ("ml-100k", "ml-1m", "ml-latest")
+    fingerprint  SHA-256 over the source files
+    n_events, n_movies, n_users, n_quarantined   rows
+    """
+
+    name: str
+    synthetic: bool
+    layout: str
+    fingerprint: str
+    n_events: int
+    n_movies: int
+    n_users: int
+    n_quarantined: int = 0
+
+    @property
+    def label(self) -> str:
+        """The name as pages and answers show it."""
+        return f"{self.name} (synthetic, not MovieLens)" if self.synthetic else self.name
+
+
+@dataclass(frozen=True)
+class Tables:
+    """events (user_id, item_id, rating, timestamp), movies (item_id, title, year, genres), users (user_id, gender,
+    age, occupation). `users` has a row for every user of the source, with nulls where it tells nothing."""
+
+    events: pd.DataFrame
+    movies: pd.DataFrame
+    users: pd.DataFrame
+    source: Source
+
+
+def save_tables(tables: Tables, folder: Path) -> None:
+    """Sort, type and write all three tables and `source.json`; the folder is replaced whole."""
+    events = tables.events.sort_values([TIMESTAMP, USER_ID, ITEM_ID], kind="stable")
+    with replacing_folder(folder) as beside:
+        for name, frame, schema in (
+            ("events", events, EVENTS_SCHEMA),
+            ("movies", tables.movies.sort_values(ITEM_ID), MOVIES_SCHEMA),
+            ("users", tables.users.sort_values(USER_ID), USERS_SCHEMA),
+        ):
+            pq.write_table(pa.Table.from_pandas(frame, schema, preserve_index=False), beside / f"{name}.parquet")
+        write_json(beside / "source.json", asdict(tables.source))
+
+
+def load_tables(folder: Path) -> Tables:
+    """Read what `save_tables` wrote. Raises MissingArtefactError where the folder does not hold it."""
+    if not (folder / "source.json").exists():
+        raise MissingArtefactError(f"No data in {folder}. Run `recsys data` first.")
+    events, movies, users = (pd.read_parquet(folder / f"{n}.parquet") for n in ("events", "movies", "users"))
+    return Tables(events, movies, users, Source(**read_json(folder / "source.json")))

@@ -1,0 +1,191 @@
+"""The movies as arrays, and the only map between raw MovieLens ids and dense row numbers.
+
+Stage: features. In: the movies and users tables. Out: `Catalogue`, saved in every bundle. Absent: anything
+that changes with time (daily statistics are `item_stats`, a user's history is `state`).
+
+Shapes: N movies in the order of their ids, G genres, W title words in the vocabulary.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from recsys.artefacts import read_json, write_json
+from recsys.columns import GENRES, ITEM_ID, OCCUPATION, TITLE, YEAR
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+
+MAX_TITLE_WORDS = 6  # words kept a title
+MIN_WORD_MOVIES = 3  # a word in fewer titles than this tells nothing that the id does not
+
+# Lower ends of the age brackets; index 0 is "unknown". The brackets are those of ml-1m.
+AGE_BRACKETS = (0, 18, 25, 35, 45, 50, 56)
+GENDERS = ("", "F", "M")
+
+
+def title_words(title: str) -> list[str]:
+    """Lower-case words of a title without the year in parentheses, in order, at most MAX_TITLE_WORDS.
+
+    >>> title_words("Die Hard: With a Vengeance (1995)")
+    ['die', 'hard', 'with', 'a', 'vengeance']
+    """
+    return re.findall(r"[^\W_]+", re.sub(r"\(\d{4}\)\s*$", "", title).lower())[:MAX_TITLE_WORDS]
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Static profile of users as small integers; 0 is always "unknown"."""
+
+    occupations: tuple[str, ...]  # ("", label, ...)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Number of values of (gender, age bracket, occupation)."""
+        return len(GENDERS), len(AGE_BRACKETS) + 1, len(self.occupations)
+
+    def encode(
+        self, gender: npt.NDArray[np.object_], age: npt.NDArray[np.float64], occupation: npt.NDArray[np.object_]
+    ) -> IntArray:
+        """(B, 3) indices of gender, age bracket and occupation. Empty text, age <= 0 or NaN, unseen labels give 0."""
+        known_age = np.nan_to_num(age, nan=0.0) > 0
+        bracket = np.where(known_age, np.searchsorted(AGE_BRACKETS, np.nan_to_num(age), side="right"), 0)
+        genders = {label: i for i, label in enumerate(GENDERS)}
+        labels = {label: i for i, label in enumerate(self.occupations)}
+        return np.stack(
+            [
+                np.array([genders.get(g or "", 0) for g in gender], dtype=np.int64),
+                bracket.astype(np.int64),
+                np.array([labels.get(o or "", 0) for o in occupation], dtype=np.int64),
+            ],
+            axis=1,
+        ).reshape(len(gender), 3)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All movies of a data set, rated or not.
+
+    item_ids     (N,) int64, ascending
+    titles       N strings
+    years        (N,) float32, NaN where unknown
+    genres       (N, G) float32, 1.0 where the movie has the genre
+    genre_names  G strings
+    words        (N, MAX_TITLE_WORDS) int64 into the vocabulary, 0 where there is none
+    vocabulary   W strings; position 0 is the empty word
+    profiles     vocabulary of user profiles
+    """
+
+    item_ids: IntArray
+    titles: tuple[str, ...]
+    years: FloatArray
+    genres: FloatArray
+    genre_names: tuple[str, ...]
+    words: IntArray
+    vocabulary: tuple[str, ...]
+    profiles: Profiles
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def to_idx(self, item_ids: npt.ArrayLike) -> IntArray:
+        """Row numbers of raw ids, any shape; -1 for an id that the catalogue does not hold."""
+        ids = np.asarray(item_ids, dtype=np.int64)
+        if len(self.item_ids) == 0:
+            return np.full(ids.shape, -1, dtype=np.int64)
+        position = np.minimum(np.searchsorted(self.item_ids, ids), len(self.item_ids) - 1)
+        return np.where(self.item_ids[position] == ids, position, -1)
+
+    def to_ids(self, item_idx: npt.NDArray[np.integer]) -> IntArray:
+        """Raw ids of row numbers, any shape; -1 stays -1."""
+        return np.where(item_idx >= 0, self.item_ids[item_idx], -1)
+
+    @cached_property
+    def decades(self) -> FloatArray:
+        """(N,) year / 10, the median year where unknown: a movie without a year is neither old nor new."""
+        known = self.years[~np.isnan(self.years)]
+        middle = float(np.median(known)) if len(known) else 2000.0
+        return np.where(np.isnan(self.years), middle, self.years).astype(np.float32) / np.float32(10.0)
+
+    def genres_of(self, item_idx: int) -> list[str]:
+        return [self.genre_names[g] for g in np.flatnonzero(self.genres[item_idx])]
+
+    @classmethod
+    def from_tables(cls, movies: pd.DataFrame, users: pd.DataFrame) -> "Catalogue":
+        """Build from the typed tables of `recsys.data.tables`."""
+        movies = movies.sort_values(ITEM_ID)
+        genre_lists = [list(g) for g in movies[GENRES]]
+        genre_names = tuple(sorted({name for names in genre_lists for name in names}))
+        column = {name: i for i, name in enumerate(genre_names)}
+        genres = np.zeros((len(movies), len(genre_names)), dtype=np.float32)
+        for row, names in enumerate(genre_lists):
+            for name in names:
+                genres[row, column[name]] = 1.0
+
+        word_lists = [title_words(t) for t in movies[TITLE]]
+        counts = Counter(word for words in word_lists for word in set(words))
+        vocabulary = ("", *sorted(w for w, n in counts.items() if n >= MIN_WORD_MOVIES))
+        word_idx = {word: i for i, word in enumerate(vocabulary)}
+        words = np.zeros((len(movies), MAX_TITLE_WORDS), dtype=np.int64)
+        for row, title in enumerate(word_lists):
+            kept = [word_idx[w] for w in title if w in word_idx]
+            words[row, : len(kept)] = kept
+
+        occupations = ("", *sorted({o for o in users[OCCUPATION].dropna() if o}))
+        return cls(
+            item_ids=movies[ITEM_ID].to_numpy(np.int64),
+            titles=tuple(movies[TITLE]),
+            years=movies[YEAR].to_numpy(np.float32, na_value=np.nan),
+            genres=genres,
+            genre_names=genre_names,
+            words=words,
+            vocabulary=vocabulary,
+            profiles=Profiles(occupations),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write `catalogue.parquet` and `catalogue.json` into an existing folder."""
+        pd.DataFrame(
+            {
+                ITEM_ID: self.item_ids,
+                TITLE: self.titles,
+                YEAR: self.years,
+                GENRES: [self.genres_of(i) for i in range(len(self))],
+                "words": list(self.words),
+            }
+        ).to_parquet(folder / "catalogue.parquet", index=False)
+        write_json(
+            folder / "catalogue.json",
+            {
+                "genre_names": self.genre_names,
+                "vocabulary": self.vocabulary,
+                "occupations": self.profiles.occupations,
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> "Catalogue":
+        frame = pd.read_parquet(folder / "catalogue.parquet")
+        names = read_json(folder / "catalogue.json")
+        column = {name: i for i, name in enumerate(names["genre_names"])}
+        genres = np.zeros((len(frame), len(column)), dtype=np.float32)
+        for row, row_genres in enumerate(frame[GENRES]):
+            genres[row, [column[g] for g in row_genres]] = 1.0
+        return cls(
+            item_ids=frame[ITEM_ID].to_numpy(np.int64),
+            titles=tuple(frame[TITLE]),
+            years=frame[YEAR].to_numpy(np.float32),
+            genres=genres,
+            genre_names=tuple(names["genre_names"]),
+            words=np.stack(frame["words"].to_list()).astype(np.int64)
+            if len(frame)
+            else np.zeros((0, MAX_TITLE_WORDS), dtype=np.int64),
+            vocabulary=tuple(names["vocabulary"]),
+            profiles=Profiles(tuple(names["occupations"])),
+        )

@@ -1,0 +1,184 @@
+"""Statistics of each movie at day ends.
+
+Stage: features; both tracks. In: the events table. Out: a sparse snapshot table (a row for each movie and day on
+which it was rated) that Feast keeps, and `ItemStats`, the dense arrays as of one day that features and service
+read. Absent: who asks for which day (`recsys.ranking.training_table`, `recsys.evaluation.replay`, the service).
+
+A snapshot stamped D 00:00 UTC holds the events with timestamp < D 00:00. A prediction at t reads, for every
+movie, its last snapshot stamped at or before the start of t's day, so it never sees its own day. Decayed counts
+are stored as of their snapshot and decayed further on reading, up to the as-of day.
+
+Shapes: N movies, H = len(HALF_LIVES_DAYS).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from recsys.columns import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, LIKED_RATING, RATING, TIMESTAMP
+from recsys.features.catalogue import Catalogue
+
+SECONDS_PER_DAY = 86_400
+HALF_LIVES_DAYS = (7, 30, 365)
+DECAYED = tuple(f"decayed_{h}d" for h in HALF_LIVES_DAYS)
+STATS_COLUMNS = ("snapshot_day", "n_ratings", "n_liked", "rating_sum", *DECAYED, "first_rated", "last_rated")
+
+
+def day_of(timestamp: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Number of the UTC day that holds each moment; also the stamp of the last snapshot that a prediction reads.
+
+    >>> int(day_of(86_400))
+    1
+    """
+    return np.asarray(timestamp, dtype=np.int64) // SECONDS_PER_DAY
+
+
+def snapshots(events: pd.DataFrame) -> pd.DataFrame:
+    """One row for each movie and day with ratings, as of the end of that day.
+
+    Columns: item_id, event_timestamp and created (UTC, microseconds), and STATS_COLUMNS: `snapshot_day` (the day that
+    starts where this one ends), counts and sums since the beginning, `decayed_*d` (ratings counted with weight
+    2^(-age / half-life), age in whole days), `first_rated` and `last_rated` (seconds UTC). Sorted by (item_id, day).
+    """
+    day = day_of(events[TIMESTAMP].to_numpy()) + 1
+    rating = events[RATING].to_numpy(np.float64)
+    frame = pd.DataFrame(
+        {
+            ITEM_ID: events[ITEM_ID].to_numpy(np.int64),
+            "snapshot_day": day,
+            "n": 1,
+            "liked": (rating >= LIKED_RATING).astype(np.int64),
+            "stars": rating,
+            "first": events[TIMESTAMP].to_numpy(np.int64),
+            "last": events[TIMESTAMP].to_numpy(np.int64),
+        }
+    )
+    daily = (
+        frame.groupby([ITEM_ID, "snapshot_day"], sort=True)
+        .agg({"n": "sum", "liked": "sum", "stars": "sum", "first": "min", "last": "max"})
+        .reset_index()
+    )
+    by_item = daily.groupby(ITEM_ID, sort=False)
+    stamp = pd.to_datetime(daily["snapshot_day"] * SECONDS_PER_DAY, unit="s", utc=True).astype("datetime64[us, UTC]")
+    out = pd.DataFrame(
+        {
+            ITEM_ID: daily[ITEM_ID],
+            EVENT_TIMESTAMP: stamp,
+            CREATED_TIMESTAMP: stamp,
+            "snapshot_day": daily["snapshot_day"].astype(np.int64),
+            "n_ratings": by_item["n"].cumsum(),
+            "n_liked": by_item["liked"].cumsum(),
+            "rating_sum": by_item["stars"].cumsum(),
+            "first_rated": by_item["first"].cummin(),
+            "last_rated": by_item["last"].cummax(),
+        }
+    )
+    decayed = _decayed_counts(
+        daily[ITEM_ID].to_numpy(np.int64), daily["snapshot_day"].to_numpy(np.int64), daily["n"].to_numpy(np.float64)
+    )
+    for column, name in enumerate(DECAYED):
+        out[name] = decayed[:, column]
+    return out[[ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP, *STATS_COLUMNS]]
+
+
+def _decayed_counts(
+    items: npt.NDArray[np.int64], days: npt.NDArray[np.int64], counts: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """(rows, H) running decayed counts for rows sorted by (item, day)."""
+    out = np.empty((len(items), len(HALF_LIVES_DAYS)))
+    half_lives = np.asarray(HALF_LIVES_DAYS, dtype=np.float64)
+    running = np.zeros(len(HALF_LIVES_DAYS))
+    last_item, last_day = None, 0
+    for row in range(len(items)):
+        if items[row] != last_item:
+            running = np.zeros(len(HALF_LIVES_DAYS))
+        else:
+            running = running * np.exp2(-(days[row] - last_day) / half_lives)
+        running = running + counts[row]
+        out[row] = running
+        last_item, last_day = items[row], days[row]
+    return out
+
+
+@dataclass(frozen=True)
+class ItemStats:
+    """Dense statistics of all N movies as of the start of one day.
+
+    day           the as-of day: nothing that happened on it or later is known
+    n_ratings, n_liked, rating_sum   (N,) float32
+    decayed       (N, H) float32, decayed to the start of `day`
+    first_rated, last_rated          (N,) int64 seconds UTC, 0 where the movie has never been rated
+    """
+
+    day: int
+    n_ratings: npt.NDArray[np.float32]
+    n_liked: npt.NDArray[np.float32]
+    rating_sum: npt.NDArray[np.float32]
+    decayed: npt.NDArray[np.float32]
+    first_rated: npt.NDArray[np.int64]
+    last_rated: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.n_ratings)
+
+    @classmethod
+    def from_rows(cls, catalogue: Catalogue, rows: pd.DataFrame, day: int) -> "ItemStats":
+        """From at most one snapshot row a movie (columns item_id and STATS_COLUMNS), each stamped at or before `day`.
+
+        Movies without a row, or whose row is null (never rated yet), have zeros. Raises ValueError for a snapshot of
+        the future or a movie given twice: either would be a leak or a broken join.
+        """
+        rows = rows[rows["snapshot_day"].notna()]
+        idx = catalogue.to_idx(rows[ITEM_ID].to_numpy(np.int64))
+        known = idx >= 0
+        rows, idx = rows[known], idx[known]
+        snapshot_day = rows["snapshot_day"].to_numpy(np.int64)
+        if len(snapshot_day) and snapshot_day.max() > day:
+            raise ValueError(f"item statistics of day {snapshot_day.max()} were given for a prediction on day {day}")
+        if len(np.unique(idx)) != len(idx):
+            raise ValueError("item statistics hold the same movie twice")
+        size = len(catalogue)
+
+        def counts(name: str) -> npt.NDArray[np.float32]:
+            out = np.zeros(size, dtype=np.float32)
+            out[idx] = rows[name].to_numpy(np.float32)
+            return out
+
+        def moments(name: str) -> npt.NDArray[np.int64]:
+            out = np.zeros(size, dtype=np.int64)
+            out[idx] = rows[name].to_numpy(np.int64)
+            return out
+
+        age = (day - snapshot_day)[:, None] / np.asarray(HALF_LIVES_DAYS, dtype=np.float64)
+        decayed = np.zeros((size, len(HALF_LIVES_DAYS)), dtype=np.float32)
+        decayed[idx] = rows[list(DECAYED)].to_numpy(np.float64) * np.exp2(-age)
+        return cls(
+            day=day,
+            n_ratings=counts("n_ratings"),
+            n_liked=counts("n_liked"),
+            rating_sum=counts("rating_sum"),
+            decayed=decayed,
+            first_rated=moments("first_rated"),
+            last_rated=moments("last_rated"),
+        )
+
+
+class ItemStatsTimeline:
+    """`ItemStats` as of any day, from the whole snapshot table; the batch twin of Feast's point-in-time join."""
+
+    def __init__(self, catalogue: Catalogue, snapshot_table: pd.DataFrame) -> None:
+        self._catalogue = catalogue
+        self._table = snapshot_table.sort_values("snapshot_day", kind="stable")
+        self._days = self._table["snapshot_day"].to_numpy(np.int64)
+
+    @property
+    def last_day(self) -> int:
+        """The day from which on nothing changes any more; 0 for an empty table."""
+        return int(self._days[-1]) if len(self._days) else 0
+
+    def as_of(self, day: int) -> ItemStats:
+        """Statistics that a prediction on `day` may read."""
+        known = self._table.iloc[: int(np.searchsorted(self._days, day, side="right"))]
+        return ItemStats.from_rows(self._catalogue, known.drop_duplicates(ITEM_ID, keep="last"), day)
