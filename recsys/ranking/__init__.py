@@ -1,0 +1,1 @@
+"""The second stage: reordering what retrieval returned."""

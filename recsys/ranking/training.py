@@ -1,0 +1,150 @@
+"""Fitting the rankers on the training table.
+
+Stage: ranking, offline. In: a `TrainingTable`. Out: `LambdaRanker` and `LogisticRanker`. Absent: the table itself
+(`training_table`).
+
+LambdaRank stops early on the last contexts in time, then is fitted again on all of them with the number of trees
+found. A context's weight falls with the square root of how many its user has, so that no single user writes the order.
+
+Shapes: R rows, C contexts, F features.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import lightgbm as lgb
+import numpy as np
+import numpy.typing as npt
+from sklearn.linear_model import LogisticRegression
+
+from recsys.errors import ConfigError, DataError
+from recsys.ranking.ranker import LambdaRanker, LogisticRanker
+from recsys.ranking.training_table import TrainingTable
+
+FEWEST_CONTEXTS = 20  # below this there is nothing to learn an order from
+
+
+@dataclass(frozen=True)
+class RankerSettings:
+    """Settings of LambdaRank. holdout: share of contexts, the last in time, that early stopping looks at."""
+
+    max_trees: int = 400
+    learning_rate: float = 0.05
+    leaves: int = 15
+    min_rows_in_leaf: int = 100
+    feature_fraction: float = 0.6
+    row_fraction: float = 0.8
+    l2: float = 10.0
+    truncation: int = 20
+    early_stopping: int = 40
+    holdout: float = 0.2
+    negatives: int = 150
+    max_contexts: int = 12_000
+    user_weight_power: float = 0.5
+    seed: int = 7
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.holdout < 1:
+            raise ConfigError(f"ranker: holdout must lie between 0 and 1, got {self.holdout}")
+
+
+def context_weights(user_id: npt.NDArray[np.int64], power: float) -> npt.NDArray[np.float64]:
+    """(C,) weight of each context: (contexts of its user)^-power, scaled to mean 1.
+
+    >>> context_weights(np.array([1, 1, 1, 1, 2]), 0.5).round(3).tolist()
+    [0.833, 0.833, 0.833, 0.833, 1.667]
+    """
+    _, inverse, counts = np.unique(user_id, return_inverse=True, return_counts=True)
+    weights = counts[inverse].astype(np.float64) ** -power
+    return weights / weights.mean()
+
+
+def fit_lambdarank(
+    table: TrainingTable, settings: RankerSettings, *, report: Callable[[str], None] = lambda _: None
+) -> LambdaRanker:
+    """Raises DataError where the table holds too few contexts to learn from."""
+    contexts = len(table.group_sizes)
+    if contexts < FEWEST_CONTEXTS:
+        raise DataError(
+            f"only {contexts} contexts of the ranker's window have a movie that retrieval found; at least "
+            f"{FEWEST_CONTEXTS} are needed. The data set is too small, or its last tenth has too few events."
+        )
+    bounds = np.append(0, np.cumsum(table.group_sizes))
+    split = max(1, int(contexts * (1 - settings.holdout)))
+    early = _dataset(table, slice(0, split), bounds, settings)
+    late = _dataset(table, slice(split, contexts), bounds, settings, reference=early)
+    parameters = {
+        "objective": "lambdarank",
+        "metric": "ndcg",
+        "eval_at": [10],
+        "learning_rate": settings.learning_rate,
+        "num_leaves": settings.leaves,
+        "min_data_in_leaf": min(settings.min_rows_in_leaf, max(1, int(bounds[split]) // 50)),
+        "feature_fraction": settings.feature_fraction,
+        "bagging_fraction": settings.row_fraction,
+        "bagging_freq": 1,
+        "lambda_l2": settings.l2,
+        "lambdarank_truncation_level": settings.truncation,
+        "num_threads": settings.threads,
+        "seed": settings.seed,
+        "deterministic": True,
+        "force_row_wise": True,
+        "verbosity": -1,
+    }
+    history: dict[str, dict[str, list[float]]] = {}
+    stopped = lgb.train(
+        parameters,
+        early,
+        settings.max_trees,
+        valid_sets=[late],
+        valid_names=["late"],
+        callbacks=[
+            lgb.early_stopping(settings.early_stopping, verbose=False),
+            lgb.record_evaluation(history),
+        ],
+    )
+    trees = max(stopped.best_iteration, 1)
+    report(f"ranker: {trees} trees, NDCG@10 {max(history['late']['ndcg@10']):.4f} on the last contexts")
+    whole = _dataset(table, slice(0, contexts), bounds, settings)
+    return LambdaRanker(lgb.train(parameters, whole, trees), settings.threads)
+
+
+def _dataset(
+    table: TrainingTable,
+    contexts: slice,
+    bounds: npt.NDArray[np.int64],
+    settings: RankerSettings,
+    reference: lgb.Dataset | None = None,
+) -> lgb.Dataset:
+    rows = slice(int(bounds[contexts.start]), int(bounds[contexts.stop]))
+    groups = table.group_sizes[contexts]
+    weights = np.repeat(context_weights(table.user_id[contexts], settings.user_weight_power), groups)
+    return lgb.Dataset(
+        table.features[rows],
+        table.labels[rows],
+        group=groups,
+        weight=weights,
+        feature_name=list(table.feature_names),
+        reference=reference,
+    )
+
+
+def fit_logistic(table: TrainingTable) -> LogisticRanker:
+    """The baseline: standardised features, missing values at the mean, L2 penalty. Raises DataError without both labels."""
+    if len(np.unique(table.labels)) < 2:
+        raise DataError("the ranker's table needs rows of both labels")
+    with np.errstate(invalid="ignore"):
+        mean = np.nanmean(np.vstack([table.features, np.zeros((1, table.features.shape[1]), np.float32)]), axis=0)
+        scale = np.nanstd(np.vstack([table.features, np.zeros((1, table.features.shape[1]), np.float32)]), axis=0)
+    scale = np.where(scale > 1e-6, scale, 1.0)
+    standard = np.nan_to_num((table.features - mean) / scale, nan=0.0).astype(np.float32)
+    model = LogisticRegression(C=0.1, max_iter=300)
+    model.fit(standard, table.labels)
+    return LogisticRanker(
+        table.feature_names,
+        mean.astype(np.float32),
+        scale.astype(np.float32),
+        model.coef_[0].astype(np.float32),
+        float(model.intercept_[0]),
+    )

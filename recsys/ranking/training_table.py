@@ -1,0 +1,149 @@
+"""The table that the ranker learns from: what retrieval really returned, labelled by what happened next.
+
+Stage: ranking, offline. In: contexts (user, moment) of the ranker's window with their states, fitted sources, daily
+statistics. Out: `TrainingTable`. Absent: where states and statistics come from (Feast's point-in-time join; the
+caller passes them in), and the fitting (`training`).
+
+A context is one user at one moment; all events of that user in that second are its positives. A context whose
+positives retrieval did not find teaches nothing about order and is left out (its share is reported: it bounds what
+ranking can reach). Negatives are the other candidates, thinned at random to `negatives` a context.
+
+Shapes: C contexts, R rows, K candidates, F features.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from recsys.columns import ITEM_ID, TIMESTAMP, USER_ID
+from recsys.features.item_stats import ItemStats, day_of
+from recsys.features.state import StateBatch
+from recsys.recommender import Recommender
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Distinct (user, moment) pairs, ordered by (timestamp, user_id), with the events that happened then.
+
+    user_id, timestamp   (C,)
+    event_context        (E,) context of each event; event_item_id (E,)
+    """
+
+    user_id: npt.NDArray[np.int64]
+    timestamp: npt.NDArray[np.int64]
+    event_context: npt.NDArray[np.int64]
+    event_item_id: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.user_id)
+
+    @classmethod
+    def from_events(cls, events: pd.DataFrame, *, most: int | None = None, seed: int = 0) -> "Contexts":
+        """From the events of a window; a uniform sample of `most` contexts where there are more."""
+        keys = events[[TIMESTAMP, USER_ID]].drop_duplicates().sort_values([TIMESTAMP, USER_ID])
+        if most is not None and len(keys) > most:
+            chosen = np.random.default_rng(seed).choice(len(keys), most, replace=False)
+            keys = keys.iloc[np.sort(chosen)]
+        index = pd.MultiIndex.from_frame(keys)
+        context = index.get_indexer(pd.MultiIndex.from_frame(events[[TIMESTAMP, USER_ID]]))
+        kept = context >= 0
+        return cls(
+            keys[USER_ID].to_numpy(np.int64),
+            keys[TIMESTAMP].to_numpy(np.int64),
+            context[kept].astype(np.int64),
+            events[ITEM_ID].to_numpy(np.int64)[kept],
+        )
+
+    def batches_by_day(self, size: int = BATCH) -> list[npt.NDArray[np.int64]]:
+        """Row numbers in batches of at most `size`, each within one day, in time order."""
+        days = day_of(self.timestamp)
+        out = []
+        for day in np.unique(days):
+            rows = np.flatnonzero(days == day)
+            out += [rows[low : low + size] for low in range(0, len(rows), size)]
+        return out
+
+
+@dataclass(frozen=True)
+class TrainingTable:
+    """features (R, F) float32; labels (R,) 1 for what happened, 0 otherwise; item_id (R,); group_sizes (C,) rows a
+    context, contexts in time order; timestamp, user_id (C,); found: share of positives that retrieval returned."""
+
+    feature_names: tuple[str, ...]
+    features: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int32]
+    item_id: npt.NDArray[np.int64]
+    group_sizes: npt.NDArray[np.int64]
+    timestamp: npt.NDArray[np.int64]
+    user_id: npt.NDArray[np.int64]
+    found: float
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def build_training_table(
+    recommender: Recommender,
+    contexts: Contexts,
+    states: StateBatch,
+    stats_as_of: Callable[[int, npt.NDArray[np.int64]], ItemStats],
+    *,
+    negatives: int,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda _done, _of: None,
+) -> TrainingTable:
+    """`states` are those of the contexts, in their order. `stats_as_of(day, item_idx)` gives the statistics of one day,
+    right at least for the given movies."""
+    rng = np.random.default_rng(seed)
+    by_context = np.argsort(contexts.event_context, kind="stable")
+    starts = np.searchsorted(contexts.event_context[by_context], np.arange(len(contexts) + 1))
+    item_idx_of_event = recommender.catalogue.to_idx(contexts.event_item_id)
+    parts: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.int64]]] = []
+    kept_contexts: list[int] = []
+    found = 0
+    done = 0
+    for rows in contexts.batches_by_day():
+        batch = states.rows(rows)
+        candidates = recommender.retrieve(batch)
+        depth = min(recommender.settings.rank, candidates.item_idx.shape[1])
+        day = int(day_of(contexts.timestamp[rows[0]]))
+        stats = stats_as_of(day, np.unique(candidates.item_idx[:, :depth]))
+        features = recommender.features(batch, candidates, stats)
+        for b, context in enumerate(rows):
+            events = by_context[starts[context] : starts[context + 1]]
+            shown = candidates.item_idx[b, :depth]
+            positive = np.isin(shown, item_idx_of_event[events]) & (shown >= 0)
+            found += int(positive.sum())
+            if not positive.any():
+                continue
+            others = np.flatnonzero(~positive & (shown >= 0))
+            if len(others) > negatives:
+                others = np.sort(rng.choice(others, negatives, replace=False))
+            chosen = np.concatenate([np.flatnonzero(positive), others])
+            parts.append(
+                (
+                    features[b, chosen],
+                    positive[chosen].astype(np.int32),
+                    recommender.catalogue.to_ids(shown[chosen]),
+                )
+            )
+            kept_contexts.append(int(context))
+        done += len(rows)
+        progress(done, len(contexts))
+    kept = np.asarray(kept_contexts, dtype=np.int64)
+    width = len(recommender.feature_names)
+    return TrainingTable(
+        feature_names=recommender.feature_names,
+        features=np.concatenate([p[0] for p in parts]) if parts else np.zeros((0, width), dtype=np.float32),
+        labels=np.concatenate([p[1] for p in parts]) if parts else np.zeros(0, dtype=np.int32),
+        item_id=np.concatenate([p[2] for p in parts]) if parts else np.zeros(0, dtype=np.int64),
+        group_sizes=np.asarray([len(p[1]) for p in parts], dtype=np.int64),
+        timestamp=contexts.timestamp[kept],
+        user_id=contexts.user_id[kept],
+        found=found / max(len(contexts.event_context), 1),
+    )

@@ -1,0 +1,237 @@
+"""The one path from a user's state to an ordered list: retrieve, filter, rank, order.
+
+Stage: both tracks. In: a `StateBatch`, a `Context`, k and `Filters`. Out: `Recommendations`. Absent: where the state
+came from, HTTP, and how any part was fit. Replay evaluation, batch recommendation, the service and the benchmark
+all call `Recommender.recommend`, so what was measured is what is served.
+
+Shapes: B users, N movies, K candidates, k answers, S sources, F features.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys.columns import TWO_TOWER
+from recsys.errors import ConfigError
+from recsys.features.candidate import CandidateSignals, candidate_features, feature_names
+from recsys.features.catalogue import Catalogue
+from recsys.features.item_stats import ItemStats
+from recsys.features.state import StateBatch
+from recsys.ranking.ranker import Ranker
+from recsys.retrieval.covisitation import Covisitation
+from recsys.retrieval.merge import Candidates, retrieve
+from recsys.retrieval.source import Source
+from recsys.retrieval.two_tower_source import TwoTowerSource
+
+Float = npt.NDArray[np.float32]
+Idx = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RecommenderSettings:
+    """fetch: movies asked of each source; keep: merged candidates kept; rank: how many of them the ranker reorders;
+    fusion: weight of each source in the merged order (1.0 where not named)."""
+
+    fetch: int = 300
+    keep: int = 500
+    rank: int = 300
+    fusion: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rank <= self.keep or self.fetch < 1:
+            raise ConfigError(f"recommender: need 1 <= rank <= keep and fetch >= 1, got {self}")
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What the caller allows. Empty means everything.
+
+    genres         a movie needs at least one of them
+    year_from, year_to   inclusive; a movie without a year does not pass either
+    exclude_ids    raw movie ids
+    min_ratings    ratings so far, as of the day's statistics
+    """
+
+    genres: tuple[str, ...] = ()
+    year_from: int | None = None
+    year_to: int | None = None
+    exclude_ids: tuple[int, ...] = ()
+    min_ratings: int = 0
+
+    def allowed(self, catalogue: Catalogue, stats: ItemStats) -> npt.NDArray[np.bool_] | None:
+        """(N,) mask, or None where everything is allowed. Raises ConfigError for a genre that no movie has."""
+        if self == Filters():
+            return None
+        mask = np.ones(len(catalogue), dtype=bool)
+        if self.genres:
+            unknown = sorted(set(self.genres) - set(catalogue.genre_names))
+            if unknown:
+                raise ConfigError(f"unknown genre {unknown[0]!r}; known are {', '.join(catalogue.genre_names)}")
+            columns = [catalogue.genre_names.index(g) for g in self.genres]
+            mask &= catalogue.genres[:, columns].any(axis=1)
+        if self.year_from is not None:
+            mask &= catalogue.years >= self.year_from
+        if self.year_to is not None:
+            mask &= catalogue.years <= self.year_to
+        excluded = catalogue.to_idx(np.asarray(self.exclude_ids, dtype=np.int64))
+        mask[excluded[excluded >= 0]] = False
+        if self.min_ratings:
+            mask &= stats.n_ratings >= self.min_ratings
+        return mask
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a request knows besides its user. stats: of the last day that ended before `now`; budget_ms: time that
+    retrieval and features may take before ranking is skipped, None for no limit."""
+
+    stats: ItemStats
+    budget_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """item_ids, scores  (B, k) best first; -1 and -inf where the catalogue has no more unseen movies. A score orders
+                       one answer; across answers it means nothing.
+    candidates          what retrieval returned, merged
+    position            (B, k) place of each answer among the candidates, -1 where there is none
+    features            (B, rank, F) what the ranker saw, or None where it did not run
+    degraded            what was skipped, empty in a full answer: "ranking"
+    timings_ms          milliseconds a stage
+    """
+
+    item_ids: Idx
+    scores: Float
+    candidates: Candidates
+    position: Idx
+    features: Float | None
+    degraded: tuple[str, ...]
+    timings_ms: dict[str, float]
+
+
+class Recommender:
+    """Sources, ranker and catalogue of one bundle."""
+
+    def __init__(
+        self, catalogue: Catalogue, sources: Sequence[Source], ranker: Ranker | None, settings: RecommenderSettings
+    ) -> None:
+        """`ranker` None gives the merged retrieval order. Raises ConfigError where the ranker was trained on other
+        features than these sources give."""
+        self.catalogue = catalogue
+        self.sources = tuple(sources)
+        self.ranker = ranker
+        self.settings = settings
+        self.feature_names = feature_names([s.name for s in sources])
+        if ranker is not None and ranker.feature_names != self.feature_names:
+            raise ConfigError("the ranker was trained on other features than this code computes; train again")
+        vectors = next((s.item_vectors for s in sources if isinstance(s, TwoTowerSource)), None)
+        if vectors is None:
+            raise ConfigError(f"a recommender needs the {TWO_TOWER} source: similarity features read its movie vectors")
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        self.unit_vectors: Float = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+        self._covisitation = next((s for s in sources if isinstance(s, Covisitation)), None)
+
+    def recommend(
+        self, states: StateBatch, context: Context, k: int, filters: Filters | None = None
+    ) -> Recommendations:
+        """The k best unseen movies for each state. k is 1 or more; filters apply before ranking."""
+        if k < 1:
+            raise ConfigError(f"k must be at least 1, got {k}")
+        clock = _Clock()
+        allowed = (filters or Filters()).allowed(self.catalogue, context.stats)
+        candidates = self.retrieve(states, keep=max(k, self.settings.keep), allowed=allowed)
+        clock.mark("retrieval")
+        features: Float | None = None
+        degraded: tuple[str, ...] = ()
+        scores = self._retrieval_scores(candidates)
+        if self.ranker is not None:
+            if context.budget_ms is not None and clock.total_ms() > context.budget_ms:
+                degraded = ("ranking",)
+            else:
+                features = self.features(states, candidates, context.stats)
+                clock.mark("features")
+                scores = self.ranked_scores(candidates, features, self.ranker)
+                clock.mark("ranking")
+        item_idx, ordered, position = order(candidates, scores, k)
+        clock.mark("ordering")
+        return Recommendations(
+            self.catalogue.to_ids(item_idx), ordered, candidates, position, features, degraded, clock.stages_ms
+        )
+
+    def retrieve(
+        self, states: StateBatch, *, keep: int | None = None, allowed: npt.NDArray[np.bool_] | None = None
+    ) -> Candidates:
+        """The merged candidates of all sources."""
+        return retrieve(
+            self.sources,
+            self.settings.fusion,
+            states,
+            len(self.catalogue),
+            fetch=self.settings.fetch,
+            keep=keep or self.settings.keep,
+            allowed=allowed,
+        )
+
+    def features(self, states: StateBatch, candidates: Candidates, stats: ItemStats) -> Float:
+        """(B, rank, F) features of the candidates that the ranker reorders."""
+        depth = min(self.settings.rank, candidates.item_idx.shape[1])
+        item_idx = candidates.item_idx[:, :depth]
+        last = (
+            self._covisitation.after(states.item_idx[:, -1], item_idx)
+            if self._covisitation is not None
+            else np.zeros(item_idx.shape, dtype=np.float32)
+        )
+        signals = CandidateSignals(
+            candidates.source_names,
+            item_idx,
+            np.where(item_idx >= 0, candidates.fused[:, :depth], np.float32(0)),
+            candidates.source_scores[:, :depth],
+            candidates.source_ranks[:, :depth],
+            last,
+        )
+        return candidate_features(states, signals, stats, self.catalogue, self.unit_vectors)
+
+    def ranked_scores(self, candidates: Candidates, features: Float, ranker: Ranker) -> Float:
+        """(B, K) scores: the ranker's for the candidates it saw; the rest keep the retrieval order below them."""
+        b, depth, f = features.shape
+        scores = self._retrieval_scores(candidates)
+        ranked = ranker.score(features.reshape(b * depth, f)).reshape(b, depth)
+        present = candidates.item_idx[:, :depth] >= 0
+        lowest = np.where(present, ranked, np.inf).min(axis=1, keepdims=True, initial=np.inf)
+        below = np.arange(1, scores.shape[1] - depth + 1, dtype=np.float32)[None, :]
+        scores[:, :depth] = np.where(present, ranked, -np.inf)
+        tail = candidates.item_idx[:, depth:] >= 0
+        scores[:, depth:] = np.where(tail, np.where(np.isfinite(lowest), lowest, 0.0) - below, -np.inf)
+        return scores
+
+    @staticmethod
+    def _retrieval_scores(candidates: Candidates) -> Float:
+        return candidates.fused.copy()
+
+
+def order(candidates: Candidates, scores: Float, k: int) -> tuple[Idx, Float, Idx]:
+    """(B, k) row numbers, scores and places among the candidates, best first; ties keep the merged order."""
+    position = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    item_idx = np.take_along_axis(candidates.item_idx, position, axis=1)
+    ordered = np.take_along_axis(scores, position, axis=1)
+    missing = item_idx < 0
+    return item_idx, np.where(missing, np.float32(-np.inf), ordered), np.where(missing, -1, position)
+
+
+class _Clock:
+    """Milliseconds between marks."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self.stages_ms: dict[str, float] = {}
+
+    def mark(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.stages_ms[stage] = (now - self._last) * 1e3
+        self._last = now
+
+    def total_ms(self) -> float:
+        return (time.perf_counter() - self._start) * 1e3

@@ -1,0 +1,112 @@
+"""Recency-decayed co-visitation: which movie follows which, within a few steps of the same user.
+
+Stage: retrieval. In: events up to a cutoff. Out: a sparse (N, N) table, row = movie seen, column = movie that came
+within MAX_STEPS after it. Absent: order within one second (such pairs count in both directions).
+
+A pair d steps apart counts decay^(d - 1). A row is divided by its movie's count to the power of `damping`, so that a
+popular predecessor does not drown a telling one. A request adds the rows of its last movies, weighted 0.8^s for s
+steps back. Only the best MAX_NEIGHBOURS a row are kept.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+from safetensors.numpy import load_file, save_file
+
+from recsys.columns import COVISITATION
+from recsys.features.state import StateBatch
+from recsys.retrieval.source import DenseAnswer
+
+MAX_STEPS = 20
+MAX_NEIGHBOURS = 300
+
+
+class Covisitation:
+    name = COVISITATION
+
+    def __init__(self, table: sp.csr_matrix, history_decay: float) -> None:
+        self.table = table
+        self.history_decay = history_decay
+
+    @classmethod
+    def fit(
+        cls,
+        user_idx: npt.NDArray[np.int64],
+        item_idx: npt.NDArray[np.int64],
+        timestamps: npt.NDArray[np.int64],
+        n_items: int,
+        *,
+        decay: float,
+        damping: float,
+        history_decay: float,
+    ) -> "Covisitation":
+        """From (E,) events in the order of (user, timestamp, item)."""
+        total = sp.csr_matrix((n_items, n_items), dtype=np.float32)
+        for step in range(1, MAX_STEPS + 1):
+            same_user = user_idx[step:] == user_idx[:-step]
+            before, after = item_idx[:-step][same_user], item_idx[step:][same_user]
+            weight = np.full(len(before), decay ** (step - 1), dtype=np.float32)
+            tied = (timestamps[step:] == timestamps[:-step])[same_user]
+            total = total + sp.csr_matrix(
+                (
+                    np.concatenate([weight, weight[tied]]),
+                    (np.concatenate([before, after[tied]]), np.concatenate([after, before[tied]])),
+                ),
+                shape=(n_items, n_items),
+            )
+        counts = np.bincount(item_idx, minlength=n_items).astype(np.float32)
+        scaled = sp.diags(np.maximum(counts, 1.0) ** -damping).astype(np.float32) @ total
+        return cls(_prune(sp.csr_matrix(scaled)), history_decay)
+
+    def answer(self, states: StateBatch) -> DenseAnswer:
+        recent = states.item_idx[:, -MAX_STEPS:]
+        known = recent >= 0
+        steps_back = np.arange(MAX_STEPS - 1, -1, -1)
+        weights = np.where(known, self.history_decay**steps_back, 0.0).astype(np.float32)
+        history = sp.csr_matrix(
+            (weights.ravel(), np.maximum(recent, 0).ravel(), np.arange(len(states) + 1) * MAX_STEPS),
+            shape=(len(states), self.table.shape[0]),
+        )
+        return DenseAnswer((history @ self.table).toarray(), states.seen_idx)
+
+    def after(self, last_idx: npt.NDArray[np.int64], item_idx: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """(B, K) table entries of the (B,) newest movies for (B, K) candidates; 0 where either is -1."""
+        dense = self.table[np.maximum(last_idx, 0)].toarray()  # (B, N)
+        values = np.take_along_axis(dense, np.maximum(item_idx, 0), axis=1)
+        return np.where((last_idx >= 0)[:, None] & (item_idx >= 0), values, np.float32(0))
+
+    def save(self, folder: Path) -> None:
+        save_file(
+            {
+                "data": self.table.data.astype(np.float32),
+                "indices": self.table.indices.astype(np.int32),
+                "indptr": self.table.indptr.astype(np.int64),
+                "history_decay": np.array([self.history_decay], dtype=np.float64),
+            },
+            folder / "covisitation.safetensors",
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> "Covisitation":
+        stored = load_file(folder / "covisitation.safetensors")
+        n_items = len(stored["indptr"]) - 1
+        table = sp.csr_matrix((stored["data"], stored["indices"], stored["indptr"]), shape=(n_items, n_items))
+        return cls(table, float(stored["history_decay"][0]))
+
+
+def _prune(table: sp.csr_matrix) -> sp.csr_matrix:
+    """Keep the MAX_NEIGHBOURS largest entries of each row."""
+    rows = []
+    for row in range(table.shape[0]):
+        low, high = table.indptr[row], table.indptr[row + 1]
+        data, columns = table.data[low:high], table.indices[low:high]
+        if len(data) > MAX_NEIGHBOURS:
+            best = np.sort(np.argpartition(-data, MAX_NEIGHBOURS - 1)[:MAX_NEIGHBOURS])
+            data, columns = data[best], columns[best]
+        rows.append((data, columns))
+    indptr = np.append(0, np.cumsum([len(d) for d, _ in rows]))
+    return sp.csr_matrix(
+        (np.concatenate([d for d, _ in rows]), np.concatenate([c for _, c in rows]), indptr), shape=table.shape
+    )

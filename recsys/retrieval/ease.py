@@ -1,0 +1,100 @@
+"""EASE: item-to-item weights by closed-form regression, applied to a recency-weighted history.
+
+Stage: retrieval. In: events up to a cutoff. Out: an item-by-item weight matrix and a score for every movie. Absent:
+the catalogue's tail (movies outside the head have weight 0; the two-tower model covers them by content).
+
+Source: H. Steck, Embarrassingly Shallow Autoencoders for Sparse Data, 2019. With G = X'X + lambda I and P = G^-1, the
+weights are B = I - P diag(1 / diag P). What differs here: the history of a request enters with weight
+(1 + s)^-power, s = steps back, because recent events say more about the next one.
+
+Shapes: N movies, M head movies, U users.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import scipy.linalg
+import scipy.sparse as sp
+from safetensors.numpy import load_file, save_file
+
+from recsys.columns import EASE
+from recsys.features.state import StateBatch
+from recsys.retrieval.source import DenseAnswer, recency_weights
+
+MAX_HEAD = 6_000  # the dense inverse of more costs minutes and gigabytes
+
+
+class Ease:
+    name = EASE
+
+    def __init__(
+        self, head: npt.NDArray[np.int64], weights: npt.NDArray[np.float32], n_items: int, power: float
+    ) -> None:
+        """`head` (M,) row numbers, ascending; `weights` (M, M), row = history movie, column = scored movie."""
+        self.head = head
+        self.weights = weights
+        self.n_items = n_items
+        self.power = power
+        self._row_of = np.full(n_items + 1, len(head), dtype=np.int64)  # -1 and tail movies hit a row of zeros
+        self._row_of[head] = np.arange(len(head))
+        self._padded = np.vstack([weights, np.zeros((1, len(head)), dtype=np.float32)])
+
+    @classmethod
+    def fit(
+        cls,
+        user_idx: npt.NDArray[np.int64],
+        item_idx: npt.NDArray[np.int64],
+        n_items: int,
+        *,
+        regularisation: float,
+        power: float,
+        min_ratings: int = 3,
+    ) -> "Ease":
+        """From (E,) events. The head is the most rated movies: at least `min_ratings`, at most MAX_HEAD of them."""
+        counts = np.bincount(item_idx, minlength=n_items)
+        ranked = np.argsort(-counts, kind="stable")[:MAX_HEAD]
+        head = np.sort(ranked[counts[ranked] >= min_ratings])
+        position = np.full(n_items, -1, dtype=np.int64)
+        position[head] = np.arange(len(head))
+        kept = position[item_idx] >= 0
+        x = sp.csr_matrix(
+            (np.ones(int(kept.sum()), dtype=np.float32), (user_idx[kept], position[item_idx[kept]])),
+            shape=(int(user_idx.max(initial=0)) + 1, len(head)),
+        )
+        x.data[:] = 1.0  # a movie rated twice is one interaction
+        gram = np.asarray((x.T @ x).todense(), dtype=np.float32)
+        gram[np.diag_indices_from(gram)] += regularisation
+        inverse = scipy.linalg.inv(gram, overwrite_a=True, check_finite=False)
+        weights = -inverse / np.diag(inverse)
+        weights[np.diag_indices_from(weights)] = 0.0
+        return cls(head, weights.astype(np.float32), n_items, power)
+
+    def answer(self, states: StateBatch) -> DenseAnswer:
+        history = sp.csr_matrix(
+            (
+                recency_weights(states, self.power).ravel(),
+                self._row_of[states.item_idx].ravel(),
+                np.arange(len(states) + 1) * states.item_idx.shape[1],
+            ),
+            shape=(len(states), len(self._padded)),
+        )
+        scores = np.zeros((len(states), self.n_items), dtype=np.float32)
+        scores[:, self.head] = history @ self._padded
+        return DenseAnswer(scores, states.seen_idx)
+
+    def save(self, folder: Path) -> None:
+        save_file(
+            {
+                "head": self.head,
+                "weights": self.weights,
+                "n_items": np.array([self.n_items], dtype=np.int64),
+                "power": np.array([self.power], dtype=np.float64),
+            },
+            folder / "ease.safetensors",
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> "Ease":
+        stored = load_file(folder / "ease.safetensors")
+        return cls(stored["head"], stored["weights"], int(stored["n_items"][0]), float(stored["power"][0]))

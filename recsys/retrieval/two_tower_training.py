@@ -1,0 +1,266 @@
+"""How the two-tower model is trained: windows, sampled softmax with logQ correction, early stopping, checkpoints.
+
+Stage: retrieval, offline. In: events up to a cutoff, grouped by user. Out: a fitted `TwoTower` and its log. Absent:
+the model's inside (`two_tower`), the cutting of histories (`windows`), evaluation of the whole system.
+
+Examples are the contexts and targets inside the `windows` of histories, cut anew each epoch.
+
+Loss: softmax over movies. With `negatives="sampled"` the partition sum is estimated from a shared pool of the
+batch's own targets and uniform draws; each pool member's logit is lowered by the log of its expected count in the pool
+(logQ correction: Y. Bengio and J.-S. Senecal, 2008; X. Yi et al., RecSys 2019), and a pool member equal to the target
+is left out. "full" sums over every movie, the limit of an infinite pool. "auto" is "full" up to FULL_SOFTMAX movies.
+
+Shapes: B states, Q queries (contexts), T targets, P pool members, N movies, D dimensions.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.artefacts import fingerprint_value, replacing_file
+from recsys.errors import ConfigError
+from recsys.features.catalogue import Catalogue
+from recsys.features.histories import Histories
+from recsys.features.state import StateBatch
+from recsys.retrieval.source import mask_seen, top_k
+from recsys.retrieval.two_tower import TowerShape, TwoTower, encode_states
+from recsys.retrieval.windows import Int, WindowCutter, Windows
+
+FULL_SOFTMAX = 12_000  # movies up to which summing over all of them is cheaper than sampling well
+
+
+@dataclass(frozen=True)
+class TowerSettings:
+    """Settings of one training. `epochs` is the most that early stopping may use."""
+
+    dim: int = 64
+    layers: int = 2
+    heads: int = 2
+    max_length: int = 64
+    dropout: float = 0.2
+    id_dropout: float = 0.1
+    epochs: int = 30
+    patience: int = 3
+    batch_rows: int = 64
+    max_events_per_epoch: int = 400_000
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    negatives: Literal["auto", "full", "sampled"] = "auto"
+    uniform_negatives: int = 2_048
+    device: str = "cpu"
+    seed: int = 7
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ConfigError(f"two-tower: dim {self.dim} cannot be divided among {self.heads} heads")
+        if self.epochs < 1 or self.batch_rows < 1:
+            raise ConfigError("two-tower: epochs and batch_rows must be at least 1")
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError("two-tower: device cuda was asked for, but torch sees no GPU; use --device cpu")
+
+
+@dataclass
+class TrainingLog:
+    """One entry an epoch: mean loss, seconds, and the validation metric where there is validation."""
+
+    losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+    best_epoch: int = 0  # 1-based; 0 before the first epoch
+
+
+def sampled_softmax_loss(
+    users: Tensor, item_vectors: Tensor, target_query: Tensor, target_item: Tensor, uniform: Tensor | None
+) -> Tensor:
+    """Mean negative log-likelihood of the targets.
+
+    users (Q, D); item_vectors (N, D); target_query, target_item (T,); uniform (P_u,) drawn row numbers, or None for
+    the exact softmax over all N movies.
+    """
+    n_items = len(item_vectors)
+    if uniform is None:
+        logits = users @ item_vectors.T  # (Q, N)
+        return (torch.logsumexp(logits, dim=1)[target_query] - logits[target_query, target_item]).mean()
+    pool = torch.cat([target_item, uniform])  # (P,)
+    in_batch = torch.bincount(target_item, minlength=n_items).to(users.dtype)
+    expected = in_batch + len(uniform) / n_items  # (N,) count of each movie in the pool
+    logits = users @ item_vectors[pool].T - torch.log(expected)[pool]  # (Q, P)
+    positive = (users[target_query] * item_vectors[target_item]).sum(dim=1)  # (T,)
+    others = logits[target_query].masked_fill(pool[None, :] == target_item[:, None], float("-inf"))  # (T, P)
+    return (torch.logsumexp(torch.cat([positive[:, None], others], dim=1), dim=1) - positive).mean()
+
+
+def validation_ndcg(model: TwoTower, states: StateBatch, context: Int, target_idx: Int) -> float:
+    """NDCG@10 of the model alone. `context` (T,) says which state each of the (T,) target movies belongs to."""
+    model.eval()
+    with torch.inference_mode():
+        items = model.item_vectors().cpu().numpy()
+    gains = np.zeros(len(context))
+    order = np.argsort(context, kind="stable")
+    for low in range(0, len(states), 512):
+        rows = slice(low, low + 512)
+        batch = states.rows(rows)
+        scores = encode_states(model, batch) @ items.T
+        mask_seen(scores, batch.seen_idx)
+        best, _ = top_k(scores, 10)
+        mine = order[np.searchsorted(context[order], low) : np.searchsorted(context[order], low + 512)]
+        hit = best[context[mine] - low] == target_idx[mine, None]
+        gains[mine] = (hit / np.log2(np.arange(2, 12))).sum(axis=1)
+    return float(gains.mean()) if len(gains) else 0.0
+
+
+class Trainer:
+    """One training run that can be stopped and continued."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        histories: Histories,
+        cutoff: int,
+        settings: TowerSettings,
+        checkpoint: Path | None = None,
+    ) -> None:
+        self.settings = settings
+        self.shape = TowerShape(
+            n_items=len(catalogue),
+            n_genres=len(catalogue.genre_names),
+            n_words=len(catalogue.vocabulary),
+            profile_sizes=catalogue.profiles.sizes,
+            dim=settings.dim,
+            layers=settings.layers,
+            heads=settings.heads,
+            max_length=settings.max_length,
+            dropout=settings.dropout,
+            id_dropout=settings.id_dropout,
+        )
+        torch.manual_seed(settings.seed)
+        self.model = TwoTower(self.shape, catalogue).to(settings.device)
+        self.cutter = WindowCutter(histories, cutoff, settings.max_length)
+        self.checkpoint = checkpoint
+        self.log = TrainingLog()
+        self._identity = fingerprint_value([asdict(settings), self.shape.as_dict(), cutoff, self.cutter.n_events])
+        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
+        plain = [p for p in self.model.parameters() if p.ndim < 2]
+        self.optimiser = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=settings.learning_rate,
+        )
+        self._full = settings.negatives == "full" or (settings.negatives == "auto" and len(catalogue) <= FULL_SOFTMAX)
+
+    def fit(
+        self,
+        validate: Callable[[TwoTower], float] | None = None,
+        *,
+        epochs: int | None = None,
+        report: Callable[[str], None] = lambda _: None,
+    ) -> TwoTower:
+        """Train for `epochs` (default: the settings'). With `validate` (higher is better), stop after `patience`
+        epochs without a better value and return the best epoch's model; without it, return the last epoch's."""
+        last = epochs or self.settings.epochs
+        best_state = self._resume(report)
+        while len(self.log.losses) < last:
+            epoch = len(self.log.losses) + 1
+            started = time.perf_counter()
+            loss = self._epoch(epoch)
+            self.log.losses.append(loss)
+            if validate is not None:
+                self.log.validation.append(validate(self.model))
+                if self.log.validation[-1] >= max(self.log.validation):
+                    self.log.best_epoch = epoch
+                    best_state = copy.deepcopy(self.model.state_dict())
+            else:
+                self.log.best_epoch = epoch
+            self.log.seconds.append(time.perf_counter() - started)
+            self._save(best_state)
+            report(self._line(epoch, last))
+            if validate is not None and epoch - self.log.best_epoch >= self.settings.patience:
+                break
+        if validate is not None and best_state is not None:
+            self.model.load_state_dict(best_state)
+        self.model.eval()
+        return self.model
+
+    def _line(self, epoch: int, last: int) -> str:
+        left = float(np.median(self.log.seconds)) * (last - epoch)
+        shown = f", validation NDCG@10 {self.log.validation[-1]:.4f}" if self.log.validation else ""
+        return f"two-tower epoch {epoch}/{last}: loss {self.log.losses[-1]:.4f}{shown}, at most {left:.0f} s left"
+
+    def _epoch(self, epoch: int) -> float:
+        """One pass; the learning rate rises from 5 % over the first half epoch. Returns the mean loss."""
+        settings = self.settings
+        rng = np.random.default_rng([settings.seed, epoch])
+        torch.manual_seed(settings.seed * 1_000_003 + epoch)
+        self.model.train()
+        bounds, users = self.cutter.cut(rng)
+        sizes = np.cumsum(bounds[:, 1] - bounds[:, 0])
+        bounds = bounds[: int(np.searchsorted(sizes, settings.max_events_per_epoch)) + 1]
+        total, count = 0.0, 0
+        batches = range(0, len(bounds), settings.batch_rows)
+        for step, low in enumerate(batches):
+            for group in self.optimiser.param_groups:
+                group["lr"] = settings.learning_rate * min(1.0, 0.05 + 2 * (epoch - 1 + step / len(batches)))
+            rows = slice(low, low + settings.batch_rows)
+            window = self.cutter.windows(bounds[rows], users[rows])
+            if len(window.target_item) == 0:
+                continue
+            loss = self._loss(window, rng)
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimiser.step()
+            total += loss.item() * len(window.target_item)
+            count += len(window.target_item)
+        return total / max(count, 1)
+
+    def _loss(self, window: Windows, rng: np.random.Generator) -> Tensor:
+        def tensor(values: Int) -> Tensor:
+            return torch.from_numpy(values).to(self.settings.device)
+
+        hidden = self.model.encode(
+            tensor(window.item_idx), tensor(window.ratings), tensor(window.gaps), tensor(window.profile)
+        )
+        users = self.model.query(
+            hidden[tensor(window.query_row), tensor(window.query_position)], tensor(window.query_gap)
+        )
+        uniform = None
+        if not self._full:
+            uniform = tensor(rng.integers(0, self.shape.n_items, self.settings.uniform_negatives))
+        return sampled_softmax_loss(
+            users, self.model.item_vectors(), tensor(window.target_query), tensor(window.target_item), uniform
+        )
+
+    def _save(self, best_state: dict[str, Tensor] | None) -> None:
+        if self.checkpoint is None:
+            return
+        with replacing_file(self.checkpoint) as beside:
+            torch.save(
+                {
+                    "identity": self._identity,
+                    "model": self.model.state_dict(),
+                    "best": best_state,
+                    "optimiser": self.optimiser.state_dict(),
+                    "log": asdict(self.log),
+                },
+                beside,
+            )
+
+    def _resume(self, report: Callable[[str], None]) -> dict[str, Tensor] | None:
+        """Continue from the checkpoint if it is of this very training; returns the best weights so far."""
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return None
+        stored = torch.load(self.checkpoint, map_location=self.settings.device, weights_only=True)
+        if stored["identity"] != self._identity:
+            return None
+        self.model.load_state_dict(stored["model"])
+        self.optimiser.load_state_dict(stored["optimiser"])
+        self.log = TrainingLog(**stored["log"])
+        report(f"two-tower: continuing after epoch {len(self.log.losses)}")
+        best: dict[str, Tensor] | None = stored["best"]
+        return best
