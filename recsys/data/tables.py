@@ -7,9 +7,11 @@ Stage: data. In: data frames that a reader made. Out: `events.parquet`, `movies.
 Order is part of the contract: events by (timestamp, user_id, item_id), movies by item_id, users by user_id.
 """
 
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,9 +26,7 @@ EVENTS_SCHEMA = pa.schema(
 MOVIES_SCHEMA = pa.schema(
     [(ITEM_ID, pa.int64()), (TITLE, pa.string()), (YEAR, pa.int32()), (GENRES, pa.list_(pa.string()))]
 )
-USERS_SCHEMA = pa.schema(
-    [(USER_ID, pa.int64()), (GENDER, pa.string()), (AGE, pa.int32()), (OCCUPATION, pa.string())]
-)
+USERS_SCHEMA = pa.schema([(USER_ID, pa.int64()), (GENDER, pa.string()), (AGE, pa.int32()), (OCCUPATION, pa.string())])
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,14 @@ class Tables:
     source: Source
 
 
-def save_tables(tables: Tables, folder: Path) -> None:
-    """Sort, type and write all three tables and `source.json`; the folder is replaced whole."""
-    events = tables.events.sort_values([TIMESTAMP, USER_ID, ITEM_ID], kind="stable")
+def save_tables(tables: Tables, folder: Path, quarantine: Path | None = None) -> None:
+    """Sort, type and write all three tables and `source.json`; the folder is replaced whole.
+
+    `quarantine` is a file with the rows that were left out; a copy lies beside the tables as `quarantine.csv`.
+    """
+    # lexsort on plain arrays: sort_values on several columns first makes categories, at twice the time and memory.
+    events = tables.events
+    events = events.iloc[np.lexsort([events[column].to_numpy() for column in (ITEM_ID, USER_ID, TIMESTAMP)])]
     with replacing_folder(folder) as beside:
         for name, frame, schema in (
             ("events", events, EVENTS_SCHEMA),
@@ -76,6 +81,8 @@ def save_tables(tables: Tables, folder: Path) -> None:
             ("users", tables.users.sort_values(USER_ID), USERS_SCHEMA),
         ):
             pq.write_table(pa.Table.from_pandas(frame, schema, preserve_index=False), beside / f"{name}.parquet")
+        if quarantine is not None:
+            shutil.copyfile(quarantine, beside / "quarantine.csv")
         write_json(beside / "source.json", asdict(tables.source))
 
 

@@ -1,0 +1,305 @@
+"""The three official MovieLens layouts: which one a folder has, and how its movies and users are read.
+
+Stage: data. In: a folder with the official files, or with one folder that has them. Out: a `Layout`, and data frames
+of movies and users; rows that make no sense go to `BadRows`. Absent: the checks of ratings, which are many and must be
+fast (`validate`), and downloading (`fetch`).
+
+    ml-100k    u.data, tab-separated; u.item (and u.user), with "|", Latin-1, one 0/1 field a genre
+    ml-1m      ratings.dat, movies.dat (and users.dat), with "::"; ml-10m too
+    ml-latest  ratings.csv, movies.csv; ml-20m, ml-25m, ml-32m, ml-latest-small too
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, RATING, TIMESTAMP, TITLE, USER_ID, YEAR
+from recsys.data.validate import BadRows, RatingsFormat, decoded, is_id, read_ratings, split_csv
+from recsys.errors import DataError
+
+ML_100K: Final = "ml-100k"
+ML_1M: Final = "ml-1m"
+ML_LATEST: Final = "ml-latest"
+
+SYNTHETIC_MARK: Final = "SYNTHETIC.json"  # `recsys.data.synthetic` puts it beside the files it makes
+
+# Files of each layout: ratings, movies, and the ones that may be missing (users first).
+_FILES: Final = {
+    ML_100K: ("u.data", "u.item", ("u.user", "u.genre")),
+    ML_1M: ("ratings.dat", "movies.dat", ("users.dat",)),
+    ML_LATEST: ("ratings.csv", "movies.csv", ()),
+}
+KNOWN_FILES: Final = frozenset(name for r, m, others in _FILES.values() for name in (r, m, *others))
+UNDERSTOOD: Final = "; ".join(f"{layout}: {r} and {m}" for layout, (r, m, _) in _FILES.items())
+
+_PLAIN: Final = (USER_ID, ITEM_ID, RATING, TIMESTAMP)
+_CSV_NAMES: Final = {"userid": USER_ID, "movieid": ITEM_ID, "rating": RATING, "timestamp": TIMESTAMP}
+
+# ml-100k, where u.genre is missing; in the order of the flags.
+_GENRES_100K: Final = (
+    "unknown|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|Drama|Fantasy|Film-Noir|Horror|Musical"
+    "|Mystery|Romance|Sci-Fi|Thriller|War|Western"
+)
+_NO_GENRE: Final = {"", "unknown", "(no genres listed)"}
+# ml-1m README, "Occupation is chosen from the following choices": the code is the position.
+_OCCUPATIONS_1M: Final = (
+    "other|academic/educator|artist|clerical/admin|college/grad student|customer service|doctor/health care"
+    "|executive/managerial|farmer|homemaker|k-12 student|lawyer|programmer|retired|sales/marketing|scientist"
+    "|self-employed|technician/engineer|tradesman/craftsman|unemployed|writer"
+)
+
+# "(1995)", "(2006–2007)" and "(2009– )" at the end; after it at most other parentheses, as in "(1996) (V)".
+_YEAR: Final = re.compile(r"\(([0-9]{4})(?:\s*[-–—]\s*(?:[0-9]{4})?\s*)?\)(?:\s*\([^()]*\))*\s*$")
+_FIRST_YEAR, _LAST_YEAR = 1870, 2100  # moving pictures; other numbers in parentheses are part of a title
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One data set on disk: the name of its layout, its folder, and the folder that was asked about."""
+
+    name: str
+    folder: Path
+    asked: Path
+
+    @property
+    def ratings(self) -> Path:
+        return self.folder / _FILES[self.name][0]
+
+    @property
+    def movies(self) -> Path:
+        return self.folder / _FILES[self.name][1]
+
+    @property
+    def users(self) -> Path | None:
+        """None where the layout has no such file, or this copy lacks it."""
+        others = _FILES[self.name][2]
+        return self.folder / others[0] if others and (self.folder / others[0]).is_file() else None
+
+    @property
+    def synthetic(self) -> bool:
+        return any((place / SYNTHETIC_MARK).is_file() for place in (self.folder, self.asked))
+
+    @property
+    def files(self) -> list[Path]:
+        others = [self.folder / name for name in _FILES[self.name][2]]
+        return [self.ratings, self.movies, *(path for path in others if path.is_file())]
+
+
+def find_layout(folder: Path) -> Layout:
+    """The data set in `folder`, or in the one folder below it, as the official archives have it.
+
+    DataError when there is none, a required file is missing, or there are several to choose from.
+    """
+    if not folder.is_dir():
+        hint = " Give an archive with --archive." if folder.suffix == ".zip" else ""
+        raise DataError(f"{folder} is no folder.{hint}" if folder.exists() else f"{folder} does not exist.")
+    below = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+    for level in ([folder], below):
+        found = [
+            Layout(name, place, folder)
+            for place in level
+            for name, (ratings, movies, _) in _FILES.items()
+            if (place / ratings).is_file() and (place / movies).is_file()
+        ]
+        if len(found) > 1:
+            several = ", ".join(f"{layout.ratings.relative_to(folder)}" for layout in found)
+            raise DataError(f"{folder} holds several data sets ({several}). Name a folder that holds one.")
+        if found:
+            return found[0]
+    for place in (folder, *below):
+        for name, (ratings, movies, _) in _FILES.items():
+            for present, missing in ((ratings, movies), (movies, ratings)):
+                if (place / present).is_file():
+                    raise DataError(
+                        f"{missing} is missing in {place}: the {name} layout needs it beside {present}. "
+                        f"Layouts understood: {UNDERSTOOD}."
+                    )
+    raise DataError(
+        f"{folder} holds no MovieLens data, neither itself nor one folder down. Layouts understood: {UNDERSTOOD}."
+    )
+
+
+def year_of(title: str) -> int | None:
+    """Year of release from the end of a title; of a span, the first.
+
+    >>> year_of("Toy Story (1995)"), year_of("Death Note (2006–2007) "), year_of("Babylon 5")
+    (1995, 2006, None)
+    """
+    match = _YEAR.search(title)
+    year = int(match[1]) if match else 0
+    return year if _FIRST_YEAR <= year <= _LAST_YEAR else None
+
+
+def _lines(path: Path, *, skip_header: bool = False) -> Iterator[tuple[int, bytes]]:
+    """(line number from 1, bytes without line end); blank lines at the end are no rows."""
+    raw_lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n \t").split(b"\n")
+    if raw_lines == [b""]:
+        return
+    for number, raw in enumerate(raw_lines, 1):
+        if number > 1 or not skip_header:
+            yield number, raw.rstrip(b"\r")
+
+
+def _encoding(path: Path) -> str:
+    """ml-10m is UTF-8, ml-1m is Latin-1: the whole file decides, as no line can."""
+    try:
+        path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        return "latin-1"
+    return "utf-8"
+
+
+def _header(path: Path) -> list[str]:
+    with path.open("rb") as handle:
+        first = decoded(handle.readline().removeprefix(b"\xef\xbb\xbf"))
+    return [name.strip().lower() for name in split_csv(first)]
+
+
+def _need_columns(path: Path, header: list[str], names: list[str]) -> None:
+    missing = [name for name in names if header.count(name.lower()) != 1]
+    if missing:
+        raise DataError(
+            f"{path}: line 1 must name the columns {','.join(names)}; it does not name {', '.join(missing)} once."
+        )
+
+
+def _ratings_format(layout: Layout) -> RatingsFormat:
+    if layout.name == ML_100K:
+        return RatingsFormat(_PLAIN, "\t", quoted=False, header=False)
+    if layout.name == ML_1M:
+        return RatingsFormat(_PLAIN, "::", quoted=False, header=False)
+    header = _header(layout.ratings)
+    if not header:  # an empty file: no ratings, which the caller words
+        return RatingsFormat(_PLAIN, ",", quoted=True, header=True)
+    _need_columns(layout.ratings, header, ["userId", "movieId", "rating", "timestamp"])
+    columns = tuple(_CSV_NAMES.get(name, f"other {i}") for i, name in enumerate(header))
+    return RatingsFormat(columns, ",", quoted=True, header=True)
+
+
+def read_events(layout: Layout, movie_ids: pd.Series, bad: BadRows) -> pd.DataFrame:
+    """user_id, item_id, rating, timestamp of the good rows, in the order of the file."""
+    ids = np.asarray(movie_ids, dtype=np.int64)
+    return read_ratings(layout.ratings, _ratings_format(layout), ids, layout.movies.name, bad)
+
+
+# A movie as the text of its line says it: id, title, release date or "", genres. None: the line has another form.
+_Fields = tuple[str, str, str, list[str]] | None
+
+
+def _split_item(text: str, genres: list[str]) -> _Fields:
+    fields = text.split("|")
+    flags = fields[5:]
+    if len(flags) != len(genres) or not set(flags) <= {"0", "1"}:
+        return None
+    return fields[0], fields[1], fields[2], [name for name, flag in zip(genres, flags, strict=True) if flag == "1"]
+
+
+def _split_dat(text: str) -> _Fields:
+    # A title may hold "::" itself, an id and a list of genres cannot.
+    item_id, mark, rest = text.partition("::")
+    title, second_mark, genres = rest.rpartition("::")
+    return (item_id, title, "", genres.split("|")) if mark and second_mark else None
+
+
+def _split_movies_csv(text: str, header: list[str]) -> _Fields:
+    row = dict(zip(header, fields := split_csv(text), strict=False))
+    return (row["movieid"], row["title"], "", row["genres"].split("|")) if len(fields) == len(header) else None
+
+
+def _movie_splitter(layout: Layout) -> Callable[[str], _Fields]:
+    if layout.name == ML_1M:
+        return _split_dat
+    if layout.name == ML_LATEST:
+        header = _header(layout.movies)
+        _need_columns(layout.movies, header, ["movieId", "title", "genres"])
+        return partial(_split_movies_csv, header=header)
+    genre_file = layout.folder / "u.genre"
+    listed = [raw.decode("latin-1").partition("|")[0] for _, raw in _lines(genre_file)] if genre_file.is_file() else []
+    return partial(_split_item, genres=listed or _GENRES_100K.split("|"))
+
+
+def read_movies(layout: Layout, bad: BadRows) -> pd.DataFrame:
+    """item_id, title, year, genres; of two rows with one id the first stays."""
+    split = _movie_splitter(layout)
+    encoding = {ML_100K: "latin-1", ML_LATEST: "utf-8"}.get(layout.name) or _encoding(layout.movies)
+    file = layout.movies.name
+    rows: dict[int, tuple[str, int | None, list[str]]] = {}
+    for line, raw in _lines(layout.movies, skip_header=layout.name == ML_LATEST):
+        try:
+            text = raw.decode(encoding)
+        except UnicodeDecodeError:
+            bad.add(file, line, "broken line: not UTF-8 text", decoded(raw))
+            continue
+        fields = split(text)
+        if fields is None:
+            bad.add(file, line, f"broken line: not a movie as the {layout.name} layout writes it", text)
+        elif not is_id(fields[0].strip()):
+            bad.add(file, line, f"bad movie id: {fields[0]!r} is not a positive whole number", text)
+        elif (item_id := int(fields[0])) in rows:
+            bad.add(file, line, f"duplicate: movie {item_id} has a line already", text)
+        else:
+            _, title, date, genres = fields
+            year = year_of(title) or year_of(f"({date.strip()[-4:]})")
+            rows[item_id] = (title.strip(), year, [g for genre in genres if (g := genre.strip()) not in _NO_GENRE])
+    return pd.DataFrame(
+        {
+            ITEM_ID: np.array(list(rows), dtype=np.int64),
+            TITLE: pd.Series([title for title, _, _ in rows.values()], dtype=object),
+            YEAR: pd.array([year for _, year, _ in rows.values()], dtype="Int32"),
+            GENRES: pd.Series([genres for _, _, genres in rows.values()], dtype=object),
+        }
+    )
+
+
+def _user_fault(layout: Layout, fields: list[str]) -> str | None:
+    """`fields` are id, gender, age, occupation, zip; an empty one is unknown, not bad."""
+    if len(fields) != 5:
+        return f"broken line: {len(fields)} fields instead of 5"
+    user, gender, age, occupation, _ = fields
+    if not is_id(user):
+        return f"bad user id: {user!r} is not a positive whole number"
+    if gender not in ("F", "M", ""):
+        return f"bad gender: {gender!r} is neither F nor M"
+    if age and not (is_id(age) and int(age) <= 150):
+        return f"bad age: {age!r} is no number of years"
+    last_code = _OCCUPATIONS_1M.count("|")
+    if layout.name == ML_1M and occupation and occupation not in map(str, range(last_code + 1)):
+        return f"bad occupation: {occupation!r} is no code from 0 to {last_code}"
+    return None
+
+
+def read_users(layout: Layout, bad: BadRows) -> pd.DataFrame:
+    """user_id, gender, age, occupation of the users file; no rows where there is none."""
+    rows: dict[int, tuple[str | None, int | None, str | None]] = {}
+    occupations = _OCCUPATIONS_1M.split("|")
+    path = layout.users
+    if path is not None:
+        encoding = "latin-1" if layout.name == ML_100K else _encoding(path)
+        for line, raw in _lines(path):
+            text = raw.decode(encoding)
+            fields = [part.strip() for part in text.split("|" if layout.name == ML_100K else "::")]
+            if layout.name == ML_100K and len(fields) == 5:
+                fields[1], fields[2] = fields[2], fields[1]  # ml-100k has the age before the gender
+            if reason := _user_fault(layout, fields):
+                bad.add(path.name, line, reason, text)
+            elif (user_id := int(fields[0])) in rows:
+                bad.add(path.name, line, f"duplicate: user {user_id} has a line already", text)
+            else:
+                _, gender, age, occupation, _ = fields
+                if layout.name == ML_1M and occupation:
+                    occupation = occupations[int(occupation)]
+                rows[user_id] = (gender or None, int(age) if age else None, occupation.lower() or None)
+    return pd.DataFrame(
+        {
+            USER_ID: np.array(list(rows), dtype=np.int64),
+            GENDER: pd.Series([gender for gender, _, _ in rows.values()], dtype=object),
+            AGE: pd.array([age for _, age, _ in rows.values()], dtype="Int32"),
+            OCCUPATION: pd.Series([occupation for _, _, occupation in rows.values()], dtype=object),
+        }
+    )

@@ -1,0 +1,126 @@
+"""From wherever the raw files are to the three tables: the whole data stage in one function.
+
+Stage: data. In: a folder, an archive, or the name of an official data set. Out: `home.data` with the tables,
+`source.json` and, where rows were dropped, `quarantine.csv`; all of it or none. Absent: making synthetic files
+(`recsys.data.synthetic`; their folder comes in as `data_dir`), and printing: messages go to `report`.
+"""
+
+import re
+import tempfile
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import pandas as pd
+
+from recsys.artefacts import fingerprint_files
+from recsys.columns import AGE, GENDER, ITEM_ID, OCCUPATION, USER_ID
+from recsys.data.datasets import DATASETS, dataset_called
+from recsys.data.fetch import Report, fetch_archive, fetch_official
+from recsys.data.layouts import SYNTHETIC_MARK, Layout, find_layout, read_events, read_movies, read_users
+from recsys.data.tables import Source, Tables, save_tables
+from recsys.data.validate import BadRows
+from recsys.errors import ConfigError, DataError
+from recsys.home import DatasetHome
+
+SYNTHETIC: Final = "synthetic"
+
+
+def dataset_name_for(path: Path) -> str:
+    """The name under which a folder or an archive is kept: its own, in lower case, of a-z, 0-9, ".", "_" and "-".
+
+    Files of our own making (`SYNTHETIC.json` beside them) get a name that begins with "synthetic".
+
+    >>> dataset_name_for(Path("/data/My Movies (2019)")), dataset_name_for(Path("ML-1M.zip"))
+    ('my-movies-2019', 'ml-1m')
+    """
+    path = path if path.name not in ("", "..") else path.resolve()
+    base = path.stem if path.suffix.lower() == ".zip" and not path.is_dir() else path.name
+    name = re.sub(r"[^a-z0-9._-]+", "-", base.lower()).strip("-._") or "data"
+    if _is_synthetic(path) and not name.startswith(SYNTHETIC):
+        return f"{SYNTHETIC}-{name}"
+    return name
+
+
+def _is_synthetic(path: Path) -> bool:
+    if path.is_dir():
+        try:
+            return find_layout(path).synthetic
+        except DataError:  # `prepare` says what is wrong with it
+            return (path / SYNTHETIC_MARK).is_file()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(PurePosixPath(name).name == SYNTHETIC_MARK for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):  # `fetch` says what is wrong with it
+        return False
+
+
+def prepare(
+    home: DatasetHome,
+    *,
+    data_dir: Path | None = None,
+    archive: Path | None = None,
+    dataset: str | None = None,
+    skip_bad_rows: bool = False,
+    report: Report | None = None,
+    progress: bool | None = None,
+) -> Source:
+    """Obtain, read, check and write one data set; what it was made from.
+
+    `data_dir` is read where it lies; `archive` is unpacked into `home.raw`; with neither, `dataset` is downloaded
+    there. `dataset` beside `archive` is the official name that its checksum must bear out.
+    Raises ConfigError for a contradiction, UnreachableError when a download fails, DataError for the files.
+    """
+    if data_dir is not None and archive is not None:
+        raise ConfigError("Give --data-dir or --archive, not both.")
+    if data_dir is None and archive is None and dataset is None:
+        raise ConfigError("Say which data: --dataset NAME, --data-dir FOLDER or --archive ZIP.")
+    if archive is not None:
+        fetch_archive(archive, home.raw, dataset=dataset, report=report)
+    elif data_dir is None and dataset is not None:
+        fetch_official(dataset_called(dataset), home.raw, report=report, progress=progress)
+    layout = find_layout(data_dir if data_dir is not None else home.raw)
+    if layout.synthetic and home.name in DATASETS:
+        raise DataError(f"{layout.folder} holds synthetic data, which cannot be kept under the name {home.name}.")
+    # Bad rows are written out as they are found: there may be millions.
+    with tempfile.TemporaryDirectory() as folder:
+        quarantine = Path(folder) / "quarantine.csv"
+        with quarantine.open("w", encoding="utf-8", newline="") as handle:
+            bad = BadRows(handle if skip_bad_rows else None)
+            movies = read_movies(layout, bad)
+            listed_users = read_users(layout, bad)
+            events = read_events(layout, movies[ITEM_ID], bad)
+        _require_events(layout, events, bad, skip_bad_rows=skip_bad_rows)
+        users = _all_users(listed_users, events[USER_ID])
+        source = Source(
+            name=home.name,
+            synthetic=layout.synthetic,
+            layout=layout.name,
+            fingerprint=fingerprint_files(layout.files),
+            n_events=len(events),
+            n_movies=len(movies),
+            n_users=len(users),
+            n_quarantined=bad.count,
+        )
+        save_tables(Tables(events, movies, users, source), home.data, quarantine if bad.count else None)
+    if report and bad.count:
+        report(f"Left out {bad.summary()}; {home.data / 'quarantine.csv'} lists them.")
+    return source
+
+
+def _require_events(layout: Layout, events: pd.DataFrame, bad: BadRows, *, skip_bad_rows: bool) -> None:
+    if not skip_bad_rows:
+        bad.raise_if_any(layout.folder)
+    if events.empty:
+        why = f"all its rows are bad, {bad.summary()}" if bad.count else "it is empty"
+        raise DataError(f"{layout.ratings} holds no ratings: {why}.")
+
+
+def _all_users(listed: pd.DataFrame, rating_user_ids: pd.Series) -> pd.DataFrame:
+    """The users of the users file, and a row of nulls for each user that only the ratings name."""
+    others = pd.Index(rating_user_ids.unique()).difference(pd.Index(listed[USER_ID]))
+    rest = pd.DataFrame({USER_ID: others.to_numpy(dtype="int64")})
+    rest[GENDER] = pd.Series([None] * len(rest), dtype=object)
+    rest[AGE] = pd.array([None] * len(rest), dtype="Int32")
+    rest[OCCUPATION] = pd.Series([None] * len(rest), dtype=object)
+    return pd.concat([listed, rest], ignore_index=True)

@@ -1,0 +1,163 @@
+"""Every reason for which a rating is bad, on the fast path and on the slow one. Stage: tests of data."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
+from recsys.data import validate
+from recsys.data.validate import BadRows, RatingsFormat, read_ratings
+from recsys.errors import DataError
+
+PLAIN = (USER_ID, ITEM_ID, RATING, TIMESTAMP)
+TAB = RatingsFormat(PLAIN, "\t", quoted=False, header=False)
+COLONS = RatingsFormat(PLAIN, "::", quoted=False, header=False)
+CSV = RatingsFormat(PLAIN, ",", quoted=True, header=True)
+MOVIES = np.array([7, 5, 6])
+
+
+def read(tmp_path: Path, text: str | bytes, fmt: RatingsFormat = TAB) -> tuple[list[tuple[object, ...]], BadRows]:
+    path = tmp_path / "ratings"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    bad = BadRows()
+    frame = read_ratings(path, fmt, MOVIES, "movies", bad)
+    assert [str(kind) for kind in frame.dtypes] == ["int64", "int64", "float32", "int64"]
+    return list(frame.itertuples(index=False, name=None)), bad
+
+
+def faults(bad: BadRows) -> list[tuple[int, str]]:
+    return [(line, reason) for _, line, _, reason in sorted(bad._first)]
+
+
+# (text of the row, its reason); the first group parses as numbers, the second does not.
+PARSED = [
+    ("0,5,3,10", "bad user id: '0' is not a positive whole number"),
+    ("-4,5,3,10", "bad user id: '-4' is not a positive whole number"),
+    ("1,-5,3,10", "bad movie id: '-5' is not a positive whole number"),
+    ("1,5,0,10", "bad rating: 0 is not one of 0.5, 1.0, 1.5 and so on to 5.0"),
+    ("1,5,5.5,10", "bad rating: 5.5 is not one of 0.5, 1.0, 1.5 and so on to 5.0"),
+    ("1,5,-1,10", "bad rating: -1 is not one of 0.5, 1.0, 1.5 and so on to 5.0"),
+    ("1,5,3.7,10", "bad rating: 3.7 is not one of 0.5, 1.0, 1.5 and so on to 5.0"),
+    ("1,5,nan,10", "bad rating: 'nan' is not a number"),
+    ("1,5,inf,10", "bad rating: 'inf' is not a number"),
+    ("1,5,3,-10", "bad timestamp: '-10' is not a whole number of seconds since 1970"),
+    ("1,5,3,978300000000", "bad timestamp: 978300000000 seconds since 1970 lies after the year 2100"),
+    ("1,8,3,10", "unknown movie: 8 is not in movies"),
+]
+REFUSED = [
+    ("x,5,3,10", "bad user id: 'x' is not a positive whole number"),
+    ("1.0,5,3,10", "bad user id: '1.0' is not a positive whole number"),
+    ("0x1,5,3,10", "bad user id: '0x1' is not a positive whole number"),
+    ("99999999999999999999,5,3,10", "bad user id: '99999999999999999999' is not a positive whole number"),
+    ("1,,3,10", "bad movie id: '' is not a positive whole number"),
+    ("1,5,good,10", "bad rating: 'good' is not a number"),
+    ("1,5,,10", "bad rating: '' is not a number"),
+    ("1,5,3,soon", "bad timestamp: 'soon' is not a whole number of seconds since 1970"),
+    ("1,5,3,10.5", "bad timestamp: '10.5' is not a whole number of seconds since 1970"),
+    ("1,5,3", "broken line: 3 fields instead of 4"),
+    ("1,5,3,10,11", "broken line: 5 fields instead of 4"),
+    ("", "broken line: 1 fields instead of 4"),
+]
+
+
+@pytest.mark.parametrize("fmt", [TAB, COLONS, CSV], ids=["tab", "colons", "csv"])
+@pytest.mark.parametrize(("row", "reason"), PARSED + REFUSED)
+def test_each_reason_with_its_line(tmp_path: Path, fmt: RatingsFormat, row: str, reason: str) -> None:
+    lines = ["1,7,4,11", row, "2,6,0.5,4102444800"]
+    text = "".join(line.replace(",", fmt.separator) + "\n" for line in lines)
+    good, bad = read(tmp_path, "header\n" + text if fmt.header else text, fmt)
+    if row == "" and fmt.quoted:
+        reason = "broken line: 0 fields instead of 4"
+    assert faults(bad) == [(2 + fmt.header, reason)]
+    assert good == [(1, 7, 4.0, 11), (2, 6, 0.5, 4102444800)]
+
+
+def test_a_broken_quote_does_not_swallow_the_next_line(tmp_path: Path) -> None:
+    good, bad = read(tmp_path, 'h\n1,5,"3,10\n1,6,"3",11\n2,7,4,"12\n', CSV)
+    assert good == [(1, 6, 3.0, 11)]
+    assert faults(bad) == [(2, "broken line: 0 fields instead of 4"), (4, "broken line: 0 fields instead of 4")]
+
+
+def test_a_lone_carriage_return_does_not_make_two_rows(tmp_path: Path) -> None:
+    good, bad = read(tmp_path, "1\t5\t3\t10\r1\t6\t3\t10\n2\t7\t4\t12\r\n")
+    assert good == [(2, 7, 4.0, 12)]
+    assert faults(bad) == [(1, "broken line: 7 fields instead of 4")]
+
+
+def test_the_first_of_several_ratings_of_one_movie_stays(tmp_path: Path) -> None:
+    rows = ["1,5,9,1", "1,5,3,10", "2,5,3,10", "1,5,4,2", "1,6,4,2", "2,5,1,1", "1,5,4,3"]
+    good, bad = read(tmp_path, "\n".join(row.replace(",", "\t") for row in rows))
+    assert good == [(1, 5, 3.0, 10), (2, 5, 3.0, 10), (1, 6, 4.0, 2)]
+    assert faults(bad) == [
+        (1, "bad rating: 9 is not one of 0.5, 1.0, 1.5 and so on to 5.0"),
+        (4, "duplicate: user 1 rated movie 5 on line 2 already"),
+        (6, "duplicate: user 2 rated movie 5 on line 3 already"),
+        (7, "duplicate: user 1 rated movie 5 on line 2 already"),
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "\n", "\r\n\r\n"])
+def test_no_rows(tmp_path: Path, text: str) -> None:
+    good, bad = read(tmp_path, text)
+    assert good == []
+    assert bad.count == 0
+    assert read(tmp_path, "header\n" + text, CSV)[0] == []
+
+
+def test_no_movies_make_every_rating_unknown(tmp_path: Path) -> None:
+    (tmp_path / "r").write_text("1\t5\t3\t10\n")
+    bad = BadRows()
+    assert read_ratings(tmp_path / "r", TAB, np.array([], dtype=np.int64), "movies", bad).empty
+    assert faults(bad) == [(1, "unknown movie: 5 is not in movies")]
+
+
+CELLS = st.sampled_from(
+    ["1", "2", "5", "6", "8", "0", "-1", "3.5", "3.7", "", " 5", "5 ", "x", "1e0", ".5", "nan", '"5"']
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(CELLS, min_size=3, max_size=5), max_size=12), st.sampled_from([TAB, COLONS, CSV]))
+def test_fast_and_slow_path_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cells: list[list[str]], fmt: RatingsFormat
+) -> None:
+    text = ("h\n" if fmt.header else "") + "".join(fmt.separator.join(row) + "\n" for row in cells)
+    with monkeypatch.context() as patch:
+        patch.setattr(validate._Reader, "fast", lambda *_: None)
+        slow, slow_bad = read(tmp_path, text, fmt)
+    with monkeypatch.context() as patch:
+        patch.setattr(validate, "_BLOCK_BYTES", 1)  # a block a line: each that can go fast does
+        fast, fast_bad = read(tmp_path, text, fmt)
+    assert fast == slow
+    assert faults(fast_bad) == faults(slow_bad)
+    assert "bad row: ?" not in str(faults(fast_bad))
+
+
+def test_the_error_lists_ten_rows_and_counts_all(tmp_path: Path) -> None:
+    rows = ["1\t5\t3\t1"] + [f"{user}\t99\t3\t1" for user in range(1, 1500)] + ["1\t5\t4\t2", "bad"]
+    _, bad = read(tmp_path, "\n".join(rows))
+    with pytest.raises(DataError) as caught:
+        bad.raise_if_any(tmp_path)
+    text = str(caught.value).splitlines()
+    assert text[0] == f"{tmp_path} has 1501 bad rows (1499 unknown movie, 1 broken line, 1 duplicate):"
+    assert text[1] == "  ratings line 2: unknown movie: 99 is not in movies"
+    assert len(text) == 13
+    assert text[11] == "  and 1491 more"
+    assert "--skip-bad-rows" in text[12]
+
+
+def test_quarantine_holds_file_line_reason_and_text(tmp_path: Path) -> None:
+    path, out = tmp_path / "ratings", io.StringIO()
+    path.write_bytes(b'1\t5\t3\t1\n1\t5\t4\t2\n\xffx,"y"\r\n')
+    bad = BadRows(out)
+    read_ratings(path, TAB, MOVIES, "movies", bad)
+    assert out.getvalue().split("\r\n") == [
+        "file,line,reason,text",
+        'ratings,3,broken line: 1 fields instead of 4,"\\xffx,""y"""',
+        "ratings,2,duplicate: user 1 rated movie 5 on line 1 already,1\t5\t4\t2",
+        "",
+    ]
