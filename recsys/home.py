@@ -4,6 +4,7 @@ Stage: every stage. In: the home folder and the name of a data set. Out: paths; 
 Absent: the environment (`recsys.settings` reads it) and the contents of the files.
 
     HOME/
+      current.json                the data set that was prepared or trained last
       mlflow/                     the registry's store, shared by all data sets
       <dataset>/
         data/                     events.parquet movies.parquet users.parquet source.json [quarantine.csv]
@@ -17,8 +18,13 @@ Absent: the environment (`recsys.settings` reads it) and the contents of the fil
         events/                   the service's event log
 """
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from recsys.artefacts import write_json
+from recsys.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,28 @@ class Home:
         return self.root / "mlflow"
 
     def dataset(self, name: str) -> "DatasetHome":
+        """The place of a data set. Raises ConfigError for a name that could leave the home or collide with it."""
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name in ("mlflow", "current.json"):
+            raise ConfigError(f"{name!r} cannot name a data set: use lower-case letters, digits, '.', '_' and '-'.")
         return DatasetHome(self.root / name, name)
+
+    def remember(self, name: str) -> None:
+        """Make `name` the data set that `choose` picks when none is named."""
+        write_json(self.root / "current.json", {"dataset": name})
+
+    def choose(self, name: str | None) -> "DatasetHome":
+        """The named data set, or the one used last. Raises ConfigError where there is none yet."""
+        if name is None:
+            current = self.root / "current.json"
+            if not current.exists():
+                raise ConfigError(f"{self.root} holds no data set yet. Run `recsys data --dataset ml-100k` first.")
+            name = str(json.loads(current.read_text(encoding="utf-8"))["dataset"])
+        chosen = self.dataset(name)
+        if not chosen.data.exists():
+            raise ConfigError(
+                f"There is no data set {name!r} in {self.root}. Run `recsys data --dataset {name}` first."
+            )
+        return chosen
 
 
 @dataclass(frozen=True)

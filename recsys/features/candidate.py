@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from recsys.columns import LIKED_RATING
 from recsys.features.catalogue import Catalogue
 from recsys.features.item_stats import SECONDS_PER_DAY, ItemStats
 from recsys.features.state import StateBatch
@@ -173,7 +174,7 @@ def _put_similarity(  # type: ignore[no-untyped-def]
     put("similarity_recent_max", np.where(recent_known[:, None, :] > 0, similarity, -1.0).max(axis=2))
     whole = past.sum(axis=1) / np.maximum(known.sum(axis=1), 1.0)[:, None]  # (B, D)
     put("similarity_history", np.einsum("bkd,bd->bk", candidates, whole))
-    liked = known * (states.ratings >= 4.0)
+    liked = known * (states.ratings >= LIKED_RATING)
     liked_mean = np.einsum("bld,bl->bd", past, liked) / np.maximum(liked.sum(axis=1), 1.0)[:, None]
     put("similarity_liked", np.einsum("bkd,bd->bk", candidates, liked_mean))
 

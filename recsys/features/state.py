@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from recsys.columns import LIKED_RATING
 from recsys.features.catalogue import Catalogue
 
 HISTORY_LENGTH = 64  # L; the last events that a state keeps whole
-LIKED = 4.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def state_after(state: UserState, event: Event) -> UserState:
         ratings=tuple(ratings[-HISTORY_LENGTH:]),
         timestamps=tuple(times[-HISTORY_LENGTH:]),
         n_events=state.n_events + 1,
-        n_liked=state.n_liked + (event.rating >= LIKED),
+        n_liked=state.n_liked + (event.rating >= LIKED_RATING),
         rating_sum=state.rating_sum + event.rating,
         rating_square_sum=state.rating_square_sum + event.rating**2,
     )

@@ -22,6 +22,7 @@ from recsys.columns import ITEM_ID, TIMESTAMP, USER_ID
 from recsys.features.item_stats import ItemStats, day_of
 from recsys.features.state import StateBatch
 from recsys.recommender import Recommender
+from recsys.retrieval.merge import Candidates
 
 BATCH = 256
 
@@ -70,6 +71,15 @@ class Contexts:
 
 
 @dataclass(frozen=True)
+class Retrieved:
+    """Candidates of some contexts (`rows`) of one day."""
+
+    rows: npt.NDArray[np.int64]
+    day: int
+    candidates: Candidates
+
+
+@dataclass(frozen=True)
 class TrainingTable:
     """features (R, F) float32; labels (R,) 1 for what happened, 0 otherwise; item_id (R,); group_sizes (C,) rows a
     context, contexts in time order; timestamp, user_id (C,); found: share of positives that retrieval returned."""
@@ -87,18 +97,48 @@ class TrainingTable:
         return len(self.labels)
 
 
+def retrieve_contexts(
+    recommender: Recommender,
+    contexts: Contexts,
+    states: StateBatch,
+    progress: Callable[[int, int], None] = lambda _done, _of: None,
+) -> list[Retrieved]:
+    """What retrieval returns for every context, a batch at a time; only the candidates that are ranked are kept."""
+    out = []
+    done = 0
+    for rows in contexts.batches_by_day():
+        candidates = recommender.retrieve(states.rows(rows)).best(recommender.settings.rank)
+        out.append(Retrieved(rows, int(day_of(contexts.timestamp[rows[0]])), candidates))
+        done += len(rows)
+        progress(done, len(contexts))
+    return out
+
+
+def item_days(recommender: Recommender, states: StateBatch, retrieved: list[Retrieved]) -> pd.DataFrame:
+    """The distinct (item_id, day) pairs whose statistics the features of these candidates read.
+
+    The movies of the users' histories count as well: their popularity is one of the users' habits.
+    """
+    pairs = []
+    for part in retrieved:
+        read = np.union1d(part.candidates.item_idx, states.item_idx[part.rows])
+        pairs.append(np.stack([read, np.full(len(read), part.day)]))
+    item_idx, day = np.unique(np.concatenate(pairs, axis=1), axis=1) if pairs else np.zeros((2, 0), dtype=np.int64)
+    known = item_idx >= 0
+    return pd.DataFrame({ITEM_ID: recommender.catalogue.to_ids(item_idx[known]), "day": day[known]})
+
+
 def build_training_table(
     recommender: Recommender,
     contexts: Contexts,
     states: StateBatch,
-    stats_as_of: Callable[[int, npt.NDArray[np.int64]], ItemStats],
+    retrieved: list[Retrieved],
+    stats_as_of: Callable[[int], ItemStats],
     *,
     negatives: int,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> TrainingTable:
-    """`states` are those of the contexts, in their order. `stats_as_of(day, item_idx)` gives the statistics of one day,
-    right at least for the given movies."""
+    """`states` are those of the contexts, in their order; `stats_as_of(day)` gives the statistics of one day."""
     rng = np.random.default_rng(seed)
     by_context = np.argsort(contexts.event_context, kind="stable")
     starts = np.searchsorted(contexts.event_context[by_context], np.arange(len(contexts) + 1))
@@ -106,35 +146,24 @@ def build_training_table(
     parts: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.int64]]] = []
     kept_contexts: list[int] = []
     found = 0
-    done = 0
-    for rows in contexts.batches_by_day():
-        batch = states.rows(rows)
-        candidates = recommender.retrieve(batch)
-        depth = min(recommender.settings.rank, candidates.item_idx.shape[1])
-        day = int(day_of(contexts.timestamp[rows[0]]))
-        stats = stats_as_of(day, np.unique(candidates.item_idx[:, :depth]))
-        features = recommender.features(batch, candidates, stats)
-        for b, context in enumerate(rows):
+    for part in retrieved:
+        features = recommender.features(states.rows(part.rows), part.candidates, stats_as_of(part.day))
+        for b, context in enumerate(part.rows):
             events = by_context[starts[context] : starts[context + 1]]
-            shown = candidates.item_idx[b, :depth]
+            shown = part.candidates.item_idx[b]
             positive = np.isin(shown, item_idx_of_event[events]) & (shown >= 0)
             found += int(positive.sum())
             if not positive.any():
                 continue
             others = np.flatnonzero(~positive & (shown >= 0))
             if len(others) > negatives:
-                others = np.sort(rng.choice(others, negatives, replace=False))
-            chosen = np.concatenate([np.flatnonzero(positive), others])
+                others = rng.choice(others, negatives, replace=False)
+            # in merged order: rows with positives first would win every tie in LightGBM's own NDCG
+            chosen = np.sort(np.concatenate([np.flatnonzero(positive), others]))
             parts.append(
-                (
-                    features[b, chosen],
-                    positive[chosen].astype(np.int32),
-                    recommender.catalogue.to_ids(shown[chosen]),
-                )
+                (features[b, chosen], positive[chosen].astype(np.int32), recommender.catalogue.to_ids(shown[chosen]))
             )
             kept_contexts.append(int(context))
-        done += len(rows)
-        progress(done, len(contexts))
     kept = np.asarray(kept_contexts, dtype=np.int64)
     width = len(recommender.feature_names)
     return TrainingTable(

@@ -38,6 +38,16 @@ class Candidates:
     source_scores: npt.NDArray[np.float32]
     source_ranks: npt.NDArray[np.int32]
 
+    def best(self, k: int) -> "Candidates":
+        """The first k of each list."""
+        return Candidates(
+            self.source_names,
+            self.item_idx[:, :k],
+            self.fused[:, :k],
+            self.source_scores[:, :k],
+            self.source_ranks[:, :k],
+        )
+
 
 def merge(
     answers: Mapping[str, Answer],

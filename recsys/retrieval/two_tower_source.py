@@ -74,7 +74,11 @@ class TwoTowerSource:
         return cls(model, vectors, VectorIndex.build(vectors, kind))
 
     def answer(self, states: StateBatch) -> VectorAnswer:
-        return VectorAnswer(encode_states(self.model, states), self, list(states.seen_idx))
+        return VectorAnswer(self.encode(states), self, list(states.seen_idx))
+
+    def encode(self, states: StateBatch) -> npt.NDArray[np.float32]:
+        """(B, D) user vectors."""
+        return encode_states(self.model, states)
 
     def save(self, folder: Path) -> None:
         write_json(folder / "towers.json", self.model.shape.as_dict())

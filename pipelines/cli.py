@@ -1,0 +1,267 @@
+"""The commands of the offline track: quickstart, data, train, evaluate, recommend, batch, models.
+
+Stage: the edge. In: argv and `recsys.settings`. Out: calls into the stages, text on stdout (results) and stderr
+(progress). Absent: logic. Heavy libraries are imported inside the commands, so that `--help` answers at once.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipelines.job import Job
+
+app = typer.Typer(no_args_is_help=True)
+
+Dataset = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        "-d",
+        help="ml-100k, ml-1m, ml-10m, ml-20m, ml-25m, ml-32m, ml-latest-small, ml-latest, "
+        "synthetic, or a name that an earlier command made. Default: the data set used last.",
+    ),
+]
+HomeFolder = Annotated[
+    Path | None,
+    typer.Option("--home", help="Folder for everything that a run writes. Default: RECSYS_HOME, else .recsys/."),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Folder with files in an official MovieLens layout, read where it is."),
+]
+Archive = Annotated[Path | None, typer.Option("--archive", help="A MovieLens ZIP file that is already here.")]
+SkipBadRows = Annotated[
+    bool,
+    typer.Option("--skip-bad-rows", help="Put bad rows into quarantine.csv and go on; otherwise an error."),
+]
+Users = Annotated[int | None, typer.Option(help="Synthetic world only: number of users.")]
+Movies = Annotated[int | None, typer.Option(help="Synthetic world only: number of movies.")]
+Events = Annotated[int | None, typer.Option(help="Synthetic world only: number of ratings.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+@app.command()
+def data(
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    archive: Archive = None,
+    skip_bad_rows: SkipBadRows = False,
+    users: Users = None,
+    movies: Movies = None,
+    events: Events = None,
+    seed: Seed = 1,
+    home: HomeFolder = None,
+) -> None:
+    """Fetch a data set and turn it into checked, typed tables.
+
+    Downloads from GroupLens, or reads files that are already here, or makes the synthetic world.
+
+    Examples: `recsys data --dataset ml-100k`, `recsys data --data-dir ~/ml-1m`,
+    `recsys data --dataset synthetic --users 6040 --movies 3700 --events 1000000`
+    """
+    from pipelines.obtain import obtain
+
+    obtain(dataset, data_dir, archive, skip_bad_rows, (users, movies, events), seed, _settings(home))
+
+
+@app.command()
+def train(
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    archive: Archive = None,
+    skip_bad_rows: SkipBadRows = False,
+    refit: Annotated[
+        bool, typer.Option("--refit/--no-refit", help="Refit through the last event for production after evaluation.")
+    ] = True,
+    only: Annotated[str | None, typer.Option(help="Run this one stage; pipelines/stages.py names them.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Skip no stage, changed or not.")] = False,
+    device: Annotated[str, typer.Option(help="Where the two-tower model trains: cpu or cuda.")] = "cpu",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs of the two-tower model.")] = None,
+    index: Annotated[str, typer.Option(help="FAISS index: auto, exact, hnsw or ivf.")] = "auto",
+    budget_ms: Annotated[float, typer.Option(help="p99 latency that the gate allows, milliseconds.")] = 50.0,
+    seed: Seed = 7,
+    home: HomeFolder = None,
+) -> None:
+    """Train, evaluate and register: the whole offline pipeline.
+
+    Takes the tables of `recsys data`; with --data-dir, --archive or a --dataset that is not here yet, it fetches them
+    first. Stages whose inputs did not change are skipped. Ends with the quality ladder and a registered version.
+
+    Example: `recsys train --data-dir ~/ml-100k`
+    """
+    from pipelines.job import run_stages
+    from pipelines.obtain import obtain_if_needed
+    from pipelines.stages import stages
+
+    settings = _settings(home)
+    name = obtain_if_needed(dataset, data_dir, archive, skip_bad_rows, settings)
+    job = _job(name, settings, device=device, epochs=epochs, index=index, budget_ms=budget_ms, seed=seed, refit=refit)
+    run_stages(job, stages(refit), only=only, force=force)
+    _say_times(job)
+
+
+@app.command()
+def evaluate(
+    dataset: Dataset = None,
+    dump: Annotated[
+        Path | None,
+        typer.Option(help="Also write a Parquet row a test event: user_id, timestamp, item_id, ranked (500 ids)."),
+    ] = None,
+    home: HomeFolder = None,
+) -> None:
+    """Replay the test window and print the ladder.
+
+    Uses the model frozen at T2, never the one refitted through the last event. Every event after T2 is predicted from
+    what its user had done strictly before it; all movies of the catalogue are ranked.
+
+    Example: `recsys evaluate --dump ranks.parquet`
+    """
+    from pipelines.evaluation import evaluation_bundle, measure
+
+    job = _job(dataset, _settings(home))
+    measure(job, evaluation_bundle(job), command="recsys evaluate", dump=dump)
+    if dump is not None:
+        job.report(f"lists of every test event: {dump}")
+
+
+@app.command()
+def recommend(
+    user: Annotated[int, typer.Option("--user", "-u", help="User id as in the data set.")],
+    k: Annotated[int, typer.Option("--k", min=1, help="How many movies.")] = 10,
+    dataset: Dataset = None,
+    home: HomeFolder = None,
+) -> None:
+    """Print one user's recommendations, without a service.
+
+    Example: `recsys recommend --user 1 --k 5`
+    """
+    from pipelines.recommending import print_recommendations
+
+    print_recommendations(_job(dataset, _settings(home)), user, k)
+
+
+@app.command()
+def batch(
+    out: Annotated[Path, typer.Option(help="Parquet file to write: user_id, rank, item_id, score.")],
+    k: Annotated[int, typer.Option("--k", min=1, help="How many movies a user.")] = 10,
+    at: Annotated[
+        int | None,
+        typer.Option(help="Moment of the recommendation, seconds UTC. Default: just after the last event of the data."),
+    ] = None,
+    dataset: Dataset = None,
+    home: HomeFolder = None,
+) -> None:
+    """Write recommendations for every user of the data set.
+
+    Example: `recsys batch --k 10 --out recommendations.parquet`
+    """
+    from pipelines.recommending import write_batch
+
+    write_batch(_job(dataset, _settings(home)), out, k, at)
+
+
+@app.command()
+def quickstart(
+    dataset: Dataset = "ml-100k",
+    user: Annotated[int | None, typer.Option(help="Whose list to show. Default: the last active user.")] = None,
+    home: HomeFolder = None,
+) -> None:
+    """From nothing to recommendations over HTTP: data, training, evaluation, registration, service, one request.
+
+    Where MovieLens cannot be reached it says so and goes on with the synthetic world.
+    """
+    from pipelines.quickstart import run
+
+    run(dataset or "ml-100k", user, _settings(home))
+
+
+models = typer.Typer(no_args_is_help=True, help="Versions in the model registry: list, compare, promote, roll back.")
+app.add_typer(models, name="models")
+
+
+@models.command("list")
+def models_list(dataset: Dataset = None, home: HomeFolder = None) -> None:
+    """All versions of a data set's model, newest first, with their quality and aliases."""
+    from pipelines.versions import print_versions
+
+    print_versions(_job(dataset, _settings(home)))
+
+
+@models.command("compare")
+def models_compare(
+    a: Annotated[str, typer.Argument(help="Version number or alias.")],
+    b: Annotated[str, typer.Argument(help="Version number or alias to hold against it.")],
+    dataset: Dataset = None,
+    home: HomeFolder = None,
+) -> None:
+    """What differs between two versions: metrics with intervals, and settings.
+
+    Example: `recsys models compare champion challenger`
+    """
+    from pipelines.versions import print_comparison
+
+    print_comparison(_job(dataset, _settings(home)), a, b)
+
+
+@models.command("promote")
+def models_promote(
+    version: Annotated[str, typer.Argument(help="Version number or alias, for instance challenger.")],
+    dataset: Dataset = None,
+    home: HomeFolder = None,
+) -> None:
+    """Make a version the champion, whatever the gate said."""
+    job = _job(dataset, _settings(home))
+    info = job.registry.promote(version)
+    print(f"version {info.version} of {job.registry.model_name} is champion; a running service loads it on restart")
+
+
+@models.command("rollback")
+def models_rollback(dataset: Dataset = None, home: HomeFolder = None) -> None:
+    """Make the previous champion champion again."""
+    job = _job(dataset, _settings(home))
+    info = job.registry.rollback()
+    print(f"version {info.version} of {job.registry.model_name} is champion again")
+
+
+def _settings(home: Path | None):  # type: ignore[no-untyped-def]
+    from recsys.settings import Settings
+
+    return Settings() if home is None else Settings(home=home)
+
+
+def _job(  # type: ignore[no-untyped-def]
+    dataset: str | None,
+    settings,
+    *,
+    device: str = "cpu",
+    epochs: int | None = None,
+    index: str = "auto",
+    budget_ms: float = 50.0,
+    seed: int = 7,
+    refit: bool = True,
+) -> "Job":
+    """The job of a data set that has been prepared."""
+    from pipelines.config import config_for
+    from pipelines.job import Job
+    from recsys.data.tables import load_tables
+
+    root = settings.paths()
+    home = root.choose(dataset or settings.dataset)
+    config = config_for(
+        load_tables(home.data).events,
+        device=device,
+        epochs=epochs,
+        index=index,  # type: ignore[arg-type]
+        seed=seed,
+        refit=refit,
+        latency_budget_ms=budget_ms,
+    )
+    return Job(root, home, settings, config, report=lambda line: typer.echo(line, err=True))
+
+
+def _say_times(job: "Job") -> None:
+    total = sum(job.seconds.values())
+    parts = ", ".join(f"{name} {seconds:.0f}" for name, seconds in job.seconds.items())
+    typer.echo(f"where the time went, seconds: {parts}; {total:.0f} in all", err=True)

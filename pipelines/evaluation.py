@@ -1,0 +1,129 @@
+"""Stage `evaluate`: the evaluation bundle, frozen at T2, replayed over every later event.
+
+In: sources fitted through T2, the ranker of (T1, T2]. Out: the evaluation bundle with its metrics, and the report:
+`reports/ladder.json`, `.txt`, `.md`, pictures and `report.html`. Absent: the production bundle.
+"""
+
+import numpy as np
+
+from pipelines import sources
+from pipelines.about import about, code_version, new_bundle_id, now_utc
+from pipelines.job import Job
+from recsys.artefacts import read_json, replacing_file, write_json
+from recsys.bundle import Bundle, load_bundle, save_bundle, with_metrics
+from recsys.errors import MissingArtefactError
+from recsys.evaluation.ladder import build_ladder, save_ladder
+from recsys.evaluation.latency import measure_in_process
+from recsys.evaluation.replay import FULL_SYSTEM, MERGED, replay, test_events
+from recsys.evaluation.report import differences_table, finding, markdown_table, text_table, write_report
+from recsys.features.item_stats import ItemStatsTimeline, day_of, snapshots
+from recsys.ranking.ranker import LambdaRanker, LogisticRanker
+from recsys.recommender import Context
+
+LATENCY_REQUESTS, LATENCY_WARM_UP, LATENCY_K = 300, 30, 10
+RETRIEVAL = ("two_tower", "ease", "covisitation", "popularity", MERGED)
+
+
+def run(job: Job) -> None:
+    """Make the bundle, measure it, write the report, keep the metrics in the bundle."""
+    bundle_id = new_bundle_id(job.home.name, "evaluation")
+    folder = job.home.bundles / bundle_id
+    save_bundle(
+        folder,
+        facts_of(job, bundle_id, "evaluation", job.split.t2, None),
+        job.catalogue,
+        sources.load(job, "sources_t2"),
+        LambdaRanker.load(job.work("ranker_t2")),
+        LogisticRanker.load(job.work("ranker_t2")),
+        job.config.recommender,
+    )
+    metrics = measure(job, load_bundle(folder, ranker_threads=2), command="recsys train")
+    with_metrics(folder, metrics)
+    write_json(job.work("evaluation.json"), {"bundle_id": bundle_id, "metrics": metrics})
+
+
+def facts_of(job: Job, bundle_id: str, role: str, trained_through: int, sibling_id: str | None):  # type: ignore[no-untyped-def]
+    from recsys.bundle import BundleFacts
+
+    return BundleFacts(
+        bundle_id=bundle_id,
+        dataset=job.tables.source,
+        trained_through=trained_through,
+        role=role,
+        sibling_id=sibling_id,
+        code_version=code_version(),
+        created_utc=now_utc(),
+        parameters=job.config.as_dict(),
+    )
+
+
+def evaluation_bundle(job: Job) -> Bundle:
+    """The bundle that the last `evaluate` stage made. Raises MissingArtefactError where there is none."""
+    path = job.work("evaluation.json")
+    if not path.exists():
+        raise MissingArtefactError(f"{job.home.name} has no evaluated model yet. Run `recsys train` first.")
+    return load_bundle(job.home.bundles / read_json(path)["bundle_id"], ranker_threads=2)
+
+
+def measure(job: Job, bundle: Bundle, *, command: str, dump=None) -> dict[str, object]:  # type: ignore[no-untyped-def]
+    """Replay the whole ladder, write the report, return the metrics that the bundle carries."""
+    t2 = bundle.facts.trained_through
+    snapshot_table = snapshots(job.tables.events)
+    events = test_events(job.tables.events, t2)
+    methods = replay(
+        bundle, job.histories, snapshot_table, events, dump=dump, progress=job.progress("evaluate: contexts replayed")
+    )
+    ladder = build_ladder(methods, job.tables.source, job.split.t1, t2, system=FULL_SYSTEM)
+    latency = _latency(job, bundle, snapshot_table)
+    folder = job.home.reports
+    folder.mkdir(parents=True, exist_ok=True)
+    save_ladder(ladder, folder / "ladder.json")
+    ranks = {m.name: m.frame["rank"].to_numpy(np.int64) for m in methods if m.name in RETRIEVAL}
+    facts = read_json(job.work("ranker_t2") / "facts.json")
+    page = write_report(
+        folder,
+        ladder,
+        retrieval_ranks=ranks,
+        importance=facts["importance"],
+        about={**about(command), "latency, one user in process, p50 / p99 ms": _shown(latency)},
+        stages=job.seconds,
+    )
+    text = f"{text_table(ladder)}\n\n{differences_table(ladder)}\n\n{finding(ladder)}\n"
+    for name, content in (("ladder.txt", text), ("ladder.md", markdown_table(ladder) + "\n")):
+        with replacing_file(folder / name) as beside:
+            beside.write_text(content, encoding="utf-8")
+    job.report(text)
+    job.report(f"report: {page}")
+    return _carried(ladder, latency)
+
+
+def _latency(job: Job, bundle: Bundle, snapshot_table) -> dict[str, dict[str, float]]:  # type: ignore[no-untyped-def]
+    """One user at a time, through the path that serves, for users spread over the test window."""
+    events = test_events(job.tables.events, bundle.facts.trained_through)
+    chosen = events.iloc[np.linspace(0, len(events) - 1, min(LATENCY_REQUESTS, len(events))).astype(int)]
+    states = [
+        job.histories.states_at([user], [moment])
+        for user, moment in zip(chosen["user_id"], chosen["timestamp"], strict=True)
+    ]
+    day = int(day_of(int(events["timestamp"].iloc[-1])))
+    context = Context(ItemStatsTimeline(bundle.recommender.catalogue, snapshot_table).as_of(day))
+    single = load_bundle(bundle.folder, ranker_threads=1).recommender
+    return measure_in_process(single, states, context, LATENCY_K, n=LATENCY_REQUESTS, warmup=LATENCY_WARM_UP)
+
+
+def _shown(latency: dict[str, dict[str, float]]) -> str:
+    total = latency["total"]
+    return f"{total['p50_ms']:.1f} / {total['p99_ms']:.1f}"
+
+
+def _carried(ladder, latency) -> dict[str, object]:  # type: ignore[no-untyped-def]
+    """What a bundle says of its quality: the full system's metrics, the retrieval order's NDCG@10, latency."""
+    by_name = {m["name"]: m for m in ladder["methods"]}
+    full = by_name[FULL_SYSTEM]
+    carried: dict[str, object] = {k: v for k, v in full["segments"]["all"]["metrics"].items() if v is not None}
+    carried["retrieval_ndcg@10"] = by_name[MERGED]["segments"]["all"]["metrics"]["ndcg@10"]
+    carried["coverage@10"] = full["coverage@10"]
+    carried["latency_p50_ms"] = latency["total"]["p50_ms"]
+    carried["latency_p99_ms"] = latency["total"]["p99_ms"]
+    carried["n_events"] = full["segments"]["all"]["n_events"]
+    return carried

@@ -1,0 +1,30 @@
+"""Stage `features`: events become the tables that Feast keeps, and its online store.
+
+In: the typed tables. Out: `features/*.parquet`, Feast's registry and online store. Absent: anything learnt.
+
+The newest state of every user goes online; past states are written for the contexts from which rankers learn.
+"""
+
+import pandas as pd
+
+from pipelines.job import Job
+from recsys.columns import TIMESTAMP, USER_ID
+from recsys.feature_store import write_feature_tables
+from recsys.features.item_stats import snapshots
+from recsys.ranking.training_table import Contexts
+
+
+def ranker_contexts(job: Job, after: int, through: int) -> Contexts:
+    """The contexts of a ranker's window: all of them, or the configured number at random."""
+    return Contexts.from_events(
+        job.window(after, through), most=job.config.ranker.max_contexts, seed=job.config.ranker.seed
+    )
+
+
+def run(job: Job) -> None:
+    split = job.split
+    windows = [ranker_contexts(job, split.t1, split.t2), ranker_contexts(job, split.t2, split.end)]
+    contexts = pd.concat([pd.DataFrame({USER_ID: c.user_id, TIMESTAMP: c.timestamp}) for c in windows])
+    write_feature_tables(job.home, job.histories, snapshots(job.tables.events), contexts)
+    job.store.apply()
+    job.store.materialize()

@@ -1,0 +1,158 @@
+"""One run of the pipeline: what every stage may use, and the rule by which a finished stage is skipped.
+
+Stage: all of the offline track. In: a data set's home and settings. Out: `Job`, `run_stages`. Absent: what a stage
+does (its own module) and their order (`stages`).
+
+A stage is skipped when its record in `stages/` carries the same key and its outputs exist. The key covers the code of
+`recsys` and `pipelines`, the stage's settings, and the keys of the stages it reads from, so any change upstream
+reaches down. A stage writes its record last; one that was killed runs again.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipelines.config import PipelineConfig
+from recsys.artefacts import fingerprint_files, fingerprint_value, read_json, write_json
+from recsys.data.split import Split, split_by_time
+from recsys.data.tables import Tables, load_tables
+from recsys.errors import ConfigError, MissingArtefactError
+from recsys.feature_store import FeatureStore
+from recsys.features.catalogue import Catalogue
+from recsys.features.histories import Histories
+from recsys.home import DatasetHome, Home
+from recsys.registry import Registry, model_name_for
+from recsys.settings import Settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Job:
+    """Everything a stage needs. `report` prints a line for the person who watches."""
+
+    root: Home
+    home: DatasetHome
+    settings: Settings
+    config: PipelineConfig
+    report: Callable[[str], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def tables(self) -> Tables:
+        return load_tables(self.home.data)
+
+    @cached_property
+    def split(self) -> Split:
+        return split_by_time(self.tables.events["timestamp"].to_numpy())
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        return Catalogue.from_tables(self.tables.movies, self.tables.users)
+
+    @cached_property
+    def histories(self) -> Histories:
+        return Histories.from_tables(self.catalogue, self.tables.events, self.tables.users)
+
+    @cached_property
+    def store(self) -> FeatureStore:
+        return FeatureStore(self.settings.feature_store(self.home))
+
+    @cached_property
+    def registry(self) -> Registry:
+        return Registry(self.settings.mlflow_tracking_uri, self.root.mlflow, model_name_for(self.home.name))
+
+    def window(self, after: int, through: int) -> pd.DataFrame:
+        """Events with after < timestamp <= through."""
+        events = self.tables.events
+        return events[(events["timestamp"] > after) & (events["timestamp"] <= through)]
+
+    def work(self, name: str) -> Path:
+        return self.home.work / name
+
+    def progress(self, what: str) -> Callable[[int, int], None]:
+        """A callback that reports every few seconds how much is done and how long the rest will take."""
+        started = last = time.perf_counter()
+
+        def tell(done: int, of: int) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            if now - last >= 5 and 0 < done < of:
+                last = now
+                self.report(f"{what}: {done:,} of {of:,}, about {(now - started) / done * (of - done):.0f} s left")
+
+        return tell
+
+
+@dataclass(frozen=True)
+class Stage:
+    """name, what it does in a few words, the function, the stages it reads from, its settings, its outputs."""
+
+    name: str
+    says: str
+    run: Callable[[Job], None]
+    after: tuple[str, ...]
+    settings: Callable[[PipelineConfig], Any]
+    outputs: Callable[[Job], Sequence[Path]]
+
+
+def run_stages(job: Job, stages: Sequence[Stage], *, only: str | None = None, force: bool = False) -> None:
+    """Run every stage in order, or one of them; skip what is up to date. `force` skips nothing.
+
+    Raises ConfigError for an unknown stage, MissingArtefactError where `only` needs a stage that never finished.
+    """
+    if only is not None and only not in {s.name for s in stages}:
+        raise ConfigError(f"There is no stage {only!r}; the stages are {', '.join(s.name for s in stages)}.")
+    keys: dict[str, str] = {}
+    code = _code_fingerprint()
+    data = job.tables.source.fingerprint
+    for number, stage in enumerate(stages, start=1):
+        key = fingerprint_value([code, data, stage.settings(job.config), [keys[name] for name in stage.after]])
+        keys[stage.name] = key
+        record = job.home.stages / f"{stage.name}.json"
+        stored: Mapping[str, Any] = read_json(record) if record.exists() else {}
+        fresh = stored.get("key") == key and all(path.exists() for path in stage.outputs(job))
+        if only is not None and stage.name != only:
+            continue
+        if only is not None:
+            _require(job, stage, stages)
+        head = f"[{number}/{len(stages)}] {stage.name}"
+        if fresh and not force:
+            job.seconds[stage.name] = float(stored["seconds"])
+            job.report(f"{head}: up to date ({stored['seconds']:.0f} s when it ran)")
+            continue
+        job.report(f"{head}: {stage.says}")
+        record.unlink(missing_ok=True)
+        started = time.perf_counter()
+        stage.run(job)
+        seconds = time.perf_counter() - started
+        job.seconds[stage.name] = seconds
+        write_json(record, {"key": key, "seconds": seconds, "finished_utc": datetime.now(UTC).isoformat()})
+        job.report(f"{head}: done in {seconds:.1f} s")
+
+
+def _require(job: Job, stage: Stage, stages: Sequence[Stage]) -> None:
+    by_name = {s.name: s for s in stages}
+    for name in stage.after:
+        missing = [path for path in by_name[name].outputs(job) if not path.exists()]
+        if missing:
+            raise MissingArtefactError(f"Stage {stage.name} reads what {name} writes, and {missing[0]} is not there.")
+
+
+def _code_fingerprint() -> str:
+    files = [p for folder in ("recsys", "pipelines", "feature_repo") for p in (REPOSITORY / folder).rglob("*.py")]
+    return fingerprint_value(sorted([str(p.relative_to(REPOSITORY)), fingerprint_files([p])] for p in files))
+
+
+def clear(folder: Path) -> Path:
+    """An empty folder at `folder`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder

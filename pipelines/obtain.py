@@ -1,0 +1,94 @@
+"""Stage `data`: from a name, a folder or an archive to the typed tables.
+
+In: what the user named. Out: `data/` of the data set's home. Absent: parsing (`recsys.data`).
+"""
+
+from pathlib import Path
+
+import typer
+
+from recsys.data.datasets import CITATION, DATASETS
+from recsys.data.fetch import UnreachableError
+from recsys.data.prepare import dataset_name_for, prepare
+from recsys.data.synthetic import WorldSize, generate_world
+from recsys.data.tables import Source
+from recsys.errors import ConfigError
+from recsys.settings import Settings
+
+SYNTHETIC = "synthetic"
+Sizes = tuple[int | None, int | None, int | None]
+
+
+def obtain(
+    dataset: str | None,
+    data_dir: Path | None,
+    archive: Path | None,
+    skip_bad_rows: bool,
+    sizes: Sizes,
+    seed: int,
+    settings: Settings,
+) -> str:
+    """Write the tables and return the data set's name. Users, movies, events of `sizes` are for the synthetic world."""
+    if data_dir is not None and archive is not None:
+        raise ConfigError("Give --data-dir or --archive, not both.")
+    source = data_dir or archive
+    name = dataset or (dataset_name_for(source) if source is not None else settings.dataset)
+    if name is None:
+        raise ConfigError("Say which data: --dataset NAME, --data-dir FOLDER or --archive ZIP.")
+    if any(s is not None for s in sizes) and (name != SYNTHETIC or source is not None):
+        raise ConfigError(
+            "--users, --movies and --events set the size of the synthetic world: add --dataset synthetic."
+        )
+    root = settings.paths()
+    home = root.dataset(name)
+    if name == SYNTHETIC and source is None:
+        default = WorldSize()
+        users, movies, events = sizes
+        size = WorldSize(users or default.n_users, movies or default.n_movies, events or default.n_events)
+        say(f"making a synthetic world: {size.n_users:,} users, {size.n_movies:,} movies, {size.n_events:,} ratings")
+        generate_world(home.raw, size, seed)
+        data_dir = home.raw
+    elif source is None and name not in DATASETS:
+        raise ConfigError(f"{name!r} is not an official data set ({', '.join(DATASETS)}, synthetic); add --data-dir.")
+    elif source is not None:
+        say(CITATION)
+    official = name if name in DATASETS and dataset is not None else None
+    made = prepare(home, data_dir=data_dir, archive=archive, dataset=official, skip_bad_rows=skip_bad_rows, report=say)
+    root.remember(name)
+    _say_what(made, home.data)
+    return name
+
+
+def obtain_if_needed(
+    dataset: str | None, data_dir: Path | None, archive: Path | None, skip_bad_rows: bool, settings: Settings
+) -> str:
+    """The name of a data set whose tables exist; fetched first where files are named or there are none yet."""
+    root = settings.paths()
+    name = dataset or settings.dataset
+    nothing_named = data_dir is None and archive is None
+    if nothing_named and (name is None or root.dataset(name).data.exists()):
+        chosen = root.choose(name).name
+        root.remember(chosen)
+        return chosen
+    return obtain(dataset, data_dir, archive, skip_bad_rows, (None, None, None), 1, settings)
+
+
+def obtain_or_synthetic(dataset: str, settings: Settings) -> str:
+    """The named data set; where it cannot be reached, the synthetic world, said plainly."""
+    try:
+        return obtain_if_needed(dataset, None, None, False, settings)
+    except UnreachableError as error:
+        say(f"\n{error}\n\nGoing on with the SYNTHETIC world. Its numbers are not results on MovieLens.\n")
+        return obtain_if_needed(SYNTHETIC, None, None, False, settings)
+
+
+def say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _say_what(source: Source, folder: Path) -> None:
+    skipped = f", {source.n_quarantined:,} bad rows in {folder / 'quarantine.csv'}" if source.n_quarantined else ""
+    say(
+        f"{source.label}: {source.n_events:,} events, {source.n_movies:,} movies, {source.n_users:,} users"
+        f"{skipped}; source {source.fingerprint[:12]}"
+    )

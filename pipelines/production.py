@@ -1,0 +1,58 @@
+"""Stages `production` and `register`: the bundle that serves, and its version in the registry.
+
+In: sources through the last event and the ranker of the last window (or, with --no-refit, those of the evaluation),
+the evaluation bundle with its metrics. Out: the production bundle, a registered version, perhaps a new champion.
+Absent: evaluation; a production version carries its sibling's metrics and says so.
+"""
+
+from dataclasses import replace
+
+from pipelines import sources
+from pipelines.about import new_bundle_id
+from pipelines.evaluation import facts_of
+from pipelines.job import Job
+from recsys.artefacts import read_json, write_json
+from recsys.bundle import save_bundle
+from recsys.ranking.ranker import LambdaRanker, LogisticRanker
+
+PICTURES = ("ladder.json", "ladder.txt", "ladder.png", "retrieval.png", "importance.png", "report.html")
+
+
+def run(job: Job) -> None:
+    """Write the production bundle."""
+    evaluation = read_json(job.work("evaluation.json"))
+    refit = job.config.refit
+    bundle_id = new_bundle_id(job.home.name, "production")
+    facts = facts_of(job, bundle_id, "production", job.split.end if refit else job.split.t2, evaluation["bundle_id"])
+    ranker = job.work("ranker_all" if refit else "ranker_t2")
+    save_bundle(
+        job.home.bundles / bundle_id,
+        replace(facts, metrics=evaluation["metrics"]),
+        job.catalogue,
+        sources.load(job, "sources_all" if refit else "sources_t2"),
+        LambdaRanker.load(ranker),
+        LogisticRanker.load(ranker),
+        job.config.recommender,
+    )
+    write_json(job.work("production.json"), {"bundle_id": bundle_id})
+
+
+def register(job: Job) -> None:
+    """Register the pair, ask the gate, promote if it passes."""
+    evaluation = job.home.bundles / read_json(job.work("evaluation.json"))["bundle_id"]
+    production = job.home.bundles / read_json(job.work("production.json"))["bundle_id"]
+    version = job.registry.register(
+        production,
+        evaluation_dir=evaluation,
+        report_files=[path for name in PICTURES if (path := job.home.reports / name).exists()],
+        tags={f"seconds.{stage}": f"{seconds:.1f}" for stage, seconds in job.seconds.items()},
+    )
+    result = job.registry.judge(version.version, latency_budget_ms=job.config.latency_budget_ms)
+    for check in result.checks:
+        job.report(f"gate: {'ok  ' if check.passed else 'FAIL' if check.decides else 'warn'} {check.sentence}")
+    if result.passed:
+        job.registry.promote(version.version)
+        job.report(f"version {version.version} of {job.registry.model_name} is champion")
+    else:
+        job.report(f"version {version.version} of {job.registry.model_name} stays challenger")
+    write_json(job.work("registered.json"), {"version": version.version, "champion": result.passed})

@@ -1,0 +1,84 @@
+"""Stages `ranker_t2` and `ranker_all`: fitting the ranker on what retrieval returned in the next time window.
+
+In: sources fitted before the window, states and statistics through Feast's point-in-time joins. Out: `work/<stage>/`
+with the LightGBM trees, the logistic baseline and a few facts. Absent: evaluation.
+"""
+
+import numpy as np
+import pandas as pd
+
+from pipelines import sources
+from pipelines.features import ranker_contexts
+from pipelines.job import Job
+from recsys.artefacts import replacing_folder, write_json
+from recsys.errors import StoreError
+from recsys.features.item_stats import ItemStats
+from recsys.features.state import StateBatch, state_batch
+from recsys.ranking.training import fit_lambdarank, fit_logistic
+from recsys.ranking.training_table import Contexts, build_training_table, item_days, retrieve_contexts
+from recsys.recommender import Recommender
+
+CHECKED = 200  # contexts whose Feast state is compared with the one computed from events
+
+
+def fit_t2(job: Job) -> None:
+    _fit(job, "ranker_t2", "sources_t1", job.split.t1, job.split.t2)
+
+
+def fit_all(job: Job) -> None:
+    _fit(job, "ranker_all", "sources_t2", job.split.t2, job.split.end)
+
+
+def _fit(job: Job, stage: str, sources_stage: str, after: int, through: int) -> None:
+    contexts = ranker_contexts(job, after, through)
+    states = _states_from_feast(job, contexts)
+    recommender = Recommender(job.catalogue, sources.load(job, sources_stage), None, job.config.recommender)
+    retrieved = retrieve_contexts(recommender, contexts, states, job.progress(f"{stage}: retrieving"))
+    stats = _stats_from_feast(job, item_days(recommender, states, retrieved))
+    table = build_training_table(
+        recommender,
+        contexts,
+        states,
+        retrieved,
+        lambda day: ItemStats.from_rows(job.catalogue, stats[day], day),
+        negatives=job.config.ranker.negatives,
+        seed=job.config.ranker.seed,
+    )
+    job.report(
+        f"{stage}: {len(table):,} rows from {len(table.group_sizes):,} of {len(contexts):,} contexts; retrieval found "
+        f"{table.found:.1%} of what happened"
+    )
+    ranker = fit_lambdarank(table, job.config.ranker, report=job.report)
+    logistic = fit_logistic(table)
+    with replacing_folder(job.work(stage)) as beside:
+        ranker.save(beside)
+        logistic.save(beside)
+        write_json(
+            beside / "facts.json",
+            {
+                "rows": len(table),
+                "contexts": len(table.group_sizes),
+                "found": table.found,
+                "trees": ranker.booster.num_trees(),
+                "importance": ranker.importance(),
+            },
+        )
+
+
+def _states_from_feast(job: Job, contexts: Contexts) -> StateBatch:
+    """States just before each context. What a user has seen by then is not a feature and comes from the events."""
+    stored = job.store.historical_states(contexts.user_id, contexts.timestamp)
+    from_events = job.histories.states_at(contexts.user_id, contexts.timestamp)
+    seen = [job.catalogue.to_ids(idx) for idx in from_events.seen_idx]
+    states = state_batch(job.catalogue, stored, seen, contexts.timestamp)
+    rows = np.linspace(0, len(contexts) - 1, min(CHECKED, len(contexts))).astype(np.int64)
+    for name in ("item_idx", "ratings", "timestamps", "n_events", "n_liked", "rating_sum", "profile"):
+        if not np.array_equal(getattr(states, name)[rows], getattr(from_events, name)[rows]):
+            raise StoreError(f"Feast's past states differ from the events in {name}. Run `recsys train --force`.")
+    return states
+
+
+def _stats_from_feast(job: Job, pairs: pd.DataFrame) -> dict[int, pd.DataFrame]:
+    """Statistics rows by day."""
+    rows = job.store.historical_item_stats(pairs)
+    return {int(day): part for day, part in rows.groupby("day")}  # type: ignore[call-overload]

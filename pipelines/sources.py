@@ -1,0 +1,107 @@
+"""Stages `tower_epochs`, `sources_t1`, `sources_t2`, `sources_all`: fitting the candidate sources.
+
+In: events up to a cutoff. Out: `work/<stage>/`, a folder a source, and the two-tower model's log. Absent: the ranker.
+
+The number of epochs is found once, on the window after T0, and used for every later fit, so that the sources of the
+ranker's window and those that serve are made by the same steps.
+"""
+
+import shutil
+from dataclasses import asdict
+
+import numpy as np
+
+from pipelines.job import Job
+from recsys.artefacts import read_json, replacing_folder, write_json
+from recsys.bundle import load_sources, save_sources
+from recsys.columns import TIMESTAMP
+from recsys.features.item_stats import SECONDS_PER_DAY
+from recsys.ranking.training_table import Contexts
+from recsys.retrieval.covisitation import Covisitation
+from recsys.retrieval.ease import Ease
+from recsys.retrieval.popularity import Popularity
+from recsys.retrieval.source import Source
+from recsys.retrieval.two_tower import TwoTower
+from recsys.retrieval.two_tower_source import TwoTowerSource
+from recsys.retrieval.two_tower_training import Trainer, validation_ndcg
+
+VALIDATION_CONTEXTS = 4_000
+RECALL_QUERIES = 200
+
+
+def choose_epochs(job: Job) -> None:
+    """Train on events up to T0, watch the window (T0, T1], keep the best number of epochs."""
+    split = job.split
+    contexts = Contexts.from_events(
+        job.window(split.t0, split.t1), most=VALIDATION_CONTEXTS, seed=job.config.tower.seed
+    )
+    states = job.histories.states_at(contexts.user_id, contexts.timestamp)
+    target = job.catalogue.to_idx(contexts.event_item_id)
+
+    def validate(model: TwoTower) -> float:
+        return validation_ndcg(model, states, contexts.event_context, target)
+
+    trainer = Trainer(job.catalogue, job.histories, split.t0, job.config.tower, job.work("tower_epochs.checkpoint"))
+    trainer.fit(validate, report=job.report)
+    job.report(f"two-tower: {trainer.log.best_epoch} epochs, validation NDCG@10 {max(trainer.log.validation):.4f}")
+    write_json(job.work("tower_epochs.json"), {"epochs": trainer.log.best_epoch, "log": asdict(trainer.log)})
+    job.work("tower_epochs.checkpoint").unlink(missing_ok=True)
+
+
+def fit_t1(job: Job) -> None:
+    _fit(job, "sources_t1", job.split.t1)
+
+
+def fit_t2(job: Job) -> None:
+    _fit(job, "sources_t2", job.split.t2)
+
+
+def fit_all(job: Job) -> None:
+    _fit(job, "sources_all", job.split.end)
+
+
+def load(job: Job, stage: str) -> list[Source]:
+    return load_sources(job.work(stage), job.catalogue)
+
+
+def _fit(job: Job, stage: str, cutoff: int) -> None:
+    config = job.config
+    checkpoint = job.work(f"{stage}.checkpoint")
+    trainer = Trainer(job.catalogue, job.histories, cutoff, config.tower, checkpoint)
+    epochs = int(read_json(job.work("tower_epochs.json"))["epochs"])
+    model = trainer.fit(epochs=epochs, report=job.report)
+    tower = TwoTowerSource.from_model(model, config.index)
+
+    known = job.histories.timestamps <= cutoff
+    owner = np.repeat(np.arange(len(job.histories.user_ids)), np.diff(job.histories.offset))[known]
+    item_idx, times = job.histories.item_idx[known], job.histories.timestamps[known]
+    n_items, settings = len(job.catalogue), config.sources
+    sources: list[Source] = [
+        tower,
+        Ease.fit(owner, item_idx, n_items, regularisation=settings.ease_regularisation, power=settings.ease_power),
+        Covisitation.fit(
+            owner,
+            item_idx,
+            times,
+            n_items,
+            decay=settings.covisitation_decay,
+            damping=settings.covisitation_damping,
+            history_decay=settings.covisitation_history_decay,
+        ),
+        Popularity.fit(item_idx, times, n_items, cutoff=cutoff, half_life_days=settings.popularity_half_life_days),
+    ]
+    users = tower.encode(_recent_states(job, cutoff))
+    index = tower.index.measure(tower.item_vectors, users, at=100)
+    job.report(f"{stage}: {index.kind} index, recall {index.recall:.4f} of the exact top {index.at}")
+    with replacing_folder(job.work(stage)) as beside:
+        save_sources(sources, beside)
+        write_json(beside / "log.json", {"tower": asdict(trainer.log), "index": asdict(index), "cutoff": cutoff})
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _recent_states(job: Job, cutoff: int):  # type: ignore[no-untyped-def]
+    """States of the last users up to the cutoff, as queries for measuring the index."""
+    events = job.tables.events
+    users = events[events[TIMESTAMP] <= cutoff].drop_duplicates("user_id", keep="last").tail(RECALL_QUERIES)
+    return job.histories.states_at(users["user_id"].to_numpy(), np.full(len(users), cutoff + SECONDS_PER_DAY))

@@ -1,0 +1,44 @@
+"""`recsys models list` and `recsys models compare`: the registry as text.
+
+In: the registry. Out: lines on stdout. Absent: any change to the registry.
+"""
+
+import typer
+
+from pipelines.job import Job
+
+
+def print_versions(job: Job) -> None:
+    """Newest first; metrics are those of each version's sibling frozen at T2."""
+    versions = job.registry.versions()
+    if not versions:
+        typer.echo(f"{job.registry.model_name} has no version yet. Run `recsys train`.")
+        return
+    typer.echo(f"{'version':>7}  {'alias':12} {'NDCG@10 (95 %)':24} {'gate':10} {'code':20} {'created':26} data set")
+    for v in versions:
+        ndcg = v.ndcg
+        shown = "-" if ndcg is None else f"{ndcg.mean:.4f}"
+        if ndcg is not None and ndcg.low is not None and ndcg.high is not None:
+            shown += f" ({ndcg.low:.4f}-{ndcg.high:.4f})"
+        aliases = ",".join(v.aliases) or "-"
+        typer.echo(
+            f"{v.version:>7}  {aliases:12} {shown:24} {v.gate:10} {v.code_version:20} {v.created_utc:26} {v.dataset_label}"
+        )
+        for reason in v.gate_reasons:
+            typer.echo(f"         {reason}")
+
+
+def print_comparison(job: Job, a: str, b: str) -> None:
+    """Metrics side by side, then settings that differ, then a sentence."""
+    comparison = job.registry.compare(a, b)
+    typer.echo(
+        f"{'metric':24} {f'version {comparison.a.version}':>14} {f'version {comparison.b.version}':>14} {'difference':>12}"
+    )
+    for m in comparison.metrics:
+        left = "-" if m.a is None else f"{m.a.mean:.4f}"
+        right = "-" if m.b is None else f"{m.b.mean:.4f}"
+        change = "-" if m.difference is None else f"{m.difference:+.4f}"
+        typer.echo(f"{m.name:24} {left:>14} {right:>14} {change:>12}")
+    for p in comparison.parameters:
+        typer.echo(f"setting {p.name}: {p.a} -> {p.b}")
+    typer.echo(comparison.verdict)

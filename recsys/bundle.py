@@ -1,0 +1,156 @@
+"""A bundle: everything that answers a request, in one folder that is saved, loaded and promoted whole.
+
+Stage: both tracks. In: catalogue, fitted sources, ranker, settings and facts about the training. Out: a folder, and
+back a `Bundle`. Absent: registration (`recsys.registry`), training. Nothing in a bundle can run code on load: weights
+are safetensors, the index is FAISS's format, trees are LightGBM text, the rest is JSON and Parquet.
+
+    bundle.json                facts (below) and the SHA-256 of every other file
+    catalogue.parquet|.json    movies, genres, vocabulary, profile labels: the id map
+    sources/<name>/            one folder a source
+    ranker.txt  logistic.json  the ranker and its baseline
+    recommender.json           settings of the path
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recsys.artefacts import read_json, replacing_folder, write_json
+from recsys.columns import COVISITATION, EASE, POPULARITY, TWO_TOWER
+from recsys.data.tables import Source as DataSource
+from recsys.errors import BundleError
+from recsys.features.catalogue import Catalogue
+from recsys.ranking.ranker import LambdaRanker, LogisticRanker
+from recsys.recommender import Recommender, RecommenderSettings
+from recsys.retrieval.covisitation import Covisitation
+from recsys.retrieval.ease import Ease
+from recsys.retrieval.popularity import Popularity
+from recsys.retrieval.source import Source
+from recsys.retrieval.two_tower_source import TwoTowerSource
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class BundleFacts:
+    """What is known about a bundle besides its files.
+
+    bundle_id        unique name, also the folder's name
+    dataset          where the data came from
+    trained_through  timestamp of the last event that any part has seen, seconds UTC
+    role             "evaluation" (frozen at T2) or "production" (refitted through the last event)
+    sibling_id       for a production bundle, the evaluation bundle whose metrics it carries; else None
+    code_version     git commit, or the package version
+    metrics          of the evaluation sibling; empty before evaluation
+    parameters       settings of every stage
+    created_utc      ISO 8601
+    """
+
+    bundle_id: str
+    dataset: DataSource
+    trained_through: int
+    role: str
+    sibling_id: str | None
+    code_version: str
+    created_utc: str
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    facts: BundleFacts
+    recommender: Recommender
+    logistic: LogisticRanker
+    folder: Path
+
+
+def save_sources(sources: Sequence[Source], folder: Path) -> None:
+    """Write each source into `folder`/<its name>."""
+    for source in sources:
+        place = folder / source.name
+        place.mkdir(parents=True)
+        source.save(place)
+
+
+def load_sources(folder: Path, catalogue: Catalogue) -> list[Source]:
+    """Read what `save_sources` wrote, in the order of `columns.SOURCES`."""
+    return [
+        TwoTowerSource.load(folder / TWO_TOWER, catalogue),
+        Ease.load(folder / EASE),
+        Covisitation.load(folder / COVISITATION),
+        Popularity.load(folder / POPULARITY),
+    ]
+
+
+def save_bundle(
+    folder: Path,
+    facts: BundleFacts,
+    catalogue: Catalogue,
+    sources: Sequence[Source],
+    ranker: LambdaRanker,
+    logistic: LogisticRanker,
+    settings: RecommenderSettings,
+) -> None:
+    """Write the whole folder beside its place and rename it in."""
+    with replacing_folder(folder) as beside:
+        catalogue.save(beside)
+        save_sources(sources, beside / "sources")
+        ranker.save(beside)
+        logistic.save(beside)
+        write_json(beside / "recommender.json", asdict(settings))
+        _write_facts(beside, facts)
+
+
+def with_metrics(folder: Path, metrics: Mapping[str, Any]) -> BundleFacts:
+    """Set the metrics of a saved bundle; its other files stay as they are."""
+    stored = read_facts(folder)
+    facts = BundleFacts(**{**_as_fields(stored), "metrics": dict(metrics)})
+    _write_facts(folder, facts)
+    return facts
+
+
+def read_facts(folder: Path) -> BundleFacts:
+    """The facts alone, without loading a model. Raises BundleError where there is no readable bundle."""
+    path = folder / "bundle.json"
+    if not path.exists():
+        raise BundleError(f"{folder} holds no bundle (bundle.json is missing); train with `recsys train`")
+    try:
+        stored = read_json(path)
+        if stored["format"] != FORMAT:
+            raise BundleError(f"{path} has format {stored['format']}, this code reads {FORMAT}; train again")
+        fields = {name: stored[name] for name in BundleFacts.__dataclass_fields__}
+        return BundleFacts(**{**fields, "dataset": DataSource(**fields["dataset"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); the bundle is broken, train again") from error
+
+
+def load_bundle(folder: Path, *, ranker_threads: int = 1) -> Bundle:
+    """Check every file against its SHA-256, then load. Raises BundleError for a missing, altered or foreign file."""
+    facts = read_facts(folder)
+    recorded = read_json(folder / "bundle.json")["files"]
+    present = _digests(folder)
+    if recorded != present:
+        differing = sorted({n for n in recorded.keys() | present.keys() if recorded.get(n) != present.get(n)})
+        raise BundleError(f"{folder} is not as it was saved: {', '.join(differing[:5])} missing, altered or added")
+    catalogue = Catalogue.load(folder)
+    sources = load_sources(folder / "sources", catalogue)
+    settings = RecommenderSettings(**read_json(folder / "recommender.json"))
+    ranker = LambdaRanker.load(folder, ranker_threads)
+    return Bundle(facts, Recommender(catalogue, sources, ranker, settings), LogisticRanker.load(folder), folder)
+
+
+def _as_fields(facts: BundleFacts) -> dict[str, Any]:
+    return {name: getattr(facts, name) for name in BundleFacts.__dataclass_fields__}
+
+
+def _write_facts(folder: Path, facts: BundleFacts) -> None:
+    write_json(folder / "bundle.json", {"format": FORMAT, **asdict(facts), "files": _digests(folder)})
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below the folder but bundle.json, by relative path."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "bundle.json")
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}

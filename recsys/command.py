@@ -1,0 +1,52 @@
+"""The console command `recsys`: one door, whose rooms are the Typer apps of `pipelines` and `serving`.
+
+Stage: the edge. In: argv. Out: exit code 0, 2 for a problem that the reader can act on (its text on stderr, no
+traceback), 130 after Ctrl-C. Absent: the commands themselves; they announce themselves as entry points, so that
+neither folder imports the other (docs/adr/0003).
+"""
+
+import sys
+from importlib.metadata import entry_points
+
+import typer
+
+from recsys.errors import RecsysError
+
+GROUP = "recsys.commands"
+ORDER = ("quickstart", "data", "train", "evaluate", "recommend", "batch", "serve", "bench", "models")
+
+
+def build() -> typer.Typer:
+    """The composed app; commands in the order in which one uses them."""
+    app = typer.Typer(
+        name="recsys",
+        help="A two-stage recommender from raw ratings to ranked recommendations over HTTP.\n\n"
+        "In order: data, train, evaluate, recommend, batch, serve, bench, models. "
+        "All that a run writes lies below RECSYS_HOME (default .recsys/).",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+    )
+    for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name):
+        part: typer.Typer = entry.load()
+        app.registered_commands.extend(part.registered_commands)
+        app.registered_groups.extend(part.registered_groups)
+
+    def place(item: typer.models.CommandInfo | typer.models.TyperInfo) -> int:
+        return ORDER.index(str(item.name)) if item.name in ORDER else len(ORDER)
+
+    app.registered_commands.sort(key=place)
+    app.registered_groups.sort(key=place)
+    return app
+
+
+def main() -> None:
+    try:
+        build()()
+    except RecsysError as error:
+        print(f"recsys: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("recsys: stopped; finished stages are kept, run the same command again to go on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,52 @@
+"""The nested time split: which events each part of the system may learn from.
+
+Stage: data. In: event timestamps. Out: `Split`. Absent: rows; whoever fits something filters by timestamp.
+
+    ... <= T0      the two-tower model's first training        (0.7)
+    (T0, T1]       its validation window: number of epochs
+    ... <= T1      sources that make candidates for the ranker (0.8)
+    (T1, T2]       the ranker's window
+    ... <= T2      sources of the evaluated system             (0.9)
+    (T2, end]      test; afterwards the production ranker's window
+    ... <= end     sources of the production bundle
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys.errors import DataError
+
+QUANTILES = (0.7, 0.8, 0.9)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Cutoffs in seconds UTC; an event at a cutoff belongs to the earlier side."""
+
+    t0: int
+    t1: int
+    t2: int
+    end: int
+
+
+def split_by_time(timestamps: npt.NDArray[np.int64]) -> Split:
+    """T is the value at position floor(q * n) of the sorted timestamps. Raises DataError where a window would be empty.
+
+    >>> split_by_time(np.arange(100, 120))
+    Split(t0=114, t1=116, t2=118, end=119)
+    """
+    n = len(timestamps)
+    if n == 0:
+        raise DataError("There are no events to split.")
+    ordered = np.sort(timestamps)
+    t0, t1, t2 = (int(ordered[int(q * n)]) for q in QUANTILES)
+    end = int(ordered[-1])
+    if not t0 < t1 < t2 < end:
+        raise DataError(
+            f"The {n} events cannot be split by time: the cutoffs at 70 %, 80 % and 90 % and the last event fall on "
+            f"{t0}, {t1}, {t2} and {end} (seconds UTC), and each must lie after the one before. The data set is too "
+            "small, or its timestamps are not real."
+        )
+    return Split(t0, t1, t2, end)

@@ -1,0 +1,135 @@
+"""The metrics of the replay protocol, one value for each test event, from the rank of its one relevant item.
+
+Stage: evaluate. In: `rank` (E,), whole numbers: 1 is the top of the list, 0 says that the item is not in it.
+Out: float64 (E,), or a mean. Absent: who ranked, which events, and intervals (`bootstrap`).
+
+E  test events      k  cut-off, 1 to LIST_LENGTH      rank_e  rank of event e's item
+
+An event has exactly one relevant item, so a hit at k and recall at k are the same number; the two names are
+kept because they are asked of different stages: HR@10 of what a person sees, Recall@500 of retrieval.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Ints: TypeAlias = npt.NDArray[np.integer]
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+LIST_LENGTH: Final = 500  # a method returns at most this many items; nothing is known of ranks beyond
+
+
+def check_k(k: int) -> int:
+    """`k` itself. Raises ValueError unless it is a whole number from 1 to LIST_LENGTH."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= LIST_LENGTH:
+        raise ValueError(f"k must be a whole number from 1 to {LIST_LENGTH} (the length of a list), not {k!r}.")
+    return int(k)
+
+
+def check_rank(rank: Ints) -> Ints:
+    """`rank` itself. Raises ValueError unless it is one-dimensional, of whole numbers from 0 to LIST_LENGTH."""
+    rank = np.asarray(rank)
+    if rank.ndim != 1 or not np.issubdtype(rank.dtype, np.integer):
+        raise ValueError(f"rank must be a one-dimensional array of whole numbers, not {rank.dtype} {rank.shape}.")
+    if rank.size and (rank.min() < 0 or rank.max() > LIST_LENGTH):
+        raise ValueError(f"rank must lie in 0..{LIST_LENGTH}, 0 for a miss; found {rank.min()} to {rank.max()}.")
+    return rank
+
+
+def hit_at(rank: Ints, k: int) -> Floats:
+    """hit@k_e = 1 if 1 <= rank_e <= k else 0. Its mean is HR@k, and with one relevant item also Recall@k.
+
+    Ranks 1, 10, 11 and a miss, k = 10: the first two are hits.
+
+    >>> hit_at(np.array([1, 10, 11, 0]), 10).tolist()
+    [1.0, 1.0, 0.0, 0.0]
+    """
+    rank, k = check_rank(rank), check_k(k)
+    return ((rank >= 1) & (rank <= k)).astype(np.float64)
+
+
+def ndcg_at(rank: Ints, k: int) -> Floats:
+    """NDCG@k_e = 1 / log2(rank_e + 1) if 1 <= rank_e <= k else 0; the ideal DCG of one relevant item is 1.
+
+    Rank 1: 1/log2(2) = 1. Rank 3: 1/log2(4) = 1/2. Rank 7: 1/log2(8) = 1/3. Rank 15 lies behind k = 10.
+    (Järvelin and Kekäläinen 2002, https://doi.org/10.1145/582415.582418)
+
+    >>> ndcg_at(np.array([1, 3, 7, 15, 0]), 10).round(4).tolist()
+    [1.0, 0.5, 0.3333, 0.0, 0.0]
+    """
+    hit = hit_at(rank, k)
+    return np.divide(hit, np.log2(np.maximum(rank, 1) + 1.0))
+
+
+def reciprocal_rank(rank: Ints) -> Floats:
+    """RR_e = 1 / rank_e over the whole list, 0 where the item is not in it. Its mean is MRR.
+
+    The list ends at LIST_LENGTH, so this is a lower bound of the MRR over the full catalogue, low by less
+    than 1/LIST_LENGTH = 0.002.
+
+    >>> reciprocal_rank(np.array([1, 4, 0])).tolist()
+    [1.0, 0.25, 0.0]
+    """
+    rank = check_rank(rank)
+    return np.where(rank >= 1, 1.0 / np.maximum(rank, 1), 0.0)
+
+
+# Every metric that is a mean over events, in the order of the tables.
+METRICS: Final[dict[str, Callable[[Ints], Floats]]] = {
+    "ndcg@10": lambda rank: ndcg_at(rank, 10),
+    "hr@10": lambda rank: hit_at(rank, 10),
+    "mrr": reciprocal_rank,
+    "recall@100": lambda rank: hit_at(rank, 100),
+    "recall@500": lambda rank: hit_at(rank, 500),
+}
+LABELS: Final = {
+    "ndcg@10": "NDCG@10",
+    "hr@10": "HR@10",
+    "mrr": "MRR",
+    "recall@100": "Recall@100",
+    "recall@500": "Recall@500",
+    "coverage@10": "Coverage@10",
+}
+
+
+def event_values(rank: Ints, metrics: Iterable[str] = tuple(METRICS)) -> Floats:
+    """(E, M): a column for each named metric, in the order of the names. Raises ValueError on an unknown name.
+
+    >>> event_values(np.array([2, 0]), ["mrr", "hr@10"]).tolist()
+    [[0.5, 1.0], [0.0, 0.0]]
+    """
+    names = list(metrics)
+    if not names or (unknown := [name for name in names if name not in METRICS]):
+        raise ValueError(f"Unknown metrics {unknown if names else names}; known: {', '.join(METRICS)}.")
+    return np.column_stack([METRICS[name](rank) for name in names])  # (E, M)
+
+
+def recall_curve(rank: Ints, ks: Iterable[int]) -> Floats:
+    """Recall@k for each k: the share of events with 1 <= rank <= k. Raises ValueError where there is no event.
+
+    Of four events, one has rank 1 to 10, three have rank 1 to 100:
+
+    >>> recall_curve(np.array([3, 50, 100, 0]), [10, 100]).tolist()
+    [0.25, 0.75]
+    """
+    rank = check_rank(rank)
+    if not rank.size:
+        raise ValueError("A recall curve needs at least one event.")
+    within = np.cumsum(np.bincount(rank[rank >= 1], minlength=LIST_LENGTH + 1))  # events with 1 <= rank <= index
+    return within[[check_k(k) for k in ks]] / rank.size
+
+
+def coverage(shown_items: Ints, n_catalogue: int) -> float:
+    """coverage@10 = distinct movies that were in anybody's top 10 / movies of the catalogue.
+
+    Raises ValueError where the catalogue is empty or smaller than what was shown.
+
+    >>> coverage(np.array([7, 8, 7]), 8)
+    0.25
+    """
+    n_shown = int(np.unique(shown_items).size)
+    if n_catalogue < max(n_shown, 1):
+        raise ValueError(f"A catalogue of {n_catalogue} movies cannot have shown {n_shown} different ones.")
+    return n_shown / n_catalogue

@@ -1,0 +1,166 @@
+"""Three pictures of a measurement, as PNG bytes: the ladder, retrieval curves, what the ranker looks at.
+
+Stage: evaluate. In: the dict of `ladder`, ranks by method, gains by feature. Out: PNG bytes, white background,
+the data set named in each. Absent: files (`report` writes them), pyplot and its global state; matplotlib is
+imported when a picture is drawn, never at import.
+"""
+
+import io
+import warnings
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from recsys.evaluation.metrics import LABELS, Ints, recall_curve
+
+DPI: Final = 160
+INK, MUTED, GRID = "#1f2430", "#5d6675", "#e3e6eb"
+SINGLE, SYSTEM, WARNING = "#9fb2c8", "#1f5fa8", "#a63d00"
+# Okabe and Ito's colours, told apart by colour-blind readers too; the line style changes with each round.
+LINES: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES: Final = ("-", "--", ":")
+KS: Final = tuple(range(10, 501, 10))
+
+
+def ladder_png(ladder: Mapping[str, Any], metric: str = "ndcg@10", segment: str = "all") -> bytes:
+    """Horizontal bars of one metric with interval whiskers, methods from top to bottom in the ladder's order.
+
+    A method without events in the segment keeps its line, with "no events" in place of a bar.
+    """
+    methods = ladder["methods"]
+    figure, axes = _figure(height=1.75 + 0.4 * len(methods), left=0.27)
+    cells = [m["segments"][segment]["metrics"][metric] for m in methods]
+    top = max([c["high"] for c in cells if c] + [1e-9])
+    for y, (method, cell) in enumerate(zip(methods, cells, strict=True)):
+        if cell is None:
+            axes.text(top * 0.01, y, "no events", va="center", color=MUTED, fontsize=9, style="italic")
+            continue
+        axes.barh(y, cell["mean"], height=0.62, color=SYSTEM if method["kind"] == "system" else SINGLE)
+        below, above = max(cell["mean"] - cell["low"], 0.0), max(cell["high"] - cell["mean"], 0.0)
+        axes.errorbar(cell["mean"], y, xerr=[[below], [above]], color=INK, capsize=3, linewidth=1.1)
+        bold = "bold" if method["name"] == ladder["system"] else "normal"
+        at = max(cell["high"], cell["mean"]) + top * 0.015
+        axes.text(at, y, f"{cell['mean']:.4f}", va="center", color=INK, fontsize=9, weight=bold)
+    axes.set_yticks(range(len(methods)), [_plain(m["name"], 30) for m in methods])
+    for tick, method in zip(axes.get_yticklabels(), methods, strict=True):
+        tick.set_weight("bold" if method["name"] == ladder["system"] else "normal")
+    axes.set_ylim(len(methods) - 0.4, -0.6)
+    axes.set_xlim(0, top * 1.14)
+    axes.grid(axis="x", color=GRID)
+    label = LABELS[metric]
+    size = methods[0]["segments"][segment]
+    note = (
+        f"Mean over {size['n_events']:,} test events of {size['n_users']:,} users"
+        f"{'' if segment == 'all' else f' (segment: {segment})'}. "
+        f"Whiskers: {ladder['bootstrap']['level']:.0%} bootstrap interval over users."
+    )
+    _words(figure, f"{label} of each method", ladder["data"], note)
+    if len(kinds := {m["kind"] for m in methods}) > 1:
+        from matplotlib.patches import Patch
+
+        names = {"single": ("one source alone", SINGLE), "system": ("several stages together", SYSTEM)}
+        patches = [Patch(color=colour, label=text) for kind, (text, colour) in names.items() if kind in kinds]
+        figure.legend(
+            handles=patches, loc="upper right", bbox_to_anchor=(0.985, 1 - 0.12 / figure.get_figheight()), **_LEGEND
+        )
+    return _png(figure)
+
+
+def retrieval_png(ranks: Mapping[str, Ints], data: Mapping[str, Any]) -> bytes:
+    """Recall@k for k = 10 to 500, a line for each retrieval method; the legend is in the order of Recall@500.
+
+    `data` is the ladder's `data`. Raises ValueError where there is no method, or a method without events.
+    """
+    if not ranks:
+        raise ValueError("A retrieval picture needs the ranks of at least one method.")
+    figure, axes = _figure(height=4.6, left=0.085, right=0.73)
+    curves = {name: recall_curve(rank, KS) for name, rank in ranks.items()}
+    for i, name in enumerate(sorted(curves, key=lambda n: (-curves[n][-1], n))):
+        colour, style = LINES[i % len(LINES)], STYLES[i // len(LINES) % len(STYLES)]
+        text = f"{_plain(name, 22)}  {curves[name][-1]:.3f}"
+        axes.plot(KS, curves[name], style, color=colour, linewidth=2, label=text)
+    axes.set_xlim(0, KS[-1])
+    axes.set_ylim(0, min(1.0, 1.08 * max(float(c[-1]) for c in curves.values()) + 1e-9))
+    axes.set_xticks([10, 100, 200, 300, 400, 500])
+    axes.set_xlabel("k, length of the candidate list", color=MUTED)
+    axes.set_ylabel("Recall@k", color=MUTED)
+    axes.grid(color=GRID)
+    legend = axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.02), title="Recall@500", **_LEGEND)
+    legend.get_title().set_fontsize(9)
+    n_events = {len(rank) for rank in ranks.values()}
+    note = f"Share of {max(n_events):,} test events whose movie is among the first k candidates."
+    _words(figure, "Recall of retrieval", data, note)
+    return _png(figure)
+
+
+def importance_png(gains: Mapping[str, float], data: Mapping[str, Any], top: int = 25) -> bytes:
+    """Bars of the share of the ranker's total gain, largest first, the `top` largest; ties by name.
+
+    Raises ValueError where there is no gain, or one that is negative or not finite.
+    """
+    values = np.array(list(gains.values()), dtype=np.float64)
+    if not values.size or not np.isfinite(values).all() or values.min() < 0 or top < 1:
+        raise ValueError("Feature gains must be a non-empty mapping of numbers >= 0, and `top` at least 1.")
+    total = float(values.sum()) or 1.0  # a ranker that never split: all bars are 0
+    shown = sorted(gains, key=lambda name: (-gains[name], name))[:top]
+    figure, axes = _figure(height=1.75 + 0.27 * len(shown), left=0.34)
+    shares = [gains[name] / total for name in shown]
+    axes.barh(range(len(shown)), shares, height=0.66, color=SYSTEM)
+    for y, share in enumerate(shares):
+        axes.text(share + max([*shares, 1e-9]) * 0.01, y, f"{share:.1%}", va="center", color=INK, fontsize=8.5)
+    axes.set_yticks(range(len(shown)), [_plain(name, 36) for name in shown], fontsize=9)
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_xlim(0, max([*shares, 1e-9]) * 1.12)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+    axes.grid(axis="x", color=GRID)
+    rest = f" The other {len(gains) - len(shown)} are left out." if len(gains) > len(shown) else ""
+    note = f"Share of the total gain of all splits, of {len(gains)} features.{rest} Gain is not causation."
+    _words(figure, "What the ranker looks at", data, note)
+    return _png(figure)
+
+
+_LEGEND: Final[dict[str, Any]] = {"frameon": False, "fontsize": 9, "labelcolor": INK}
+
+
+def _figure(height: float, left: float, right: float = 0.985) -> tuple[Any, Any]:
+    """A figure 8.4 inches wide with one bare pair of axes, and room for two lines above and a note below."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, height), dpi=DPI, facecolor="white")
+    axes = figure.add_axes((left, 0.74 / height, right - left, (height - 1.45) / height))
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+    axes.tick_params(colors=MUTED, labelsize=9, length=0)
+    axes.tick_params(axis="y", labelcolor=INK)
+    return figure, axes
+
+
+def _words(figure: Any, title: str, data: Mapping[str, Any], note: str) -> None:
+    """Title, data set and note, at the same distance from the edges whatever the height."""
+    height = figure.get_figheight()
+    synthetic = bool(data["synthetic"])
+    name = _plain(data["name"], 60) + (" — synthetic, not MovieLens" if synthetic else "")
+    figure.text(0.02, 1 - 0.14 / height, title, va="top", fontsize=13, weight="bold", color=INK)
+    weight = "bold" if synthetic else "normal"
+    colour = WARNING if synthetic else MUTED
+    figure.text(0.02, 1 - 0.42 / height, f"Data: {name}", va="top", fontsize=10, color=colour, weight=weight)
+    figure.text(0.02, 0.12 / height, note, va="bottom", fontsize=8.5, color=MUTED)
+
+
+def _plain(text: str, longest: int) -> str:
+    """One line of at most `longest` characters, in which `$` does not start a formula."""
+    line = " ".join(text.split())
+    return (line if len(line) <= longest else line[: longest - 1] + "…").replace("$", r"\$")
+
+
+def _png(figure: Any) -> bytes:
+    """The same figure gives the same bytes: no date, no version."""
+    out = io.BytesIO()
+    with warnings.catch_warnings():
+        # A name in a script that the built-in font lacks is drawn as boxes; that must not stop an evaluation.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()

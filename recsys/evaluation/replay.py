@@ -1,0 +1,182 @@
+"""The yardstick: every event after T2 is predicted from what its user had done before that moment.
+
+Stage: evaluate. In: an evaluation bundle frozen at T2, the tables, daily statistics. Out: a `MethodRanks` for every
+rung of the ladder, and on request the full lists. Absent: metrics and intervals (`metrics`, `ladder`).
+
+The events of one user in one second share a context, hence a list; each is then looked up in it. The full system's
+list is what `Recommender.recommend` returns. States move on with the events, item statistics with the days; sources
+and rankers do not move.
+
+Shapes: B contexts of a batch, E events, k = LIST_LENGTH.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys.artefacts import replacing_file
+from recsys.bundle import Bundle
+from recsys.columns import ITEM_ID, RANK, RANKED, RATING, TIMESTAMP, USER_ID
+from recsys.errors import DataError
+from recsys.evaluation.ladder import COLD, MethodRanks
+from recsys.evaluation.metrics import LIST_LENGTH
+from recsys.features.histories import Histories
+from recsys.features.item_stats import ItemStatsTimeline, day_of
+from recsys.features.state import StateBatch
+from recsys.ranking.training_table import Contexts
+from recsys.recommender import Context, order
+from recsys.retrieval.source import Answer
+
+Int = npt.NDArray[np.int64]
+FULL_SYSTEM = "full system"
+MERGED = "merged sources"
+LOGISTIC = "logistic regression"
+TOP = 10
+
+DUMP_SCHEMA = pa.schema(
+    [(USER_ID, pa.int64()), (TIMESTAMP, pa.int64()), (ITEM_ID, pa.int64()), (RANKED, pa.list_(pa.int64()))]
+)
+DESCRIPTIONS = {
+    "popularity": "time-decayed popularity",
+    "covisitation": "recency-decayed co-visitation",
+    "ease": "EASE on a recency-weighted history",
+    "two_tower": "two-tower model and its FAISS index",
+    MERGED: "all sources, reciprocal rank fusion",
+    LOGISTIC: "merged sources, reordered by logistic regression",
+    FULL_SYSTEM: "merged sources, reordered by LightGBM LambdaRank",
+}
+
+
+@dataclass
+class _Column:
+    """What one method has answered so far."""
+
+    ranks: Int
+    top10: set[int] = field(default_factory=set)
+
+
+def test_events(events: pd.DataFrame, t2: int) -> pd.DataFrame:
+    """Events after T2, in the order of the tables. Raises DataError where there are none."""
+    after = events[events[TIMESTAMP] > t2]
+    if len(after) == 0:
+        raise DataError(f"There is no event after T2 = {t2}, so there is nothing to test on.")
+    return after
+
+
+def replay(
+    bundle: Bundle,
+    histories: Histories,
+    snapshot_table: pd.DataFrame,
+    events: pd.DataFrame,
+    *,
+    dump: Path | None = None,
+    ladder: bool = True,
+    progress: Callable[[int, int], None] = lambda _done, _of: None,
+) -> list[MethodRanks]:
+    """Ranks of every event in `events` (all after the bundle's `trained_through`) for each rung of the ladder.
+
+    With `ladder` False only the full system is replayed. `dump` writes a Parquet row for each event with the full
+    system's list of up to LIST_LENGTH movies; the file appears when it is complete.
+    """
+    recommender = bundle.recommender
+    catalogue = recommender.catalogue
+    contexts = Contexts.from_events(events)
+    timeline = ItemStatsTimeline(catalogue, snapshot_table)
+    target = catalogue.to_idx(contexts.event_item_id)
+    by_context = np.argsort(contexts.event_context, kind="stable")
+    starts = np.searchsorted(contexts.event_context[by_context], np.arange(len(contexts) + 1))
+    singles = [s.name for s in reversed(recommender.sources)] if ladder else []
+    names = [*singles, *((MERGED, LOGISTIC) if ladder else ()), FULL_SYSTEM]
+    columns = {name: _Column(np.zeros(len(events), dtype=np.int64)) for name in names}
+    cold = np.zeros(len(events), dtype=bool)
+
+    done = 0
+    with _dump_writer(dump) as write:
+        for rows in contexts.batches_by_day():
+            states = histories.states_at(contexts.user_id[rows], contexts.timestamp[rows])
+            stats = timeline.as_of(int(day_of(contexts.timestamp[rows[0]])))
+            mine = np.concatenate([by_context[starts[c] : starts[c + 1]] for c in rows])
+            row_of = np.repeat(np.arange(len(rows)), starts[rows + 1] - starts[rows])
+            lists = _lists(bundle, states, Context(stats), singles, ladder)
+            for name, ranked in lists.items():
+                hit = ranked[row_of] == target[mine, None]
+                columns[name].ranks[mine] = np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)
+                columns[name].top10.update(np.unique(ranked[:, :TOP]).tolist())
+            cold[mine] = states.cold[row_of]
+            if write is not None:
+                ids = catalogue.to_ids(lists[FULL_SYSTEM])[row_of]
+                write(contexts, mine, ids)
+            done += len(rows)
+            progress(done, len(contexts))
+    return [
+        MethodRanks(
+            name,
+            pd.DataFrame(
+                {
+                    USER_ID: contexts.user_id[contexts.event_context],
+                    TIMESTAMP: contexts.timestamp[contexts.event_context],
+                    ITEM_ID: contexts.event_item_id,
+                    RATING: events[RATING].to_numpy(np.float32),
+                    RANK: column.ranks.astype(np.int32),
+                    COLD: cold,
+                }
+            ),
+            catalogue.to_ids(np.array(sorted(column.top10 - {-1}), dtype=np.int64)),
+            len(catalogue),
+            _kind(name),
+            DESCRIPTIONS[name],
+        )
+        for name, column in columns.items()
+    ]
+
+
+def _kind(name: str) -> Literal["single", "system"]:
+    return "system" if name in (MERGED, LOGISTIC, FULL_SYSTEM) else "single"
+
+
+def _lists(bundle: Bundle, states: StateBatch, context: Context, singles: list[str], ladder: bool) -> dict[str, Int]:
+    """(B, k) row numbers by method, best first, -1 at the end where there is no more."""
+    recommender = bundle.recommender
+    lists: dict[str, Int] = {}
+    for source in recommender.sources:
+        if source.name in singles:
+            answer: Answer = source.answer(states)
+            lists[source.name] = answer.top(LIST_LENGTH)[0]
+    full = recommender.recommend(states, context, LIST_LENGTH)
+    if ladder:
+        lists[MERGED] = order(full.candidates, full.candidates.fused, LIST_LENGTH)[0]
+        if full.features is not None:
+            scores = recommender.ranked_scores(full.candidates, full.features, bundle.logistic)
+            lists[LOGISTIC] = order(full.candidates, scores, LIST_LENGTH)[0]
+    lists[FULL_SYSTEM] = recommender.catalogue.to_idx(full.item_ids)
+    return lists
+
+
+@contextmanager
+def _dump_writer(path: Path | None) -> Iterator[Callable[[Contexts, Int, Int], None] | None]:
+    if path is None:
+        yield None
+        return
+    with replacing_file(path) as beside, pq.ParquetWriter(beside, DUMP_SCHEMA) as writer:
+
+        def write(contexts: Contexts, events: Int, ranked_ids: Int) -> None:
+            context = contexts.event_context[events]
+            lengths = (ranked_ids >= 0).sum(axis=1)
+            offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
+            columns: dict[str, Any] = {
+                USER_ID: contexts.user_id[context],
+                TIMESTAMP: contexts.timestamp[context],
+                ITEM_ID: contexts.event_item_id[events],
+                RANKED: pa.ListArray.from_arrays(offsets, pa.array(ranked_ids[ranked_ids >= 0])),
+            }
+            writer.write_table(pa.table(columns, schema=DUMP_SCHEMA))
+
+        yield write

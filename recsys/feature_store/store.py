@@ -1,0 +1,229 @@
+"""The feature store as the rest of the system sees it.
+
+Stage: features, training and serving. In: a `FeatureStoreConfig`. Out: states and item statistics as of past moments
+(offline), the state of a user now (online). Absent: what is done with them; Feast's types, which stay inside this
+package; and Feast itself until the first read or write, because importing it takes seven seconds.
+"""
+
+import contextlib
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from recsys.columns import ITEM_ID, ITEM_STATS_VIEW, RANKING_SERVICE, RETRIEVAL_SERVICE, USER_ID, USER_STATE_VIEW
+from recsys.errors import RecsysError, StoreError
+from recsys.feature_store.config import FeatureStoreConfig
+from recsys.feature_store.materialization import VIEWS, dispose, materialize_all
+from recsys.feature_store.offline import point_in_time
+from recsys.feature_store.online import Stored, read_states, write_state
+from recsys.feature_store.registration import register
+from recsys.feature_store.tables import STATE_COLUMNS, states_from_columns, table_path
+from recsys.features.catalogue import Catalogue
+from recsys.features.item_stats import SECONDS_PER_DAY, STATS_COLUMNS, ItemStats
+from recsys.features.state import UserState
+
+MICROSECONDS = 1_000_000
+STATE_PAIRS = 200_000  # a pair carries a history of up to L events, about 1.3 kB
+STATS_PAIRS = 5_000_000
+ONLINE_CHUNK = 256  # users a bulk read; keeps the lock for a few tens of ms
+
+
+class FeatureStore:
+    """One data set's features. Safe to share between threads; two stores of two homes never see one another.
+
+    Every failure is a StoreError that names the next step.
+    """
+
+    def __init__(self, config: FeatureStoreConfig) -> None:
+        self.config = config
+        self._feast_store: Any = None
+        self._retrieval: Any = None
+        self._opening = threading.RLock()
+        # Feast reads and writes SQLite over one connection, which sees its own unfinished transaction: without a lock
+        # a read during a push could return new movies with old ratings. Redis has a connection a call.
+        self._online: contextlib.AbstractContextManager[Any] = (
+            threading.RLock() if config.online_store == "sqlite" else contextlib.nullcontext()
+        )
+
+    def apply(self) -> bool:
+        """Register the definitions; True where anything changed. Needs the Parquet tables. Repeating it is free."""
+        self._need_tables()
+        with self._failing("The definitions could not be registered", "See feature_repo/definitions.py."):
+            self.config.home.feast.mkdir(parents=True, exist_ok=True)
+            feast_store = self._open()
+            changed = register(feast_store, self.config)
+            feast_store.refresh_registry()
+            self._retrieval = None
+            return changed
+
+    def materialize(self) -> None:
+        """Make the online store hold exactly the newest row of every user and movie.
+
+        Older runs and pushes are gone afterwards; a service replays its event log over it, or the batch step has
+        already put those events into the tables.
+        """
+        self._need_tables()
+        with self._failing("The online store could not be filled", "Run `recsys train --only features --force`."):
+            materialize_all(self._registered(), self.config)
+
+    def historical_states(self, user_ids: npt.ArrayLike, nows: npt.ArrayLike) -> list[UserState]:
+        """The state of each user just before each moment (seconds UTC): events with timestamp < now, strictly.
+
+        Rows are stamped by their last event and Feast's join takes stamps <= the moment, so it is asked for one
+        microsecond earlier. Exact where `write_feature_tables` was given (user, now) as a context; elsewhere the
+        newest row before. Cold, without profile, where every row lies later. The seen movies are not read: that table
+        holds only the newest row.
+        """
+        self._need_tables()
+        ids = np.asarray(user_ids, dtype=np.int64)
+        moments = np.broadcast_to(np.asarray(nows, dtype=np.int64), ids.shape)
+        with self._failing("Past states could not be read", "Run `recsys train --only features --force`."):
+            table = point_in_time(
+                self._registered(),
+                RETRIEVAL_SERVICE,
+                table_path(self.config.home, USER_STATE_VIEW),
+                USER_ID,
+                ids,
+                moments * MICROSECONDS - 1,
+                STATE_COLUMNS,
+                STATE_PAIRS,
+            )
+            return states_from_columns(ids.tolist(), {name: _values(table[name]) for name in STATE_COLUMNS})
+
+    def historical_item_stats(self, pairs: pd.DataFrame) -> pd.DataFrame:
+        """The last snapshot of each movie that a prediction on each day may read; `pairs` has item_id and day.
+
+        Row i answers row i: item_id, day and STATS_COLUMNS as float64, NaN for a movie not yet rated by then. A
+        snapshot stamped at the start of the day itself counts: it holds what happened before it.
+        """
+        self._need_tables()
+        items, days = pairs[ITEM_ID].to_numpy(np.int64), pairs["day"].to_numpy(np.int64)
+        with self._failing("Past item statistics could not be read", "Run `recsys train --only features --force`."):
+            table = point_in_time(
+                self._registered(),
+                RANKING_SERVICE,
+                table_path(self.config.home, ITEM_STATS_VIEW),
+                ITEM_ID,
+                items,
+                days * SECONDS_PER_DAY * MICROSECONDS,
+                STATS_COLUMNS,
+                STATS_PAIRS,
+            )
+            stats = {name: table[name].cast(pa.float64()).to_numpy() for name in STATS_COLUMNS}
+        return pd.DataFrame({ITEM_ID: items, "day": days, **stats})
+
+    def item_stats_as_of(self, catalogue: Catalogue, day: int) -> ItemStats:
+        """Statistics of all movies for a prediction on `day`: one offline read, ten times cheaper than online."""
+        rows = self.historical_item_stats(pd.DataFrame({ITEM_ID: catalogue.item_ids, "day": day}))
+        return ItemStats.from_rows(catalogue, rows, day)
+
+    def last_snapshot_day(self) -> int:
+        """The day from which on the item statistics change no more; 0 for an empty table."""
+        self._need_tables()
+        days = pq.read_table(table_path(self.config.home, ITEM_STATS_VIEW), columns=["snapshot_day"])["snapshot_day"]
+        return int(pc.max(days).as_py() or 0)
+
+    def online_state(self, user_id: int) -> Stored | None:
+        """State and seen movies (raw ids) of one user now; None for somebody unknown. One read of the store."""
+        return self.online_states([user_id])[0]
+
+    def online_states(self, user_ids: Sequence[int]) -> list[Stored | None]:
+        """The same for many users, in parts, in the order given."""
+        out: list[Stored | None] = []
+        with self._failing(
+            "User states could not be read", "Run `recsys train --only features --force`, or check the online store."
+        ):
+            feast_store = self._registered()
+            for low in range(0, len(user_ids), ONLINE_CHUNK):
+                with self._online:
+                    out += read_states(feast_store, self._retrieval, user_ids[low : low + ONLINE_CHUNK])
+        return out
+
+    def push_state(self, state: UserState, seen_ids: npt.ArrayLike, *, stamped: int) -> None:
+        """Make `state` what the next request reads. `stamped`: seconds UTC of its last event. Online only.
+
+        The last write wins, whatever its stamp. Whoever pushes must therefore read, move and push the state of one
+        user in one turn; two turns for one user at once lose an event.
+        """
+        with self._failing("A user state could not be written", "Check the online store; the event is in the log."):
+            feast_store = self._registered()
+            with self._online:
+                write_state(feast_store, state, np.asarray(seen_ids, dtype=np.int64).tolist(), stamped)
+
+    def close(self) -> None:
+        """Close connections; the next call opens them again."""
+        with self._opening:
+            if self._feast_store is not None:
+                dispose(self._feast_store)
+            self._feast_store = self._retrieval = None
+
+    def _open(self) -> Any:
+        with self._opening:
+            if self._feast_store is None:
+                from feast import FeatureStore as Feast
+
+                # Feast makes deprecations visible when it is imported; this one is ibis's, about DuckDB, on every read.
+                warnings.filterwarnings("ignore", r"fetch_arrow_table\(\) is deprecated", DeprecationWarning)
+                self._feast_store = Feast(config=self.config.feast_config())
+            return self._feast_store
+
+    def _registered(self) -> Any:
+        """Feast's store, once the definitions are known to be in its registry."""
+        if self._retrieval is not None:
+            return self._feast_store
+        registry = self.config.registry_file
+        if registry is not None and not registry.exists():
+            raise StoreError(f"No feature registry at {registry}. Run `recsys train` first.")
+        with self._opening:
+            from feast.errors import FeatureServiceNotFoundException
+
+            feast_store = self._open()
+            try:
+                self._retrieval = feast_store.get_feature_service(RETRIEVAL_SERVICE)
+            except FeatureServiceNotFoundException as error:
+                raise StoreError(
+                    f"The registry does not know project {self.config.project}: {self.config.home.root} is new, or was "
+                    "moved. Run `recsys train --only features --force`."
+                ) from error
+            return feast_store
+
+    def _need_tables(self) -> None:
+        for view in VIEWS:
+            path = table_path(self.config.home, view)
+            if not path.exists():
+                raise StoreError(f"No feature table at {path}. Run `recsys train` first.")
+
+    @contextlib.contextmanager
+    def _failing(self, what: str, advice: str) -> Iterator[None]:
+        """Turn whatever Feast, ibis, SQLAlchemy, SQLite or Redis raise (they share no base class) into StoreError."""
+        try:
+            yield
+        except RecsysError:
+            raise
+        except Exception as error:
+            raise StoreError(
+                f"{what} for {self.config.home.name}: {type(error).__name__}: {error}. {advice}"
+            ) from error
+
+
+def _values(column: Any) -> list[Any]:
+    """Python values of an Arrow column, None for null. Lists are cut from one flat list: ten times faster."""
+    if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
+        values: list[Any] = column.to_pylist()
+        return values
+    out: list[Any] = []
+    for chunk in column.chunks:
+        offsets, flat = chunk.offsets.to_numpy().tolist(), chunk.values.to_numpy(zero_copy_only=False).tolist()
+        out += [
+            flat[low:high] if valid else None
+            for low, high, valid in zip(offsets[:-1], offsets[1:], chunk.is_valid().to_pylist(), strict=True)
+        ]
+    return out

@@ -1,0 +1,201 @@
+"""The gate: may this challenger become champion, and why not.
+
+Stage: register, retrain. In: what was measured of a challenger and of the champion. Out: a decision with one
+sentence a check. Absent: MLflow, files, and the promotion itself (`recsys.registry`).
+
+The metrics are those of a version's *sibling*, the same recipe frozen at T2 and replayed on the events after T2,
+by name: a plain number, or `{"mean": .., "low": .., "high": ..}` with a 95 % interval; groups may nest.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from recsys.errors import ConfigError
+
+NDCG: Final = "ndcg@10"
+RETRIEVAL_NDCG: Final = "retrieval_ndcg@10"  # the same candidates in the order in which retrieval returned them
+LATENCY_P99: Final = "latency_p99_ms"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A metric; `low` and `high` are None where it was measured without an interval."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of a model: `name` as sentences call it ("version 2"), the data it was measured on, and its metrics."""
+
+    name: str
+    dataset: str
+    fingerprint: str
+    metrics: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check. `decides` is False where a failure is only a warning; `measured` and `needed` are None where
+    there was nothing to measure or nothing to hold it against."""
+
+    name: str
+    passed: bool
+    measured: float | str | None
+    needed: float | str | None
+    sentence: str
+    decides: bool = True
+
+
+@dataclass(frozen=True)
+class GateResult:
+    passed: bool
+    checks: tuple[Check, ...]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it was refused: the failed checks that decide. Empty when it passed."""
+        return [c.sentence for c in self.checks if c.decides and not c.passed]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What failed, or could not be checked, without deciding."""
+        return [c.sentence for c in self.checks if not c.decides and not c.passed]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"passed": self.passed, "checks": [asdict(c) for c in self.checks]}
+
+
+def intervals(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Interval]:
+    """Every metric by its dotted name; what is not a number is left out.
+
+    >>> intervals({"ndcg@10": {"mean": 0.2, "low": 0.1, "high": 0.3}, "cold": {"hr@10": 0.5}, "note": None})
+    {'ndcg@10': Interval(mean=0.2, low=0.1, high=0.3), 'cold.hr@10': Interval(mean=0.5, low=None, high=None)}
+    """
+    found: dict[str, Interval] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            if "mean" not in value:
+                found |= intervals(value, f"{prefix}{name}.")
+            elif (mean := _number(value["mean"])) is not None:
+                found[prefix + name] = Interval(mean, _number(value.get("low")), _number(value.get("high")))
+        elif (number := _number(value)) is not None:
+            found[prefix + name] = Interval(number)
+    return found
+
+
+def judge(challenger: Measured, champion: Measured | None, *, latency_budget_ms: float) -> GateResult:
+    """Decide whether `challenger` may take the place of `champion`.
+
+    - No champion yet: it passes if its metrics are sane. The ranker and latency checks are made all the same and
+      show as warnings: something has to serve, and a bad first model is the easiest one to beat.
+    - Otherwise all checks decide: sane metrics; the same data set; NDCG@10 not below the low end of the champion's
+      interval (equal passes); ranker strictly above retrieval order; p99 latency within the budget (equal passes).
+    - Same data set, other fingerprint (events were added): the champion's interval was measured on other events,
+      so that one check is not made and says so as a warning; the rest decides. A caller who wants the comparison
+      replays the champion's sibling on the new data and passes those metrics with the new fingerprint.
+    - A champion without a usable interval cannot refuse anybody: the check is not made and says so.
+    """
+    if not (math.isfinite(latency_budget_ms) and latency_budget_ms > 0):
+        raise ConfigError(f"The latency budget must be a positive number of milliseconds, not {latency_budget_ms}.")
+    checks = [_sane(challenger)]
+    if champion is not None:
+        checks += [_same_dataset(challenger, champion), _not_below_champion(challenger, champion)]
+    decides = champion is not None
+    checks += [_ranker_above_retrieval(challenger, decides), _latency(challenger, latency_budget_ms, decides)]
+    return GateResult(all(c.passed or not c.decides for c in checks), tuple(checks))
+
+
+def _sane(model: Measured) -> Check:
+    known = intervals(model.metrics)
+    wrong = [f"{name} is missing" for name in (NDCG, RETRIEVAL_NDCG, LATENCY_P99) if name not in known]
+    if NDCG in known and (known[NDCG].low is None or known[NDCG].high is None):
+        wrong.append(f"{NDCG} has no interval")
+    for name, value in known.items():
+        ends = [v for v in (value.low, value.mean, value.high) if v is not None]
+        if not all(math.isfinite(v) for v in ends):
+            wrong.append(f"{name} is not finite")
+        elif ends != sorted(ends):
+            wrong.append(f"{name} lies outside its own interval")
+        elif name in (NDCG, RETRIEVAL_NDCG) and not 0 <= value.mean <= 1:
+            wrong.append(f"{name} = {value.mean:g} is not between 0 and 1")
+        elif name == LATENCY_P99 and value.mean < 0:
+            wrong.append(f"{name} = {value.mean:g} is negative")
+    measured = "; ".join(wrong) or f"{len(known)} metrics"
+    said = f"has metrics that cannot be true: {measured}" if wrong else f"has sane metrics ({len(known)} of them)"
+    return Check("sane_metrics", not wrong, measured, "finite and complete", f"{_start(model.name)} {said}.")
+
+
+def _same_dataset(challenger: Measured, champion: Measured) -> Check:
+    same = challenger.dataset == champion.dataset
+    sentence = (
+        f"{_start(challenger.name)} was trained on {challenger.dataset}, as was {champion.name}."
+        if same
+        else f"{_start(challenger.name)} was trained on {challenger.dataset}, {champion.name} on {champion.dataset}:"
+        " one cannot take the place of the other."
+    )
+    return Check("same_dataset", same, challenger.dataset, champion.dataset, sentence)
+
+
+def _not_below_champion(challenger: Measured, champion: Measured) -> Check:
+    name = "ndcg_not_below_champion"
+    ours, theirs = intervals(challenger.metrics).get(NDCG), intervals(champion.metrics).get(NDCG)
+    measured = ours.mean if ours else None
+    if challenger.fingerprint != champion.fingerprint:
+        sentence = (
+            f"NDCG@10 was not compared: {challenger.name} was measured on data {challenger.fingerprint[:12]}, the"
+            f" {champion.name} on data {champion.fingerprint[:12]}. Replay the champion on the new data to compare."
+        )
+        return Check(name, False, measured, None, sentence, decides=False)
+    if theirs is None or theirs.low is None or not math.isfinite(theirs.low):
+        sentence = f"NDCG@10 was not compared: {champion.name} has no usable interval."
+        return Check(name, False, measured, None, sentence, decides=False)
+    if measured is None:
+        return Check(name, False, None, theirs.low, f"{_start(challenger.name)} has no NDCG@10 to compare.")
+    passed = measured >= theirs.low  # False for nan
+    sentence = (
+        f"NDCG@10 of {challenger.name} is {measured:.4f}, {'not below' if passed else 'below'} {theirs.low:.4f},"
+        f" the low end of the interval of {champion.name}."
+    )
+    return Check(name, passed, measured, theirs.low, sentence)
+
+
+def _ranker_above_retrieval(model: Measured, decides: bool) -> Check:
+    known = intervals(model.metrics)
+    ranked, retrieved = known.get(NDCG), known.get(RETRIEVAL_NDCG)
+    if ranked is None or retrieved is None:
+        sentence = f"{_start(model.name)} does not say whether its ranker beats the order of retrieval."
+        means = [m.mean if m else None for m in (ranked, retrieved)]
+        return Check("ranker_above_retrieval", False, means[0], means[1], sentence, decides)
+    passed = ranked.mean > retrieved.mean
+    sentence = (
+        f"The ranker of {model.name} reaches NDCG@10 {ranked.mean:.4f}, {'above' if passed else 'not above'}"
+        f" {retrieved.mean:.4f} in the order of retrieval."
+    )
+    return Check("ranker_above_retrieval", passed, ranked.mean, retrieved.mean, sentence, decides)
+
+
+def _latency(model: Measured, budget_ms: float, decides: bool) -> Check:
+    p99 = intervals(model.metrics).get(LATENCY_P99)
+    if p99 is None:
+        sentence = f"{_start(model.name)} carries no latency measurement."
+        return Check("latency_in_budget", False, None, budget_ms, sentence, decides)
+    passed = p99.mean <= budget_ms
+    sentence = (
+        f"An answer of {model.name} takes {p99.mean:.1f} ms at the 99th percentile,"
+        f" {'within' if passed else 'over'} the budget of {budget_ms:g} ms."
+    )
+    return Check("latency_in_budget", passed, p99.mean, budget_ms, sentence, decides)
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _start(name: str) -> str:
+    """A name at the start of a sentence."""
+    return name[:1].upper() + name[1:]

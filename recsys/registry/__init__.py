@@ -1,0 +1,12 @@
+"""The model registry: bundles by version, which of them serves, and how two of them differ.
+
+Stage: register, promote, serve, retrain. In: bundle folders. Out: versions with aliases `champion` and
+`challenger`, and verified copies of bundles. Absent: what is inside a bundle (`recsys.bundle`) and whether one
+deserves promotion (`recsys.gate`). MLflow is imported in `backend` alone, and only when a registry is first used.
+"""
+
+from recsys.registry.compare import Comparison, MetricDifference, ParameterDifference
+from recsys.registry.records import VersionInfo, model_name_for
+from recsys.registry.store import Registry
+
+__all__ = ["Comparison", "MetricDifference", "ParameterDifference", "Registry", "VersionInfo", "model_name_for"]

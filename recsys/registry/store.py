@@ -1,0 +1,282 @@
+"""Versions of a data set's model: register, look up, fetch, promote, roll back.
+
+Stage: register, promote, serve, retrain. In: bundle folders, versions or aliases. Out: VersionInfo and verified
+copies. Absent: MLflow's set-up and errors (`backend`), the content of a bundle, the decision of the gate.
+
+What lies where: one MLflow run a training, with the artifacts `bundle/`, `evaluation_bundle/` and `reports/`; one
+model version pointing at `bundle/`; the earlier champions, oldest first, as a tag of the registered model.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from recsys.artefacts import replacing_folder
+from recsys.columns import CHALLENGER, CHAMPION
+from recsys.errors import BundleError, RegistryError
+from recsys.gate import GateResult, judge
+from recsys.registry import records
+from recsys.registry.backend import Backend
+from recsys.registry.compare import Comparison, compare
+from recsys.registry.records import VersionInfo, fingerprint_folder
+
+_HISTORY: Final = "recsys.champion_history"
+_LONGEST_HISTORY: Final = 200  # a registered model's tag holds 5000 characters
+_BUNDLE: Final = "bundle"
+_EVALUATION: Final = "evaluation_bundle"
+
+
+class Registry:
+    """The versions of one registered model. Nothing is opened, imported or created before the first call.
+
+    tracking_uri   an MLflow server (http, https) or database; None keeps SQLite in `folder`
+    folder         where the default database and its artifacts live, and the lock that writers share
+    model_name     `model_name_for(dataset)`; the experiment has the same name
+
+    Every method raises RegistryError where the store cannot be reached or does not hold what was asked for.
+    """
+
+    def __init__(self, tracking_uri: str | None, folder: Path, model_name: str) -> None:
+        self.model_name = model_name
+        self._backend = Backend(tracking_uri, folder)
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def register(
+        self,
+        bundle_dir: Path,
+        *,
+        evaluation_dir: Path | None = None,
+        report_files: Sequence[Path] = (),
+        parameters: Mapping[str, object] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> VersionInfo:
+        """Store a production bundle, its sibling and its reports, and call the new version `challenger`.
+
+        `parameters` and `metrics` are added to those in `bundle.json`. A failure leaves a run marked FAILED and no
+        version. Raises BundleError where a folder is not the bundle that it should be.
+        """
+        manifest = records.read_bundle(bundle_dir, "production")
+        evaluation_id = _sibling_id(manifest, evaluation_dir)
+        _check_reports(report_files)
+        sha = fingerprint_folder(bundle_dir)
+        evaluation_sha = fingerprint_folder(evaluation_dir) if evaluation_dir else None
+        known = records.version_tags(manifest) | records.content_tags(sha, evaluation_id, evaluation_sha)
+        flat = records.flat_parameters({**manifest.get("parameters", {}), **(parameters or {})})
+        numbers = records.flat_metrics({**manifest["metrics"], **(metrics or {})})
+        all_tags = {**known, **(tags or {})}
+        with self._backend.writing("register a bundle") as client:
+            experiment_id = self._backend.experiment_id(self.model_name, self._artifacts)
+            run = client.create_run(experiment_id, run_name=manifest["bundle_id"])
+            run_id = run.info.run_id
+            try:
+                # the metrics tag serves `versions`; a run has them as metrics
+                self._backend.log(
+                    run_id, flat, numbers, {k: v for k, v in all_tags.items() if k != records.METRICS_TAG}
+                )
+                client.log_artifacts(run_id, str(bundle_dir), _BUNDLE)
+                if evaluation_dir:
+                    client.log_artifacts(run_id, str(evaluation_dir), _EVALUATION)
+                for path in report_files:
+                    client.log_artifact(run_id, str(path), "reports")
+                source = f"{run.info.artifact_uri}/{_BUNDLE}"
+                version = self._backend.create_version(self.model_name, source, run_id, all_tags)
+            except BaseException:
+                with suppress(Exception):  # what follows is the error to report, not one more from the same cause
+                    client.set_terminated(run_id, "FAILED")
+                raise
+            client.set_terminated(run_id, "FINISHED")
+            client.set_registered_model_alias(self.model_name, CHALLENGER, version)
+        return self.resolve(version)
+
+    def judge(self, ref: str | int = CHALLENGER, *, latency_budget_ms: float) -> GateResult:
+        """Hold a version against the champion, and record the result with the version. Promotes nothing.
+
+        The champion itself is judged as a first model: it has nothing but itself to be held against.
+        """
+        challenger = self.resolve(ref)
+        champion = next((v for v in self.versions() if CHAMPION in v.aliases and v.version != challenger.version), None)
+        result = judge(
+            challenger.measured, champion.measured if champion else None, latency_budget_ms=latency_budget_ms
+        )
+        self.record_gate(challenger.version, result)
+        return result
+
+    def record_gate(self, ref: str | int, result: GateResult) -> None:
+        """Keep a gate's result with a version, so that `versions` shows it."""
+        version = self.resolve(ref).version
+        key, text = records.gate_tag(result)
+        with self._backend.writing("record a gate's result") as client:
+            client.set_model_version_tag(self.model_name, str(version), key, text)
+
+    def promote(self, ref: str | int) -> VersionInfo:
+        """Make a version the champion, and remember the one before. Does not ask the gate: a person may overrule it.
+
+        `challenger` is taken from the version, so that an experiment never plays the champion against itself.
+        Promoting the champion changes nothing.
+        """
+        version = self.resolve(ref).version
+        with self._backend.writing("promote a version") as client:
+            model = self._backend.model(self.model_name)
+            aliases = _aliases(model)
+            current = aliases.get(CHAMPION)
+            if current != version:
+                if current is not None:  # first: a crash in between leaves an entry that `rollback` skips
+                    self._write_history(client, [*_history(model), current])
+                client.set_registered_model_alias(self.model_name, CHAMPION, str(version))
+            if aliases.get(CHALLENGER) == version:
+                client.delete_registered_model_alias(self.model_name, CHALLENGER)
+        return self.resolve(version)
+
+    def rollback(self) -> VersionInfo:
+        """Make the previous champion champion again.
+
+        Each call goes one champion further back, never forth again: two calls after 1, 2, 3 lead to 1. To return to
+        the version left behind, `promote` it. Versions deleted meanwhile are skipped. Raises RegistryError where no
+        earlier champion is left, and changes nothing then.
+        """
+        with self._backend.writing("roll back") as client:
+            model = self._backend.model(self.model_name)
+            current = _aliases(model).get(CHAMPION)
+            if current is None:
+                raise RegistryError(f"{self.model_name} has no champion to roll back from. Promote a version first.")
+            present = {v.version for v in self.versions()}
+            earlier = [v for v in _history(model) if v in present]
+            while earlier and earlier[-1] == current:
+                earlier.pop()
+            if not earlier:
+                raise RegistryError(
+                    f"Version {current} of {self.model_name} has no earlier champion to roll back to."
+                    " Promote the version that you want by its number."
+                )
+            target = earlier.pop()
+            client.set_registered_model_alias(self.model_name, CHAMPION, str(target))
+            self._write_history(client, earlier)
+        return self.resolve(target)
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def versions(self) -> list[VersionInfo]:
+        """All versions, newest first; empty where nothing was registered yet."""
+        if not self._backend.exists:
+            return []  # without creating a database for a mere question
+        found: list[Any] = []
+        with self._backend.speaking("list the versions"):
+            if (model := self._backend.model(self.model_name)) is None:
+                return []
+            token = None
+            while True:
+                page = self._backend.client.search_model_versions(f"name = '{self.model_name}'", page_token=token)
+                found += page
+                if not (token := page.token):
+                    break
+        infos = (records.version_info(entity, _aliases(model)) for entity in found)
+        return sorted((i for i in infos if i is not None), key=lambda i: -i.version)
+
+    def resolve(self, ref: str | int) -> VersionInfo:
+        """The version with a number (3, "3", "v3") or an alias."""
+        versions = self.versions()
+        if not versions:
+            raise RegistryError(
+                f"The registry at {self._backend.shown} holds no version of {self.model_name} yet."
+                " Train and register one first."
+            )
+        text = str(ref)
+        number = text[1:] if text[:1] in ("v", "V") else text
+        for info in versions:
+            if text in info.aliases or (number.isdecimal() and int(number) == info.version):
+                return info
+        if number.isdecimal():
+            have = ", ".join(str(i.version) for i in reversed(versions))
+            raise RegistryError(f"{self.model_name} has no version {number}. It has {have}.")
+        aliases = ", ".join(sorted(f"{alias} ({i.version})" for i in versions for alias in i.aliases)) or "none"
+        raise RegistryError(
+            f"{self.model_name} has no version called {text!r}. Its aliases: {aliases}."
+            " Promote a version, or name one by its number."
+        )
+
+    def download(self, ref: str | int, to: Path, *, evaluation: bool = False) -> Path:
+        """A verified copy of a version's bundle at `to/<bundle_id>`; with `evaluation`, of its sibling.
+
+        A copy that is there and whole is used as it is; one that differs from what was registered is replaced.
+        Raises RegistryError where the stored bundle itself is not what was registered.
+        """
+        info = self.resolve(ref)
+        name, sha = (info.evaluation_id, info.evaluation_sha256) if evaluation else (info.bundle_id, info.bundle_sha256)
+        if name is None or sha is None:
+            raise RegistryError(f"Version {info.version} of {self.model_name} was registered without its sibling.")
+        if not records.is_folder_name(name):
+            raise RegistryError(f"Version {info.version} of {self.model_name} names its bundle {name!r}: refused.")
+        place = to / name
+        if place.is_dir() and fingerprint_folder(place) == sha:
+            return place
+        part = _EVALUATION if evaluation else _BUNDLE
+        with self._backend.speaking(f"fetch version {info.version}"), tempfile.TemporaryDirectory() as scratch:
+            source = self._artifacts / info.run_id / "artifacts" / part  # also where a home was moved or mounted
+            if not source.is_dir():
+                source = Path(self._backend.client.download_artifacts(info.run_id, part, scratch))
+            if fingerprint_folder(source) != sha:
+                raise RegistryError(
+                    f"The stored bundle of version {info.version} of {self.model_name} was altered or is incomplete"
+                    f" ({source}). Roll back, or register it again."
+                )
+            try:
+                with replacing_folder(place) as beside:
+                    shutil.copytree(source, beside, dirs_exist_ok=True)
+            except OSError:  # another process may have put the same copy there in the same moment
+                if not (place.is_dir() and fingerprint_folder(place) == sha):
+                    raise
+        return place
+
+    def compare(self, a: str | int, b: str | int) -> Comparison:
+        """What differs between two versions, b against a."""
+        first, second = self.resolve(a), self.resolve(b)
+        with self._backend.speaking("compare two versions"):
+            runs = [self._backend.client.get_run(v.run_id) for v in (first, second)]
+        return compare(first, second, runs[0].data.params, runs[1].data.params)
+
+    # -- parts --------------------------------------------------------------------------------------------------
+
+    @property
+    def _artifacts(self) -> Path:
+        """Where a store without a server keeps the runs' artifacts."""
+        return self._backend.folder / "artifacts" / self.model_name
+
+    def _write_history(self, client: Any, versions: Sequence[int]) -> None:
+        kept = list(versions)[-_LONGEST_HISTORY:]
+        client.set_registered_model_tag(self.model_name, _HISTORY, json.dumps(kept))
+
+
+def _aliases(model: Any) -> dict[str, int]:
+    """Alias to version number; MLflow gives text from a server and numbers from a database."""
+    return {alias: int(version) for alias, version in model.aliases.items()} if model else {}
+
+
+def _history(model: Any) -> list[int]:
+    """The earlier champions, oldest first."""
+    return [int(version) for version in json.loads(model.tags.get(_HISTORY, "[]"))]
+
+
+def _sibling_id(manifest: Mapping[str, Any], evaluation_dir: Path | None) -> str | None:
+    if evaluation_dir is None:
+        return None
+    sibling_id = str(records.read_bundle(evaluation_dir, "evaluation")["bundle_id"])
+    if sibling_id != manifest["sibling_id"]:
+        raise BundleError(
+            f"{evaluation_dir} holds {sibling_id}, but the sibling of {manifest['bundle_id']} is"
+            f" {manifest['sibling_id']}: their metrics would be mixed up. Register a pair of one training."
+        )
+    return sibling_id
+
+
+def _check_reports(paths: Sequence[Path]) -> None:
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise RegistryError(f"No such report: {', '.join(missing)}. Make the reports before registering.")
+    if len({path.name for path in paths}) < len(paths):
+        raise RegistryError("Two reports have the same file name: one would replace the other.")

@@ -1,0 +1,35 @@
+"""Worlds that several modules read and none changes."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from .feature_worlds import DAY, T0, World, build, random_events
+
+# Somebody in the middle of a history with two ratings in one second; somebody later; somebody ten years earlier.
+PLANTED = [
+    (1, 3, 4.0, T0 + 100),
+    (1, 1, 5.0, T0 + 200),
+    (1, 2, 3.5, T0 + 200),
+    (1, 4, 0.5, T0 + 300),
+    (2, 1, 2.0, T0 + 3 * DAY),
+    (2, 5, 4.5, T0 + 3 * DAY + 60),
+    (3, 6, 4.0, T0 - 3_650 * DAY),
+]
+CONTEXTS = [(1, T0 + 100), (1, T0 + 200), (1, T0 + 201), (1, T0 + 300), (2, T0 + 3 * DAY), (3, T0)]
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    world = build(tmp_path_factory.mktemp("planted"), PLANTED, CONTEXTS)
+    yield world
+    world.store.close()
+
+
+@pytest.fixture(scope="session", params=[0, 1])
+def seeded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    rows = random_events(request.param)
+    moments = sorted({(u, t + late) for u, _, _, t in rows for late in (0, 1)})
+    world = build(tmp_path_factory.mktemp("seeded"), rows, moments, name=f"seed-{request.param}")
+    yield world
+    world.store.close()

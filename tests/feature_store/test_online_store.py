@@ -1,0 +1,173 @@
+"""What a request reads, what a push changes, and what a materialisation leaves behind."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from recsys.columns import TIMESTAMP, USER_ID
+from recsys.errors import StoreError
+from recsys.feature_store import FeatureStore, FeatureStoreConfig, write_feature_tables
+from recsys.features.histories import Histories
+from recsys.features.state import Event, UserState, state_after
+
+from .feature_worlds import T0, World, build
+
+NO_CONTEXTS = pd.DataFrame({USER_ID: [], TIMESTAMP: []}, dtype=np.int64)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    world = build(tmp_path_factory.mktemp("online"), [(1, 3, 4.0, T0), (1, 5, 2.5, T0 + 10), (2, 3, 5.0, T0 + 20)])
+    yield world
+    world.store.close()
+
+
+def test_one_user_is_one_read(base: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    base.store.online_state(1)
+    feast_store = base.store._feast_store
+    calls: list[Any] = []
+    real = feast_store.get_online_features
+    monkeypatch.setattr(feast_store, "get_online_features", lambda **given: calls.append(given) or real(**given))
+    monkeypatch.setattr(feast_store, "get_feature_service", None)
+    found = base.store.online_state(1)
+    assert len(calls) == 1
+    assert found is not None
+    state, seen = found
+    assert state == UserState(1, (3, 5), (4.0, 2.5), (T0, T0 + 10), 2, 1, 6.5, 22.25, "F", 18, "artist")
+    assert seen.tolist() == [3, 5]
+    assert seen.dtype == np.int64
+
+
+def test_columns_are_taken_by_name(base: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = base.store.online_state(2)
+    feast_store = base.store._feast_store
+    real = feast_store.get_online_features
+
+    class Reversed:
+        def __init__(self, answer: Any) -> None:
+            self.answer = answer
+
+        def to_dict(self) -> dict[str, Any]:
+            return dict(reversed(self.answer.to_dict().items()))
+
+    monkeypatch.setattr(feast_store, "get_online_features", lambda **given: Reversed(real(**given)))
+    found = base.store.online_state(2)
+    assert found is not None
+    assert expected is not None
+    assert found[0] == expected[0]
+    assert found[1].tolist() == expected[1].tolist()
+
+
+def test_somebody_unknown_is_none_and_somebody_without_events_is_not(base: World) -> None:
+    assert base.store.online_state(77) is None
+    found = base.store.online_state(9)
+    assert found is not None
+    assert found[0] == UserState(9)
+    assert found[1].tolist() == []
+
+
+def test_bulk_keeps_order_and_repeats(base: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recsys.feature_store.store.ONLINE_CHUNK", 2)
+    found = base.store.online_states([2, 77, 1, 2, 9])
+    assert [None if row is None else row[0].user_id for row in found] == [2, None, 1, 2, 9]
+    assert base.store.online_states([]) == []
+
+
+def test_a_push_is_what_the_next_read_shows_and_a_materialisation_takes_it_back(tmp_path: Path) -> None:
+    world = build(tmp_path, [(1, 3, 4.0, T0), (2, 3, 5.0, T0)])
+    store = world.store
+    before = store.online_state(1)
+    assert before is not None
+    moved = state_after(before[0], Event(7, 4.5, T0 + 5))
+    store.push_state(moved, [3, 7], stamped=T0 + 5)
+    newcomer = state_after(UserState(500), Event(8, 1.0, T0 + 6))
+    store.push_state(newcomer, np.array([8]), stamped=T0 + 6)
+    store.push_state(UserState(501), [], stamped=T0)
+    # A second event in the same second, and a push stamped earlier: the last write wins, here as in Redis.
+    again = state_after(newcomer, Event(9, 2.0, T0 + 6))
+    store.push_state(again, [8, 9], stamped=T0 - 100)
+
+    found = store.online_states([1, 500, 501])
+    assert [row[0] for row in found if row] == [moved, again, UserState(501)]
+    assert [row[1].tolist() for row in found if row] == [[3, 7], [8, 9], []]
+
+    # Tables without user 2 and 500, and older than the pushes: nothing of before may survive.
+    users = pd.DataFrame({USER_ID: [1], "gender": ["F"], "age": [18], "occupation": ["artist"]})
+    histories = Histories.from_tables(world.catalogue, world.events[world.events[USER_ID] == 1], users)
+    write_feature_tables(world.home, histories, world.snapshots.iloc[:0], NO_CONTEXTS)
+    another_process = FeatureStore(store.config)
+    another_process.materialize()
+    another_process.close()
+    found = store.online_states([1, 2, 500])  # the store that was open all the time
+    assert found[0] is not None
+    assert found[0][0] == before[0]
+    assert found[1:] == [None, None]
+    assert store.last_snapshot_day() == 0
+    assert not list(world.home.feast.glob("*.part*"))
+    store.close()
+
+
+def test_a_reader_never_sees_half_a_push(base: World) -> None:
+    def state(k: int) -> UserState:
+        return UserState(600, (k,), (float(k),), (k,), k, k, float(k), float(k))
+
+    base.store.push_state(state(1), [1], stamped=T0)
+    writing = threading.Thread(
+        target=lambda: [base.store.push_state(state(k), [k], stamped=T0 + k) for k in range(1, 30)]
+    )
+    writing.start()
+    try:
+        while writing.is_alive():
+            found = base.store.online_state(600)
+            assert found is not None
+            assert found[0] == state(found[0].n_events)
+    finally:
+        writing.join()
+
+
+def test_two_homes_in_one_process_never_mix(base: World, tmp_path: Path) -> None:
+    other = build(tmp_path, [(1, 9, 1.0, T0 + 1_000), (4, 9, 1.0, T0 + 1_000)], name=base.home.name)
+    assert other.store.config.project != base.store.config.project
+    assert [row[0].item_ids for row in other.store.online_states([1, 4]) if row] == [(9,), (9,)]
+    assert [row[0].item_ids for row in base.store.online_states([1, 4]) if row] == [(3, 5), ()]
+    assert other.store.historical_states([1], T0 + 2_000)[0].item_ids == (9,)
+    assert base.store.historical_states([1], T0 + 2_000)[0].item_ids == (3, 5)
+    other.store.push_state(UserState(1), [], stamped=T0)
+    assert base.store.online_states([1])[0][0].n_events == 2  # type: ignore[index]
+    other.store.close()
+
+
+def test_close_and_read_again(base: World) -> None:
+    base.store.close()
+    base.store.close()
+    assert base.store.online_state(1) is not None
+
+
+def test_every_failure_says_what_to_do(base: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = type(base.home)(tmp_path / "nowhere", "nowhere")
+    empty = FeatureStore(FeatureStoreConfig(nowhere, base.store.config.repo))
+    for call in (empty.apply, empty.materialize, empty.last_snapshot_day, lambda: empty.historical_states([1], [1])):
+        with pytest.raises(StoreError, match="Run `recsys features` first"):
+            call()
+    for call in (lambda: empty.online_state(1), lambda: empty.push_state(UserState(1), [], stamped=1)):
+        with pytest.raises(StoreError, match="No feature registry"):
+            call()
+
+    moved = type(base.home)(tmp_path / "moved", base.home.name)
+    shutil.copytree(base.home.root, moved.root)
+    with pytest.raises(StoreError, match="is new, or was moved"):
+        FeatureStore(FeatureStoreConfig(moved, base.store.config.repo)).online_state(1)
+
+    def broken(**_: Any) -> None:
+        raise OSError("disk on fire")
+
+    base.store.online_state(1)
+    monkeypatch.setattr(base.store._feast_store, "get_online_features", broken)
+    with pytest.raises(StoreError, match=r"User states could not be read .*disk on fire.*Run `recsys features`"):
+        base.store.online_state(1)
