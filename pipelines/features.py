@@ -10,8 +10,8 @@ import pandas as pd
 from pipelines.job import Job
 from recsys.columns import TIMESTAMP, USER_ID
 from recsys.feature_store import write_feature_tables
+from recsys.features.contexts import Contexts
 from recsys.features.item_stats import snapshots
-from recsys.ranking.training_table import Contexts
 
 
 def ranker_contexts(job: Job, after: int, through: int) -> Contexts:

@@ -12,11 +12,12 @@ from pipelines.features import ranker_contexts
 from pipelines.job import Job
 from recsys.artefacts import replacing_folder, write_json
 from recsys.errors import StoreError
+from recsys.features.contexts import Contexts
 from recsys.features.item_stats import ItemStats
 from recsys.features.state import StateBatch, state_batch
 from recsys.ranking.training import fit_lambdarank, fit_logistic
-from recsys.ranking.training_table import Contexts, build_training_table, item_days, retrieve_contexts
 from recsys.recommender import Recommender
+from recsys.training_table import build_training_table, item_days, retrieve_contexts
 
 CHECKED = 200  # contexts whose Feast state is compared with the one computed from events
 

@@ -15,8 +15,8 @@ from pipelines.job import Job
 from recsys.artefacts import read_json, replacing_folder, write_json
 from recsys.bundle import load_sources, save_sources
 from recsys.columns import TIMESTAMP
+from recsys.features.contexts import Contexts
 from recsys.features.item_stats import SECONDS_PER_DAY
-from recsys.ranking.training_table import Contexts
 from recsys.retrieval.covisitation import Covisitation
 from recsys.retrieval.ease import Ease
 from recsys.retrieval.popularity import Popularity

@@ -22,7 +22,8 @@ def print_versions(job: Job) -> None:
             shown += f" ({ndcg.low:.4f}-{ndcg.high:.4f})"
         aliases = ",".join(v.aliases) or "-"
         typer.echo(
-            f"{v.version:>7}  {aliases:12} {shown:24} {v.gate:10} {v.code_version:20} {v.created_utc:26} {v.dataset_label}"
+            f"{v.version:>7}  {aliases:12} {shown:24} {v.gate:10} {v.code_version:20} {v.created_utc:26} "
+            f"{v.dataset_label}"
         )
         for reason in v.gate_reasons:
             typer.echo(f"         {reason}")
@@ -31,9 +32,8 @@ def print_versions(job: Job) -> None:
 def print_comparison(job: Job, a: str, b: str) -> None:
     """Metrics side by side, then settings that differ, then a sentence."""
     comparison = job.registry.compare(a, b)
-    typer.echo(
-        f"{'metric':24} {f'version {comparison.a.version}':>14} {f'version {comparison.b.version}':>14} {'difference':>12}"
-    )
+    left, right = f"version {comparison.a.version}", f"version {comparison.b.version}"
+    typer.echo(f"{'metric':24} {left:>14} {right:>14} {'difference':>12}")
     for m in comparison.metrics:
         left = "-" if m.a is None else f"{m.a.mean:.4f}"
         right = "-" if m.b is None else f"{m.b.mean:.4f}"

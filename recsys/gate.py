@@ -30,7 +30,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of a model: `name` as sentences call it ("version 2"), the data it was measured on, and its metrics."""
+    """What is known of a model: `name` as sentences call it ("version 2"), its data, and its metrics."""
 
     name: str
     dataset: str
@@ -147,7 +147,7 @@ def _not_below_champion(challenger: Measured, champion: Measured) -> Check:
     measured = ours.mean if ours else None
     if challenger.fingerprint != champion.fingerprint:
         sentence = (
-            f"NDCG@10 was not compared: {challenger.name} was measured on data {challenger.fingerprint[:12]}, the"
+            f"NDCG@10 was not compared: {challenger.name} was measured on data {challenger.fingerprint[:12]},"
             f" {champion.name} on data {champion.fingerprint[:12]}. Replay the champion on the new data to compare."
         )
         return Check(name, False, measured, None, sentence, decides=False)

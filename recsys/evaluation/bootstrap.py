@@ -75,7 +75,7 @@ def resampled_means(sums: Floats, counts: npt.NDArray[np.int64], n_boot: int = N
     means = np.empty((n_boot, n_metrics))
     for b in range(n_boot):
         # How often each user was drawn: multinomial. `rng.multinomial` gives the same law by U binomial draws, which
-        # is over ten times slower at a million users; all resamples at once would need B x U numbers.
+        # is about nine times slower at a million users; all resamples at once would need B x U numbers.
         drawn = np.bincount(rng.integers(0, n_users, n_users), minlength=n_users)  # (U,)
         means[b] = (drawn @ sums) / (drawn @ counts)
     return means

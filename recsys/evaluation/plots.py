@@ -7,7 +7,7 @@ imported when a picture is drawn, never at import.
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -29,7 +29,7 @@ def ladder_png(ladder: Mapping[str, Any], metric: str = "ndcg@10", segment: str 
     A method without events in the segment keeps its line, with "no events" in place of a bar.
     """
     methods = ladder["methods"]
-    figure, axes = _figure(height=1.75 + 0.4 * len(methods), left=0.27)
+    figure, axes = _figure(height=1.6 + 0.4 * len(methods), labels=[m["name"] for m in methods])
     cells = [m["segments"][segment]["metrics"][metric] for m in methods]
     top = max([c["high"] for c in cells if c] + [1e-9])
     for y, (method, cell) in enumerate(zip(methods, cells, strict=True)):
@@ -62,7 +62,11 @@ def ladder_png(ladder: Mapping[str, Any], metric: str = "ndcg@10", segment: str 
         names = {"single": ("one source alone", SINGLE), "system": ("several stages together", SYSTEM)}
         patches = [Patch(color=colour, label=text) for kind, (text, colour) in names.items() if kind in kinds]
         figure.legend(
-            handles=patches, loc="upper right", bbox_to_anchor=(0.985, 1 - 0.12 / figure.get_figheight()), **_LEGEND
+            handles=patches,
+            loc="upper right",
+            ncols=2,
+            bbox_to_anchor=(0.985, 1 - 0.06 / figure.get_figheight()),
+            **_LEGEND,
         )
     return _png(figure)
 
@@ -74,20 +78,20 @@ def retrieval_png(ranks: Mapping[str, Ints], data: Mapping[str, Any]) -> bytes:
     """
     if not ranks:
         raise ValueError("A retrieval picture needs the ranks of at least one method.")
-    figure, axes = _figure(height=4.6, left=0.085, right=0.73)
+    figure, axes = _figure(height=4.6, right=0.73, foot=0.82)
     curves = {name: recall_curve(rank, KS) for name, rank in ranks.items()}
     for i, name in enumerate(sorted(curves, key=lambda n: (-curves[n][-1], n))):
         colour, style = LINES[i % len(LINES)], STYLES[i // len(LINES) % len(STYLES)]
         text = f"{_plain(name, 22)}  {curves[name][-1]:.3f}"
         axes.plot(KS, curves[name], style, color=colour, linewidth=2, label=text)
     axes.set_xlim(0, KS[-1])
-    axes.set_ylim(0, min(1.0, 1.08 * max(float(c[-1]) for c in curves.values()) + 1e-9))
+    axes.set_ylim(0, min(1.02, 1.08 * max(float(c[-1]) for c in curves.values()) + 1e-9))
     axes.set_xticks([10, 100, 200, 300, 400, 500])
     axes.set_xlabel("k, length of the candidate list", color=MUTED)
     axes.set_ylabel("Recall@k", color=MUTED)
     axes.grid(color=GRID)
-    legend = axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.02), title="Recall@500", **_LEGEND)
-    legend.get_title().set_fontsize(9)
+    legend = axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.02), title="Recall@500", alignment="left", **_LEGEND)
+    legend.get_title().set(fontsize=9, color=MUTED)
     n_events = {len(rank) for rank in ranks.values()}
     note = f"Share of {max(n_events):,} test events whose movie is among the first k candidates."
     _words(figure, "Recall of retrieval", data, note)
@@ -104,7 +108,7 @@ def importance_png(gains: Mapping[str, float], data: Mapping[str, Any], top: int
         raise ValueError("Feature gains must be a non-empty mapping of numbers >= 0, and `top` at least 1.")
     total = float(values.sum()) or 1.0  # a ranker that never split: all bars are 0
     shown = sorted(gains, key=lambda name: (-gains[name], name))[:top]
-    figure, axes = _figure(height=1.75 + 0.27 * len(shown), left=0.34)
+    figure, axes = _figure(height=1.6 + 0.27 * len(shown), labels=shown)
     shares = [gains[name] / total for name in shown]
     axes.barh(range(len(shown)), shares, height=0.66, color=SYSTEM)
     for y, share in enumerate(shares):
@@ -123,12 +127,16 @@ def importance_png(gains: Mapping[str, float], data: Mapping[str, Any], top: int
 _LEGEND: Final[dict[str, Any]] = {"frameon": False, "fontsize": 9, "labelcolor": INK}
 
 
-def _figure(height: float, left: float, right: float = 0.985) -> tuple[Any, Any]:
-    """A figure 8.4 inches wide with one bare pair of axes, and room for two lines above and a note below."""
+def _figure(height: float, labels: Sequence[str] = (), right: float = 0.985, foot: float = 0.6) -> tuple[Any, Any]:
+    """A figure 8.4 inches wide with one bare pair of axes, two lines above it and `foot` inches below it.
+
+    The left margin is as wide as the longest of the row labels needs.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, height), dpi=DPI, facecolor="white")
-    axes = figure.add_axes((left, 0.74 / height, right - left, (height - 1.45) / height))
+    left = min(max(0.085, 0.03 + 0.0122 * max((len(text) for text in labels), default=0)), 0.4)
+    axes = figure.add_axes((left, foot / height, right - left, (height - foot - 0.72) / height))
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
@@ -142,7 +150,7 @@ def _words(figure: Any, title: str, data: Mapping[str, Any], note: str) -> None:
     """Title, data set and note, at the same distance from the edges whatever the height."""
     height = figure.get_figheight()
     synthetic = bool(data["synthetic"])
-    name = _plain(data["name"], 60) + (" — synthetic, not MovieLens" if synthetic else "")
+    name = _plain(data["name"], 32) + (" — synthetic, not MovieLens" if synthetic else "")
     figure.text(0.02, 1 - 0.14 / height, title, va="top", fontsize=13, weight="bold", color=INK)
     weight = "bold" if synthetic else "normal"
     colour = WARNING if synthetic else MUTED

@@ -28,10 +28,10 @@ from recsys.columns import ITEM_ID, RANK, RANKED, RATING, TIMESTAMP, USER_ID
 from recsys.errors import DataError
 from recsys.evaluation.ladder import COLD, MethodRanks
 from recsys.evaluation.metrics import LIST_LENGTH
+from recsys.features.contexts import Contexts
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, day_of
 from recsys.features.state import StateBatch
-from recsys.ranking.training_table import Contexts
 from recsys.recommender import Context, order
 from recsys.retrieval.source import Answer
 

@@ -68,7 +68,8 @@ def finding(ladder: Mapping[str, Any]) -> str:
     system = ladder["system"]
     lead = system or max(means, key=lambda name: means[name]["mean"])
     cell = means[lead]
-    said = f"Over all test events, {lead} reaches NDCG@10 {cell['mean']:.4f} ({level} {cell['low']:.4f} to {cell['high']:.4f})."
+    interval = f"{level} {cell['low']:.4f} to {cell['high']:.4f}"
+    said = f"Over all test events, {lead} reaches NDCG@10 {cell['mean']:.4f} ({interval})."
     singles = [m["name"] for m in ladder["methods"] if m["kind"] == "single" and m["name"] != lead]
     if system is None or not singles:
         return said
@@ -257,14 +258,22 @@ def _segment_html(ladder: Mapping[str, Any], segment: str) -> str:
 def _differences_html(ladder: Mapping[str, Any]) -> list[str]:
     if not ladder["differences"]:
         return []
-    header = ["Compared with", "Metric", "Difference", f"{ladder['bootstrap']['level']:.0%} interval", "Resamples ≤ 0"]
-    rows = [[d["other"], LABELS[d["metric"]], *_difference_cells(ladder, d)] for d in ladder["differences"]]
+    metrics = list(dict.fromkeys(d["metric"] for d in ladder["differences"]))
+    found = {(d["other"], d["metric"]): _difference_cells(ladder, d) for d in ladder["differences"]}
+    rows = []
+    for other in dict.fromkeys(d["other"] for d in ladder["differences"]):
+        row: list[str | tuple[str, str]] = [other]
+        for metric in metrics:
+            mean, interval, share = found[other, metric]
+            row += [(mean, interval), share]
+        rows.append(row)
     how = (
-        "The full system minus the other method on the same events, with the same users drawn for both. An interval "
-        "that holds 0 means that these data do not tell the two apart. The last column is the share of resamples in "
-        "which the system was not better."
+        "The full system minus the other method on the same events, with the same users drawn for both; below each "
+        "difference its interval. One that holds 0 means that these data do not tell the two apart. “Not better” is "
+        "the share of resamples in which the system was not better."
     )
-    title = f"<h2>Is {escape(str(ladder['system']))} better?</h2>"
+    header = ["Compared with", *(text for metric in metrics for text in (LABELS[metric], "Not better"))]
+    title = f"<h2>Is “{escape(str(ladder['system']))}” better?</h2>"
     return [title, f"<p class='how'>{how}</p>", _table_html(header, rows)]
 
 
@@ -339,7 +348,8 @@ h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; }
 .banner { margin: 1rem 0 0; padding: .75rem 1rem; border: 2px solid var(--warn-line); border-radius: .5rem;
   background: var(--warn-paper); color: var(--warn-ink); }
 .finding { font-size: 1.1rem; border-left: 4px solid var(--accent); padding-left: 1rem; margin: 1.5rem 0; }
-figure { margin: 1rem 0; padding: .5rem; background: #fff; border: 1px solid var(--line); border-radius: .5rem; }
+figure { overflow-x: auto; margin: 1rem 0; padding: .5rem; background: #fff; border: 1px solid var(--line);
+  border-radius: .5rem; }
 img { display: block; width: 100%; height: auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
@@ -358,6 +368,6 @@ dl { display: grid; grid-template-columns: minmax(9rem, 19rem) 1fr; gap: .35rem 
 dt { color: var(--muted); }
 dd { margin: 0; }
 @media (max-width: 36rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .6rem; }
-  tbody th { min-width: 7rem; max-width: 8.5rem; } h1 { font-size: 1.4rem; } }
+  img { min-width: 34rem; } tbody th { min-width: 7rem; max-width: 8.5rem; } h1 { font-size: 1.4rem; } }
 @media print { figure, tr { break-inside: avoid; } }
 """

@@ -8,6 +8,8 @@ and needs no restart. (A rename of the file would leave that service on the old 
 as the new one's.) Redis has no such moment: its rows are deleted, then written, and in between users look unknown.
 """
 
+import contextlib
+import io
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
@@ -49,7 +51,7 @@ def materialize_all(feast_store: Any, config: FeatureStoreConfig) -> None:
     start, end = stamp_range([table_path(config.home, view) for view in VIEWS])
     if config.online_file is None:
         _empty(feast_store, config)
-        feast_store.materialize(start, end, feature_views=list(VIEWS))
+        _materialize(feast_store, start, end)
         return
     from feast import FeatureStore
 
@@ -59,11 +61,17 @@ def materialize_all(feast_store: Any, config: FeatureStoreConfig) -> None:
     try:
         views, entities = fresh.list_feature_views(), fresh.list_entities()
         fresh.provider.update_infra(config.project, [], views, [], entities, partial=True)
-        fresh.materialize(start, end, feature_views=list(VIEWS))
+        _materialize(fresh, start, end)
         _copy_over(fresh_file, config.online_file)
     finally:
         fresh.provider.teardown_infra(config.project, [], [])  # closes and removes the file beside
         dispose(fresh)
+
+
+def _materialize(feast_store: Any, start: Any, end: Any) -> None:
+    """Fill all views. What Feast prints on stdout (with colour codes, whatever stdout is) would end up in results."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        feast_store.materialize(start, end, feature_views=list(VIEWS))
 
 
 def _empty(feast_store: Any, config: FeatureStoreConfig) -> None:

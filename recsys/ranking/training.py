@@ -1,7 +1,7 @@
 """Fitting the rankers on the training table.
 
-Stage: ranking, offline. In: a `TrainingTable`. Out: `LambdaRanker` and `LogisticRanker`. Absent: the table itself
-(`training_table`).
+Stage: ranking, offline. In: a `TrainingTable`. Out: `LambdaRanker` and `LogisticRanker`. Absent: how the
+table is built (`recsys.training_table`).
 
 LambdaRank stops early on the last contexts in time, then is fitted again on all of them with the number of trees
 found. A context's weight falls with the square root of how many its user has, so that no single user writes the order.
@@ -19,9 +19,26 @@ from sklearn.linear_model import LogisticRegression
 
 from recsys.errors import ConfigError, DataError
 from recsys.ranking.ranker import LambdaRanker, LogisticRanker
-from recsys.ranking.training_table import TrainingTable
 
 FEWEST_CONTEXTS = 20  # below this there is nothing to learn an order from
+
+
+@dataclass(frozen=True)
+class TrainingTable:
+    """features (R, F) float32; labels (R,) 1 for what happened, 0 otherwise; item_id (R,); group_sizes (C,) rows a
+    context, contexts in time order; timestamp, user_id (C,); found: share of positives that retrieval returned."""
+
+    feature_names: tuple[str, ...]
+    features: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int32]
+    item_id: npt.NDArray[np.int64]
+    group_sizes: npt.NDArray[np.int64]
+    timestamp: npt.NDArray[np.int64]
+    user_id: npt.NDArray[np.int64]
+    found: float
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 @dataclass(frozen=True)
@@ -29,14 +46,14 @@ class RankerSettings:
     """Settings of LambdaRank. holdout: share of contexts, the last in time, that early stopping looks at."""
 
     max_trees: int = 400
-    learning_rate: float = 0.05
-    leaves: int = 15
+    learning_rate: float = 0.03
+    leaves: int = 7
     min_rows_in_leaf: int = 100
     feature_fraction: float = 0.6
     row_fraction: float = 0.8
     l2: float = 10.0
     truncation: int = 20
-    early_stopping: int = 40
+    early_stopping: int = 80
     holdout: float = 0.2
     negatives: int = 150
     max_contexts: int = 12_000
@@ -56,8 +73,9 @@ def context_weights(user_id: npt.NDArray[np.int64], power: float) -> npt.NDArray
     [0.833, 0.833, 0.833, 0.833, 1.667]
     """
     _, inverse, counts = np.unique(user_id, return_inverse=True, return_counts=True)
-    weights = counts[inverse].astype(np.float64) ** -power
-    return weights / weights.mean()
+    weights: npt.NDArray[np.float64] = counts[inverse].astype(np.float64) ** -power
+    scaled: npt.NDArray[np.float64] = weights / weights.mean()
+    return scaled
 
 
 def fit_lambdarank(
@@ -131,7 +149,7 @@ def _dataset(
 
 
 def fit_logistic(table: TrainingTable) -> LogisticRanker:
-    """The baseline: standardised features, missing values at the mean, L2 penalty. Raises DataError without both labels."""
+    """The baseline: standardised features, missing values at the mean, L2. Raises DataError without both labels."""
     if len(np.unique(table.labels)) < 2:
         raise DataError("the ranker's table needs rows of both labels")
     with np.errstate(invalid="ignore"):

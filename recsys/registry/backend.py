@@ -175,8 +175,9 @@ def load_mlflow() -> Any:
     import mlflow
     from mlflow.store.db import utils
 
-    for chatter in ("alembic", "mlflow.store.db.utils"):
+    for chatter in ("alembic", "mlflow.store.model_registry.abstract_store"):
         logging.getLogger(chatter).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what `speaking` reports
     utils.MAX_RETRY_COUNT = _DATABASE_ATTEMPTS
     return mlflow
 

@@ -5,6 +5,9 @@ the model's inside (`two_tower`), the cutting of histories (`windows`), evaluati
 
 Examples are the contexts and targets inside the `windows` of histories, cut anew each epoch.
 
+What is validated and returned is the exponential moving average of the weights over the last 1 / (1 - averaging)
+steps: a single step's weights are noisy on small data.
+
 Loss: softmax over movies. With `negatives="sampled"` the partition sum is estimated from a shared pool of the
 batch's own targets and uniform draws; each pool member's logit is lowered by the log of its expected count in the pool
 (logQ correction: Y. Bengio and J.-S. Senecal, 2008; X. Yi et al., RecSys 2019), and a pool member equal to the target
@@ -23,6 +26,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from recsys.artefacts import fingerprint_value, replacing_file
 from recsys.errors import ConfigError
@@ -52,6 +56,7 @@ class TowerSettings:
     max_events_per_epoch: int = 400_000
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
+    averaging: float = 0.98
     negatives: Literal["auto", "full", "sampled"] = "auto"
     uniform_negatives: int = 2_048
     device: str = "cpu"
@@ -152,6 +157,8 @@ class Trainer:
             [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
             lr=settings.learning_rate,
         )
+        average = get_ema_multi_avg_fn(settings.averaging)  # type: ignore[no-untyped-call]
+        self.averaged = AveragedModel(self.model, multi_avg_fn=average)
         self._full = settings.negatives == "full" or (settings.negatives == "auto" and len(catalogue) <= FULL_SOFTMAX)
 
     def fit(
@@ -171,10 +178,10 @@ class Trainer:
             loss = self._epoch(epoch)
             self.log.losses.append(loss)
             if validate is not None:
-                self.log.validation.append(validate(self.model))
+                self.log.validation.append(validate(self._averaged_model()))
                 if self.log.validation[-1] >= max(self.log.validation):
                     self.log.best_epoch = epoch
-                    best_state = copy.deepcopy(self.model.state_dict())
+                    best_state = copy.deepcopy(self._averaged_model().state_dict())
             else:
                 self.log.best_epoch = epoch
             self.log.seconds.append(time.perf_counter() - started)
@@ -182,10 +189,15 @@ class Trainer:
             report(self._line(epoch, last))
             if validate is not None and epoch - self.log.best_epoch >= self.settings.patience:
                 break
+        model = self._averaged_model()
         if validate is not None and best_state is not None:
-            self.model.load_state_dict(best_state)
-        self.model.eval()
-        return self.model
+            model.load_state_dict(best_state)
+        return model.eval()
+
+    def _averaged_model(self) -> TwoTower:
+        model = self.averaged.module
+        assert isinstance(model, TwoTower)
+        return model
 
     def _line(self, epoch: int, last: int) -> str:
         left = float(np.median(self.log.seconds)) * (last - epoch)
@@ -215,6 +227,7 @@ class Trainer:
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimiser.step()
+            self.averaged.update_parameters(self.model)
             total += loss.item() * len(window.target_item)
             count += len(window.target_item)
         return total / max(count, 1)
@@ -244,6 +257,7 @@ class Trainer:
                 {
                     "identity": self._identity,
                     "model": self.model.state_dict(),
+                    "averaged": self.averaged.state_dict(),
                     "best": best_state,
                     "optimiser": self.optimiser.state_dict(),
                     "log": asdict(self.log),
@@ -259,6 +273,7 @@ class Trainer:
         if stored["identity"] != self._identity:
             return None
         self.model.load_state_dict(stored["model"])
+        self.averaged.load_state_dict(stored["averaged"])
         self.optimiser.load_state_dict(stored["optimiser"])
         self.log = TrainingLog(**stored["log"])
         report(f"two-tower: continuing after epoch {len(self.log.losses)}")

@@ -1,12 +1,12 @@
-"""The table that the ranker learns from: what retrieval really returned, labelled by what happened next.
+"""Building the table that the ranker learns from: what retrieval really returned, labelled by what happened next.
 
 Stage: ranking, offline. In: contexts (user, moment) of the ranker's window with their states, fitted sources, daily
 statistics. Out: `TrainingTable`. Absent: where states and statistics come from (Feast's point-in-time join; the
-caller passes them in), and the fitting (`training`).
+caller passes them in), and the fitting (`recsys.ranking.training`).
 
-A context is one user at one moment; all events of that user in that second are its positives. A context whose
-positives retrieval did not find teaches nothing about order and is left out (its share is reported: it bounds what
-ranking can reach). Negatives are the other candidates, thinned at random to `negatives` a context.
+All events of a context are its positives. A context whose positives retrieval did not find teaches nothing about
+order and is left out (the share found is reported: it bounds what ranking can reach). Negatives are the other
+candidates, thinned at random to `negatives` a context.
 
 Shapes: C contexts, R rows, K candidates, F features.
 """
@@ -18,56 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from recsys.columns import ITEM_ID, TIMESTAMP, USER_ID
+from recsys.columns import ITEM_ID
+from recsys.features.contexts import Contexts
 from recsys.features.item_stats import ItemStats, day_of
 from recsys.features.state import StateBatch
+from recsys.ranking.training import TrainingTable
 from recsys.recommender import Recommender
 from recsys.retrieval.merge import Candidates
-
-BATCH = 256
-
-
-@dataclass(frozen=True)
-class Contexts:
-    """Distinct (user, moment) pairs, ordered by (timestamp, user_id), with the events that happened then.
-
-    user_id, timestamp   (C,)
-    event_context        (E,) context of each event; event_item_id (E,)
-    """
-
-    user_id: npt.NDArray[np.int64]
-    timestamp: npt.NDArray[np.int64]
-    event_context: npt.NDArray[np.int64]
-    event_item_id: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.user_id)
-
-    @classmethod
-    def from_events(cls, events: pd.DataFrame, *, most: int | None = None, seed: int = 0) -> "Contexts":
-        """From the events of a window; a uniform sample of `most` contexts where there are more."""
-        keys = events[[TIMESTAMP, USER_ID]].drop_duplicates().sort_values([TIMESTAMP, USER_ID])
-        if most is not None and len(keys) > most:
-            chosen = np.random.default_rng(seed).choice(len(keys), most, replace=False)
-            keys = keys.iloc[np.sort(chosen)]
-        index = pd.MultiIndex.from_frame(keys)
-        context = index.get_indexer(pd.MultiIndex.from_frame(events[[TIMESTAMP, USER_ID]]))
-        kept = context >= 0
-        return cls(
-            keys[USER_ID].to_numpy(np.int64),
-            keys[TIMESTAMP].to_numpy(np.int64),
-            context[kept].astype(np.int64),
-            events[ITEM_ID].to_numpy(np.int64)[kept],
-        )
-
-    def batches_by_day(self, size: int = BATCH) -> list[npt.NDArray[np.int64]]:
-        """Row numbers in batches of at most `size`, each within one day, in time order."""
-        days = day_of(self.timestamp)
-        out = []
-        for day in np.unique(days):
-            rows = np.flatnonzero(days == day)
-            out += [rows[low : low + size] for low in range(0, len(rows), size)]
-        return out
 
 
 @dataclass(frozen=True)
@@ -77,24 +34,6 @@ class Retrieved:
     rows: npt.NDArray[np.int64]
     day: int
     candidates: Candidates
-
-
-@dataclass(frozen=True)
-class TrainingTable:
-    """features (R, F) float32; labels (R,) 1 for what happened, 0 otherwise; item_id (R,); group_sizes (C,) rows a
-    context, contexts in time order; timestamp, user_id (C,); found: share of positives that retrieval returned."""
-
-    feature_names: tuple[str, ...]
-    features: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int32]
-    item_id: npt.NDArray[np.int64]
-    group_sizes: npt.NDArray[np.int64]
-    timestamp: npt.NDArray[np.int64]
-    user_id: npt.NDArray[np.int64]
-    found: float
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 def retrieve_contexts(

@@ -1,0 +1,63 @@
+"""The moments at which something is predicted: one user, one second, and what happened then.
+
+Stage: features; training and replay. In: the events of a window. Out: `Contexts`. Absent: the states at those moments
+(`histories`).
+
+The events of one user in one second are one context: they are predicted from the same history, never from one another.
+
+Shapes: C contexts, E events.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from recsys.columns import ITEM_ID, TIMESTAMP, USER_ID
+from recsys.features.item_stats import day_of
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Distinct (user, moment) pairs, ordered by (timestamp, user_id), with the events that happened then.
+
+    user_id, timestamp   (C,)
+    event_context        (E,) context of each event; event_item_id (E,)
+    """
+
+    user_id: npt.NDArray[np.int64]
+    timestamp: npt.NDArray[np.int64]
+    event_context: npt.NDArray[np.int64]
+    event_item_id: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.user_id)
+
+    @classmethod
+    def from_events(cls, events: pd.DataFrame, *, most: int | None = None, seed: int = 0) -> "Contexts":
+        """From the events of a window; a uniform sample of `most` contexts where there are more."""
+        keys = events[[TIMESTAMP, USER_ID]].drop_duplicates().sort_values([TIMESTAMP, USER_ID])
+        if most is not None and len(keys) > most:
+            chosen = np.random.default_rng(seed).choice(len(keys), most, replace=False)
+            keys = keys.iloc[np.sort(chosen)]
+        index = pd.MultiIndex.from_frame(keys)
+        context = index.get_indexer(pd.MultiIndex.from_frame(events[[TIMESTAMP, USER_ID]]))
+        kept = context >= 0
+        return cls(
+            keys[USER_ID].to_numpy(np.int64),
+            keys[TIMESTAMP].to_numpy(np.int64),
+            context[kept].astype(np.int64),
+            events[ITEM_ID].to_numpy(np.int64)[kept],
+        )
+
+    def batches_by_day(self, size: int = BATCH) -> list[npt.NDArray[np.int64]]:
+        """Row numbers in batches of at most `size`, each within one day, in time order."""
+        days = day_of(self.timestamp)
+        out = []
+        for day in np.unique(days):
+            rows = np.flatnonzero(days == day)
+            out += [rows[low : low + size] for low in range(0, len(rows), size)]
+        return out

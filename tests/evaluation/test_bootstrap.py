@@ -1,0 +1,159 @@
+"""The bootstrap against a brute-force loop, its coverage of a known truth, pairing by key, and every refusal."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from recsys.evaluation.bootstrap import bootstrap_means, paired_difference, require_same_events, resampled_means
+from recsys.evaluation.metrics import ndcg_at, reciprocal_rank
+
+
+def events(user_ids: list[int], ranks: list[int]) -> pd.DataFrame:
+    n = len(user_ids)
+    return pd.DataFrame(
+        {"user_id": user_ids, "timestamp": np.arange(n) + 1000, "item_id": np.arange(n) * 7 % 13, "rank": ranks}
+    )
+
+
+def brute_force(user_id: np.ndarray, values: np.ndarray, n_boot: int, seed: int) -> np.ndarray:
+    """(B, M): draw users, lay out all their events, average. No sums, no counts."""
+    users = np.unique(user_id)
+    rng = np.random.default_rng(seed)
+    means = []
+    for _ in range(n_boot):
+        rows = [values[user_id == users[drawn]] for drawn in rng.integers(0, users.size, users.size)]
+        means.append(np.concatenate(rows).mean(axis=0))
+    return np.array(means)
+
+
+@pytest.fixture
+def sample() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(5)
+    user_id = rng.integers(0, 17, 120) * 11 + 3  # sparse ids, unequal numbers of events, no order
+    return user_id, rng.random((120, 3))
+
+
+def test_intervals_equal_brute_force(sample: tuple[np.ndarray, np.ndarray]) -> None:
+    user_id, values = sample
+    oracle = brute_force(user_id, values, n_boot=200, seed=9)
+    found = bootstrap_means(user_id, values, n_boot=200, seed=9)
+    np.testing.assert_allclose(found.mean, values.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found.low, np.percentile(oracle, 2.5, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found.high, np.percentile(oracle, 97.5, axis=0), rtol=1e-12)
+    assert (found.n_events, found.n_users, found.degenerate) == (120, np.unique(user_id).size, False)
+
+
+def test_the_statistic_is_the_mean_over_events_not_over_users() -> None:
+    """One user with three events of 1, one with a single 0: 3/4, not 1/2; the only resample means are 0, 3/4, 1."""
+    values = np.array([[1.0], [1.0], [1.0], [0.0]])
+    found = bootstrap_means(np.array([1, 1, 1, 2]), values)
+    assert found.mean.tolist() == [0.75]
+    assert set(resampled_means(np.array([[3.0], [0.0]]), np.array([3, 1]), 100).ravel()) == {0.0, 0.75, 1.0}
+
+
+def test_row_order_does_not_matter_and_the_seed_does(sample: tuple[np.ndarray, np.ndarray]) -> None:
+    user_id, values = sample
+    first = bootstrap_means(user_id, values)
+    shuffled = np.random.default_rng(0).permutation(len(user_id))
+    np.testing.assert_allclose(bootstrap_means(user_id[shuffled], values[shuffled]).low, first.low, rtol=1e-12)
+    np.testing.assert_array_equal(bootstrap_means(user_id, values).low, first.low)
+    assert (bootstrap_means(user_id, values, seed=1).low != first.low).all()
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+    """60 users whose events share a user effect, true mean 0. Of 200 worlds 95 % should be covered (±3 s.e.: 90 to
+    99.6 %); the interval that ignores users covers far fewer."""
+    rng = np.random.default_rng(3)
+    user_id = np.repeat(np.arange(60), 8)
+    covered = naive = 0
+    for world in range(200):
+        values = rng.normal(size=60)[user_id] + rng.normal(size=480)
+        found = bootstrap_means(user_id, values[:, None], n_boot=300, seed=world)
+        covered += bool(found.low[0] <= 0 <= found.high[0])
+        alone = bootstrap_means(np.arange(480), values[:, None], n_boot=300, seed=world)
+        naive += bool(alone.low[0] <= 0 <= alone.high[0])
+    assert 180 <= covered <= 199
+    assert naive < 150
+
+
+def test_one_user_gives_a_flagged_point() -> None:
+    found = bootstrap_means(np.array([4, 4]), np.array([[0.25], [0.75]]))
+    assert found.degenerate
+    assert (found.low[0], found.mean[0], found.high[0]) == (0.5, 0.5, 0.5)
+    frame = events([4, 4], [1, 3])
+    assert paired_difference(frame, frame)["ndcg@10"].degenerate
+
+
+def test_paired_difference_meets_by_key_not_by_position() -> None:
+    """a has ranks 1, 3, 0 and b 3, 1, 7: NDCG differences 1/2, -1/2, -1/3, mean -1/9, in whatever row order."""
+    a, b = events([1, 1, 2], [1, 3, 0]), events([1, 1, 2], [3, 1, 7])
+    straight = paired_difference(a, b)["ndcg@10"]
+    assert straight.mean == pytest.approx(-1 / 9, abs=1e-15)
+    assert paired_difference(a.iloc[::-1], b.iloc[[1, 2, 0]])["ndcg@10"] == straight
+    assert (straight.n_events, straight.n_users, straight.degenerate) == (3, 2, False)
+
+
+def test_paired_difference_equals_brute_force() -> None:
+    rng = np.random.default_rng(8)
+    user_ids, n = rng.integers(0, 12, 90), 90
+    a = events(user_ids.tolist(), rng.integers(0, 30, n).tolist())
+    b = events(user_ids.tolist(), rng.integers(0, 30, n).tolist())
+    found = paired_difference(a, b.sample(frac=1, random_state=2), ["mrr", "ndcg@10"], n_boot=150, seed=4)
+    assert list(found) == ["mrr", "ndcg@10"]
+    ra, rb = a["rank"].to_numpy(), b["rank"].to_numpy()
+    delta = np.column_stack([reciprocal_rank(ra) - reciprocal_rank(rb), ndcg_at(ra, 10) - ndcg_at(rb, 10)])
+    oracle = brute_force(user_ids, delta, n_boot=150, seed=4)
+    for m, difference in enumerate(found.values()):
+        assert difference.mean == pytest.approx(delta[:, m].mean(), abs=1e-14)
+        assert difference.low == pytest.approx(np.percentile(oracle[:, m], 2.5), abs=1e-14)
+        assert difference.high == pytest.approx(np.percentile(oracle[:, m], 97.5), abs=1e-14)
+        assert difference.fraction_not_positive == (oracle[:, m] <= 0).mean()
+
+
+def test_equal_methods_differ_by_exactly_nothing() -> None:
+    frame = events([1, 2, 3], [1, 5, 0])
+    found = paired_difference(frame, frame)["ndcg@10"]
+    assert (found.mean, found.low, found.high, found.fraction_not_positive) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_a_method_that_is_always_better_is_never_not_positive() -> None:
+    found = paired_difference(events([1, 2, 3], [1, 1, 1]), events([1, 2, 3], [3, 3, 3]))["ndcg@10"]
+    assert (found.mean, found.low, found.high, found.fraction_not_positive) == (0.5, 0.5, 0.5, 0.0)
+
+
+def test_other_events_are_refused_with_an_example() -> None:
+    a, b = events([1, 2, 3], [1, 1, 1]), events([1, 2, 4], [1, 1, 1])
+    with pytest.raises(ValueError, match=r"1 only in the first, 1 only in the second.*user_id 3, timestamp 1002"):
+        paired_difference(a, b)
+    with pytest.raises(ValueError, match="1 only in the first, 0 only in the second"):
+        paired_difference(a, a.iloc[:2])
+    with pytest.raises(ValueError, match="not asked about the same events"):
+        require_same_events(a, a.assign(item_id=a["item_id"] + 1))
+
+
+def test_a_doubled_event_is_refused() -> None:
+    frame = events([1, 2], [1, 1])
+    with pytest.raises(ValueError, match="1 events are there twice, the first: user_id 2, timestamp 1001"):
+        paired_difference(pd.concat([frame, frame.iloc[[1]]]), frame)
+
+
+def test_a_missing_column_is_refused() -> None:
+    frame = events([1, 2], [1, 1])
+    with pytest.raises(ValueError, match="lacks the columns item_id, rank"):
+        paired_difference(frame.drop(columns=["item_id", "rank"]), frame)
+
+
+def test_nothing_to_average_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one user and one resample, not 0 and 1000"):
+        bootstrap_means(np.array([], dtype=np.int64), np.empty((0, 1)))
+    with pytest.raises(ValueError, match="not 1 and 0"):
+        bootstrap_means(np.array([1]), np.array([[1.0]]), n_boot=0)
+
+
+def test_values_of_the_wrong_shape_or_not_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match="a row for each of 2 user ids"):
+        bootstrap_means(np.array([1, 2]), np.ones((3, 1)))
+    with pytest.raises(ValueError, match="a row for each of 2 user ids"):
+        bootstrap_means(np.array([1, 2]), np.ones(2))
+    with pytest.raises(ValueError, match="not finite"):
+        bootstrap_means(np.array([1, 2]), np.array([[1.0], [np.nan]]))

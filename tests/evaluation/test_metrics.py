@@ -1,0 +1,114 @@
+"""Exact values of the metrics, worked by hand, and every refusal."""
+
+import math
+
+import numpy as np
+import pytest
+
+from recsys.evaluation.metrics import (
+    LABELS,
+    LIST_LENGTH,
+    METRICS,
+    check_k,
+    check_rank,
+    coverage,
+    event_values,
+    hit_at,
+    ndcg_at,
+    recall_curve,
+    reciprocal_rank,
+)
+
+RANK = np.array([1, 2, 3, 10, 11, 100, 101, 500, 0], dtype=np.int32)
+
+
+def test_hits_include_the_cutoff_and_exclude_misses() -> None:
+    assert hit_at(RANK, 1).tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert hit_at(RANK, 10).tolist() == [1, 1, 1, 1, 0, 0, 0, 0, 0]
+    assert hit_at(RANK, 100).tolist() == [1, 1, 1, 1, 1, 1, 0, 0, 0]
+    assert hit_at(RANK, 500).tolist() == [1, 1, 1, 1, 1, 1, 1, 1, 0]
+
+
+def test_ndcg_discounts_by_rank() -> None:
+    expected = [1.0, 1 / math.log2(3), 0.5, 1 / math.log2(11), 0, 0, 0, 0, 0]
+    np.testing.assert_allclose(ndcg_at(RANK, 10), expected, rtol=0, atol=1e-15)
+
+
+def test_ndcg_agrees_with_the_textbook_sum() -> None:
+    """DCG over the whole list divided by the ideal DCG, from relevance vectors, for every rank."""
+    discount = 1 / np.log2(np.arange(2, 12))
+    for rank in range(LIST_LENGTH + 1):
+        relevance = np.zeros(LIST_LENGTH)
+        if rank:
+            relevance[rank - 1] = 1
+        textbook = (relevance[:10] * discount).sum() / discount[0]
+        assert ndcg_at(np.array([rank]), 10)[0] == pytest.approx(textbook, abs=1e-15)
+
+
+def test_reciprocal_rank_counts_a_miss_as_zero() -> None:
+    expected = [1, 1 / 2, 1 / 3, 1 / 10, 1 / 11, 1 / 100, 1 / 101, 1 / 500, 0]
+    np.testing.assert_allclose(reciprocal_rank(RANK), expected, rtol=0, atol=1e-15)
+
+
+def test_event_values_has_a_column_for_each_metric_in_order() -> None:
+    values = event_values(np.array([2, 0]))
+    assert values.shape == (2, len(METRICS))
+    assert values[0].tolist() == pytest.approx([1 / math.log2(3), 1, 0.5, 1, 1])
+    assert values[1].tolist() == [0, 0, 0, 0, 0]
+    assert set(METRICS) < set(LABELS)
+
+
+def test_no_event_gives_no_value() -> None:
+    assert event_values(np.array([], dtype=np.int64)).shape == (0, len(METRICS))
+
+
+def test_recall_curve_equals_the_mean_of_hits() -> None:
+    ks = [1, 10, 11, 100, 500]
+    assert recall_curve(RANK, ks).tolist() == [hit_at(RANK, k).mean() for k in ks]
+
+
+def test_coverage_counts_each_item_once() -> None:
+    assert coverage(np.array([5, 5, 9, 2]), 12) == 0.25
+    assert coverage(np.array([], dtype=np.int64), 12) == 0.0
+
+
+@pytest.mark.parametrize("k", [0, -1, LIST_LENGTH + 1, 10.0, True, "10", None])
+def test_k_outside_the_list_is_refused(k: object) -> None:
+    with pytest.raises(ValueError, match=r"k must be a whole number from 1 to 500"):
+        check_k(k)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="k must be"):
+        recall_curve(RANK, [k])  # type: ignore[list-item]
+
+
+def test_k_may_be_a_numpy_integer() -> None:
+    assert check_k(np.int64(10)) == 10  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rank", [np.array([1.0]), np.array([[1]]), np.array([True])])
+def test_ranks_of_the_wrong_kind_are_refused(rank: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="one-dimensional array of whole numbers"):
+        check_rank(rank)
+
+
+@pytest.mark.parametrize("rank", [np.array([-1, 3]), np.array([3, 501])])
+def test_ranks_outside_the_list_are_refused(rank: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"must lie in 0\.\.500"):
+        check_rank(rank)
+
+
+def test_unknown_metrics_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"Unknown metrics \['map'\]; known: ndcg@10"):
+        event_values(RANK, ["mrr", "map"])
+    with pytest.raises(ValueError, match=r"Unknown metrics \[\]"):
+        event_values(RANK, [])
+
+
+def test_a_curve_without_events_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one event"):
+        recall_curve(np.array([], dtype=np.int64), [10])
+
+
+@pytest.mark.parametrize(("shown", "n"), [([1, 2, 3], 2), ([], 0)])
+def test_an_impossible_catalogue_is_refused(shown: list[int], n: int) -> None:
+    with pytest.raises(ValueError, match="cannot have shown"):
+        coverage(np.array(shown, dtype=np.int64), n)

@@ -1,0 +1,181 @@
+"""Every branch of the gate, with exact sentences where a person acts on them."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from recsys.errors import ConfigError
+from recsys.gate import GateResult, Interval, Measured, intervals, judge
+
+GOOD: dict[str, Any] = {
+    "ndcg@10": {"mean": 0.20, "low": 0.18, "high": 0.22},
+    "retrieval_ndcg@10": {"mean": 0.15, "low": 0.13, "high": 0.17},
+    "latency_p99_ms": 12.0,
+}
+
+
+def model(name: str = "version 2", dataset: str = "demo", fingerprint: str = "aa", **metrics: Any) -> Measured:
+    """GOOD with some metrics replaced; `_at_` stands for `@`, and None takes one away."""
+    merged = GOOD | {key.replace("_at_", "@"): value for key, value in metrics.items()}
+    return Measured(name, dataset, fingerprint, {k: v for k, v in merged.items() if v is not None})
+
+
+CHAMPION = model("the champion (version 1)")
+
+
+def ndcg(mean: float) -> dict[str, float]:
+    return {"mean": mean, "low": mean - 0.02, "high": mean + 0.02}
+
+
+def outcome(result: GateResult) -> dict[str, tuple[bool, bool]]:
+    return {check.name: (check.passed, check.decides) for check in result.checks}
+
+
+def test_first_model_passes_with_sane_metrics() -> None:
+    result = judge(model(), None, latency_budget_ms=50)
+    assert result.passed
+    assert result.reasons == []
+    assert result.warnings == []
+    assert list(outcome(result)) == ["sane_metrics", "ranker_above_retrieval", "latency_in_budget"]
+
+
+def test_first_model_passes_with_warnings_where_only_quality_is_bad() -> None:
+    result = judge(model(ndcg_at_10=ndcg(0.1), latency_p99_ms=80), None, latency_budget_ms=50)
+    assert result.passed
+    assert result.reasons == []
+    assert result.warnings == [
+        "The ranker of version 2 reaches NDCG@10 0.1000, not above 0.1500 in the order of retrieval.",
+        "An answer of version 2 takes 80.0 ms at the 99th percentile, over the budget of 50 ms.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ({"ndcg_at_10": None}, "ndcg@10 is missing"),
+        ({"latency_p99_ms": None}, "latency_p99_ms is missing"),
+        ({"latency_p99_ms": True}, "latency_p99_ms is missing"),
+        ({"retrieval_ndcg_at_10": {"mean": None}}, "retrieval_ndcg@10 is missing"),
+        ({"ndcg_at_10": 0.2}, "ndcg@10 has no interval"),
+        ({"ndcg_at_10": {"mean": math.nan, "low": 0.1, "high": 0.2}}, "ndcg@10 is not finite"),
+        ({"hr_at_10": math.inf}, "hr@10 is not finite"),
+        ({"cold": {"hr@10": math.nan}}, "cold.hr@10 is not finite"),
+        ({"ndcg_at_10": {"mean": 0.3, "low": 0.1, "high": 0.2}}, "ndcg@10 lies outside its own interval"),
+        ({"ndcg_at_10": {"mean": 1.2, "low": 1.1, "high": 1.3}}, "ndcg@10 = 1.2 is not between 0 and 1"),
+        ({"latency_p99_ms": -1}, "latency_p99_ms = -1 is negative"),
+    ],
+)
+@pytest.mark.parametrize("champion", [None, CHAMPION])
+def test_metrics_that_cannot_be_true_refuse_even_a_first_model(
+    metrics: dict[str, Any], said: str, champion: Measured | None
+) -> None:
+    result = judge(model(**metrics), champion, latency_budget_ms=50)
+    assert not result.passed
+    assert result.reasons[0] == f"Version 2 has metrics that cannot be true: {said}."
+    assert result.checks[0].measured == said
+
+
+def test_a_metric_without_a_value_is_not_insane() -> None:
+    assert judge(model(cold={"hr@10": {"mean": None}}), CHAMPION, latency_budget_ms=50).passed
+
+
+def test_challenger_equal_to_the_low_end_of_the_interval_and_to_the_budget_passes() -> None:
+    result = judge(model(ndcg_at_10=ndcg(0.18), latency_p99_ms=50), CHAMPION, latency_budget_ms=50)
+    assert result.passed
+    assert all(check.passed and check.decides for check in result.checks)
+    compared = result.checks[2]
+    assert (compared.name, compared.measured, compared.needed) == ("ndcg_not_below_champion", 0.18, 0.18)
+    assert compared.sentence == (
+        "NDCG@10 of version 2 is 0.1800, not below 0.1800, the low end of the interval of the champion (version 1)."
+    )
+
+
+def test_challenger_below_the_interval_is_refused() -> None:
+    result = judge(model(ndcg_at_10=ndcg(0.1799)), CHAMPION, latency_budget_ms=50)
+    assert not result.passed
+    assert result.reasons == [
+        "NDCG@10 of version 2 is 0.1799, below 0.1800, the low end of the interval of the champion (version 1)."
+    ]
+
+
+def test_ranker_equal_to_retrieval_order_is_refused() -> None:
+    result = judge(model(retrieval_ndcg_at_10=0.20), CHAMPION, latency_budget_ms=50)
+    assert not result.passed
+    assert result.reasons == [
+        "The ranker of version 2 reaches NDCG@10 0.2000, not above 0.2000 in the order of retrieval."
+    ]
+
+
+def test_latency_over_the_budget_is_refused() -> None:
+    result = judge(model(latency_p99_ms=50.01), CHAMPION, latency_budget_ms=50)
+    assert outcome(result)["latency_in_budget"] == (False, True)
+    assert not result.passed
+
+
+def test_missing_metrics_fail_the_checks_that_need_them() -> None:
+    result = judge(Measured("version 2", "demo", "aa", {}), CHAMPION, latency_budget_ms=50)
+    assert {name: passed for name, (passed, _) in outcome(result).items()} == {
+        "sane_metrics": False,
+        "same_dataset": True,
+        "ndcg_not_below_champion": False,
+        "ranker_above_retrieval": False,
+        "latency_in_budget": False,
+    }
+    assert [check.measured for check in result.checks[2:]] == [None, None, None]
+
+
+def test_another_data_set_is_refused() -> None:
+    result = judge(model(dataset="ml-1m", fingerprint="bb"), CHAMPION, latency_budget_ms=50)
+    assert not result.passed
+    assert result.reasons == [
+        "Version 2 was trained on ml-1m, the champion (version 1) on demo: one cannot take the place of the other."
+    ]
+
+
+def test_other_events_of_the_same_data_set_are_not_compared_and_the_rest_decides() -> None:
+    worse = model(fingerprint="b" * 64, ndcg_at_10=ndcg(0.16))
+    result = judge(worse, CHAMPION, latency_budget_ms=50)
+    assert result.passed
+    assert outcome(result)["ndcg_not_below_champion"] == (False, False)
+    assert result.warnings == [
+        "NDCG@10 was not compared: version 2 was measured on data bbbbbbbbbbbb, the champion (version 1) on data"
+        " aa. Replay the champion on the new data to compare."
+    ]
+    slow = judge(model(fingerprint="bb", latency_p99_ms=99), CHAMPION, latency_budget_ms=50)
+    assert not slow.passed
+
+
+@pytest.mark.parametrize("broken", [None, 0.5, {"mean": 0.5, "low": math.nan, "high": 0.6}])
+def test_a_champion_without_an_interval_refuses_nobody(broken: Any) -> None:
+    result = judge(model(), model("the champion (version 1)", ndcg_at_10=broken), latency_budget_ms=50)
+    assert result.passed
+    assert result.warnings == ["NDCG@10 was not compared: the champion (version 1) has no usable interval."]
+
+
+@pytest.mark.parametrize("budget", [0, -1, math.nan, math.inf])
+def test_a_budget_that_is_none_is_an_error(budget: float) -> None:
+    with pytest.raises(ConfigError, match="latency budget must be a positive number"):
+        judge(model(), None, latency_budget_ms=budget)
+
+
+def test_result_is_json() -> None:
+    result = judge(model(latency_p99_ms=99), CHAMPION, latency_budget_ms=50)
+    read = json.loads(json.dumps(result.as_dict()))
+    assert read["passed"] is False
+    assert read["checks"][-1] == {
+        "name": "latency_in_budget",
+        "passed": False,
+        "measured": 99.0,
+        "needed": 50,
+        "sentence": "An answer of version 2 takes 99.0 ms at the 99th percentile, over the budget of 50 ms.",
+        "decides": True,
+    }
+
+
+def test_intervals_reads_numbers_groups_and_nothing_else() -> None:
+    assert intervals({"a": 1, "b": {"c": {"mean": 2, "low": 1}}, "d": "x", "e": True}) == {
+        "a": Interval(1.0),
+        "b.c": Interval(2.0, 1.0, None),
+    }
