@@ -4,6 +4,7 @@ Stage: the edge. In: argv and `recsys.settings`. Out: calls into the stages, tex
 (progress). Absent: logic. Heavy libraries are imported inside the commands, so that `--help` answers at once.
 """
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -130,6 +131,7 @@ def evaluate(
 def recommend(
     user: Annotated[int, typer.Option("--user", "-u", help="User id as in the data set.")],
     k: Annotated[int, typer.Option("--k", min=1, help="How many movies.")] = 10,
+    at: Annotated[int | None, typer.Option(help="Moment of the recommendation, seconds UTC. Default: now.")] = None,
     dataset: Dataset = None,
     home: HomeFolder = None,
 ) -> None:
@@ -139,7 +141,7 @@ def recommend(
     """
     from pipelines.recommending import print_recommendations
 
-    print_recommendations(_job(dataset, _settings(home)), user, k)
+    print_recommendations(_job(dataset, _settings(home)), user, k, int(time.time()) if at is None else at)
 
 
 @app.command()

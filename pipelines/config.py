@@ -62,10 +62,10 @@ def config_for(
     times = np.sort(events[TIMESTAMP].to_numpy(np.int64))
     recent_days = (times[-1] - times[int(0.85 * (n - 1))]) / 86_400 if n else 30.0
     tower = TowerSettings(
-        epochs=epochs or (9 if large else 16),
+        epochs=epochs or (9 if large else 20),
         batch_rows=96 if large else 64,
         max_events_per_epoch=250_000,
-        patience=2 if large else 3,
+        patience=2 if large else 4,
         learning_rate=4e-3,
         device=device,
         seed=seed,

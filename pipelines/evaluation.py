@@ -15,7 +15,7 @@ from recsys.errors import MissingArtefactError
 from recsys.evaluation.ladder import build_ladder, save_ladder
 from recsys.evaluation.latency import measure_in_process
 from recsys.evaluation.replay import FULL_SYSTEM, MERGED, replay, test_events
-from recsys.evaluation.report import differences_table, finding, markdown_table, text_table, write_report
+from recsys.evaluation.report import differences_table, markdown_table, text_table, write_report
 from recsys.features.item_stats import ItemStatsTimeline, day_of, snapshots
 from recsys.ranking.ranker import LambdaRanker, LogisticRanker
 from recsys.recommender import Context
@@ -88,7 +88,7 @@ def measure(job: Job, bundle: Bundle, *, command: str, dump=None) -> dict[str, o
         about={**about(command), "latency, one user in process, p50 / p99 ms": _shown(latency)},
         stages=job.seconds,
     )
-    text = f"{text_table(ladder)}\n\n{differences_table(ladder)}\n\n{finding(ladder)}\n"
+    text = f"{text_table(ladder)}\n\n{differences_table(ladder)}\n"
     for name, content in (("ladder.txt", text), ("ladder.md", markdown_table(ladder) + "\n")):
         with replacing_file(folder / name) as beside:
             beside.write_text(content, encoding="utf-8")

@@ -5,6 +5,8 @@ In: the typed tables. Out: `features/*.parquet`, Feast's registry and online sto
 The newest state of every user goes online; past states are written for the contexts from which rankers learn.
 """
 
+from itertools import pairwise
+
 import pandas as pd
 
 from pipelines.job import Job
@@ -23,7 +25,8 @@ def ranker_contexts(job: Job, after: int, through: int) -> Contexts:
 
 def run(job: Job) -> None:
     split = job.split
-    windows = [ranker_contexts(job, split.t1, split.t2), ranker_contexts(job, split.t2, split.end)]
+    edges = (split.t0, split.t1, split.t2, split.end)
+    windows = [ranker_contexts(job, after, through) for after, through in pairwise(edges)]
     contexts = pd.concat([pd.DataFrame({USER_ID: c.user_id, TIMESTAMP: c.timestamp}) for c in windows])
     write_feature_tables(job.home, job.histories, snapshots(job.tables.events), contexts)
     job.store.apply()

@@ -5,7 +5,8 @@ does (its own module) and their order (`stages`).
 
 A stage is skipped when its record in `stages/` carries the same key and its outputs exist. The key covers the code of
 `recsys` and `pipelines`, the stage's settings, and the keys of the stages it reads from, so any change upstream
-reaches down. A stage writes its record last; one that was killed runs again.
+reaches down. The record also says which runs of those stages it read: one of them alone run again (`--only`, or after
+a kill) makes it stale. A stage writes its record last; one that was killed runs again.
 """
 
 import shutil
@@ -118,7 +119,9 @@ def run_stages(job: Job, stages: Sequence[Stage], *, only: str | None = None, fo
         keys[stage.name] = key
         record = job.home.stages / f"{stage.name}.json"
         stored: Mapping[str, Any] = read_json(record) if record.exists() else {}
-        fresh = stored.get("key") == key and all(path.exists() for path in stage.outputs(job))
+        read = {name: _finished(job, name) for name in stage.after}
+        outputs_exist = all(path.exists() for path in stage.outputs(job))
+        fresh = stored.get("key") == key and stored.get("read") == read and outputs_exist
         if only is not None and stage.name != only:
             continue
         if only is not None:
@@ -134,7 +137,8 @@ def run_stages(job: Job, stages: Sequence[Stage], *, only: str | None = None, fo
         stage.run(job)
         seconds = time.perf_counter() - started
         job.seconds[stage.name] = seconds
-        write_json(record, {"key": key, "seconds": seconds, "finished_utc": datetime.now(UTC).isoformat()})
+        now = datetime.now(UTC).isoformat()
+        write_json(record, {"key": key, "seconds": seconds, "finished_utc": now, "read": read})
         job.report(f"{head}: done in {seconds:.1f} s")
 
 
@@ -142,8 +146,17 @@ def _require(job: Job, stage: Stage, stages: Sequence[Stage]) -> None:
     by_name = {s.name: s for s in stages}
     for name in stage.after:
         missing = [path for path in by_name[name].outputs(job) if not path.exists()]
-        if missing:
-            raise MissingArtefactError(f"Stage {stage.name} reads what {name} writes, and {missing[0]} is not there.")
+        if missing or _finished(job, name) is None:
+            lacks = f"{missing[0]} is not there" if missing else "that stage has not finished"
+            raise MissingArtefactError(
+                f"Stage {stage.name} reads what {name} writes, and {lacks}. Run `recsys train` without --only."
+            )
+
+
+def _finished(job: Job, stage: str) -> str | None:
+    """When the stage last finished, to the microsecond; None where it never did, or began again and was killed."""
+    record = job.home.stages / f"{stage}.json"
+    return str(read_json(record)["finished_utc"]) if record.exists() else None
 
 
 def _code_fingerprint() -> str:

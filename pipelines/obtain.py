@@ -44,7 +44,11 @@ def obtain(
     if name == SYNTHETIC and source is None:
         default = WorldSize()
         users, movies, events = sizes
-        size = WorldSize(users or default.n_users, movies or default.n_movies, events or default.n_events)
+        size = WorldSize(
+            default.n_users if users is None else users,
+            default.n_movies if movies is None else movies,
+            default.n_events if events is None else events,
+        )
         say(f"making a synthetic world: {size.n_users:,} users, {size.n_movies:,} movies, {size.n_events:,} ratings")
         generate_world(home.raw, size, seed)
         data_dir = home.raw

@@ -41,7 +41,7 @@ def run(dataset: str, user: int | None, settings: Settings) -> None:
     with _service(home, settings) as url:
         typer.echo(f"\nGET {url}/v1/users/{user_id}/recommendations?k={SHOWN}")
         answer = _get(f"{url}/v1/users/{user_id}/recommendations?k={SHOWN}")
-        history = _get(f"{url}/v1/users/{user_id}/history?k={SHOWN}")
+        history = _get(f"{url}/v1/users/{user_id}/history?n={SHOWN}")
     _print(answer, history, user_id)
     typer.echo(f"\n{time.perf_counter() - started:.0f} s in all. Next:")
     chosen = f" --dataset {name}" + ("" if str(settings.home) == ".recsys" else f" --home {settings.home}")
@@ -91,9 +91,9 @@ def _get(url: str) -> Any:
 
 def _print(answer: dict[str, Any], history: dict[str, Any], user_id: int) -> None:
     """Recent history on the left, recommendations on the right."""
-    label = answer["dataset"]["name"] + (" (synthetic, not MovieLens)" if answer["dataset"]["synthetic"] else "")
+    label = answer["dataset"]["label"]
     typer.echo(f"\ndata set {label}, model version {answer['model']['version']}\n")
-    left = [f"{item['rating']:.1f}  {item['title']}"[:42] for item in history["items"]]
+    left = [f"{item['rating']:.1f}  {item['title']}"[:42] for item in history["events"]]
     right = [f"{item['rank']:2}. {item['title']}  [{', '.join(item['genres'])}]" for item in answer["items"]]
     typer.echo(f"{f'what user {user_id} rated last':44}  what the service recommends")
     for row in range(max(len(left), len(right))):

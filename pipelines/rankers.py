@@ -1,5 +1,8 @@
 """Stages `ranker_t2` and `ranker_all`: fitting the ranker on what retrieval returned in the next time window.
 
+Two windows are used, each with the sources fitted just before it: twice the examples, and no source has seen the
+events that it is judged by.
+
 In: sources fitted before the window, states and statistics through Feast's point-in-time joins. Out: `work/<stage>/`
 with the LightGBM trees, the logistic baseline and a few facts. Absent: evaluation.
 """
@@ -15,7 +18,7 @@ from recsys.errors import StoreError
 from recsys.features.contexts import Contexts
 from recsys.features.item_stats import ItemStats
 from recsys.features.state import StateBatch, state_batch
-from recsys.ranking.training import fit_lambdarank, fit_logistic
+from recsys.ranking.training import TrainingTable, fit_lambdarank, fit_logistic, joined
 from recsys.recommender import Recommender
 from recsys.training_table import build_training_table, item_days, retrieve_contexts
 
@@ -23,32 +26,18 @@ CHECKED = 200  # contexts whose Feast state is compared with the one computed fr
 
 
 def fit_t2(job: Job) -> None:
-    _fit(job, "ranker_t2", "sources_t1", job.split.t1, job.split.t2)
+    split = job.split
+    _fit(job, "ranker_t2", [("sources_t0", split.t0, split.t1), ("sources_t1", split.t1, split.t2)])
 
 
 def fit_all(job: Job) -> None:
-    _fit(job, "ranker_all", "sources_t2", job.split.t2, job.split.end)
+    split = job.split
+    _fit(job, "ranker_all", [("sources_t1", split.t1, split.t2), ("sources_t2", split.t2, split.end)])
 
 
-def _fit(job: Job, stage: str, sources_stage: str, after: int, through: int) -> None:
-    contexts = ranker_contexts(job, after, through)
-    states = _states_from_feast(job, contexts)
-    recommender = Recommender(job.catalogue, sources.load(job, sources_stage), None, job.config.recommender)
-    retrieved = retrieve_contexts(recommender, contexts, states, job.progress(f"{stage}: retrieving"))
-    stats = _stats_from_feast(job, item_days(recommender, states, retrieved))
-    table = build_training_table(
-        recommender,
-        contexts,
-        states,
-        retrieved,
-        lambda day: ItemStats.from_rows(job.catalogue, stats[day], day),
-        negatives=job.config.ranker.negatives,
-        seed=job.config.ranker.seed,
-    )
-    job.report(
-        f"{stage}: {len(table):,} rows from {len(table.group_sizes):,} of {len(contexts):,} contexts; retrieval found "
-        f"{table.found:.1%} of what happened"
-    )
+def _fit(job: Job, stage: str, windows: list[tuple[str, int, int]]) -> None:
+    """Fit on the tables of all windows, each retrieved by the sources that were fitted before it."""
+    table = joined([_table(job, stage, *window) for window in windows])
     ranker = fit_lambdarank(table, job.config.ranker, report=job.report)
     logistic = fit_logistic(table)
     with replacing_folder(job.work(stage)) as beside:
@@ -64,6 +53,28 @@ def _fit(job: Job, stage: str, sources_stage: str, after: int, through: int) -> 
                 "importance": ranker.importance(),
             },
         )
+
+
+def _table(job: Job, stage: str, sources_stage: str, after: int, through: int) -> TrainingTable:
+    contexts = ranker_contexts(job, after, through)
+    states = _states_from_feast(job, contexts)
+    recommender = Recommender(job.catalogue, sources.load(job, sources_stage), None, job.config.recommender)
+    retrieved = retrieve_contexts(recommender, contexts, states, job.progress(f"{stage}: retrieving"))
+    stats = _stats_from_feast(job, item_days(recommender, states, retrieved))
+    table = build_training_table(
+        recommender,
+        contexts,
+        states,
+        retrieved,
+        lambda day: ItemStats.from_rows(job.catalogue, stats[day], day),
+        negatives=job.config.ranker.negatives,
+        seed=job.config.ranker.seed,
+    )
+    job.report(
+        f"{stage}: {len(table):,} rows from {len(table.group_sizes):,} of {len(contexts):,} contexts after "
+        f"{sources_stage}; retrieval found {table.found:.1%} of what happened"
+    )
+    return table
 
 
 def _states_from_feast(job: Job, contexts: Contexts) -> StateBatch:

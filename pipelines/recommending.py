@@ -40,11 +40,10 @@ def _states(job: Job, bundle: Bundle, user_ids: list[int], at: int) -> StateBatc
     return state_batch(bundle.recommender.catalogue, states, seen, at)
 
 
-def print_recommendations(job: Job, user_id: int, k: int) -> None:
-    """One user's list with titles, beside which data set and version it came from."""
+def print_recommendations(job: Job, user_id: int, k: int, at: int) -> None:
+    """One user's list with titles, beside which data set and version it came from. `at`: the moment, seconds UTC."""
     bundle = champion(job)
     catalogue = bundle.recommender.catalogue
-    at = job.split.end + 1
     states = _states(job, bundle, [user_id], at)
     answer = bundle.recommender.recommend(states, _context(job, bundle, at), k)
     known = "" if not states.cold[0] else " (unknown: the answer for a newcomer)"

@@ -1,12 +1,11 @@
-"""Stages `tower_epochs`, `sources_t1`, `sources_t2`, `sources_all`: fitting the candidate sources.
+"""Stages `sources_t0`, `sources_t1`, `sources_t2`, `sources_all`: fitting the candidate sources.
 
 In: events up to a cutoff. Out: `work/<stage>/`, a folder a source, and the two-tower model's log. Absent: the ranker.
 
 The number of epochs is found once, on the window after T0, and used for every later fit, so that the sources of the
-ranker's window and those that serve are made by the same steps.
+rankers' windows and those that serve are made by the same steps.
 """
 
-import shutil
 from dataclasses import asdict
 
 import numpy as np
@@ -29,8 +28,8 @@ VALIDATION_CONTEXTS = 4_000
 RECALL_QUERIES = 200
 
 
-def choose_epochs(job: Job) -> None:
-    """Train on events up to T0, watch the window (T0, T1], keep the best number of epochs."""
+def fit_t0(job: Job) -> None:
+    """Fit on events up to T0; the window (T0, T1] decides how many epochs the two-tower model trains."""
     split = job.split
     contexts = Contexts.from_events(
         job.window(split.t0, split.t1), most=VALIDATION_CONTEXTS, seed=job.config.tower.seed
@@ -41,11 +40,12 @@ def choose_epochs(job: Job) -> None:
     def validate(model: TwoTower) -> float:
         return validation_ndcg(model, states, contexts.event_context, target)
 
-    trainer = Trainer(job.catalogue, job.histories, split.t0, job.config.tower, job.work("tower_epochs.checkpoint"))
-    trainer.fit(validate, report=job.report)
+    checkpoint = job.work("sources_t0.checkpoint")
+    trainer = Trainer(job.catalogue, job.histories, split.t0, job.config.tower, checkpoint)
+    model = trainer.fit(validate, report=job.report)
     job.report(f"two-tower: {trainer.log.best_epoch} epochs, validation NDCG@10 {max(trainer.log.validation):.4f}")
-    write_json(job.work("tower_epochs.json"), {"epochs": trainer.log.best_epoch, "log": asdict(trainer.log)})
-    job.work("tower_epochs.checkpoint").unlink(missing_ok=True)
+    _save(job, "sources_t0", split.t0, model, trainer)
+    checkpoint.unlink(missing_ok=True)
 
 
 def fit_t1(job: Job) -> None:
@@ -65,13 +65,17 @@ def load(job: Job, stage: str) -> list[Source]:
 
 
 def _fit(job: Job, stage: str, cutoff: int) -> None:
-    config = job.config
     checkpoint = job.work(f"{stage}.checkpoint")
-    trainer = Trainer(job.catalogue, job.histories, cutoff, config.tower, checkpoint)
-    epochs = int(read_json(job.work("tower_epochs.json"))["epochs"])
-    model = trainer.fit(epochs=epochs, report=job.report)
-    tower = TwoTowerSource.from_model(model, config.index)
+    trainer = Trainer(job.catalogue, job.histories, cutoff, job.config.tower, checkpoint)
+    epochs = int(read_json(job.work("sources_t0") / "log.json")["tower"]["best_epoch"])
+    _save(job, stage, cutoff, trainer.fit(epochs=epochs, report=job.report), trainer)
+    checkpoint.unlink(missing_ok=True)
 
+
+def _save(job: Job, stage: str, cutoff: int, model: TwoTower, trainer: Trainer) -> None:
+    """Fit the other sources on events up to the cutoff and write all of them."""
+    config = job.config
+    tower = TwoTowerSource.from_model(model, config.index)
     known = job.histories.timestamps <= cutoff
     owner = np.repeat(np.arange(len(job.histories.user_ids)), np.diff(job.histories.offset))[known]
     item_idx, times = job.histories.item_idx[known], job.histories.timestamps[known]
@@ -96,8 +100,6 @@ def _fit(job: Job, stage: str, cutoff: int) -> None:
     with replacing_folder(job.work(stage)) as beside:
         save_sources(sources, beside)
         write_json(beside / "log.json", {"tower": asdict(trainer.log), "index": asdict(index), "cutoff": cutoff})
-    shutil.rmtree(checkpoint, ignore_errors=True)
-    checkpoint.unlink(missing_ok=True)
 
 
 def _recent_states(job: Job, cutoff: int):  # type: ignore[no-untyped-def]

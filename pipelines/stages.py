@@ -21,27 +21,27 @@ FEATURES = Stage(
     lambda c: [c.ranker.max_contexts, c.ranker.seed],
     lambda job: [job.home.features / "user_state.parquet", job.home.feast / "registry.db"],
 )
-TOWER_EPOCHS = Stage(
-    "tower_epochs",
-    "two-tower model on events up to T0; how many epochs, by the window (T0, T1]",
-    sources.choose_epochs,
+SOURCES_T0 = Stage(
+    "sources_t0",
+    "candidate sources on events up to T0; how many epochs, by the window (T0, T1]",
+    sources.fit_t0,
     (),
-    lambda c: c.tower,
-    lambda job: [job.work("tower_epochs.json")],
+    lambda c: [c.tower, c.sources, c.index],
+    lambda job: [job.work("sources_t0")],
 )
 SOURCES_T1 = Stage(
     "sources_t1",
     "candidate sources on events up to T1",
     sources.fit_t1,
-    ("tower_epochs",),
+    ("sources_t0",),
     lambda c: [c.sources, c.index],
     lambda job: [job.work("sources_t1")],
 )
 RANKER_T2 = Stage(
     "ranker_t2",
-    "ranker on what those sources retrieve for the window (T1, T2]",
+    "ranker on what earlier sources retrieve for the windows (T0, T1] and (T1, T2]",
     rankers.fit_t2,
-    ("features", "sources_t1"),
+    ("features", "sources_t0", "sources_t1"),
     lambda c: [c.ranker, c.recommender],
     lambda job: [job.work("ranker_t2")],
 )
@@ -49,7 +49,7 @@ SOURCES_T2 = Stage(
     "sources_t2",
     "the same sources on events up to T2",
     sources.fit_t2,
-    ("tower_epochs",),
+    ("sources_t0",),
     lambda c: [c.sources, c.index],
     lambda job: [job.work("sources_t2")],
 )
@@ -63,9 +63,9 @@ EVALUATE = Stage(
 )
 RANKER_ALL = Stage(
     "ranker_all",
-    "production: ranker on what the T2 sources retrieve for the events after T2",
+    "production: ranker on the windows (T1, T2] and (T2, end]",
     rankers.fit_all,
-    ("features", "sources_t2"),
+    ("features", "sources_t1", "sources_t2"),
     lambda c: [c.ranker, c.recommender],
     lambda job: [job.work("ranker_all")],
 )
@@ -73,7 +73,7 @@ SOURCES_ALL = Stage(
     "sources_all",
     "production: sources on all events",
     sources.fit_all,
-    ("tower_epochs",),
+    ("sources_t0",),
     lambda c: [c.sources, c.index],
     lambda job: [job.work("sources_all")],
 )
@@ -98,4 +98,4 @@ def stages(refit: bool) -> list[Stage]:
         lambda c: [c.latency_budget_ms],
         lambda job: [job.work("registered.json")],
     )
-    return [FEATURES, TOWER_EPOCHS, SOURCES_T1, RANKER_T2, SOURCES_T2, EVALUATE, *refitted, last, register]
+    return [FEATURES, SOURCES_T0, SOURCES_T1, RANKER_T2, SOURCES_T2, EVALUATE, *refitted, last, register]

@@ -5,6 +5,8 @@ traceback), 130 after Ctrl-C. Absent: the commands themselves; they announce the
 neither folder imports the other (docs/adr/0003).
 """
 
+import atexit
+import os
 import sys
 from importlib.metadata import entry_points
 
@@ -41,12 +43,25 @@ def build() -> typer.Typer:
     return app
 
 
-def main() -> None:
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command; its exit code. `arguments` None means argv."""
     try:
-        build()()
+        build()(arguments)
     except RecsysError as error:
         print(f"recsys: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except KeyboardInterrupt:
         print("recsys: stopped; finished stages are kept, run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        return 130
+    except SystemExit as finished:  # how Typer ends, after help and wrong arguments too
+        return finished.code if isinstance(finished.code, int) else int(finished.code is not None)
+    return 0
+
+
+def main() -> None:
+    """The console script. Leaves without tearing the interpreter down: DuckDB's binding would list its leaks there."""
+    code = run()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

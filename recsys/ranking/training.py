@@ -9,7 +9,7 @@ found. A context's weight falls with the square root of how many its user has, s
 Shapes: R rows, C contexts, F features.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import lightgbm as lgb
@@ -39,6 +39,18 @@ class TrainingTable:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def joined(tables: Sequence[TrainingTable]) -> TrainingTable:
+    """Several windows as one table, in the order given (earlier windows first). `found` is that of the last."""
+    first = tables[0]
+    if any(t.feature_names != first.feature_names for t in tables):
+        raise ConfigError("the ranker's windows have different features; run the pipeline again with --force")
+    parts = {
+        name: np.concatenate([getattr(t, name) for t in tables])
+        for name in ("features", "labels", "item_id", "group_sizes", "timestamp", "user_id")
+    }
+    return TrainingTable(first.feature_names, **parts, found=tables[-1].found)
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,13 @@ class Ease:
     ) -> None:
         """`head` (M,) row numbers, ascending; `weights` (M, M), row = history movie, column = scored movie."""
         self.head = head
-        self.weights = weights
+        # safetensors writes the buffer as it lies: the column-major result of LAPACK would come back transposed
+        self.weights = np.ascontiguousarray(weights)
         self.n_items = n_items
         self.power = power
         self._row_of = np.full(n_items + 1, len(head), dtype=np.int64)  # -1 and tail movies hit a row of zeros
         self._row_of[head] = np.arange(len(head))
-        self._padded = np.vstack([weights, np.zeros((1, len(head)), dtype=np.float32)])
+        self._padded = np.vstack([self.weights, np.zeros((1, len(head)), dtype=np.float32)])
 
     @classmethod
     def fit(

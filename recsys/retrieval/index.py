@@ -63,11 +63,14 @@ class VectorIndex:
         return cls(index, kind)
 
     def search(self, queries: npt.NDArray[np.float32], k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """(B, k) row numbers and inner products, best first; -1 and the lowest float where there are fewer than k."""
+        """(B, k) row numbers and inner products, best first; -1 and the lowest float where there are fewer than k.
+        Ties are listed by row number, which FAISS does not do; which of several tied at the last place get in is its
+        choice."""
         if self.kind == "hnsw":
             self._index.hnsw.efSearch = max(HNSW_SEARCH, k)
         scores, item_idx = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
-        return item_idx.astype(np.int64), scores
+        order = np.lexsort((item_idx, -scores), axis=1)
+        return np.take_along_axis(item_idx, order, axis=1).astype(np.int64), np.take_along_axis(scores, order, axis=1)
 
     def measure(self, vectors: npt.NDArray[np.float32], queries: npt.NDArray[np.float32], at: int) -> IndexReport:
         """Recall against exact search of the same vectors for the given queries."""

@@ -54,6 +54,7 @@ def top_k(scores: Scores, k: int) -> tuple[Idx, Scores]:
     depth = min(k, n)
     if depth < n:
         best = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
+        _lowest_at_the_cut(scores, best)
         best.sort(axis=1)  # ties inside the cut break by row number
     else:
         best = np.broadcast_to(np.arange(n), (size, n)).copy()
@@ -65,6 +66,16 @@ def top_k(scores: Scores, k: int) -> tuple[Idx, Scores]:
     out[:, :depth] = np.take_along_axis(values, order, axis=1)
     item_idx[np.isneginf(out)] = -1
     return item_idx, out
+
+
+def _lowest_at_the_cut(scores: Scores, best: Idx) -> None:
+    """Where movies inside and outside the cut tie for its last places, let the lower row numbers in; in place.
+    `argpartition` picks among them at random."""
+    worst = np.take_along_axis(scores, best, axis=1).min(axis=1, keepdims=True)
+    crowded = ((scores >= worst).sum(axis=1) > best.shape[1]) & ~np.isneginf(worst[:, 0])
+    for row in np.flatnonzero(crowded):
+        above, level = np.flatnonzero(scores[row] > worst[row]), np.flatnonzero(scores[row] == worst[row])
+        best[row] = np.concatenate([above, level[: best.shape[1] - len(above)]])
 
 
 def mask_seen(scores: Scores, seen_idx: Sequence[Idx]) -> None:

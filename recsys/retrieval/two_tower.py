@@ -145,8 +145,9 @@ class TwoTower(nn.Module):
         self.drop = nn.Dropout(shape.dropout)
         self.norm = nn.LayerNorm(shape.dim)
         self.head = nn.Linear(shape.dim, shape.dim)
-        for table in (self.rating, self.gap, self.query_gap, *self.profile):
+        for table in (self.rating, self.gap, *self.profile):
             nn.init.normal_(table.weight, std=0.05)
+        nn.init.zeros_(self.query_gap.weight)  # a gap longer than any in training must change nothing
 
     def item_vectors(self) -> Tensor:
         """(N, D) of every movie; apply in eval mode for serving, in train mode for a softmax over all movies."""

@@ -172,14 +172,14 @@ class Trainer:
         epochs without a better value and return the best epoch's model; without it, return the last epoch's."""
         last = epochs or self.settings.epochs
         best_state = self._resume(report)
-        while len(self.log.losses) < last:
+        while len(self.log.losses) < last and not (validate is not None and self._stalled()):
             epoch = len(self.log.losses) + 1
             started = time.perf_counter()
             loss = self._epoch(epoch)
             self.log.losses.append(loss)
             if validate is not None:
                 self.log.validation.append(validate(self._averaged_model()))
-                if self.log.validation[-1] >= max(self.log.validation):
+                if self.log.validation[-1] > max(self.log.validation[:-1], default=-np.inf):
                     self.log.best_epoch = epoch
                     best_state = copy.deepcopy(self._averaged_model().state_dict())
             else:
@@ -187,8 +187,6 @@ class Trainer:
             self.log.seconds.append(time.perf_counter() - started)
             self._save(best_state)
             report(self._line(epoch, last))
-            if validate is not None and epoch - self.log.best_epoch >= self.settings.patience:
-                break
         model = self._averaged_model()
         if validate is not None and best_state is not None:
             model.load_state_dict(best_state)
@@ -198,6 +196,10 @@ class Trainer:
         model = self.averaged.module
         assert isinstance(model, TwoTower)
         return model
+
+    def _stalled(self) -> bool:
+        """Asked before each epoch, the first after a resume included: a training that had stopped stays stopped."""
+        return len(self.log.losses) - self.log.best_epoch >= self.settings.patience
 
     def _line(self, epoch: int, last: int) -> str:
         left = float(np.median(self.log.seconds)) * (last - epoch)

@@ -86,7 +86,7 @@ class WindowCutter:
         return np.asarray(bounds, dtype=np.int64)[order], np.asarray(users, dtype=np.int64)[order]
 
     def windows(self, bounds: Int, users: Int) -> Windows:
-        """The arrays of some windows. A target whose context lies before its window starts at the window's start."""
+        """The arrays of some windows. A target whose context lies wholly before its window is left out."""
         h = self._histories
         lengths = bounds[:, 1] - bounds[:, 0]
         width = int(lengths.max())

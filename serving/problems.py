@@ -1,0 +1,120 @@
+"""Errors as RFC 9457 problem details.
+
+Stage: serving. In: whatever a route raises. Out: `application/problem+json` with type, title, status, detail and
+instance, worded for the caller. Absent: tracebacks; those go to the log alone.
+"""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
+
+from recsys.errors import ConfigError, RecsysError, StoreError
+
+MEDIA_TYPE = "application/problem+json"
+log = logging.getLogger(__name__)
+
+
+class ProblemDetails(BaseModel):
+    """RFC 9457. `type` names the kind of problem and never changes; `detail` is for people."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:recsys:problem:unknown-movie",
+                    "title": "Unknown movie",
+                    "status": 422,
+                    "detail": "Movie 999999 is not in the catalogue of ml-100k.",
+                    "instance": "/v1/events",
+                    "movie_id": 999999,
+                }
+            ]
+        },
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+
+
+class ProblemError(Exception):
+    """Raised by routes and by the service; `more` goes into the answer as it is."""
+
+    def __init__(self, status: int, kind: str, detail: str, **more: Any) -> None:
+        super().__init__(detail)
+        self.status, self.kind, self.detail, self.more = status, kind, detail, more
+
+
+def answer(request: Request, error: ProblemError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return problem_response(request.url.path, error, headers)
+
+
+def problem_response(path: str, error: ProblemError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """`kind` "about:blank" takes the status' own phrase as title, as the RFC says."""
+    blank = error.kind == "about:blank"
+    body = {
+        "type": error.kind if blank else f"urn:recsys:problem:{error.kind}",
+        "title": HTTPStatus(error.status).phrase if blank else error.kind.replace("-", " ").capitalize(),
+        "status": error.status,
+        "detail": error.detail,
+        "instance": path,
+        **error.more,
+    }
+    return JSONResponse(body, error.status, dict(headers or {}), MEDIA_TYPE)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For a route's `responses`: the problems that it can answer."""
+    reference = {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}
+    return {s: {"description": HTTPStatus(s).phrase, "content": {MEDIA_TYPE: reference}} for s in statuses}
+
+
+def install(app: FastAPI) -> None:
+    """Every error of the app leaves as a problem."""
+
+    @app.exception_handler(ProblemError)
+    def _problem(request: Request, error: ProblemError) -> JSONResponse:
+        headers = {"Retry-After": "5"} if error.status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+        return answer(request, error, headers)
+
+    @app.exception_handler(RequestValidationError)
+    def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        found = [{"where": ".".join(map(str, e["loc"])), "message": str(e["msg"])} for e in error.errors()]
+        first = f"{found[0]['where']}: {found[0]['message']}" if found else "The request is not valid."
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        return answer(request, ProblemError(422, "invalid-request", first + more, errors=found[:20]))
+
+    @app.exception_handler(HTTPException)
+    def _http(request: Request, error: HTTPException) -> JSONResponse:
+        detail = str(error.detail)
+        if error.status_code == HTTPStatus.NOT_FOUND:
+            detail = f"There is nothing at {request.url.path}. /openapi.json lists what there is."
+        elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            detail = f"{request.method} is not possible at {request.url.path}."
+        return answer(request, ProblemError(error.status_code, "about:blank", detail), error.headers)
+
+    @app.exception_handler(RecsysError)
+    def _ours(request: Request, error: RecsysError) -> JSONResponse:
+        if isinstance(error, ConfigError):  # a filter that cannot be met, say: the caller's to mend
+            return answer(request, ProblemError(422, "invalid-request", str(error)))
+        log.error("%s: %s", request.url.path, error)
+        kind = "store-unavailable" if isinstance(error, StoreError) else "model-unavailable"
+        text = "The service cannot reach what it needs for this; try again later."
+        return answer(request, ProblemError(503, kind, text), {"Retry-After": "5"})
+
+    @app.exception_handler(Exception)
+    def _unexpected(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s failed", request.url.path, exc_info=error)
+        text = "The service failed to answer; its log says why under this request_id."
+        request_id = getattr(request.state, "request_id", "")
+        return answer(request, ProblemError(500, "about:blank", text, request_id=request_id))

@@ -1,0 +1,28 @@
+"""Proof that a folder holds no pickle. Stage: tests of everything that is saved. Absent: tests."""
+
+import io
+import pickletools
+import zipfile
+from pathlib import Path
+
+SAFE = {".safetensors", ".faiss", ".txt", ".json", ".parquet"}
+
+
+def is_pickle(data: bytes) -> bool:
+    """True where the bytes can be read as a whole pickle, of any protocol, or as a zip that holds one (torch.save)."""
+    if zipfile.is_zipfile(io.BytesIO(data)):
+        return True
+    try:
+        opcodes = [op.name for op, _, _ in pickletools.genops(data)]
+    except (ValueError, EOFError, UnicodeDecodeError, OverflowError, IndexError):
+        return False
+    return bool(opcodes) and opcodes[-1] == "STOP"
+
+
+def assert_no_pickle(folder: Path) -> None:
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    assert files
+    for path in files:
+        assert path.suffix in SAFE, path
+        assert not is_pickle(path.read_bytes()), path
+        assert not path.read_bytes().startswith(b"\x80"), path

@@ -1,0 +1,220 @@
+"""The contract that every candidate source meets. Stage: retrieval. Absent: what each source recommends
+(`tests/retrieval`)."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recsys.bundle import load_sources, save_sources
+from recsys.columns import SOURCES
+from recsys.features.state import HISTORY_LENGTH, StateBatch
+from recsys.retrieval.popularity import Popularity
+from recsys.retrieval.source import DenseAnswer, Source, recency_weights, top_k
+from recsys.retrieval.two_tower_source import TwoTowerSource
+from tests.contracts.no_code import assert_no_pickle
+from tests.planted import DAY, N_MOVIES, SILENT_USER, START, planted_catalogue, planted_histories, planted_sources
+
+LATE = START + 400 * DAY
+
+
+def all_users(now: int = LATE) -> StateBatch:
+    """Every planted user, the silent one, and somebody whom nobody knows."""
+    return planted_histories().states_at(np.append(planted_histories().user_ids, 123_456), now)
+
+
+@pytest.fixture(params=SOURCES)
+def source(request: pytest.FixtureRequest) -> Source:
+    return planted_sources()[SOURCES.index(request.param)]
+
+
+def with_seen(states: StateBatch, seen: list[np.ndarray]) -> StateBatch:
+    return replace(states, seen_idx=seen)
+
+
+def test_names_are_those_of_the_vocabulary_and_in_its_order() -> None:
+    assert tuple(s.name for s in planted_sources()) == SOURCES
+
+
+@pytest.mark.parametrize("k", [1, 7, N_MOVIES, N_MOVIES + 9])
+def test_top_is_best_first_unseen_and_padded(source: Source, k: int) -> None:
+    states = all_users()
+    item_idx, scores = source.answer(states).top(k)
+    assert item_idx.shape == scores.shape == (len(states), k)
+    assert item_idx.dtype == np.int64
+    assert scores.dtype == np.float32
+    missing = item_idx == -1
+    np.testing.assert_array_equal(np.isneginf(scores), missing)
+    assert not (missing[:, :-1] & ~missing[:, 1:]).any(), "padding stands at the end"
+    for row, seen in enumerate(states.seen_idx):
+        shown = item_idx[row][~missing[row]]
+        assert len(set(shown)) == len(shown)
+        assert not set(shown) & set(seen)
+        assert ((shown >= 0) & (shown < N_MOVIES)).all()
+        shown_scores = scores[row][~missing[row]]
+        assert (shown_scores[1:] <= shown_scores[:-1]).all()
+        tied = shown_scores[1:] == shown_scores[:-1]
+        assert (shown[1:][tied] > shown[:-1][tied]).all(), "ties by the lower row number"
+
+
+def test_a_shorter_top_is_the_start_of_a_longer_one(source: Source) -> None:
+    answer = source.answer(all_users())
+    longest, _ = answer.top(N_MOVIES)
+    for k in (1, 3, 12, 25):
+        np.testing.assert_array_equal(answer.top(k)[0], longest[:, :k])
+
+
+def test_top_is_the_brute_force_order_of_at(source: Source) -> None:
+    states = all_users()
+    answer = source.answer(states)
+    every = answer.at(np.broadcast_to(np.arange(N_MOVIES), (len(states), N_MOVIES)))
+    item_idx, scores = answer.top(N_MOVIES)
+    for row, seen in enumerate(states.seen_idx):
+        said = [i for i in range(N_MOVIES) if i not in set(seen)]
+        if source.name != "two_tower":  # a dense score of exactly 0 is "no opinion"
+            said = [i for i in said if every[row, i] != 0]
+        assert sorted(item_idx[row][item_idx[row] >= 0]) == said
+        np.testing.assert_allclose(scores[row, : len(said)], np.sort(every[row, said])[::-1], rtol=1e-5, atol=1e-5)
+
+
+def test_at_gives_the_scores_of_top_and_0_where_there_is_no_movie(source: Source) -> None:
+    answer = source.answer(all_users())
+    item_idx, scores = answer.top(30)
+    at = answer.at(item_idx)
+    assert at.shape == item_idx.shape
+    assert at.dtype == np.float32
+    np.testing.assert_allclose(at, np.where(item_idx >= 0, scores, 0.0), rtol=1e-5, atol=1e-5)
+    assert (at[item_idx == -1] == 0.0).all()
+    np.testing.assert_array_equal(answer.at(np.full((len(at), 2), -1)), np.zeros((len(at), 2), np.float32))
+
+
+def test_seen_movies_can_be_scored_but_are_never_returned(source: Source) -> None:
+    states = all_users()
+    item_idx, scores = source.answer(states).top(1)
+    best = item_idx[:, 0]
+    seen = [np.union1d(s, [b]).astype(np.int64) if b >= 0 else s for s, b in zip(states.seen_idx, best, strict=True)]
+    again = source.answer(with_seen(states, seen))
+    for row, found in enumerate(again.top(N_MOVIES)[0]):
+        assert best[row] == -1 or best[row] not in found
+    np.testing.assert_allclose(again.at(item_idx), np.where(item_idx >= 0, scores, 0), rtol=1e-5, atol=1e-5)
+
+
+def test_who_has_seen_everything_gets_padding(source: Source) -> None:
+    states = all_users().rows(slice(0, 2))
+    item_idx, scores = source.answer(with_seen(states, [np.arange(N_MOVIES)] * 2)).top(4)
+    np.testing.assert_array_equal(item_idx, np.full((2, 4), -1))
+    np.testing.assert_array_equal(scores, np.full((2, 4), -np.inf, dtype=np.float32))
+
+
+def test_cold_users_get_the_same_answer_whoever_they_are(source: Source) -> None:
+    cold = planted_histories().states_at(np.array([777, 888]), LATE)
+    assert cold.cold.all()
+    item_idx, _ = source.answer(cold).top(10)
+    np.testing.assert_array_equal(item_idx[0], item_idx[1])
+    if source.name in ("ease", "covisitation"):
+        assert (item_idx == -1).all(), "a source of neighbours has nothing to say without a history"
+    else:
+        assert (item_idx >= 0).all()
+    silent = planted_histories().states_at(np.array([SILENT_USER]), LATE)
+    assert silent.cold.all()
+    assert source.answer(silent).top(10)[0].shape == (1, 10)
+
+
+def test_a_batch_of_one_equals_its_row_in_a_batch_of_many(source: Source) -> None:
+    states = all_users()
+    item_idx, scores = source.answer(states).top(12)
+    for row in range(len(states)):
+        one_idx, one = source.answer(states.rows(slice(row, row + 1))).top(12)
+        np.testing.assert_array_equal(one_idx[0], item_idx[row])
+        np.testing.assert_allclose(one[0], scores[row], rtol=1e-5, atol=1e-5)
+
+
+def test_an_empty_batch_gives_an_empty_answer(source: Source) -> None:
+    answer = source.answer(all_users().rows(slice(0, 0)))
+    assert answer.top(5)[0].shape == (0, 5)
+    assert answer.at(np.zeros((0, 3), dtype=np.int64)).shape == (0, 3)
+
+
+def test_the_same_question_gets_the_same_answer(source: Source) -> None:
+    states = all_users()
+    for first, second in zip(source.answer(states).top(20), source.answer(states).top(20), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_the_future_changes_nothing_and_the_order_inside_a_batch_neither(source: Source) -> None:
+    states = all_users()
+    turned = np.arange(len(states))[::-1]
+    item_idx, scores = source.answer(states).top(9)
+    turned_idx, turned_scores = source.answer(states.rows(turned)).top(9)
+    np.testing.assert_array_equal(turned_idx[::-1], item_idx)
+    np.testing.assert_allclose(turned_scores[::-1], scores, rtol=1e-5, atol=1e-5)
+
+
+def test_a_saved_source_answers_identically_and_holds_no_code(tmp_path: Path) -> None:
+    save_sources(planted_sources(), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(SOURCES)
+    assert_no_pickle(tmp_path)
+    states = all_users()
+    for before, after in zip(planted_sources(), load_sources(tmp_path, planted_catalogue()), strict=True):
+        assert after.name == before.name
+        first, second = before.answer(states), after.answer(states)
+        idx, scores = first.top(N_MOVIES)
+        loaded_idx, loaded_scores = second.top(N_MOVIES)
+        np.testing.assert_array_equal(loaded_idx, idx)
+        np.testing.assert_array_equal(loaded_scores, scores)
+        np.testing.assert_array_equal(second.at(idx), first.at(idx))
+
+
+def equal_vectors() -> Source:
+    """A two-tower source whose movies all have one vector: every score ties."""
+    towers = planted_sources()[0]
+    vectors = np.ones_like(towers.item_vectors)
+    return TwoTowerSource(towers.model, vectors, type(towers.index).build(vectors, "exact"))
+
+
+@pytest.mark.parametrize("make", [lambda: Popularity(np.ones(N_MOVIES, np.float32)), equal_vectors])
+def test_ties_go_to_the_lower_row_number_inside_and_at_the_end_of_the_list(make: Callable[[], Source]) -> None:
+    states = all_users()
+    for k in (1, 3, 10, N_MOVIES):
+        item_idx, _ = make().answer(states).top(k)
+        for row, seen in enumerate(states.seen_idx):
+            fresh = np.setdiff1d(np.arange(N_MOVIES), seen)[:k]
+            np.testing.assert_array_equal(item_idx[row, : len(fresh)], fresh)
+
+
+def test_top_k_equals_a_stable_sort_with_many_ties() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 4, (50, 30)).astype(np.float32)
+    scores[rng.random(scores.shape) < 0.3] = -np.inf
+    scores[0] = -np.inf
+    scores[1] = 2.0
+    for k in (1, 2, 5, 29, 30, 33):
+        item_idx, values = top_k(scores, k)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        expected = np.take_along_axis(scores, order, axis=1)
+        depth = order.shape[1]
+        np.testing.assert_array_equal(item_idx[:, :depth], np.where(np.isneginf(expected), -1, order))
+        np.testing.assert_array_equal(values[:, :depth], expected)
+        assert (item_idx[:, depth:] == -1).all()
+        assert np.isneginf(values[:, depth:]).all()
+
+
+def test_a_dense_score_of_0_is_no_opinion() -> None:
+    answer = DenseAnswer(np.array([[0.0, -1.0, 2.0, 1.0]], np.float32), [np.array([3])])
+    item_idx, scores = answer.top(4)
+    assert item_idx.tolist() == [[2, 1, -1, -1]]
+    assert scores.tolist() == [[2.0, -1.0, -np.inf, -np.inf]]
+    assert answer.at(np.array([[0, 3, -1, 1]])).tolist() == [[0.0, 1.0, 0.0, -1.0]]
+
+
+def test_recency_weights_share_the_mean_within_one_second() -> None:
+    """Four events, the 2nd and 3rd in one second: weights 1/4, mean(1/3, 1/2) twice, 1."""
+    cold = planted_histories().states_at(np.array([777, 888]), LATE)
+    item_idx, times = cold.item_idx.copy(), cold.timestamps.copy()
+    item_idx[0, -4:], times[0, -4:] = [1, 2, 3, 4], [10, 20, 20, 30]
+    weights = recency_weights(replace(cold, item_idx=item_idx, timestamps=times), 1.0)
+    assert weights.shape == (2, HISTORY_LENGTH)
+    np.testing.assert_allclose(weights[0, -4:], [0.25, 5 / 12, 5 / 12, 1.0], rtol=1e-6)
+    assert weights[0, :-4].sum() == weights[1].sum() == 0.0

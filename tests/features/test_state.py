@@ -1,0 +1,211 @@
+"""The stored state: the fold, the batch, and that they are the same. Stage: features. Absent: Feast."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, RATING, TIMESTAMP, TITLE, USER_ID, YEAR
+from recsys.features.catalogue import Catalogue
+from recsys.features.histories import Histories
+from recsys.features.state import HISTORY_LENGTH, Event, StateBatch, UserState, state_after, state_batch
+
+USERS = pd.DataFrame(
+    {
+        USER_ID: [7, 9],
+        GENDER: ["F", None],
+        AGE: pd.array([24, None], dtype="Int32"),
+        OCCUPATION: ["artist", None],
+    }
+)
+MOVIES = pd.DataFrame(
+    {
+        ITEM_ID: np.arange(10, 130),
+        TITLE: "Film",
+        YEAR: pd.array([2000] * 120, dtype="Int32"),
+        GENRES: [[] for _ in range(120)],
+    }
+)
+CATALOGUE = Catalogue.from_tables(MOVIES, USERS)
+PROFILE = {"gender": "F", "age": 24, "occupation": "artist"}
+
+
+def histories(events: list[Event], user: int = 7, catalogue: Catalogue = CATALOGUE) -> Histories:
+    frame = pd.DataFrame(
+        {
+            USER_ID: np.full(len(events), user, dtype=np.int64),
+            ITEM_ID: np.array([e.item_id for e in events], dtype=np.int64),
+            RATING: np.array([e.rating for e in events], dtype=np.float32),
+            TIMESTAMP: np.array([e.timestamp for e in events], dtype=np.int64),
+        }
+    )
+    return Histories.from_tables(catalogue, frame, USERS)
+
+
+def fold(events: list[Event], state: UserState | None = None) -> UserState:
+    state = state or UserState(7, **PROFILE)  # type: ignore[arg-type]
+    for event in events:
+        state = state_after(state, event)
+    return state
+
+
+def assert_same(left: StateBatch, right: StateBatch) -> None:
+    for name in StateBatch.__dataclass_fields__:
+        a, b = getattr(left, name), getattr(right, name)
+        if name == "seen_idx":
+            assert [x.tolist() for x in a] == [x.tolist() for x in b]
+        else:
+            assert a.dtype == b.dtype, name
+            np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+events_lists = st.lists(
+    st.builds(
+        Event,
+        item_id=st.integers(10, 129),
+        rating=st.integers(1, 10).map(lambda s: s / 2),
+        timestamp=st.integers(1_000, 1_060),
+    ),
+    max_size=3 * HISTORY_LENGTH // 2,
+    unique_by=lambda e: (e.timestamp, e.item_id),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(events=events_lists, data=st.data())
+def test_folding_in_any_order_equals_the_batch_computation(events: list[Event], data: st.DataObject) -> None:
+    h = histories(events)
+    arrived = data.draw(st.permutations(events))
+    moment = data.draw(st.integers(999, 1_062))
+    known = [e for e in arrived if e.timestamp < moment]
+    folded = fold(known)
+    end = int(h.ends_before(np.array([0]), np.array([moment]))[0])
+    assert folded == h.stored_state(0, end)
+    seen = [e.item_id for e in known]
+    assert h.seen_ids(0, end).tolist() == sorted(set(seen))
+    assert_same(state_batch(CATALOGUE, [folded], [seen], moment), h.states_at([7], moment))
+
+
+@settings(max_examples=20, deadline=None)
+@given(events=events_lists)
+def test_an_event_delivered_twice_counts_once_while_it_is_in_the_window(events: list[Event]) -> None:
+    kept = events[:HISTORY_LENGTH]
+    once = fold(kept)
+    again = [Event(e.item_id, 0.5, e.timestamp) for e in kept]
+    assert fold(again, once) is once
+
+
+def test_values_of_a_state_worked_out_by_hand() -> None:
+    state = fold([Event(12, 4.0, 200), Event(11, 3.5, 200), Event(13, 5.0, 100)])
+    assert state == UserState(
+        7,
+        item_ids=(13, 11, 12),
+        ratings=(5.0, 3.5, 4.0),
+        timestamps=(100, 200, 200),
+        n_events=3,
+        n_liked=2,
+        rating_sum=12.5,
+        rating_square_sum=25.0 + 12.25 + 16.0,
+        gender="F",
+        age=24,
+        occupation="artist",
+    )
+
+
+def test_the_moment_itself_is_not_known() -> None:
+    h = histories([Event(12, 4.0, 200), Event(11, 3.5, 200), Event(13, 5.0, 100), Event(14, 1.0, 201)])
+    counts = h.states_at(np.full(5, 7), np.array([100, 101, 200, 201, 202])).n_events
+    assert counts.tolist() == [0, 1, 1, 3, 4]
+    at_200 = h.states_at([7], 200)
+    assert at_200.item_idx[0, -1] == 3
+    assert at_200.item_idx[0, -2] == -1
+    assert at_200.seen_idx[0].tolist() == [3]
+    assert at_200.now.tolist() == [200]
+
+
+def test_the_window_keeps_the_last_events_and_the_sums_keep_all() -> None:
+    events = [Event(10 + i, 1.0 if i < 36 else 5.0, i) for i in range(100)]
+    state = fold(events)
+    assert state.item_ids == tuple(range(10 + 36, 110))
+    assert (state.n_events, state.n_liked, state.rating_sum, state.rating_square_sum) == (100, 64, 356.0, 1636.0)
+    older = state_after(state, Event(120, 2.0, -5))
+    assert older.item_ids == state.item_ids
+    assert (older.n_events, older.rating_sum) == (101, 358.0)
+    batch = histories(events).states_at([7], 1_000)
+    assert len(batch.seen_idx[0]) == 100
+    assert batch.item_idx[0].tolist() == list(range(36, 100))
+
+
+def test_a_movie_that_the_catalogue_does_not_hold_leaves_the_window_but_not_the_sums() -> None:
+    state = fold([Event(11, 4.0, 1), Event(5_000, 3.0, 2), Event(12, 2.0, 3)])
+    batch = state_batch(CATALOGUE, [state], [[11, 5_000, 12]], 10)
+    assert batch.item_idx[0, -3:].tolist() == [-1, 1, 2]
+    assert batch.ratings[0, -3:].tolist() == [0.0, 4.0, 2.0]
+    assert batch.timestamps[0, -3:].tolist() == [0, 1, 3]
+    assert batch.seen_idx[0].tolist() == [1, 2]
+    assert (batch.n_events[0], batch.rating_sum[0]) == (3.0, 9.0)
+
+
+def test_what_the_window_shows_counts_as_seen_even_if_the_list_of_seen_movies_lags() -> None:
+    batch = state_batch(CATALOGUE, [fold([Event(11, 4.0, 1)])], [[15]], 10)
+    assert batch.seen_idx[0].tolist() == [1, 5]
+
+
+def test_profiles_reach_the_batch_by_both_ways() -> None:
+    h = histories([Event(11, 4.0, 1)])
+    batch = h.states_at([7, 9, 55], 100)
+    assert batch.profile.tolist() == [[1, 2, 1], [0, 0, 0], [0, 0, 0]]
+    stored = [h.stored_state(i, int(h.offset[i + 1])) for i in range(2)]
+    assert state_batch(CATALOGUE, stored, [[], []], 100).profile.tolist() == [[1, 2, 1], [0, 0, 0]]
+    assert (stored[1].gender, stored[1].age, stored[1].occupation) == ("", 0, "")
+
+
+def test_somebody_unknown_is_cold_and_not_another_user() -> None:
+    h = histories([Event(11, 4.0, 1)])
+    assert h.user_idx([7, 8, 9, 1_000, -3]).tolist() == [0, -1, 1, -1, -1]
+    batch = h.states_at([8, 7], [50, 60])
+    assert batch.cold.tolist() == [True, False]
+    assert (batch.item_idx[0] == -1).all()
+    assert len(batch.seen_idx[0]) == 0
+    assert batch.now.tolist() == [50, 60]
+
+
+def test_a_user_of_the_events_who_is_not_in_the_users_table() -> None:
+    h = histories([Event(11, 4.0, 1)], user=8)
+    assert h.user_ids.tolist() == [7, 8, 9]
+    assert h.states_at([8], 100).profile.tolist() == [[0, 0, 0]]
+    assert h.stored_state(1, 1) == UserState(8, (11,), (4.0,), (1,), 1, 1, 4.0, 16.0)
+
+
+def test_no_events_at_all_and_no_users_at_all() -> None:
+    batch = histories([]).states_at([7, 8], 5)
+    assert batch.cold.all()
+    assert batch.profile.tolist() == [[1, 2, 1], [0, 0, 0]]
+    nobody = Histories.from_tables(
+        CATALOGUE,
+        pd.DataFrame(
+            {
+                USER_ID: np.zeros(0, np.int64),
+                ITEM_ID: np.zeros(0, np.int64),
+                RATING: np.zeros(0, np.float32),
+                TIMESTAMP: np.zeros(0, np.int64),
+            }
+        ),
+        USERS.iloc[:0],
+    )
+    assert_same(nobody.states_at([7], 5), state_batch(CATALOGUE, [UserState(7)], [[]], 5))
+    assert nobody.user_idx([7]).tolist() == [-1]
+
+
+def test_rows_restricts_and_reorders_every_field() -> None:
+    batch = histories([Event(11, 4.0, 1), Event(12, 2.0, 5)]).states_at([7, 9, 7, 7], [9, 9, 2, 3])
+    chosen = batch.rows(np.array([3, 0]))
+    assert len(chosen) == 2
+    assert_same(chosen, histories([Event(11, 4.0, 1), Event(12, 2.0, 5)]).states_at([7, 7], [3, 9]))
+    assert_same(batch.rows(slice(1, 3)), batch.rows(np.array([1, 2])))
+
+
+def test_states_and_seen_lists_must_match_in_number() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        state_batch(CATALOGUE, [UserState(7)], [], 5)

@@ -1,0 +1,169 @@
+"""A small world with known answers, shared by tests. Stage: tests. In: nothing. Out: tables, fitted parts, a bundle.
+Absent: files, unless a folder is given; randomness that is not seeded.
+
+Movies of even rows are the taste of users of even rows, odd of odd; nobody crosses. Everything is built once a
+process and must not be changed by a test.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from recsys.bundle import Bundle, BundleFacts, load_bundle, save_bundle
+from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, RATING, TIMESTAMP, TITLE, USER_ID, YEAR
+from recsys.data.split import Split, split_by_time
+from recsys.data.tables import Source as DataSource
+from recsys.data.tables import Tables
+from recsys.features.catalogue import Catalogue
+from recsys.features.contexts import Contexts
+from recsys.features.histories import Histories
+from recsys.features.item_stats import ItemStatsTimeline, snapshots
+from recsys.ranking.ranker import LambdaRanker, LogisticRanker
+from recsys.ranking.training import RankerSettings, TrainingTable, fit_lambdarank, fit_logistic
+from recsys.recommender import Recommender, RecommenderSettings
+from recsys.retrieval.covisitation import Covisitation
+from recsys.retrieval.ease import Ease
+from recsys.retrieval.popularity import Popularity
+from recsys.retrieval.source import Source
+from recsys.retrieval.two_tower_source import TwoTowerSource
+from recsys.retrieval.two_tower_training import TowerSettings, Trainer
+from recsys.training_table import build_training_table, retrieve_contexts
+
+DAY = 86_400
+START = 11_000 * DAY  # midnight UTC
+N_MOVIES, N_RATED, N_USERS, EVENTS_A_USER = 40, 36, 60, 12
+NAMELESS, TWINS = 38, {36: 0, 37: 1}  # row numbers: a movie without content; unrated movie -> the one it resembles
+SILENT_USER = 999  # in the users table, without events
+TOWER = TowerSettings(
+    dim=16, layers=1, max_length=16, dropout=0.1, id_dropout=0.2, epochs=12, batch_rows=8, learning_rate=1e-2
+)
+RANKER = RankerSettings(max_trees=20, learning_rate=0.1, min_rows_in_leaf=5, early_stopping=10, negatives=10, threads=1)
+RECOMMENDER = RecommenderSettings(fetch=15, keep=25, rank=15)
+
+
+@lru_cache
+def planted_tables() -> Tables:
+    """720 events of 60 users and 40 movies; the last tenth of the events has warm and cold users."""
+    rng = np.random.default_rng(3)
+    rows = []
+    for user in range(N_USERS):
+        movies = user % 2 + 2 * rng.permutation(N_RATED // 2)[:EVENTS_A_USER]
+        gaps = rng.choice([0, 40, 7_200, DAY, 3 * DAY], EVENTS_A_USER, p=[0.15, 0.25, 0.2, 0.2, 0.2])
+        times = START + user * DAY * 4 // 5 + int(rng.integers(DAY)) + np.cumsum(gaps)
+        stars = rng.integers(4, 11, EVENTS_A_USER) / 2
+        rows += [(2 * user + 101, 3 * m + 5, s, t) for m, s, t in zip(movies, stars, times, strict=True)]
+    events = pd.DataFrame(rows, columns=[USER_ID, ITEM_ID, RATING, TIMESTAMP]).astype({RATING: np.float32})
+    events = events.sort_values([TIMESTAMP, USER_ID, ITEM_ID], ignore_index=True)
+    source = DataSource("planted", True, "ml-latest", "0" * 64, len(events), N_MOVIES, N_USERS + 1)
+    return Tables(events, _movies(), _users(), source)
+
+
+def _movies() -> pd.DataFrame:
+    titles, years, genres = [], [], []
+    for row in range(N_MOVIES):
+        like = TWINS.get(row, row)
+        year = None if row == 34 else 1940 + 10 * (like // 2 // 3 % 6)
+        word = ("Red", "Green", "Blue")[like // 2 % 3]
+        titles.append(f"{word} {('Storm', 'Garden')[like % 2]}" + (f" ({year})" if year else ""))
+        years.append(year)
+        genres.append([("Action", "Comedy")[like % 2], *(["Drama"] if like % 5 == 0 else [])])
+    titles[NAMELESS], years[NAMELESS], genres[NAMELESS] = "Unheard", None, []
+    ids = 3 * np.arange(N_MOVIES) + 5
+    return pd.DataFrame({ITEM_ID: ids, TITLE: titles, YEAR: pd.array(years, dtype="Int32"), GENRES: genres})
+
+
+def _users() -> pd.DataFrame:
+    rows = range(N_USERS)
+    return pd.DataFrame(
+        {
+            USER_ID: [*(2 * u + 101 for u in rows), SILENT_USER],
+            GENDER: [*(("F", "M", None)[u % 3] for u in rows), "F"],
+            AGE: pd.array([*((18, 35, None, 56)[u % 4] for u in rows), 25], dtype="Int32"),
+            OCCUPATION: [*(("artist", None, "doctor")[u % 3] for u in rows), "artist"],
+        }
+    )
+
+
+@lru_cache
+def planted_catalogue() -> Catalogue:
+    return Catalogue.from_tables(planted_tables().movies, planted_tables().users)
+
+
+@lru_cache
+def planted_histories() -> Histories:
+    return Histories.from_tables(planted_catalogue(), planted_tables().events, planted_tables().users)
+
+
+@lru_cache
+def planted_timeline() -> ItemStatsTimeline:
+    return ItemStatsTimeline(planted_catalogue(), snapshots(planted_tables().events))
+
+
+@lru_cache
+def planted_split() -> Split:
+    return split_by_time(planted_tables().events[TIMESTAMP].to_numpy())
+
+
+@lru_cache
+def planted_sources(cutoff: int | None = None) -> tuple[TwoTowerSource, Ease, Covisitation, Popularity]:
+    """All sources fitted on events with timestamp <= cutoff (default: all), in the order of `columns.SOURCES`."""
+    h, n_items = planted_histories(), N_MOVIES
+    cutoff = planted_split().end if cutoff is None else cutoff
+    known = h.timestamps <= cutoff
+    owner = np.repeat(np.arange(len(h.user_ids)), np.diff(h.offset))[known]
+    item_idx, times = h.item_idx[known], h.timestamps[known]
+    model = Trainer(planted_catalogue(), h, cutoff, TOWER).fit()
+    return (
+        TwoTowerSource.from_model(model),
+        Ease.fit(owner, item_idx, n_items, regularisation=5.0, power=0.5),
+        Covisitation.fit(owner, item_idx, times, n_items, decay=0.8, damping=0.5, history_decay=0.8),
+        Popularity.fit(item_idx, times, n_items, cutoff=cutoff, half_life_days=30.0),
+    )
+
+
+@lru_cache
+def planted_training_table() -> TrainingTable:
+    """Sources fitted through T1, contexts of (T1, T2]."""
+    split, events = planted_split(), planted_tables().events
+    contexts = Contexts.from_events(events[(events[TIMESTAMP] > split.t1) & (events[TIMESTAMP] <= split.t2)])
+    states = planted_histories().states_at(contexts.user_id, contexts.timestamp)
+    recommender = Recommender(planted_catalogue(), planted_sources(split.t1), None, RECOMMENDER)
+    retrieved = retrieve_contexts(recommender, contexts, states)
+    return build_training_table(
+        recommender, contexts, states, retrieved, planted_timeline().as_of, negatives=RANKER.negatives
+    )
+
+
+@lru_cache
+def planted_rankers() -> tuple[LambdaRanker, LogisticRanker]:
+    return fit_lambdarank(planted_training_table(), RANKER), fit_logistic(planted_training_table())
+
+
+@lru_cache
+def planted_recommender() -> Recommender:
+    """Sources through T2, the ranker from the window before: frozen at T2, as for replay."""
+    ranker, _ = planted_rankers()
+    return Recommender(planted_catalogue(), planted_sources(planted_split().t2), ranker, RECOMMENDER)
+
+
+def planted_facts(bundle_id: str = "planted-1", role: str = "evaluation") -> BundleFacts:
+    return BundleFacts(
+        bundle_id=bundle_id,
+        dataset=planted_tables().source,
+        trained_through=planted_split().t2,
+        role=role,
+        sibling_id=None,
+        code_version="0.1.0",
+        created_utc="2001-01-01T00:00:00+00:00",
+        parameters={"ranker": {"max_trees": RANKER.max_trees}},
+    )
+
+
+def planted_bundle(folder: Path, facts: BundleFacts | None = None) -> Bundle:
+    """Save the planted recommender into `folder` and load it back."""
+    recommender, (ranker, logistic) = planted_recommender(), planted_rankers()
+    sources: tuple[Source, ...] = recommender.sources
+    save_bundle(folder, facts or planted_facts(), recommender.catalogue, sources, ranker, logistic, RECOMMENDER)
+    return load_bundle(folder)

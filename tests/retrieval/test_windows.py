@@ -1,0 +1,146 @@
+"""Training windows: what a target may know. Stage: retrieval, offline. Absent: the model."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, RATING, TIMESTAMP, TITLE, USER_ID, YEAR
+from recsys.features.catalogue import Catalogue
+from recsys.features.histories import Histories
+from recsys.retrieval.two_tower import gap_levels, rating_levels
+from recsys.retrieval.windows import WindowCutter
+
+LENGTH, CUTOFF = 8, 5_000
+USERS = pd.DataFrame({USER_ID: np.arange(1, 13), GENDER: "F", AGE: 20, OCCUPATION: [f"o{i:02}" for i in range(12)]})
+
+
+def world(seed: int = 0) -> Histories:
+    """Users of 0 to 40 events in few distinct seconds. Every event has a movie of its own, so that it can be found."""
+    rng = np.random.default_rng(seed)
+    rows, movie = [], 0
+    for user, count in zip(range(1, 13), [0, 1, 2, 8, 9, 40, 25, 30, 8, 3, 17, 33], strict=True):
+        for time in np.sort(rng.choice(np.arange(100, 10_000, 250), count)):
+            rows.append((user, movie, rng.integers(1, 11) / 2, time))
+            movie += 1
+    rows += [(4, movie + i, 3.0, CUTOFF + 10_000) for i in range(3)]
+    events = pd.DataFrame(rows, columns=[USER_ID, ITEM_ID, RATING, TIMESTAMP])
+    n = movie + 3
+    movies = pd.DataFrame(
+        {ITEM_ID: np.arange(n), TITLE: "Film", YEAR: pd.array([2000] * n, dtype="Int32"), GENRES: [[]] * n}
+    )
+    return Histories.from_tables(Catalogue.from_tables(movies, USERS), events, USERS)
+
+
+@pytest.fixture(scope="module")
+def histories() -> Histories:
+    return world()
+
+
+@pytest.fixture(scope="module")
+def cutter(histories: Histories) -> WindowCutter:
+    return WindowCutter(histories, CUTOFF, LENGTH)
+
+
+def owner_of(histories: Histories) -> dict[int, int]:
+    return {
+        int(histories.item_idx[p]): u
+        for u in range(len(histories.user_ids))
+        for p in range(histories.offset[u], histories.offset[u + 1])
+    }
+
+
+@pytest.mark.parametrize("epoch", range(4))
+def test_no_context_holds_the_target_its_second_or_anything_later(
+    histories: Histories, cutter: WindowCutter, epoch: int
+) -> None:
+    """The leak test of training: every query of every window."""
+    time_of = dict(zip(histories.item_idx.tolist(), histories.timestamps.tolist(), strict=True))
+    owner = owner_of(histories)
+    bounds, users = cutter.cut(np.random.default_rng(epoch))
+    w = cutter.windows(bounds, users)
+    assert len(w.target_item) > 100
+    for query, target in zip(w.target_query, w.target_item, strict=True):
+        row, known = w.query_row[query], w.query_position[query]
+        tokens = w.item_idx[row, :known]
+        assert (tokens >= 0).all()
+        assert {owner[int(m)] for m in tokens} <= {owner[int(target)]}
+        assert owner[int(target)] == users[row]
+        moment = time_of[int(target)]
+        assert moment <= CUTOFF
+        assert all(time_of[int(m)] < moment for m in tokens)
+        # and nothing of the window that is earlier than the target is withheld
+        whole = w.item_idx[row][w.item_idx[row] >= 0]
+        assert [int(m) for m in tokens] == [int(m) for m in whole if time_of[int(m)] < moment]
+        before = [t for t in histories.timestamps[histories.offset[users[row]] :][: len(whole) + 99] if t < moment]
+        expected = 0 if known == 0 else int(gap_levels(np.array([moment - time_of[int(tokens[-1])]]))[0])
+        assert w.query_gap[query] == expected
+        assert known > 0 or not before, "an empty context is shown only where the history is empty"
+
+
+def test_every_known_event_is_a_token_once_and_a_target_at_most_once(
+    histories: Histories, cutter: WindowCutter
+) -> None:
+    known = histories.item_idx[histories.timestamps <= CUTOFF]
+    assert cutter.n_events == len(known)
+    targets: set[int] = set()
+    for epoch in range(12):
+        bounds, users = cutter.cut(np.random.default_rng(epoch))
+        w = cutter.windows(bounds, users)
+        tokens = w.item_idx[w.item_idx >= 0]
+        assert sorted(tokens.tolist()) == sorted(known.tolist()), "later events do not exist"
+        assert len(set(w.target_item.tolist())) == len(w.target_item)
+        targets |= set(w.target_item.tolist())
+    assert targets == set(known.tolist()), "random offsets: in time every event is a target"
+
+
+def test_windows_are_at_most_as_long_as_asked_and_start_anew_each_epoch(cutter: WindowCutter) -> None:
+    first, users = cutter.cut(np.random.default_rng(0))
+    lengths = first[:, 1] - first[:, 0]
+    assert lengths.min() >= 1
+    assert lengths.max() == LENGTH
+    second, _ = cutter.cut(np.random.default_rng(1))
+    assert sorted(map(tuple, first)) != sorted(map(tuple, second))
+    again, again_users = cutter.cut(np.random.default_rng(0))
+    np.testing.assert_array_equal(again, first)
+    np.testing.assert_array_equal(again_users, users)
+
+
+def test_a_short_history_is_one_window(histories: Histories) -> None:
+    cutter = WindowCutter(histories, 10**9, LENGTH)
+    bounds, users = cutter.cut(np.random.default_rng(0))
+    for user in range(len(histories.user_ids)):
+        count = int(histories.offset[user + 1] - histories.offset[user])
+        if count <= LENGTH:
+            mine = bounds[users == user].tolist()
+            assert mine == ([[histories.offset[user], histories.offset[user] + count]] if count else [])
+
+
+def test_arrays_worked_out_by_hand() -> None:
+    """One user: A at 100, B and C at 700, D at 5,000 (the cutoff), E later."""
+    movies = pd.DataFrame(
+        {ITEM_ID: range(5), TITLE: "Film", YEAR: pd.array([2000] * 5, dtype="Int32"), GENRES: [[]] * 5}
+    )
+    events = pd.DataFrame(
+        {USER_ID: 3, ITEM_ID: range(5), RATING: [0.5, 5.0, 3.0, 4.0, 1.0], TIMESTAMP: [100, 700, 700, 5_000, 5_001]}
+    )
+    h = Histories.from_tables(Catalogue.from_tables(movies, USERS), events, USERS)
+    cutter = WindowCutter(h, CUTOFF, LENGTH)
+    w = cutter.windows(*cutter.cut(np.random.default_rng(0)))
+    assert w.item_idx.tolist() == [[0, 1, 2, 3]]
+    assert w.ratings.tolist() == [[1, 10, 6, 8]]
+    ten_minutes, an_hour = gap_levels(np.array([600, 4_300])).tolist()
+    assert w.gaps.tolist() == [[0, ten_minutes, 0, an_hour]]
+    assert w.profile.tolist() == [[1, 2, 3]]
+    assert w.query_row.tolist() == [0, 0, 0]
+    assert w.query_position.tolist() == [0, 1, 3]
+    assert w.query_gap.tolist() == [0, ten_minutes, an_hour]
+    assert w.target_query.tolist() == [0, 1, 1, 2]
+    assert w.target_item.tolist() == [0, 1, 2, 3]
+
+
+def test_levels_of_gaps_and_ratings() -> None:
+    assert gap_levels(np.array([-5, 0, 1, 4, 5, 59, 60, 3_600, 86_400, 10**9])).tolist() == [
+        0, 0, 2, 2, 3, 5, 6, 10, 11, 14,
+    ]  # fmt: skip
+    stars = np.array([0.0, 0.5, 1.0, 4.5, 5.0, 7.0], np.float32)
+    assert rating_levels(stars).tolist() == [0, 1, 2, 9, 10, 10]

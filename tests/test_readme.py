@@ -1,0 +1,171 @@
+"""What the README tells people to type exists: every command, option, make target, path and route.
+
+Stage: tests. In: `README.md`. Out: pass or fail. Absent: running the pipeline; another test does the quickstart.
+
+Command lines are parsed by the real app, down to types and required options, without running the command.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from recsys.command import ORDER, build
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SERVICE = "http://127.0.0.1:8000"
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    """The fenced code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def lines(text: str = README) -> Iterator[list[str]]:
+    """Every command line of the bash blocks as words; continued lines are joined, comments left out."""
+    for block in blocks("bash", text):
+        for line in block.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                yield words
+
+
+def parse_recsys(words: list[str]) -> str:
+    """Parse the words after `recsys` with the real app; the name of the command. Raises what the app would raise."""
+    command = typer.main.get_command(build())
+    path = ["recsys"]
+    context = None
+    rest = list(words)
+    while hasattr(command, "commands"):
+        group = command.make_context(path[-1], rest[:1], parent=context)
+        name, *rest = rest
+        assert name in command.commands, f"{' '.join(path)} has no command {name!r}"
+        context, command = group, command.commands[name]
+        path.append(name)
+    command.make_context(path[-1], rest, parent=context)
+    return " ".join(path[1:])
+
+
+RECSYS_LINES = [words[1:] for words in lines() if Path(words[0]).name == "recsys"]
+MAKE_LINES = [words[1:] for words in lines() if words[0] == "make" or words[1:2] == ["make"]]
+CURL_LINES = [words[1:] for words in lines() if words[0] == "curl"]
+
+
+@pytest.mark.parametrize("words", RECSYS_LINES, ids=" ".join)
+def test_recsys_line_parses(words: list[str]) -> None:
+    parse_recsys(words)
+
+
+@pytest.mark.parametrize("wrong", [["trian"], ["train", "--datset", "ml-1m"], ["recommend"], ["data", "--users", "x"]])
+def test_a_wrong_line_would_be_found(wrong: list[str]) -> None:
+    with pytest.raises(Exception, match=r"(?i)no command|no such|missing|valid"):
+        parse_recsys(wrong)
+
+
+def test_every_command_is_shown() -> None:
+    assert {words[0] for words in RECSYS_LINES} == set(ORDER)
+
+
+@pytest.mark.parametrize("name", sorted({parse_recsys(words) for words in RECSYS_LINES}))
+def test_help_teaches(name: str) -> None:
+    result = CliRunner().invoke(build(), [*name.split(), "--help"], terminal_width=200)
+    assert result.exit_code == 0, result.output
+    assert "Usage: " in result.output
+
+
+def test_other_commands_are_known_ones() -> None:
+    known = {"recsys", "make", "curl", "git", "cd", "."}
+    for words in lines():
+        first = next(w for w in words if not re.fullmatch(r"[A-Z_]+=\S*", w))
+        assert Path(first).name in known, words
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    variables = set(re.findall(r"^([A-Z]+) \?=", makefile, re.MULTILINE))
+    used = [words[words.index("make") :] if "make" in words else ["make", *words] for words in MAKE_LINES]
+    assert {"quickstart", "test"} <= {word for words in used for word in words}
+    for words in used:
+        for word in words[1:]:
+            name, given, _ = word.partition("=")
+            assert name in (variables if given else targets), word
+
+
+def test_tree_names_what_exists_and_every_folder() -> None:
+    """Lines of the tree block look like `path/  # comment`, indented by two spaces a level."""
+    (tree,) = [b for b in blocks("text") if "recsys/" in b and "pipelines/" in b]
+    found: set[str] = set()
+    stack: list[str] = []
+    for line in tree.splitlines():
+        match = re.fullmatch(r"(?P<indent> *)(?P<name>[\w./-]+) {2,}(?P<comment>\S.*)", line)
+        assert match, f"not `name  comment`: {line!r}"
+        stack[len(match["indent"]) // 2 :] = [match["name"]]
+        path = "".join(stack)
+        assert (ROOT / path).exists(), f"{path} is in the README's tree only"
+        assert (ROOT / path).is_dir() == path.endswith("/"), path
+        found.add(path)
+    for package in ("recsys", "pipelines", "serving"):
+        for module in (ROOT / package).rglob("__init__.py"):
+            folder = module.parent.relative_to(ROOT).as_posix() + "/"
+            assert folder in found, f"{folder} is missing from the README's tree"
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", README):
+        if not target.startswith(("http", "#")):
+            assert (ROOT / target.split("#")[0]).exists(), target
+
+
+def test_no_registry_is_named() -> None:
+    assert not re.search(r"pypi|pytorch\.org|pythonhosted|--(extra-)?index-url", README, re.IGNORECASE)
+
+
+def test_results_have_a_place_and_a_command() -> None:
+    for name in ("ml-100k", "ml-latest-small"):
+        block = re.search(rf"<!-- ladder:{name} -->\n(.*?)<!-- /ladder -->", README, re.DOTALL)
+        assert block, name
+        assert any(words[:3] == ["train", "--dataset", name] for words in RECSYS_LINES), name
+
+
+@pytest.fixture(scope="module")
+def openapi(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, dict[str, object]]]]:
+    from recsys.settings import Settings
+    from serving.app import create_app
+    from serving.settings import ServiceSettings
+
+    settings = Settings(home=tmp_path_factory.mktemp("home"))
+    return create_app(ServiceSettings.build(settings, settings.paths().dataset("ml-100k"))).openapi()
+
+
+@pytest.mark.parametrize("words", CURL_LINES, ids=" ".join)
+def test_curl_line_fits_the_api(words: list[str], openapi: dict[str, dict[str, dict[str, dict[str, object]]]]) -> None:
+    from serving import schemas
+
+    (url,) = [w for w in words if w.startswith("http")]
+    assert url.startswith(SERVICE + "/"), url
+    body = next((words[i + 1] for i, w in enumerate(words) if w in ("-d", "--data", "--json")), None)
+    method = words[words.index("-X") + 1].lower() if "-X" in words else "get" if body is None else "post"
+    parts = urlsplit(url)
+    fitting = [p for p in openapi["paths"] if re.fullmatch(re.sub(r"\{\w+\}", r"[^/]+", p), parts.path)]
+    assert len(fitting) == 1, f"{parts.path} fits {fitting}"
+    assert method in openapi["paths"][fitting[0]], f"{fitting[0]} takes no {method}"
+    route = openapi["paths"][fitting[0]][method]
+    taken = {p["name"] for p in route.get("parameters", []) if p["in"] == "query"}
+    assert set(parse_qs(parts.query)) <= taken
+    if body is not None:
+        reference = route["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+        getattr(schemas, reference.rsplit("/", 1)[1]).model_validate_json(body)
+        assert json.loads(body)
+
+
+def test_curl_covers_every_route(openapi: dict[str, dict[str, dict[str, dict[str, object]]]]) -> None:
+    shown = [urlsplit(next(w for w in words if w.startswith("http"))).path for words in CURL_LINES]
+    for path in openapi["paths"]:
+        assert any(re.fullmatch(re.sub(r"\{\w+\}", r"[^/]+", path), s) for s in shown), f"no example for {path}"
