@@ -6,7 +6,7 @@ Stage: the edge. In: argv and `recsys.settings`. Out: calls into the stages, tex
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -78,10 +78,10 @@ def train(
     ] = True,
     only: Annotated[str | None, typer.Option(help="Run this one stage; pipelines/stages.py names them.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Skip no stage, changed or not.")] = False,
-    device: Annotated[str, typer.Option(help="Where the two-tower model trains: cpu or cuda.")] = "cpu",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the two-tower model trains.")] = "cpu",
     epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs of the two-tower model.")] = None,
-    index: Annotated[str, typer.Option(help="FAISS index: auto, exact, hnsw or ivf.")] = "auto",
-    budget_ms: Annotated[float, typer.Option(help="p99 latency that the gate allows, milliseconds.")] = 50.0,
+    index: Annotated[Literal["auto", "exact", "hnsw", "ivf"], typer.Option(help="FAISS index.")] = "auto",
+    budget_ms: Annotated[float, typer.Option(min=0.001, help="p99 latency that the gate allows, milliseconds.")] = 50.0,
     seed: Seed = 7,
     home: HomeFolder = None,
 ) -> None:
@@ -239,7 +239,7 @@ def _job(  # type: ignore[no-untyped-def]
     *,
     device: str = "cpu",
     epochs: int | None = None,
-    index: str = "auto",
+    index: Literal["auto", "exact", "hnsw", "ivf"] = "auto",
     budget_ms: float = 50.0,
     seed: int = 7,
     refit: bool = True,
@@ -255,7 +255,7 @@ def _job(  # type: ignore[no-untyped-def]
         load_tables(home.data).events,
         device=device,
         epochs=epochs,
-        index=index,  # type: ignore[arg-type]
+        index=index,
         seed=seed,
         refit=refit,
         latency_budget_ms=budget_ms,

@@ -56,7 +56,7 @@ def obtain(
         raise ConfigError(f"{name!r} is not an official data set ({', '.join(DATASETS)}, synthetic); add --data-dir.")
     elif source is not None:
         say(CITATION)
-    official = name if name in DATASETS and dataset is not None else None
+    official = name if name in DATASETS and (source is None or dataset is not None) else None
     made = prepare(home, data_dir=data_dir, archive=archive, dataset=official, skip_bad_rows=skip_bad_rows, report=say)
     root.remember(name)
     _say_what(made, home.data)

@@ -1,6 +1,6 @@
 """`recsys recommend` and `recsys batch`: the champion's answers without a service.
 
-In: the champion bundle and the states in Feast's online store. Out: text, or a Parquet file for every user. Absent:
+Stage: the edge. In: the champion bundle and the states in Feast's online store. Out: text, or a Parquet file for every user. Absent:
 any path to an answer other than `Recommender.recommend`.
 """
 

@@ -15,7 +15,6 @@ from recsys.artefacts import read_json, replacing_folder, write_json
 from recsys.bundle import load_sources, save_sources
 from recsys.columns import TIMESTAMP
 from recsys.features.contexts import Contexts
-from recsys.features.item_stats import SECONDS_PER_DAY
 from recsys.retrieval.covisitation import Covisitation
 from recsys.retrieval.ease import Ease
 from recsys.retrieval.popularity import Popularity
@@ -106,4 +105,4 @@ def _recent_states(job: Job, cutoff: int):  # type: ignore[no-untyped-def]
     """States of the last users up to the cutoff, as queries for measuring the index."""
     events = job.tables.events
     users = events[events[TIMESTAMP] <= cutoff].drop_duplicates("user_id", keep="last").tail(RECALL_QUERIES)
-    return job.histories.states_at(users["user_id"].to_numpy(), np.full(len(users), cutoff + SECONDS_PER_DAY))
+    return job.histories.states_at(users["user_id"].to_numpy(), np.full(len(users), cutoff + 1))

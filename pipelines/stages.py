@@ -1,5 +1,7 @@
 """The whole offline track in one list. Read it top to bottom; each line names the module that does the work.
 
+Stage: all of the offline track. In: `refit`. Out: the list of `Stage`s. Absent: how a stage runs or is skipped (`job`).
+
 Before the first stage, `recsys data` has written the typed tables. T0, T1, T2 are the cutoffs of `recsys.data.split`.
 """
 

@@ -1,6 +1,6 @@
 """`recsys models list` and `recsys models compare`: the registry as text.
 
-In: the registry. Out: lines on stdout. Absent: any change to the registry.
+Stage: the edge. In: the registry. Out: lines on stdout. Absent: any change to the registry.
 """
 
 import typer

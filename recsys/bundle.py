@@ -105,11 +105,11 @@ def save_bundle(
 
 
 def with_metrics(folder: Path, metrics: Mapping[str, Any]) -> BundleFacts:
-    """Set the metrics of a saved bundle; its other files stay as they are."""
-    stored = read_facts(folder)
-    facts = BundleFacts(**{**_as_fields(stored), "metrics": dict(metrics)})
-    _write_facts(folder, facts)
-    return facts
+    """Set the metrics of a saved bundle; its other files stay as they are, and so do their recorded digests: what was
+    altered since is not blessed by this."""
+    read_facts(folder)
+    write_json(folder / "bundle.json", {**read_json(folder / "bundle.json"), "metrics": dict(metrics)})
+    return read_facts(folder)
 
 
 def read_facts(folder: Path) -> BundleFacts:
@@ -130,7 +130,7 @@ def read_facts(folder: Path) -> BundleFacts:
 def load_bundle(folder: Path, *, ranker_threads: int = 1) -> Bundle:
     """Check every file against its SHA-256, then load. Raises BundleError for a missing, altered or foreign file."""
     facts = read_facts(folder)
-    recorded = read_json(folder / "bundle.json")["files"]
+    recorded = read_json(folder / "bundle.json").get("files", {})
     present = _digests(folder)
     if recorded != present:
         differing = sorted({n for n in recorded.keys() | present.keys() if recorded.get(n) != present.get(n)})
@@ -142,15 +142,11 @@ def load_bundle(folder: Path, *, ranker_threads: int = 1) -> Bundle:
     return Bundle(facts, Recommender(catalogue, sources, ranker, settings), LogisticRanker.load(folder), folder)
 
 
-def _as_fields(facts: BundleFacts) -> dict[str, Any]:
-    return {name: getattr(facts, name) for name in BundleFacts.__dataclass_fields__}
-
-
 def _write_facts(folder: Path, facts: BundleFacts) -> None:
     write_json(folder / "bundle.json", {"format": FORMAT, **asdict(facts), "files": _digests(folder)})
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below the folder but bundle.json, by relative path."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "bundle.json")
+    """SHA-256 of every file below the folder but its own bundle.json, by relative path."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / "bundle.json")
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}

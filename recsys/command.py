@@ -6,6 +6,7 @@ neither folder imports the other (docs/adr/0003).
 """
 
 import atexit
+import errno
 import os
 import sys
 from importlib.metadata import entry_points
@@ -15,6 +16,12 @@ import typer
 from recsys.errors import RecsysError
 
 GROUP = "recsys.commands"
+STOPPED = 130  # by Ctrl-C, as shells count it
+# What a folder or a disk refuses, not what a programmer forgot.
+REFUSED = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+}
 ORDER = ("quickstart", "data", "train", "evaluate", "recommend", "batch", "serve", "bench", "models")
 
 
@@ -36,7 +43,8 @@ def build() -> typer.Typer:
         app.registered_groups.extend(part.registered_groups)
 
     def place(item: typer.models.CommandInfo | typer.models.TyperInfo) -> int:
-        return ORDER.index(str(item.name)) if item.name in ORDER else len(ORDER)
+        name = item.name or getattr(item.callback, "__name__", None)  # a command is named after its function
+        return ORDER.index(name) if name in ORDER else len(ORDER)
 
     app.registered_commands.sort(key=place)
     app.registered_groups.sort(key=place)
@@ -50,11 +58,17 @@ def run(arguments: list[str] | None = None) -> int:
     except RecsysError as error:
         print(f"recsys: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("recsys: stopped; finished stages are kept, run the same command again to go on", file=sys.stderr)
-        return 130
-    except SystemExit as finished:  # how Typer ends, after help and wrong arguments too
-        return finished.code if isinstance(finished.code, int) else int(finished.code is not None)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        where = error.filename2 or error.filename or "a file"
+        print(f"recsys: {where}: {error.strerror}. Name a place that can be read and written.", file=sys.stderr)
+        return 2
+    except SystemExit as finished:  # how Typer ends, after help, wrong arguments and Ctrl-C too
+        code = finished.code if isinstance(finished.code, int) else int(finished.code is not None)
+        if code == STOPPED:
+            print("recsys: stopped; finished stages are kept, run the same command again to go on", file=sys.stderr)
+        return code
     return 0
 
 

@@ -117,10 +117,19 @@ def test_tree_names_what_exists_and_every_folder() -> None:
             assert folder in found, f"{folder} is missing from the README's tree"
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", README):
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda p: p.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
         if not target.startswith(("http", "#")):
-            assert (ROOT / target.split("#")[0]).exists(), target
+            assert (path.parent / target.split("#")[0]).exists(), target
+
+
+def test_every_setting_is_in_the_table() -> None:
+    from recsys.settings import Settings
+
+    names = {str(f.validation_alias or f"RECSYS_{name.upper()}") for name, f in Settings.model_fields.items()}
+    rows = [line.split("|")[1] for line in README.splitlines() if line.startswith(("| `RECSYS_", "| `MLFLOW_"))]
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == names
 
 
 def test_no_registry_is_named() -> None:

@@ -16,19 +16,21 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 import yaml
-from test_readme import parse_recsys
+
+from tests.test_readme import parse_recsys
 
 ROOT = Path(__file__).resolve().parent.parent
-TOP = set(
-    "pyproject.toml README.md recsys feature_repo pipelines serving notebooks tests docker-compose.yml Makefile "
-    "Dockerfile constraints.txt .ci docs CHANGELOG.md LICENSE .gitignore .dockerignore".split()
-)
+TOP = {
+    *("pyproject.toml", "README.md", "recsys", "feature_repo", "pipelines", "serving", "notebooks", "tests"),
+    *("docker-compose.yml", "Makefile", "Dockerfile", "constraints.txt", ".ci", "docs", "CHANGELOG.md", "LICENSE"),
+    *(".gitignore", ".dockerignore"),
+}
 MOST_LINES = 400
 REASON = re.compile(r"^Longer than ", re.MULTILINE)  # begins the sentence that says why a file is long
 LARGEST_BYTES = 500_000
-MOVIELENS = "u.* ratings.* movies.dat movies.csv users.dat links.csv tags.csv tags.dat genome-* ml-*.zip".split()
-PICKLES = "*.pkl *.pickle *.joblib *.pt *.pth *.npy *.npz *.h5 *.parquet *.db *.faiss".split()
-FACTS = ("Stage", "In", "Out", "Absent")
+MOVIELENS = ("u.*", "ratings.*", "movies.dat", "movies.csv", "users.dat", "links.csv", "tags.*", "genome-*", "ml-*.zip")
+MODELS = ("*.pkl", "*.pickle", "*.joblib", "*.pt", "*.pth", "*.npy", "*.npz", "*.h5", "*.parquet", "*.db", "*.faiss")
+FACTS = (r"\bStages?( `[`\w, ]+)?( and `\w+`)?:", r"\bIn:", r"\bOut:", r"\bAbsent:")
 
 
 def tracked() -> list[str]:
@@ -69,8 +71,8 @@ def test_module_opens_with_its_facts(path: Path) -> None:
     assert len(text.splitlines()[0]) > 10
     if path.name in ("__init__.py", "__main__.py"):
         return
-    places = [m.start() if (m := re.search(rf"\b{fact}s?\b[^.:]*:", text)) else -1 for fact in FACTS]
-    missing = [fact for fact, place in zip(FACTS, places, strict=True) if place < 0]
+    places = [m.start() if (m := re.search(fact, text)) else -1 for fact in FACTS]
+    missing = [fact for fact, place in zip(("Stage", "In", "Out", "Absent"), places, strict=True) if place < 0]
     assert not missing, f"the docstring does not say {', '.join(missing)}"
     assert places == sorted(places), "In comes before Out, Out before Absent"
 
@@ -84,7 +86,7 @@ def test_no_drawer_for_odds_and_ends() -> None:
 def test_no_data_and_no_models_are_kept() -> None:
     for name in tracked():
         base = PurePosixPath(name).name
-        assert not [p for p in (*MOVIELENS, *PICKLES) if fnmatch(base, p)], name
+        assert not [p for p in (*MOVIELENS, *MODELS) if fnmatch(base, p)], name
         size = (ROOT / name).stat().st_size
         assert size < LARGEST_BYTES, f"{name} has {size:,} bytes"
 
@@ -100,6 +102,22 @@ def test_no_code_that_unpickles() -> None:
                 assert "weights_only=True" in ast.unparse(node), path
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "np.load":
                 assert "allow_pickle=True" not in ast.unparse(node), path
+
+
+def test_decisions_have_their_form_and_are_found() -> None:
+    """Each ADR: number in name and title, the three sections, a price; each mention of one leads to a file."""
+    decisions = {p.name[:4]: p for p in (ROOT / "docs" / "adr").glob("*.md")}
+    assert sorted(decisions) == [f"{n:04}" for n in range(1, len(decisions) + 1)]
+    for number, path in decisions.items():
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith(f"# {number} "), path.name
+        assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Context", "Decision", "Consequences"], path.name
+        assert "- \\+ " in text, path.name
+        assert "- − " in text, path.name
+    for name in tracked():
+        if name.endswith((".py", ".md", ".toml", ".yaml", ".yml", ".ipynb")):
+            for number in re.findall(r"adr/(\d{4})", (ROOT / name).read_text(encoding="utf-8")):
+                assert number in decisions, f"{name} names docs/adr/{number}"
 
 
 IMPORT_ALL = """

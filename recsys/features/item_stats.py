@@ -2,7 +2,7 @@
 
 Stage: features; both tracks. In: the events table. Out: a sparse snapshot table (a row for each movie and day on
 which it was rated) that Feast keeps, and `ItemStats`, the dense arrays as of one day that features and service
-read. Absent: who asks for which day (`recsys.ranking.training_table`, `recsys.evaluation.replay`, the service).
+read. Absent: who asks for which day (`recsys.training_table`, `recsys.evaluation.replay`, the service).
 
 A snapshot stamped D 00:00 UTC holds the events with timestamp < D 00:00. A prediction at t reads, for every
 movie, its last snapshot stamped at or before the start of t's day, so it never sees its own day. Decayed counts

@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from recsys.errors import ConfigError, DataError
 from recsys.ranking.ranker import LambdaRanker, LogisticRanker
 
+STOPPING_DEPTH = 50  # NDCG@10 of a few hundred contexts is so noisy that it stopped after 1 to 50 trees
 FEWEST_CONTEXTS = 20  # below this there is nothing to learn an order from
 
 
@@ -65,7 +66,7 @@ class RankerSettings:
     row_fraction: float = 0.8
     l2: float = 10.0
     truncation: int = 20
-    early_stopping: int = 80
+    early_stopping: int = 100
     holdout: float = 0.2
     negatives: int = 150
     max_contexts: int = 12_000
@@ -107,7 +108,7 @@ def fit_lambdarank(
     parameters = {
         "objective": "lambdarank",
         "metric": "ndcg",
-        "eval_at": [10],
+        "eval_at": [STOPPING_DEPTH],
         "learning_rate": settings.learning_rate,
         "num_leaves": settings.leaves,
         "min_data_in_leaf": min(settings.min_rows_in_leaf, max(1, int(bounds[split]) // 50)),
@@ -135,7 +136,9 @@ def fit_lambdarank(
         ],
     )
     trees = max(stopped.best_iteration, 1)
-    report(f"ranker: {trees} trees, NDCG@10 {max(history['late']['ndcg@10']):.4f} on the last contexts")
+    report(
+        f"ranker: {trees} trees, NDCG@{STOPPING_DEPTH} {max(history['late'][f'ndcg@{STOPPING_DEPTH}']):.4f} on the last contexts"
+    )
     whole = _dataset(table, slice(0, contexts), bounds, settings)
     return LambdaRanker(lgb.train(parameters, whole, trees), settings.threads)
 

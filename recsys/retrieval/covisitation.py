@@ -4,8 +4,8 @@ Stage: retrieval. In: events up to a cutoff. Out: a sparse (N, N) table, row = m
 within MAX_STEPS after it. Absent: order within one second (such pairs count in both directions).
 
 A pair d steps apart counts decay^(d - 1). A row is divided by its movie's count to the power of `damping`, so that a
-popular predecessor does not drown a telling one. A request adds the rows of its last movies, weighted 0.8^s for s
-steps back. Only the best MAX_NEIGHBOURS a row are kept.
+popular predecessor does not drown a telling one. A request adds the rows of its last movies, weighted history_decay^s
+for s steps back. Only the best MAX_NEIGHBOURS a row are kept.
 """
 
 from pathlib import Path

@@ -5,8 +5,9 @@ Absent: the training loop (`two_tower_training`), the index (`index`), and any k
 
 The user tower sees tokens (movie, stars, time since the previous event), a start token that carries the static
 profile, and, at the end, the time since the last event. Attention has a learned bias by distance instead of absolute
-positions, so a history reads the same wherever it stands in its row. The movie tower drops the id embedding of whole
-movies at random while training, so that content alone must do; a movie without ratings still gets a useful vector.
+positions. Rows are left-aligned: the distance to the start token tells how long the history is. The movie tower drops
+the id embedding of whole movies at random while training, so that content alone must do; a movie without ratings still
+gets a useful vector.
 
 Shapes: B rows, L tokens, D dimensions, N movies, G genres, W words, H heads, Q queries.
 """
@@ -157,7 +158,7 @@ class TwoTower(nn.Module):
     def encode(self, item_idx: Tensor, ratings: Tensor, gaps: Tensor, profile: Tensor) -> Tensor:
         """Hidden vectors of every prefix.
 
-        item_idx (B, L) with -1 where there is no token; ratings, gaps (B, L) levels; profile (B, 3).
+        item_idx (B, L), left-aligned, -1 where there is no token; ratings, gaps (B, L) levels; profile (B, 3).
         Returns (B, L + 1, D): position 0 knows the profile only, position j knows the tokens 0 .. j - 1.
         """
         b, length = item_idx.shape
@@ -185,22 +186,27 @@ class TwoTower(nn.Module):
 
 def encode_states(model: TwoTower, states: StateBatch) -> npt.NDArray[np.float32]:
     """(B, D) user vectors of states; the model must be in eval mode."""
-    length = model.shape.max_length
-    item_idx, times = states.item_idx[:, -length:], states.timestamps[:, -length:]
-    present = item_idx >= 0
+    length = min(model.shape.max_length, states.item_idx.shape[1])
+    # Left-aligned as the windows of training are, so that the start token is as far away as it was there.
+    count = (states.item_idx[:, -length:] >= 0).sum(axis=1)  # (B,)
+    column = np.arange(-length, 0)[None, :] + (length - count)[:, None]
+    present = column < 0  # (B, length)
+    gather = np.minimum(column, -1) + states.item_idx.shape[1]
+    item_idx = np.where(present, np.take_along_axis(states.item_idx, gather, axis=1), -1)
+    ratings = np.where(present, np.take_along_axis(states.ratings, gather, axis=1), np.float32(0))
+    times = np.take_along_axis(states.timestamps, gather, axis=1)  # beyond the end: the newest again, so its gap is 0
     gap = np.zeros(times.shape, dtype=np.int64)
-    gap[:, 1:] = np.where(present[:, :-1], times[:, 1:] - times[:, :-1], 0)
-    since_last = np.where(present[:, -1], states.now - times[:, -1], 0)
+    gap[:, 1:] = times[:, 1:] - times[:, :-1]
+    since_last = np.where(count > 0, states.now - times[:, -1], 0)
     device = model.start.device
     with torch.inference_mode():
         hidden = model.encode(
-            torch.from_numpy(np.ascontiguousarray(item_idx)).to(device),
-            torch.from_numpy(rating_levels(states.ratings[:, -length:]) * present).to(device),
-            torch.from_numpy(gap_levels(gap) * present).to(device),
+            torch.from_numpy(item_idx).to(device),
+            torch.from_numpy(rating_levels(ratings)).to(device),
+            torch.from_numpy(gap_levels(gap)).to(device),
             torch.from_numpy(states.profile).to(device),
         )
-        last = torch.from_numpy(np.where(present[:, -1], length, 0)).to(device)
-        hidden = hidden[torch.arange(len(states), device=device), last]
+        hidden = hidden[torch.arange(len(states), device=device), torch.from_numpy(count).to(device)]
         users = model.query(hidden, torch.from_numpy(gap_levels(since_last)).to(device))
     vectors: npt.NDArray[np.float32] = users.cpu().numpy()
     return vectors

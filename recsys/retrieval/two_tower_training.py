@@ -214,7 +214,8 @@ class Trainer:
         self.model.train()
         bounds, users = self.cutter.cut(rng)
         sizes = np.cumsum(bounds[:, 1] - bounds[:, 0])
-        bounds = bounds[: int(np.searchsorted(sizes, settings.max_events_per_epoch)) + 1]
+        enough = int(np.searchsorted(sizes, settings.max_events_per_epoch)) + 1
+        bounds, users = bounds[:enough], users[:enough]
         total, count = 0.0, 0
         batches = range(0, len(bounds), settings.batch_rows)
         for step, low in enumerate(batches):

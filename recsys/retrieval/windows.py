@@ -83,7 +83,7 @@ class WindowCutter:
                 bounds.append((start + low, start + high))
                 users.append(user)
         order = rng.permutation(len(bounds))
-        return np.asarray(bounds, dtype=np.int64)[order], np.asarray(users, dtype=np.int64)[order]
+        return np.asarray(bounds, dtype=np.int64).reshape(-1, 2)[order], np.asarray(users, dtype=np.int64)[order]
 
     def windows(self, bounds: Int, users: Int) -> Windows:
         """The arrays of some windows. A target whose context lies wholly before its window is left out."""

@@ -1,0 +1,70 @@
+"""Latency measured in process, against a recommender whose clock is known."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recsys.errors import ConfigError
+from recsys.evaluation import latency
+from recsys.evaluation.latency import measure_in_process, percentiles_ms
+from recsys.features.state import StateBatch
+from recsys.recommender import Context
+from tests import planted
+
+
+class Clocked:
+    """Answers whose stages take what `durations_ms` says, on a clock of their own."""
+
+    def __init__(self, durations_ms: Sequence[float], patch: pytest.MonkeyPatch) -> None:
+        self.durations_ms = durations_ms
+        self.asked: list[Any] = []
+        self.now_s = 0.0
+        patch.setattr(latency.time, "perf_counter", lambda: self.now_s)
+
+    def recommend(self, states: Any, context: Any, k: int) -> Any:
+        took = self.durations_ms[len(self.asked)]
+        self.asked.append((states, context, k))
+        self.now_s += took / 1e3
+        return SimpleNamespace(timings_ms={"retrieval": took / 4, "ranking": took / 2})
+
+
+def measured(recommender: Any, users: Sequence[Any], n: int, warmup: int) -> dict[str, dict[str, float]]:
+    return measure_in_process(recommender, users, "context", 10, n=n, warmup=warmup)  # type: ignore[arg-type]
+
+
+def test_percentiles_are_durations_that_happened() -> None:
+    hundred = [float(x) for x in np.random.default_rng(0).permutation(np.arange(1, 101))]
+    assert percentiles_ms(hundred) == {"p50_ms": 50.0, "p95_ms": 95.0, "p99_ms": 99.0}
+    assert percentiles_ms([*hundred, 101.0]) == {"p50_ms": 51.0, "p95_ms": 96.0, "p99_ms": 100.0}
+    assert percentiles_ms([3.5]) == {"p50_ms": 3.5, "p95_ms": 3.5, "p99_ms": 3.5}
+
+
+def test_the_warm_up_does_not_count_and_users_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    recommender = Clocked([900.0, 800.0, 4.0, 8.0, 12.0], monkeypatch)
+    found = measured(recommender, ["a", "b"], n=3, warmup=2)
+    assert [states for states, _, _ in recommender.asked] == ["a", "b", "a", "b", "a"]
+    assert {(context, k) for _, context, k in recommender.asked} == {("context", 10)}
+    assert list(found) == ["retrieval", "ranking", "total"]
+    assert found["total"] == pytest.approx({"p50_ms": 8.0, "p95_ms": 12.0, "p99_ms": 12.0})
+    assert found["retrieval"] == {"p50_ms": 2.0, "p95_ms": 3.0, "p99_ms": 3.0}
+    assert found["ranking"] == {"p50_ms": 4.0, "p95_ms": 6.0, "p99_ms": 6.0}
+
+
+@pytest.mark.parametrize(("users", "n"), [([], 5), (["a"], 0)])
+def test_nothing_to_measure(users: list[str], n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="at least one user state"):
+        measured(Clocked([], monkeypatch), users, n=n, warmup=0)
+
+
+def test_the_real_path_names_every_stage() -> None:
+    moment = planted.planted_split().end + 1
+    states: list[StateBatch] = [planted.planted_histories().states_at([user], moment) for user in (101, 103, 999)]
+    context = Context(planted.planted_timeline().as_of(moment // planted.DAY))
+    found = measure_in_process(planted.planted_recommender(), states, context, 5, n=6, warmup=1)
+    assert list(found) == ["retrieval", "features", "ranking", "ordering", "total"]
+    for values in found.values():
+        assert 0 < values["p50_ms"] <= values["p95_ms"] <= values["p99_ms"]
+    assert found["total"]["p99_ms"] >= max(found[stage]["p99_ms"] for stage in found if stage != "total")

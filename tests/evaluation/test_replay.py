@@ -1,0 +1,307 @@
+"""The replay against plain Python, one event at a time; the dump; and what may not change an answer."""
+
+import math
+from collections import defaultdict
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from recsys.bundle import Bundle
+from recsys.columns import ITEM_ID, RANK, RATING, TIMESTAMP, USER_ID
+from recsys.errors import DataError
+from recsys.evaluation import replay as module
+from recsys.evaluation.ladder import COLD, build_ladder
+from recsys.evaluation.replay import FULL_SYSTEM, LOGISTIC, MERGED, replay
+from recsys.evaluation.replay import test_events as events_after
+from recsys.features.histories import Histories
+from recsys.features.item_stats import ItemStatsTimeline, snapshots
+from recsys.features.state import Event, UserState, state_after, state_batch
+from recsys.recommender import Context
+from tests import planted
+
+DAY = 86_400
+HALF_LIFE_DAYS = 30.0
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return planted.planted_bundle(tmp_path_factory.mktemp("replay") / "planted-1")
+
+
+STRANGER = 7  # not even in the users table
+
+
+@lru_cache
+def events() -> pd.DataFrame:
+    """The planted events, and two newcomers whose first events lie in the test window."""
+    t2 = planted.planted_split().t2
+    new = [
+        (planted.SILENT_USER, 5, 4.0, t2 + 1_000),
+        (planted.SILENT_USER, 11, 2.5, t2 + 1_000),
+        (planted.SILENT_USER, 8, 5.0, t2 + 2 * DAY),
+        (STRANGER, 116, 1.0, t2 + 1_000),
+    ]
+    frame = pd.DataFrame(new, columns=[USER_ID, ITEM_ID, RATING, TIMESTAMP]).astype({RATING: np.float32})
+    both = pd.concat([planted.planted_tables().events, frame])
+    return both.sort_values([TIMESTAMP, USER_ID, ITEM_ID], ignore_index=True)
+
+
+@lru_cache
+def histories() -> Histories:
+    return Histories.from_tables(planted.planted_catalogue(), events(), planted.planted_tables().users)
+
+
+@lru_cache
+def window() -> pd.DataFrame:
+    return events_after(events(), planted.planted_split().t2)
+
+
+def replayed(bundle: Bundle, **options: object) -> dict[str, module.MethodRanks]:
+    methods = replay(bundle, histories(), snapshots(events()), window(), **options)  # type: ignore[arg-type]
+    return {m.name: m for m in methods}
+
+
+@pytest.fixture(scope="module")
+def ranks(bundle: Bundle) -> dict[str, module.MethodRanks]:
+    return replayed(bundle)
+
+
+# ---- the oracle: lists of plain rows, nothing shared with the code under test but the models themselves
+
+Row = tuple[int, int, float, int]  # user, movie, stars, moment
+
+
+def rows() -> list[Row]:
+    frame = events()
+    return list(
+        zip(
+            frame[USER_ID].tolist(),
+            frame[ITEM_ID].tolist(),
+            frame[RATING].tolist(),
+            frame[TIMESTAMP].tolist(),
+            strict=True,
+        )
+    )
+
+
+def history_of(user: int, moment: int) -> list[Row]:
+    """Strictly before the moment, oldest first."""
+    return sorted((r for r in rows() if r[0] == user and r[3] < moment), key=lambda r: (r[3], r[1]))
+
+
+def rank_in(order: list[int], movie: int) -> int:
+    return order.index(movie) + 1 if movie in order else 0
+
+
+def popularity_order(user: int, moment: int) -> list[int]:
+    """Decayed counts as of T2 by hand; a movie never rated has no place."""
+    t2 = planted.planted_split().t2
+    score: dict[int, float] = defaultdict(float)
+    for _, movie, _, at in sorted(rows(), key=lambda r: (r[0], r[3], r[1])):
+        if at <= t2:
+            score[movie] += 2 ** (-((t2 - at) / DAY) / HALF_LIFE_DAYS) + 1e-3
+    seen = {movie for _, movie, _, _ in history_of(user, moment)}
+    return sorted((m for m in score if m not in seen), key=lambda m: (-float(np.float32(score[m])), m))
+
+
+def single_answer(bundle: Bundle, user: int, moment: int, k: int) -> list[int]:
+    """`Recommender.recommend` for one user alone, from a state folded event by event."""
+    catalogue = bundle.recommender.catalogue
+    known_users = planted.planted_tables().users.set_index(USER_ID)
+    state = UserState(user)
+    if user in known_users.index:
+        person = known_users.loc[user]
+        age = 0 if pd.isna(person["age"]) else int(person["age"])
+        state = UserState(user, gender=person["gender"] or "", age=age, occupation=person["occupation"] or "")
+    past = history_of(user, moment)
+    for _, movie, stars, at in past:
+        state = state_after(state, Event(movie, stars, at))
+    states = state_batch(catalogue, [state], [[movie for _, movie, _, _ in past]], moment)
+    day = moment // DAY
+    known = events()[events()[TIMESTAMP] < day * DAY]  # nothing of its own day
+    stats = ItemStatsTimeline(catalogue, snapshots(known)).as_of(day)
+    answer = bundle.recommender.recommend(states, Context(stats), k)
+    return [int(i) for i in answer.item_ids[0] if i >= 0]
+
+
+def test_the_window_holds_what_the_tests_below_are_about() -> None:
+    frame = window()
+    together = frame.groupby([USER_ID, TIMESTAMP]).size()
+    assert len(frame) == (events()[TIMESTAMP] > planted.planted_split().t2).sum() == 75
+    assert (together > 1).sum() >= 5, "events of one second"
+    cold = [not history_of(u, t) for u, t in zip(frame[USER_ID], frame[TIMESTAMP], strict=True)]
+    assert sum(cold) == 3
+
+
+def test_popularity_ranks_are_those_of_plain_python(ranks: dict[str, module.MethodRanks]) -> None:
+    frame = ranks["popularity"].frame
+    expected = [
+        rank_in(popularity_order(u, t), i)
+        for u, t, i in zip(frame[USER_ID], frame[TIMESTAMP], frame[ITEM_ID], strict=True)
+    ]
+    assert frame[RANK].tolist() == expected
+    gains = [1 / math.log2(r + 1) if 1 <= r <= 10 else 0.0 for r in expected]
+    ladder = build_ladder([ranks["popularity"]], planted.planted_tables().source, 0, planted.planted_split().t2)
+    measured = ladder["methods"][0]["segments"]["all"]["metrics"]
+    assert measured["ndcg@10"]["mean"] == pytest.approx(sum(gains) / len(gains), abs=1e-12)
+    assert measured["hr@10"]["mean"] == sum(1 <= r <= 10 for r in expected) / len(expected)
+    assert measured["mrr"]["mean"] == pytest.approx(sum(1 / r for r in expected if r) / len(expected), abs=1e-12)
+
+
+def test_the_full_system_is_the_one_recommend_path(
+    bundle: Bundle, ranks: dict[str, module.MethodRanks], tmp_path: Path
+) -> None:
+    """Batches of many users, replayed, against one call a context: ranks of every event, and the whole lists."""
+    replayed(bundle, dump=tmp_path / "dump.parquet", ladder=False)
+    dumped = pq.read_table(tmp_path / "dump.parquet").to_pylist()
+    lists = {(r[USER_ID], r[TIMESTAMP]): r["ranked"] for r in dumped}
+    single = {key: single_answer(bundle, *key, 500) for key in lists}
+    assert lists == single
+    frame = ranks[FULL_SYSTEM].frame
+    keys = zip(frame[USER_ID], frame[TIMESTAMP], strict=True)
+    expected = [rank_in(single[key], i) for key, i in zip(keys, frame[ITEM_ID], strict=True)]
+    assert frame[RANK].tolist() == expected
+    assert all(r > 0 for r in expected), "the whole catalogue outside the history is ranked"
+
+
+def test_every_source_alone_answers_as_when_asked_directly(
+    bundle: Bundle, ranks: dict[str, module.MethodRanks]
+) -> None:
+    frame = window()
+    states = histories().states_at(frame[USER_ID].to_numpy(), frame[TIMESTAMP].to_numpy())
+    for source in bundle.recommender.sources:
+        expected = []
+        for row in range(len(frame)):
+            one = states.rows(np.array([row]))
+            scores = source.answer(one).at(np.arange(planted.N_MOVIES)[None, :])[0].tolist()
+            seen = set(one.seen_idx[0].tolist())
+            order = sorted(
+                (
+                    i
+                    for i in range(planted.N_MOVIES)
+                    if i not in seen and (scores[i] != 0 or source.name == "two_tower")
+                ),
+                key=lambda i: (-scores[i], i),
+            )
+            ids = bundle.recommender.catalogue.to_ids(np.array(order, dtype=np.int64)).tolist()
+            expected.append(rank_in(ids, int(frame[ITEM_ID].iloc[row])))
+        assert ranks[source.name].frame[RANK].tolist() == expected, source.name
+
+
+def test_frames_carry_every_event_once_with_its_cold_flag(ranks: dict[str, module.MethodRanks]) -> None:
+    assert list(ranks) == ["popularity", "covisitation", "ease", "two_tower", MERGED, LOGISTIC, FULL_SYSTEM]
+    frame = window().reset_index(drop=True)
+    cold = [not history_of(u, t) for u, t in zip(frame[USER_ID], frame[TIMESTAMP], strict=True)]
+    for method in ranks.values():
+        for column in (USER_ID, TIMESTAMP, ITEM_ID, RATING):
+            assert method.frame[column].tolist() == frame[column].tolist()
+        assert method.frame[COLD].tolist() == cold
+        assert method.n_catalogue == planted.N_MOVIES
+        assert set(method.top10_items) <= set(planted.planted_tables().movies[ITEM_ID])
+    assert {m.name for m in ranks.values() if m.kind == "system"} == {MERGED, LOGISTIC, FULL_SYSTEM}
+
+
+def test_coverage_counts_what_was_shown_to_anybody(ranks: dict[str, module.MethodRanks]) -> None:
+    shown: set[int] = set()
+    for user, moment in set(zip(window()[USER_ID], window()[TIMESTAMP], strict=True)):
+        shown |= set(popularity_order(user, moment)[:10])
+    assert set(ranks["popularity"].top10_items.tolist()) == shown
+
+
+def test_events_of_one_second_share_a_context(bundle: Bundle, tmp_path: Path) -> None:
+    replayed(bundle, dump=tmp_path / "dump.parquet", ladder=False)
+    dumped = pq.read_table(tmp_path / "dump.parquet").to_pandas()
+    shared = 0
+    for (user, moment), part in dumped.groupby([USER_ID, TIMESTAMP]):
+        assert len({tuple(r) for r in part["ranked"]}) == 1
+        shared += len(part) > 1
+        assert set(part[ITEM_ID]) <= set(part["ranked"].iloc[0]), (user, moment)
+    assert shared >= 5
+
+
+def test_the_dump(bundle: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "dump.parquet"
+    replayed(bundle, dump=path)
+    table = pq.read_table(path)
+    assert table.schema.equals(
+        pa.schema(
+            [
+                ("user_id", pa.int64()),
+                ("timestamp", pa.int64()),
+                ("item_id", pa.int64()),
+                ("ranked", pa.list_(pa.int64())),
+            ]
+        )
+    )
+    found = table.to_pylist()
+    test = [r for r in rows() if r[3] > planted.planted_split().t2]
+    assert sorted((r["user_id"], r["timestamp"], r["item_id"]) for r in found) == sorted(
+        (u, t, i) for u, i, _, t in test
+    )
+    catalogue = set(planted.planted_tables().movies[ITEM_ID].tolist())
+    for row in found:
+        seen = {movie for _, movie, _, _ in history_of(row["user_id"], row["timestamp"])}
+        assert len(row["ranked"]) == len(set(row["ranked"]))
+        assert set(row["ranked"]) == catalogue - seen
+    assert [p.name for p in path.parent.iterdir()] == ["dump.parquet"]
+
+
+def test_a_list_ends_at_its_length(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module.LIST_LENGTH == 500
+    monkeypatch.setattr(module, "LIST_LENGTH", 7)
+    ranks = replayed(bundle, dump=tmp_path / "dump.parquet")
+    lists = pq.read_table(tmp_path / "dump.parquet").to_pydict()["ranked"]
+    assert {len(r) for r in lists} == {7}
+    for method in ranks.values():
+        assert method.frame[RANK].between(0, 7).all()
+        assert (method.frame[RANK] == 0).any()
+    for row, rank in zip(zip(*pq.read_table(tmp_path / "dump.parquet").to_pydict().values(), strict=True),
+                         _in_dump_order(ranks[FULL_SYSTEM].frame), strict=True):  # fmt: skip
+        _, _, item, ranked = row
+        assert rank == rank_in(ranked, item)
+
+
+def _in_dump_order(frame: pd.DataFrame) -> list[int]:
+    return frame.sort_values([TIMESTAMP, USER_ID], kind="stable")[RANK].tolist()
+
+
+def test_a_failure_leaves_no_dump_and_the_old_one_as_it_was(bundle: Bundle, tmp_path: Path) -> None:
+    def fails(done: int, of: int) -> None:
+        if done > of // 2:
+            raise RuntimeError("the lights went out")
+
+    with pytest.raises(RuntimeError, match="lights"):
+        replayed(bundle, dump=tmp_path / "dump.parquet", progress=fails)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "dump.parquet").write_bytes(b"old")
+    with pytest.raises(RuntimeError, match="lights"):
+        replayed(bundle, dump=tmp_path / "dump.parquet", progress=fails)
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
+
+
+def test_progress_counts_contexts_up_to_all(bundle: Bundle) -> None:
+    told: list[tuple[int, int]] = []
+    methods = replayed(bundle, ladder=False, progress=lambda done, of: told.append((done, of)))
+    assert list(methods) == [FULL_SYSTEM]
+    n_contexts = len(set(zip(window()[USER_ID], window()[TIMESTAMP], strict=True)))
+    assert told[-1] == (n_contexts, n_contexts)
+    assert [d for d, _ in told] == sorted(d for d, _ in told)
+
+
+def test_the_order_of_the_events_does_not_matter(bundle: Bundle, ranks: dict[str, module.MethodRanks]) -> None:
+    shuffled = window().sample(frac=1.0, random_state=5)
+    methods = replay(bundle, histories(), snapshots(events()), shuffled)
+    for method in methods:
+        expected = ranks[method.name].frame.set_index([USER_ID, ITEM_ID])[[RANK, COLD]].sort_index()
+        pd.testing.assert_frame_equal(method.frame.set_index([USER_ID, ITEM_ID])[[RANK, COLD]].sort_index(), expected)
+        assert method.frame[RATING].tolist() == shuffled[RATING].tolist()
+
+
+def test_nothing_to_test_on() -> None:
+    with pytest.raises(DataError, match="no event after T2"):
+        events_after(events(), planted.planted_split().end)
