@@ -1,7 +1,7 @@
 """`recsys recommend` and `recsys batch`: the champion's answers without a service.
 
-Stage: the edge. In: the champion bundle and the states in Feast's online store. Out: text, or a Parquet file for every user. Absent:
-any path to an answer other than `Recommender.recommend`.
+Stage: the edge. In: the champion bundle and the states in Feast's online store. Out: text, or a Parquet file for
+every user. Absent: any path to an answer other than `Recommender.recommend`.
 """
 
 from pathlib import Path

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from recsys.errors import DataError
 
-QUANTILES = (0.7, 0.8, 0.9)
+TENTHS = (7, 8, 9)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def split_by_time(timestamps: npt.NDArray[np.int64]) -> Split:
     if n == 0:
         raise DataError("There are no events to split.")
     ordered = np.sort(timestamps)
-    t0, t1, t2 = (int(ordered[int(q * n)]) for q in QUANTILES)
+    t0, t1, t2 = (int(ordered[q * n // 10]) for q in TENTHS)
     end = int(ordered[-1])
     if not t0 < t1 < t2 < end:
         raise DataError(

@@ -58,7 +58,7 @@ def joined(tables: Sequence[TrainingTable]) -> TrainingTable:
 class RankerSettings:
     """Settings of LambdaRank. holdout: share of contexts, the last in time, that early stopping looks at."""
 
-    max_trees: int = 400
+    max_trees: int = 500
     learning_rate: float = 0.03
     leaves: int = 7
     min_rows_in_leaf: int = 100
@@ -68,7 +68,7 @@ class RankerSettings:
     truncation: int = 20
     early_stopping: int = 100
     holdout: float = 0.2
-    negatives: int = 150
+    negatives: int = 80
     max_contexts: int = 12_000
     user_weight_power: float = 0.5
     seed: int = 7
@@ -121,6 +121,7 @@ def fit_lambdarank(
         "seed": settings.seed,
         "deterministic": True,
         "force_row_wise": True,
+        "max_bin": 127,
         "verbosity": -1,
     }
     history: dict[str, dict[str, list[float]]] = {}
@@ -136,9 +137,8 @@ def fit_lambdarank(
         ],
     )
     trees = max(stopped.best_iteration, 1)
-    report(
-        f"ranker: {trees} trees, NDCG@{STOPPING_DEPTH} {max(history['late'][f'ndcg@{STOPPING_DEPTH}']):.4f} on the last contexts"
-    )
+    best = max(history["late"][f"ndcg@{STOPPING_DEPTH}"])
+    report(f"ranker: {trees} trees, NDCG@{STOPPING_DEPTH} {best:.4f} on the last contexts")
     whole = _dataset(table, slice(0, contexts), bounds, settings)
     return LambdaRanker(lgb.train(parameters, whole, trees), settings.threads)
 
@@ -167,9 +167,10 @@ def fit_logistic(table: TrainingTable) -> LogisticRanker:
     """The baseline: standardised features, missing values at the mean, L2. Raises DataError without both labels."""
     if len(np.unique(table.labels)) < 2:
         raise DataError("the ranker's table needs rows of both labels")
-    with np.errstate(invalid="ignore"):
-        mean = np.nanmean(np.vstack([table.features, np.zeros((1, table.features.shape[1]), np.float32)]), axis=0)
-        scale = np.nanstd(np.vstack([table.features, np.zeros((1, table.features.shape[1]), np.float32)]), axis=0)
+    known = ~np.isnan(table.features)
+    count = np.maximum(known.sum(axis=0), 1)
+    mean = np.where(known, table.features, 0.0).sum(axis=0) / count
+    scale = np.sqrt((np.where(known, table.features - mean, 0.0) ** 2).sum(axis=0) / count)
     scale = np.where(scale > 1e-6, scale, 1.0)
     standard = np.nan_to_num((table.features - mean) / scale, nan=0.0).astype(np.float32)
     model = LogisticRegression(C=0.1, max_iter=300)

@@ -60,6 +60,7 @@ class TowerSettings:
     negatives: Literal["auto", "full", "sampled"] = "auto"
     uniform_negatives: int = 2_048
     device: str = "cpu"
+    threads: int = 1  # these matrices are small: a second thread gains little and, on a busy machine, loses threefold
     seed: int = 7
 
     def __post_init__(self) -> None:
@@ -150,7 +151,7 @@ class Trainer:
         self.cutter = WindowCutter(histories, cutoff, settings.max_length)
         self.checkpoint = checkpoint
         self.log = TrainingLog()
-        self._identity = fingerprint_value([asdict(settings), self.shape.as_dict(), cutoff, self.cutter.n_events])
+        self._identity = fingerprint_value([asdict(settings), self.shape.as_dict(), cutoff, self.cutter.fingerprint])
         decayed = [p for p in self.model.parameters() if p.ndim >= 2]
         plain = [p for p in self.model.parameters() if p.ndim < 2]
         self.optimiser = torch.optim.AdamW(
@@ -171,6 +172,7 @@ class Trainer:
         """Train for `epochs` (default: the settings'). With `validate` (higher is better), stop after `patience`
         epochs without a better value and return the best epoch's model; without it, return the last epoch's."""
         last = epochs or self.settings.epochs
+        torch.set_num_threads(self.settings.threads)
         best_state = self._resume(report)
         while len(self.log.losses) < last and not (validate is not None and self._stalled()):
             epoch = len(self.log.losses) + 1

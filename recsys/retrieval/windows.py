@@ -10,6 +10,7 @@ a random offset in each epoch.
 Shapes: E events, R rows (windows), L tokens, Q queries (contexts), T targets.
 """
 
+import hashlib
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -59,6 +60,10 @@ class WindowCutter:
         self._users = np.flatnonzero(counts)
         self._starts, self._counts = starts[self._users], counts[self._users]
         self.n_events = int(counts.sum())
+        digest = hashlib.sha256(counts.tobytes())
+        for column in (histories.item_idx, histories.timestamps, histories.ratings):
+            digest.update(np.ascontiguousarray(column[known]).tobytes())
+        self.fingerprint = digest.hexdigest()  # of everything that training sees
 
         times = histories.timestamps
         gap = np.zeros(len(times), dtype=np.int64)
@@ -108,7 +113,7 @@ class WindowCutter:
         return Windows(
             item_idx=np.where(valid, h.item_idx[gather], -1),
             ratings=np.where(valid, self._rating[gather], 0),
-            gaps=np.where(valid, self._gap[gather], 0),
+            gaps=np.where(valid & (positions > bounds[:, :1]), self._gap[gather], 0),
             profile=h.profile[users],
             query_row=query // (width + 1),
             query_position=query % (width + 1),

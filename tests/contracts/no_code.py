@@ -2,6 +2,7 @@
 
 import io
 import pickletools
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -13,7 +14,8 @@ def is_pickle(data: bytes) -> bool:
     if zipfile.is_zipfile(io.BytesIO(data)):
         return True
     try:
-        opcodes = [op.name for op, _, _ in pickletools.genops(data)]
+        with warnings.catch_warnings(action="ignore"):  # invalid escapes in bytes that only look like text
+            opcodes = [op.name for op, _, _ in pickletools.genops(data)]
     except (ValueError, EOFError, UnicodeDecodeError, OverflowError, IndexError):
         return False
     return bool(opcodes) and opcodes[-1] == "STOP"

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from raw_files import Host
+
+from .raw_files import Host
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import requests
-from raw_files import ML_1M_FILES, ML_100K_FILES, ML_LATEST_FILES, Host, write_files, write_zip
 
 from recsys.data import fetch
 from recsys.data.datasets import DATASETS, Dataset
 from recsys.data.fetch import UnreachableError, fetch_archive, fetch_official, published_md5
 from recsys.errors import DataError
+
+from .raw_files import ML_1M_FILES, ML_100K_FILES, ML_LATEST_FILES, Host, write_files, write_zip
 
 Sleep = Callable[[float], None]
 

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
-from raw_files import LAYOUTS, ML_1M_FILES, ML_100K_FILES, ML_LATEST_FILES, flags, write_files
 
 from recsys.data.layouts import find_layout, read_events, read_movies, read_users, year_of
 from recsys.data.validate import BadRows
 from recsys.errors import DataError
+
+from .raw_files import LAYOUTS, ML_1M_FILES, ML_100K_FILES, ML_LATEST_FILES, flags, write_files
 
 
 def rows(frame: object) -> list[tuple[object, ...]]:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from raw_files import LAYOUTS, ML_1M_FILES, ML_100K_FILES, ML_LATEST_FILES, write_files, write_zip
 
 from recsys.data import prepare as stage
 from recsys.data.datasets import DATASETS, Dataset
@@ -13,6 +12,8 @@ from recsys.data.prepare import dataset_name_for, prepare
 from recsys.data.tables import load_tables
 from recsys.errors import ConfigError, DataError
 from recsys.home import DatasetHome, Home
+
+from .raw_files import LAYOUTS, ML_1M_FILES, ML_100K_FILES, ML_LATEST_FILES, write_files, write_zip
 
 BAD = {**ML_1M_FILES, "ratings.dat": b"1::10::3.5::3\n1::10::4::2\n2::99::4::1\nend\n7::12::4::1\n"}
 

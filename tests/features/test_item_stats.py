@@ -7,8 +7,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recsys.columns import AGE, CREATED_TIMESTAMP, EVENT_TIMESTAMP, GENDER, GENRES, ITEM_ID, OCCUPATION, RATING
-from recsys.columns import TIMESTAMP, TITLE, USER_ID, YEAR
+from recsys.columns import (
+    AGE,
+    CREATED_TIMESTAMP,
+    EVENT_TIMESTAMP,
+    GENDER,
+    GENRES,
+    ITEM_ID,
+    OCCUPATION,
+    RATING,
+    TIMESTAMP,
+    TITLE,
+    USER_ID,
+    YEAR,
+)
 from recsys.features.catalogue import Catalogue
 from recsys.features.item_stats import (
     DECAYED,

@@ -10,8 +10,9 @@ import torch
 from recsys.artefacts import read_json, write_json
 from recsys.errors import BundleError
 from recsys.features.catalogue import Catalogue
-from recsys.retrieval.two_tower import TowerShape, TwoTower, encode_states
+from recsys.retrieval.two_tower import TowerShape, TwoTower, encode_states, gap_levels, rating_levels
 from recsys.retrieval.two_tower_source import TwoTowerSource
+from recsys.retrieval.windows import WindowCutter
 from tests.planted import DAY, N_MOVIES, START, planted_catalogue, planted_histories, planted_sources, planted_tables
 
 LENGTH = 10
@@ -78,24 +79,28 @@ def test_the_profile_reaches_every_position_and_no_user_reaches_another() -> Non
     assert (after[1] - before[1]).abs().amax(dim=-1).min() > 1e-5
 
 
-def test_padding_on_the_left_changes_nothing() -> None:
+def test_padding_behind_changes_nothing() -> None:
     made = model()
-    item_idx, ratings, gaps, profile = (t[:, :6] if t.ndim == 2 and t.shape[1] == LENGTH else t for t in tokens())
-    short = made.encode(item_idx, ratings, gaps, profile)
+    item_idx, ratings, gaps, profile = (t[:, :6] for t in tokens())
     empty = torch.zeros(3, 4, dtype=torch.int64)
     padded = made.encode(
-        torch.cat([empty - 1, item_idx], 1), torch.cat([empty, ratings], 1), torch.cat([empty, gaps], 1), profile
+        torch.cat([item_idx, empty - 1], 1), torch.cat([ratings, empty], 1), torch.cat([gaps, empty], 1), profile
     )
-    # distances to the start token grow with the padding, so make its bias flat to compare the rest
+    torch.testing.assert_close(padded[:, :7], made.encode(item_idx, ratings, gaps, profile), rtol=1e-5, atol=1e-6)
+
+
+def test_tokens_carry_no_absolute_position_but_their_distance_to_the_start() -> None:
+    """Padding in front moves only the start token away: with a flat bias nothing changes."""
+    made = model()
+    item_idx, ratings, gaps, profile = (t[:, :6] for t in tokens())
+    empty = torch.zeros(3, 4, dtype=torch.int64)
+    padded = (torch.cat([empty - 1, item_idx], 1), torch.cat([empty, ratings], 1), torch.cat([empty, gaps], 1), profile)
+    assert (made.encode(*padded)[:, 5:] - made.encode(item_idx, ratings, gaps, profile)[:, 1:]).abs().max() > 1e-4
     with torch.no_grad():
         for block in made.blocks:
-            block.distance_bias.copy_(block.distance_bias[:, :1].expand_as(block.distance_bias))
+            block.distance_bias.zero_()
     flat = made.encode(item_idx, ratings, gaps, profile)
-    flat_padded = made.encode(
-        torch.cat([empty - 1, item_idx], 1), torch.cat([empty, ratings], 1), torch.cat([empty, gaps], 1), profile
-    )
-    torch.testing.assert_close(flat_padded[:, 5:], flat[:, 1:], rtol=1e-5, atol=1e-5)
-    return short, padded
+    torch.testing.assert_close(made.encode(*padded)[:, 5:], flat[:, 1:], rtol=1e-5, atol=1e-5)
 
 
 def test_item_vectors_are_id_plus_content() -> None:
@@ -135,26 +140,52 @@ def test_a_catalogue_without_genres_still_gives_vectors() -> None:
     assert made.item_vectors().shape == (N_MOVIES, 8)
 
 
-def test_states_are_encoded_as_the_tokens_that_they_hold() -> None:
-    """The served vector equals the hand-made one: last tokens, gaps, stars, profile, time since the last event."""
+@pytest.mark.parametrize("events", [1, 4, 9, 10, 12])
+def test_a_served_state_reads_exactly_as_its_window_did_in_training(events: int) -> None:
+    """Also with fewer events than the row is long, and with more than the model reads."""
     made, h = model(), planted_histories()
-    states = h.states_at(h.user_ids[:8], START + 400 * DAY)
-    vectors = encode_states(made, states)
-    assert vectors.shape == (8, 8)
-    from recsys.retrieval.two_tower import gap_levels, rating_levels
+    user = 4
+    start = int(h.offset[user])
+    now = int(h.timestamps[start + 11]) + 50 * DAY
+    states = h.states_at(h.user_ids[user : user + 1], now)
+    last = slice(64 - 12, 64 - 12 + events)
+    item_idx, ratings, times = (np.full((1, 64), fill, dtype) for fill, dtype in ((-1, int), (0, np.float32), (0, int)))
+    for full, part in ((item_idx, states.item_idx), (ratings, states.ratings), (times, states.timestamps)):
+        full[:, 64 - events :] = part[:, last]
+    served = encode_states(made, replace(states, item_idx=item_idx, ratings=ratings, timestamps=times))
+    kept = min(events, LENGTH)
+    items, seconds = item_idx[:, 64 - kept :], times[:, 64 - kept :]
+    hidden = made.encode(
+        torch.from_numpy(items),
+        torch.from_numpy(rating_levels(ratings[:, 64 - kept :])),
+        torch.from_numpy(np.append(0, gap_levels(np.diff(seconds[0])))[None]),
+        torch.from_numpy(states.profile),
+    )
+    expected = made.query(hidden[:, kept], torch.from_numpy(gap_levels(now - seconds[:, -1])))
+    np.testing.assert_allclose(served, expected.detach().numpy(), rtol=1e-4, atol=1e-5)
 
-    for b in range(8):
-        items, times = states.item_idx[b, -LENGTH:], states.timestamps[b, -LENGTH:]
-        gaps = np.append(0, gap_levels(np.diff(times)))
-        hidden = made.encode(
-            torch.from_numpy(items)[None],
-            torch.from_numpy(rating_levels(states.ratings[b, -LENGTH:]))[None],
-            torch.from_numpy(gaps)[None],
-            torch.from_numpy(states.profile[b])[None],
-        )
-        since = torch.from_numpy(gap_levels(np.array([states.now[b] - times[-1]])))
-        expected = made.query(hidden[:, -1], since)
-        np.testing.assert_allclose(vectors[b], expected[0].detach().numpy(), rtol=1e-4, atol=1e-5)
+
+def test_a_state_and_a_training_query_give_the_same_user_vector() -> None:
+    """Every query of uncut windows against the state at the moment of its target: no skew between the two ways."""
+    made, h = model(max_length=16), planted_histories()
+    cutter = WindowCutter(h, 10**10, 16)
+    bounds, users = cutter.cut(np.random.default_rng(0))
+    w = cutter.windows(bounds, users)
+    hidden = made.encode(*(torch.from_numpy(a) for a in (w.item_idx, w.ratings, w.gaps, w.profile)))
+    known = hidden[torch.from_numpy(w.query_row), torch.from_numpy(w.query_position)]
+    trained = made.query(known, torch.from_numpy(w.query_gap)).detach().numpy()
+    moment_of = {(u, i): t for u in users for i, t in _events(u)}
+    moments = [0] * len(trained)
+    for query, target in zip(w.target_query, w.target_item, strict=True):
+        moments[query] = moment_of[users[w.query_row[query]], target]
+    served = encode_states(made, h.states_at(h.user_ids[users[w.query_row]], np.array(moments)))
+    np.testing.assert_allclose(served, trained, rtol=1e-4, atol=1e-4)
+
+
+def _events(user: int) -> list[tuple[int, int]]:
+    h = planted_histories()
+    mine = slice(h.offset[user], h.offset[user + 1])
+    return list(zip(h.item_idx[mine].tolist(), h.timestamps[mine].tolist(), strict=True))
 
 
 def test_somebody_cold_is_read_at_the_start_token() -> None:

@@ -1,0 +1,106 @@
+"""A home that went through the real pipeline, small, once a session.
+
+Stage: tests. In: nothing. Out: `trained_home`, made by `recsys data` and `recsys train` as a person types them. Absent:
+quality (the models are barely trained), and hand-made parts (`planted`). A test may read this home and run commands
+that only read; whoever changes anything takes a home of their own.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import pipelines.config
+import pipelines.evaluation
+import pipelines.job
+from pipelines.config import PipelineConfig
+from recsys import command
+from recsys.data.synthetic import WorldSize, generate_world
+from recsys.home import DatasetHome, Home
+
+WORLD = WorldSize(n_users=120, n_movies=150, n_events=6_000)
+SILENT_USERS = (500, 501)  # in users.dat, without ratings
+
+
+@dataclass(frozen=True)
+class TrainedHome:
+    """root: what --home names. raw: the official files that it was made from, outside of the home."""
+
+    root: Path
+    raw: Path
+    name: str = "synthetic"
+
+    @property
+    def dataset(self) -> DatasetHome:
+        return Home(self.root).dataset(self.name)
+
+    @property
+    def events(self) -> pd.DataFrame:
+        return pd.read_parquet(self.dataset.data / "events.parquet")
+
+    @property
+    def movies(self) -> pd.DataFrame:
+        return pd.read_parquet(self.dataset.data / "movies.parquet")
+
+    @property
+    def users(self) -> pd.DataFrame:
+        return pd.read_parquet(self.dataset.data / "users.parquet")
+
+    def run(self, *arguments: str) -> int:
+        """One command on this home; its exit code."""
+        return command.run([*arguments, "--home", str(self.root)])
+
+
+def small(config: PipelineConfig) -> PipelineConfig:
+    """The same recipe with models that train in a second. One thread: other tests may be running beside."""
+    return replace(
+        config,
+        tower=replace(config.tower, dim=16, layers=1, max_length=32, batch_rows=16),
+        ranker=replace(config.ranker, max_trees=40, learning_rate=0.1, early_stopping=10, negatives=30, threads=1),
+    )
+
+
+def use_small_settings(patch: pytest.MonkeyPatch) -> None:
+    """Small models, few latency requests, and no notice of files that somebody edits while the tests run."""
+    original: Callable[..., PipelineConfig] = pipelines.config.config_for
+
+    def config_for(*arguments: Any, **options: Any) -> PipelineConfig:
+        epochs = options.pop("epochs", None) or 2
+        return small(original(*arguments, epochs=epochs, **options))
+
+    patch.setattr(pipelines.config, "config_for", config_for)
+    patch.setattr(pipelines.evaluation, "LATENCY_REQUESTS", 20)
+    patch.setattr(pipelines.evaluation, "LATENCY_WARM_UP", 2)
+    patch.setattr(pipelines.job, "_code_fingerprint", lambda: "this code")
+    for name in ("RECSYS_HOME", "RECSYS_DATASET", "MLFLOW_TRACKING_URI"):
+        patch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def small_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_small_settings(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def world_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in ml-1m's layout, synthetic, with two users who never rated."""
+    folder = tmp_path_factory.mktemp("files") / "world"
+    generate_world(folder, WORLD, seed=1)
+    with (folder / "users.dat").open("a", encoding="latin-1") as users:
+        users.writelines(f"{user}::F::25::3::00000\n" for user in SILENT_USERS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_home(world_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedHome]:
+    home = TrainedHome(tmp_path_factory.mktemp("trained") / "home", world_files)
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_settings(patch)
+        assert home.run("data", "--data-dir", str(world_files), "--dataset", home.name) == 0
+        assert home.run("train") == 0
+    yield home
+    shutil.rmtree(home.root)

@@ -1,0 +1,85 @@
+"""A second home with a known world: trained without refit, killed on the way, gone on, registered twice.
+
+Stage: tests of pipelines. In: `trained_home` (so that mixing would show). Out: `cycle_home` and what each command said.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import pipelines.evaluation
+from recsys import command
+from recsys.home import DatasetHome, Home
+from tests.conftest import TrainedHome, use_small_settings
+from tests.pipelines.cycle_world import write_csv, write_ml_1m
+
+Snapshot = dict[str, tuple[int, int]]
+
+
+def said_by(*arguments: str | Path) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one command."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = command.run([str(a) for a in arguments])
+    return code, out.getvalue(), err.getvalue()
+
+
+def snapshot(folder: Path) -> Snapshot:
+    """Modification time (ns) and size of every file."""
+    stats = ((p, p.stat()) for p in sorted(folder.rglob("*")) if p.is_file())
+    return {str(p.relative_to(folder)): (s.st_mtime_ns, s.st_size) for p, s in stats}
+
+
+@dataclass
+class CycleHome:
+    """`said`: stderr of the commands by name. `records`: stages recorded after each."""
+
+    root: Path
+    files: Path
+    said: dict[str, str] = field(default_factory=dict)
+    codes: dict[str, int] = field(default_factory=dict)
+    records: dict[str, set[str]] = field(default_factory=dict)
+    trained_before: Snapshot = field(default_factory=dict)
+
+    @property
+    def dataset(self) -> DatasetHome:
+        return Home(self.root).dataset("cycle")
+
+    def run(self, name: str, *arguments: str | Path) -> None:
+        self.codes[name], _, self.said[name] = said_by(*arguments, "--home", self.root)
+        self.records[name] = {p.stem for p in self.dataset.stages.glob("*.json")}
+
+
+@pytest.fixture(scope="session")
+def cycle_home(trained_home: TrainedHome, tmp_path_factory: pytest.TempPathFactory) -> CycleHome:
+    folder = tmp_path_factory.mktemp("second")
+    home = CycleHome(folder / "home", write_ml_1m(folder / "cycle"), trained_before=snapshot(trained_home.root))
+    train = ("train", "--no-refit", "--epochs", "6", "--budget-ms", "50000")
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_settings(patch)
+        measure: Callable[..., object] = pipelines.evaluation.measure
+
+        def killed(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(pipelines.evaluation, "measure", killed)
+        home.run("killed", *train, "--data-dir", home.files)
+        patch.setattr(pipelines.evaluation, "measure", measure)
+        home.run("again", *train)
+        home.run("registered again", *train[:-1], "60000")
+    return home
+
+
+@pytest.fixture(scope="session")
+def csv_home(cycle_home: CycleHome, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In the same home, a data set without a users file: `cycle-csv`."""
+    files = write_csv(tmp_path_factory.mktemp("csv") / "cycle-csv")
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_settings(patch)
+        code, _, err = said_by("train", "--no-refit", "--epochs", "1", "--data-dir", files, "--home", cycle_home.root)
+    assert code == 0, err
+    return cycle_home.root

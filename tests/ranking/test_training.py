@@ -1,0 +1,125 @@
+"""Fitting the rankers on planted tables. Stage: ranking, offline. Absent: how a table is built."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from recsys.errors import ConfigError, DataError
+from recsys.ranking.training import (
+    FEWEST_CONTEXTS,
+    STOPPING_DEPTH,
+    RankerSettings,
+    TrainingTable,
+    context_weights,
+    fit_lambdarank,
+    fit_logistic,
+)
+
+SETTINGS = RankerSettings(max_trees=30, learning_rate=0.2, min_rows_in_leaf=5, early_stopping=10, threads=1)
+NAMES = ("a", "b", "c", "d", "e")
+TELLING = 3
+
+
+def table(contexts: int = 60, rows: int = 10, seed: int = 0) -> TrainingTable:
+    """One positive a context, and column 3 says which; column 4 is mostly missing; the rest is noise."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((contexts, rows), dtype=np.int32)
+    labels[np.arange(contexts), rng.integers(0, rows, contexts)] = 1
+    features = rng.standard_normal((contexts * rows, 5)).astype(np.float32)
+    features[:, TELLING] = labels.ravel()
+    features[rng.random(len(features)) < 0.9, 4] = np.nan
+    return TrainingTable(
+        NAMES,
+        features,
+        labels.ravel(),
+        np.arange(contexts * rows),
+        np.full(contexts, rows),
+        np.arange(contexts) * 100,
+        rng.integers(0, 7, contexts),
+        1.0,
+    )
+
+
+def first_in_every_context(ranker_scores: np.ndarray, of: TrainingTable) -> bool:
+    bounds = np.append(0, np.cumsum(of.group_sizes))
+    return all(of.labels[a + ranker_scores[a:b].argmax()] == 1 for a, b in pairwise(bounds))
+
+
+def test_lambdarank_puts_the_planted_positives_first_also_where_it_has_not_learnt() -> None:
+    said: list[str] = []
+    ranker = fit_lambdarank(table(), SETTINGS, report=said.append)
+    assert first_in_every_context(ranker.score(table().features), table())
+    unseen = table(seed=1)
+    assert first_in_every_context(ranker.score(unseen.features), unseen)
+    gains = ranker.importance()
+    assert max(gains, key=lambda name: gains[name]) == NAMES[TELLING]
+    assert ranker.feature_names == NAMES
+    assert said == [f"ranker: {ranker.booster.num_trees()} trees, NDCG@{STOPPING_DEPTH} 1.0000 on the last contexts"]
+
+
+def test_the_same_table_and_seed_give_the_same_trees() -> None:
+    first, second = (fit_lambdarank(table(), SETTINGS).booster.model_to_string() for _ in range(2))
+    assert first == second
+
+
+def test_early_stopping_looks_at_the_last_contexts_only() -> None:
+    """Where the last contexts say the opposite of the first, one tree is as good as it gets."""
+    turned = table()
+    turned.features[:, [c for c in range(5) if c != TELLING]] = 0.0
+    split = int(60 * (1 - SETTINGS.holdout)) * 10
+    turned.features[split:, TELLING] *= -1
+    assert fit_lambdarank(turned, SETTINGS).booster.num_trees() == 1
+
+
+def test_too_few_contexts_are_refused_and_just_enough_are_not() -> None:
+    with pytest.raises(DataError, match=f"only {FEWEST_CONTEXTS - 1} contexts of the ranker's window .* too small"):
+        fit_lambdarank(table(FEWEST_CONTEXTS - 1), SETTINGS)
+    fit_lambdarank(table(FEWEST_CONTEXTS), SETTINGS)
+
+
+@pytest.mark.parametrize("holdout", [0.0, 1.0, -0.1, 1.5])
+def test_an_impossible_holdout_is_refused(holdout: float) -> None:
+    with pytest.raises(ConfigError, match="holdout must lie between 0 and 1"):
+        RankerSettings(holdout=holdout)
+
+
+@pytest.mark.parametrize(
+    ("users", "power", "expected"),
+    [
+        ([1, 2, 3], 0.5, [1.0, 1.0, 1.0]),
+        ([1, 1, 2], 1.0, [0.75, 0.75, 1.5]),
+        ([5, 5, 5, 5, 9], 0.5, [5 / 6, 5 / 6, 5 / 6, 5 / 6, 5 / 3]),
+        ([1, 1, 2], 0.0, [1.0, 1.0, 1.0]),
+    ],
+)
+def test_context_weights(users: list[int], power: float, expected: list[float]) -> None:
+    np.testing.assert_allclose(context_weights(np.array(users), power), expected, rtol=1e-12)
+
+
+def test_the_logistic_baseline_puts_the_planted_positives_first() -> None:
+    ranker = fit_logistic(table())
+    assert ranker.feature_names == NAMES
+    assert first_in_every_context(ranker.score(table(seed=1).features), table(seed=1))
+    assert abs(ranker.weights).argmax() == TELLING
+
+
+def test_a_column_without_any_value_and_one_that_never_changes_do_no_harm() -> None:
+    odd = table()
+    odd.features[:, 0] = np.nan
+    odd.features[:, 1] = 0.0
+    ranker = fit_logistic(odd)
+    assert np.isfinite(ranker.score(odd.features)).all()
+    assert ranker.weights[:2].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_rows_of_one_label_are_refused(label: int) -> None:
+    whole = table()
+    with pytest.raises(DataError, match="rows of both labels"):
+        fit_logistic(replace(whole, labels=np.full_like(whole.labels, label)))
+
+
+def test_the_length_of_a_table_is_its_rows() -> None:
+    assert len(table(30, 4)) == 120

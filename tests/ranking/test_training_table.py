@@ -1,0 +1,185 @@
+"""The ranker's table: labels, negatives, thinning, and what statistics it reads. Stage: ranking, offline."""
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from recsys.columns import ITEM_ID, TIMESTAMP
+from recsys.features.contexts import Contexts
+from recsys.features.item_stats import ItemStats, day_of
+from recsys.features.state import StateBatch
+from recsys.ranking.training import TrainingTable
+from recsys.recommender import Recommender
+from recsys.training_table import Retrieved, build_training_table, item_days, retrieve_contexts
+from tests.planted import (
+    DAY,
+    RECOMMENDER,
+    planted_catalogue,
+    planted_histories,
+    planted_sources,
+    planted_split,
+    planted_tables,
+    planted_timeline,
+)
+
+EVERYTHING = 10**6  # negatives: more than there are
+
+
+@lru_cache
+def parts() -> tuple[Recommender, Contexts, StateBatch, list[Retrieved]]:
+    split, events = planted_split(), planted_tables().events
+    contexts = Contexts.from_events(events[(events[TIMESTAMP] > split.t1) & (events[TIMESTAMP] <= split.t2)])
+    states = planted_histories().states_at(contexts.user_id, contexts.timestamp)
+    recommender = Recommender(planted_catalogue(), planted_sources(split.t1), None, replace(RECOMMENDER, rank=9))
+    return recommender, contexts, states, retrieve_contexts(recommender, contexts, states)
+
+
+def build(negatives: int = EVERYTHING, seed: int = 0) -> TrainingTable:
+    return build_training_table(*parts(), planted_timeline().as_of, negatives=negatives, seed=seed)
+
+
+def happened() -> dict[tuple[int, int], set[int]]:
+    """Movie ids of each (user, second) of the window, straight from the events."""
+    split, out = planted_split(), {}
+    for e in planted_tables().events.itertuples():
+        if split.t1 < e.timestamp <= split.t2:
+            out.setdefault((e.user_id, e.timestamp), set()).add(e.item_id)
+    return out
+
+
+def shown() -> dict[tuple[int, int], list[int]]:
+    """Movie ids that retrieval gives for each (user, second), asked one at a time."""
+    recommender, contexts, _, _ = parts()
+    out = {}
+    for user, moment in zip(contexts.user_id.tolist(), contexts.timestamp.tolist(), strict=True):
+        candidates = recommender.retrieve(planted_histories().states_at(np.array([user]), moment))
+        ids = recommender.catalogue.to_ids(candidates.item_idx[0, : recommender.settings.rank])
+        out[user, moment] = [i for i in ids.tolist() if i >= 0]
+    return out
+
+
+def by_context(table: TrainingTable) -> dict[tuple[int, int], slice]:
+    bounds = np.append(0, np.cumsum(table.group_sizes)).tolist()
+    keys = zip(table.user_id.tolist(), table.timestamp.tolist(), strict=True)
+    return {key: slice(a, b) for key, a, b in zip(keys, bounds[:-1], bounds[1:], strict=True)}
+
+
+def test_every_found_context_has_its_candidates_with_the_right_labels() -> None:
+    table = build()
+    groups, truth, candidates = by_context(table), happened(), shown()
+    assert set(groups) == {key for key in truth if truth[key] & set(candidates[key])}
+    assert 0 < len(groups) < len(truth), "some contexts were found, some were not"
+    for key, rows in groups.items():
+        assert table.item_id[rows].tolist() == candidates[key], "what retrieval returned, in its order"
+        assert table.labels[rows].tolist() == [int(i in truth[key]) for i in candidates[key]]
+    assert len(table) == len(table.labels) == len(table.features) == table.group_sizes.sum()
+    assert (np.diff(table.timestamp) >= 0).all()
+    assert any(table.labels[rows].sum() > 1 for rows in groups.values()), "several events of one second"
+
+
+def test_found_is_the_share_of_events_that_retrieval_returned() -> None:
+    truth, candidates = happened(), shown()
+    hits = sum(len(truth[key] & set(candidates[key])) for key in truth)
+    assert build().found == pytest.approx(hits / sum(len(v) for v in truth.values()), abs=1e-12)
+
+
+@pytest.mark.parametrize("negatives", [0, 1, 3])
+def test_thinning_keeps_all_positives_and_so_many_candidates_in_merged_order(negatives: int) -> None:
+    table, whole, candidates = build(negatives), build(), shown()
+    all_rows = by_context(whole)
+    assert table.found == whole.found
+    for key, rows in by_context(table).items():
+        positives = whole.item_id[all_rows[key]][whole.labels[all_rows[key]] == 1].tolist()
+        mine, labels = table.item_id[rows].tolist(), table.labels[rows]
+        assert [i for i, label in zip(mine, labels, strict=True) if label] == positives
+        assert len(mine) - len(positives) == min(negatives, len(candidates[key]) - len(positives))
+        assert mine == [i for i in candidates[key] if i in mine]
+        for item, features in zip(mine, table.features[rows], strict=True):
+            row = all_rows[key].start + candidates[key].index(item)
+            np.testing.assert_array_equal(features, whole.features[row])
+
+
+def test_thinning_is_seeded() -> None:
+    np.testing.assert_array_equal(build(2, seed=3).item_id, build(2, seed=3).item_id)
+    assert build(2, seed=3).item_id.tolist() != build(2, seed=4).item_id.tolist()
+
+
+def test_features_are_those_that_are_served() -> None:
+    """The rows of one context equal what the recommender computes for that user alone at that moment."""
+    recommender, _, _, _ = parts()
+    table = build()
+    for (user, moment), rows in list(by_context(table).items())[:8]:
+        states = planted_histories().states_at(np.array([user]), moment)
+        stats = planted_timeline().as_of(int(day_of(moment)))
+        features = recommender.features(states, recommender.retrieve(states), stats)
+        np.testing.assert_allclose(table.features[rows], features[0, : rows.stop - rows.start], rtol=1e-4, atol=1e-5)
+    assert table.feature_names == recommender.feature_names
+
+
+def test_statistics_of_the_listed_movies_and_days_are_all_that_features_read() -> None:
+    """Every other movie's statistics are rubbish, and not a feature moves."""
+    recommender, _, states, retrieved = parts()
+    pairs = item_days(recommender, states, retrieved)
+    assert list(pairs.columns) == [ITEM_ID, "day"]
+    assert not pairs.duplicated().any()
+    listed = {(int(d), int(i)) for i, d in zip(pairs[ITEM_ID], pairs["day"], strict=True)}
+
+    def partly(day: int) -> ItemStats:
+        stats = planted_timeline().as_of(day)
+        rubbish = np.array([(day, int(i)) not in listed for i in planted_catalogue().item_ids])
+        assert rubbish.any(), "the list is shorter than the catalogue"
+        return replace(
+            stats,
+            n_ratings=np.where(rubbish, 1e6, stats.n_ratings).astype(np.float32),
+            n_liked=np.where(rubbish, 2e6, stats.n_liked).astype(np.float32),
+            rating_sum=np.where(rubbish, 3e6, stats.rating_sum).astype(np.float32),
+            decayed=np.where(rubbish[:, None], 4e6, stats.decayed).astype(np.float32),
+            first_rated=np.where(rubbish, 5, stats.first_rated),
+            last_rated=np.where(rubbish, 6, stats.last_rated),
+        )
+
+    filled = build_training_table(*parts(), partly, negatives=EVERYTHING)
+    np.testing.assert_array_equal(filled.features, build().features)
+
+
+def test_the_list_of_statistics_by_loops() -> None:
+    recommender, contexts, states, retrieved = parts()
+    candidates = shown()
+    expected = set()
+    for c, (user, moment) in enumerate(zip(contexts.user_id.tolist(), contexts.timestamp.tolist(), strict=True)):
+        read = set(candidates[user, moment]) | set(recommender.catalogue.to_ids(states.item_idx[c]).tolist()) - {-1}
+        expected |= {(i, moment // DAY) for i in read}
+    pairs = item_days(recommender, states, retrieved)
+    got = set(zip(pairs[ITEM_ID].tolist(), pairs["day"].tolist(), strict=True))
+    assert got == expected
+
+
+def test_contexts_are_retrieved_in_batches_of_one_day_with_progress() -> None:
+    recommender, contexts, states, _ = parts()
+    calls: list[tuple[int, int]] = []
+    retrieved = retrieve_contexts(recommender, contexts, states, lambda done, of: calls.append((done, of)))
+    assert np.concatenate([r.rows for r in retrieved]).tolist() == list(range(len(contexts)))
+    for part in retrieved:
+        assert set(day_of(contexts.timestamp[part.rows]).tolist()) == {part.day}
+        assert part.candidates.item_idx.shape[1] == recommender.settings.rank
+    assert calls[-1] == (len(contexts), len(contexts))
+    assert [done for done, _ in calls] == np.cumsum([len(r.rows) for r in retrieved]).tolist()
+
+
+def test_a_window_without_events_gives_an_empty_table() -> None:
+    recommender, _, _, _ = parts()
+    nothing = Contexts.from_events(planted_tables().events.iloc[:0])
+    states = planted_histories().states_at(nothing.user_id, nothing.timestamp)
+    retrieved = retrieve_contexts(recommender, nothing, states)
+    assert retrieved == []
+    pairs = item_days(recommender, states, retrieved)
+    assert isinstance(pairs, pd.DataFrame)
+    assert len(pairs) == 0
+    table = build_training_table(recommender, nothing, states, retrieved, planted_timeline().as_of, negatives=5)
+    assert len(table) == 0
+    assert table.features.shape == (0, len(recommender.feature_names))
+    assert table.found == 0.0
+    assert len(table.group_sizes) == len(table.user_id) == 0

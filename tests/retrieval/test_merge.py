@@ -1,0 +1,119 @@
+"""Reciprocal rank fusion against loops. Stage: retrieval. Absent: sources."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from recsys.retrieval.merge import FUSION_OFFSET, Candidates, merge, retrieve
+from recsys.retrieval.source import Answer, DenseAnswer
+from tests.planted import DAY, N_MOVIES, START, planted_histories, planted_sources
+
+B, N = 4, 30
+WEIGHTS = {"a": 2.0, "b": 0.5}  # c has none and weighs 1
+
+
+def answers(seen: list[np.ndarray]) -> dict[str, Answer]:
+    """Source a knows half the movies, b a few, c none for the first user."""
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal((3, B, N)).astype(np.float32)
+    scores[0][rng.random((B, N)) < 0.5] = 0.0
+    scores[1][rng.random((B, N)) < 0.9] = 0.0
+    scores[2, 0] = 0.0
+    return {name: DenseAnswer(scores[i], seen) for i, name in enumerate("abc")}
+
+
+def seen_lists() -> list[np.ndarray]:
+    return [np.array([], dtype=int), np.array([0, 5, 7]), np.arange(20), np.arange(N)]
+
+
+def oracle(
+    given: Mapping[str, Answer], b: int, seen: np.ndarray, fetch: int, keep: int, allowed: np.ndarray
+) -> list[tuple[int, float, list[int]]]:
+    """(movie, fused score, rank in each source) best first."""
+    ranks: dict[str, dict[int, int]] = {}
+    for name, answer in given.items():
+        top = answer.top(min(fetch, N))[0][b]
+        ranks[name] = {int(m): r for r, m in enumerate(top, 1) if m >= 0}
+    rows = []
+    for movie in range(N):
+        if movie in seen or not allowed[movie]:
+            continue
+        fused = 0.0
+        for name, of in ranks.items():
+            if movie in of:
+                fused += WEIGHTS.get(name, 1.0) / (FUSION_OFFSET + of[movie])
+        rows.append((movie, fused, [of.get(movie, 0) for of in ranks.values()]))
+    return sorted(rows, key=lambda r: (-np.float32(r[1]), r[0]))[:keep]
+
+
+@pytest.mark.parametrize("restricted", ["everything", "shared", "per user"])
+@pytest.mark.parametrize(("fetch", "keep"), [(5, 8), (10, 3), (100, 30), (3, 45)])
+def test_fusion_equals_the_loop(fetch: int, keep: int, restricted: str) -> None:
+    seen = seen_lists()
+    given = answers(seen)
+    rng = np.random.default_rng(9)
+    allowed = {"everything": None, "shared": rng.random(N) < 0.6, "per user": rng.random((B, N)) < 0.6}[restricted]
+    got = merge(given, WEIGHTS, seen, N, fetch=fetch, keep=keep, allowed=allowed)
+    assert got.source_names == ("a", "b", "c")
+    assert got.item_idx.shape == got.fused.shape == (B, keep)
+    assert got.source_scores.shape == got.source_ranks.shape == (B, keep, 3)
+    mask = np.broadcast_to(np.ones(N, bool) if allowed is None else allowed, (B, N))
+    for b in range(B):
+        expected = oracle(given, b, seen[b], fetch, keep, mask[b])
+        n = len(expected)
+        assert got.item_idx[b, :n].tolist() == [r[0] for r in expected]
+        np.testing.assert_allclose(got.fused[b, :n], [r[1] for r in expected], rtol=1e-6)
+        assert got.source_ranks[b, :n].tolist() == [r[2] for r in expected]
+        for s, name in enumerate(given):
+            scores = given[name].at(got.item_idx[b : b + 1].repeat(B, 0))[b]
+            np.testing.assert_array_equal(got.source_scores[b, :, s], scores)
+        assert (got.item_idx[b, n:] == -1).all()
+        assert np.isneginf(got.fused[b, n:]).all()
+        assert not got.source_ranks[b, n:].any()
+        assert not got.source_scores[b, n:].any()
+
+
+def test_a_score_worked_out_by_hand() -> None:
+    """Movie 1: first of source a (weight 2), second of b (weight 1/2): 2 / 21 + 0.5 / 22."""
+    seen = [np.array([], dtype=int)]
+    given = {
+        "a": DenseAnswer(np.array([[0.0, 5.0, 0.0]], np.float32), seen),
+        "b": DenseAnswer(np.array([[0.0, 1.0, 2.0]], np.float32), seen),
+    }
+    got = merge(given, WEIGHTS, seen, 3, fetch=3, keep=3)
+    assert got.item_idx.tolist() == [[1, 2, 0]]
+    np.testing.assert_allclose(got.fused, [[2 / 21 + 0.5 / 22, 0.5 / 21, 0.0]], rtol=1e-6)
+    assert got.source_ranks.tolist() == [[[1, 2], [0, 1], [0, 0]]]
+    assert got.source_scores.tolist() == [[[5.0, 1.0], [0.0, 2.0], [0.0, 0.0]]]
+
+
+def test_when_the_sources_run_out_the_catalogue_follows_by_row_number() -> None:
+    seen = [np.array([1, 4])]
+    silent = {"a": DenseAnswer(np.zeros((1, N), np.float32), seen)}
+    got = merge(silent, {}, seen, N, fetch=5, keep=7)
+    assert got.item_idx.tolist() == [[0, 2, 3, 5, 6, 7, 8]]
+    assert not got.fused.any()
+
+
+def test_best_is_the_start_of_every_list() -> None:
+    got = merge(answers(seen_lists()), WEIGHTS, seen_lists(), N, fetch=5, keep=9)
+    best = got.best(4)
+    for name in Candidates.__dataclass_fields__:
+        if name != "source_names":
+            np.testing.assert_array_equal(getattr(best, name), getattr(got, name)[:, :4])
+    assert best.source_names == got.source_names
+    assert got.best(99).item_idx.shape == (B, 9)
+
+
+def test_retrieve_asks_every_source_in_order() -> None:
+    h = planted_histories()
+    states = h.states_at(h.user_ids[:5], START + 400 * DAY)
+    sources = planted_sources()
+    got = retrieve(sources, {"ease": 0.0}, states, N_MOVIES, fetch=10, keep=20)
+    by_hand = merge(
+        {s.name: s.answer(states) for s in sources}, {"ease": 0.0}, states.seen_idx, N_MOVIES, fetch=10, keep=20
+    )
+    for name in ("item_idx", "fused", "source_scores", "source_ranks"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(by_hand, name))
+    assert got.source_names == tuple(s.name for s in sources)

@@ -1,0 +1,332 @@
+"""Loss, early stopping, checkpoints, and what the model learns on the planted world. Stage: retrieval, offline."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recsys.errors import ConfigError
+from recsys.features.contexts import Contexts
+from recsys.features.state import StateBatch
+from recsys.retrieval import two_tower_training as training
+from recsys.retrieval.two_tower import TwoTower, encode_states
+from recsys.retrieval.two_tower_training import TowerSettings, Trainer, sampled_softmax_loss, validation_ndcg
+from tests.planted import (
+    N_MOVIES,
+    N_RATED,
+    TOWER,
+    TWINS,
+    planted_catalogue,
+    planted_histories,
+    planted_split,
+    planted_tables,
+)
+
+SHORT = replace(TOWER, dim=8, epochs=4, max_length=8, batch_rows=32)
+
+# --- the loss
+
+
+def loss_arrays(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    users, items = rng.standard_normal((4, 5)), rng.standard_normal((9, 5))
+    return users, items, np.array([0, 0, 1, 2, 3, 3]), np.array([2, 7, 2, 0, 5, 2])
+
+
+def torch_loss(
+    users: np.ndarray, items: np.ndarray, query: np.ndarray, target: np.ndarray, uniform: np.ndarray | None
+) -> float:
+    drawn = None if uniform is None else torch.from_numpy(uniform)
+    return float(
+        sampled_softmax_loss(
+            torch.from_numpy(users), torch.from_numpy(items), torch.from_numpy(query), torch.from_numpy(target), drawn
+        )
+    )
+
+
+def full_loss(users: np.ndarray, items: np.ndarray, query: np.ndarray, target: np.ndarray) -> float:
+    total = 0.0
+    for q, t in zip(query, target, strict=True):
+        logits = items @ users[q]
+        total -= np.log(np.exp(logits[t]) / np.exp(logits).sum())
+    return total / len(target)
+
+
+def sampled_loss(
+    users: np.ndarray, items: np.ndarray, query: np.ndarray, target: np.ndarray, uniform: np.ndarray
+) -> float:
+    """The formula with loops: pool = targets and draws; weight 1 / expected count; equals of the target left out."""
+    pool = [*target, *uniform]
+    expected = [list(target).count(j) + len(uniform) / len(items) for j in range(len(items))]
+    total = 0.0
+    for q, t in zip(query, target, strict=True):
+        positive = np.exp(items[t] @ users[q])
+        others = sum(np.exp(items[j] @ users[q]) / expected[j] for j in pool if j != t)
+        total -= np.log(positive / (positive + others))
+    return total / len(target)
+
+
+def test_the_full_loss_is_the_formula() -> None:
+    arrays = loss_arrays()
+    assert torch_loss(*arrays, None) == pytest.approx(full_loss(*arrays), rel=1e-10)
+
+
+@pytest.mark.parametrize("drawn", [1, 4, 30])
+def test_the_sampled_loss_is_the_formula_with_logq_and_without_accidental_hits(drawn: int) -> None:
+    arrays = loss_arrays(drawn)
+    uniform = np.random.default_rng(drawn).integers(0, 9, drawn)
+    uniform[0] = 2  # an accidental hit of three targets
+    assert torch_loss(*arrays, uniform) == pytest.approx(sampled_loss(*arrays, uniform), rel=1e-10)
+
+
+def test_a_pool_of_nothing_but_the_target_costs_nothing() -> None:
+    users, items, _, _ = loss_arrays()
+    assert torch_loss(users, items, np.array([0]), np.array([3]), np.array([3, 3])) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_with_every_movie_drawn_equally_often_the_sampled_loss_is_the_full_one() -> None:
+    """A single target and each movie m times: every other movie weighs m / (m N / N) = 1."""
+    users, items, _, _ = loss_arrays()
+    query, target = np.array([1]), np.array([4])
+    for m in (1, 5):
+        uniform = np.tile(np.arange(len(items)), m)
+        assert torch_loss(users, items, query, target, uniform) == pytest.approx(full_loss(users, items, query, target))
+
+
+def test_the_estimate_of_the_partition_sum_is_unbiased_and_tightens_with_the_pool() -> None:
+    """exp(loss) x exp(positive) is the estimated sum over all movies; its mean over draws is the true sum."""
+    users, items, query, target = (a for a in loss_arrays())
+    one = (users[:1], items, np.array([0]), np.array([2]))
+    positive = np.exp(items[2] @ users[0])
+    truth = np.exp(items @ users[0]).sum()
+    rng = np.random.default_rng(0)
+    spread = []
+    for drawn in (8, 64, 512):
+        sums = np.array([np.exp(torch_loss(*one, rng.integers(0, 9, drawn))) * positive for _ in range(1_500)])
+        assert sums.mean() == pytest.approx(truth, abs=4 * sums.std() / np.sqrt(len(sums)))
+        spread.append(sums.std())
+    assert spread[1] == pytest.approx(spread[0] / np.sqrt(8), rel=0.15)
+    assert spread[2] == pytest.approx(spread[1] / np.sqrt(8), rel=0.15)
+    whole = torch_loss(users, items, query, target, rng.integers(0, 9, 400_000))
+    assert whole == pytest.approx(full_loss(users, items, query, target), abs=0.01)
+
+
+# --- training
+
+
+def trainer(settings: TowerSettings = SHORT, checkpoint: Path | None = None, cutoff: int | None = None) -> Trainer:
+    cutoff = planted_split().end if cutoff is None else cutoff
+    return Trainer(planted_catalogue(), planted_histories(), cutoff, settings, checkpoint)
+
+
+def weights(model: TwoTower) -> dict[str, np.ndarray]:
+    return {name: value.numpy().copy() for name, value in model.state_dict().items()}
+
+
+def assert_equal(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        np.testing.assert_array_equal(value, right[name], err_msg=name)
+
+
+@pytest.mark.parametrize("negatives", ["full", "sampled"])
+def test_the_same_seed_gives_the_same_model_and_another_seed_another(negatives: str) -> None:
+    settings = replace(SHORT, epochs=2, negatives=negatives, uniform_negatives=16)
+    first, second = trainer(settings), trainer(settings)
+    assert_equal(weights(first.fit()), weights(second.fit()))
+    assert first.log.losses == second.log.losses
+    assert first.log.best_epoch == 2
+    other = trainer(replace(settings, seed=8))
+    other.fit()
+    assert other.log.losses != first.log.losses
+
+
+def test_auto_sums_over_everything_until_there_are_too_many_movies(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SHORT, epochs=1, uniform_negatives=16)
+    by_kind = {kind: weights(trainer(replace(settings, negatives=kind)).fit()) for kind in ("full", "sampled")}
+    assert_equal(weights(trainer(settings).fit()), by_kind["full"])
+    monkeypatch.setattr(training, "FULL_SOFTMAX", N_MOVIES - 1)
+    assert_equal(weights(trainer(settings).fit()), by_kind["sampled"])
+
+
+def test_events_after_the_cutoff_change_nothing() -> None:
+    """The leak test: a history cut by hand at T1 gives the very same model."""
+    cutoff = planted_split().t1
+    events = planted_tables().events
+    cut = type(planted_histories()).from_tables(
+        planted_catalogue(), events[events["timestamp"] <= cutoff], planted_tables().users
+    )
+    settings = replace(SHORT, epochs=2)
+    whole = trainer(settings, cutoff=cutoff).fit()
+    assert_equal(weights(Trainer(planted_catalogue(), cut, cutoff, settings).fit()), weights(whole))
+
+
+def scripted(values: list[float]) -> Callable[[TwoTower], float]:
+    """A validation that says what it is told to, one value a call."""
+    left = iter(values)
+    return lambda _model: next(left)
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_stopped_and_continued_equals_uninterrupted_bit_for_bit(validated: bool, tmp_path: Path) -> None:
+    script = [0.1, 0.3, 0.2, 0.4] if validated else []
+
+    def validate(values: list[float]) -> Callable[[TwoTower], float] | None:
+        return scripted(values) if validated else None
+
+    whole = trainer()
+    expected = weights(whole.fit(validate(script)))
+    path = tmp_path / "deep" / "tower.checkpoint"
+    trainer(checkpoint=path).fit(validate(script[:2]), epochs=2)
+    said: list[str] = []
+    continued = trainer(checkpoint=path)
+    assert_equal(weights(continued.fit(validate(script[2:]), report=said.append)), expected)
+    assert said[0] == "two-tower: continuing after epoch 2"
+    assert said[1].startswith("two-tower epoch 3/4: loss ")
+    assert continued.log.losses == whole.log.losses
+    assert continued.log.validation == whole.log.validation
+    assert continued.log.best_epoch == 4
+    assert len(continued.log.seconds) == 4
+    assert [p.name for p in path.parent.iterdir()] == ["tower.checkpoint"]
+
+
+def test_a_finished_training_is_not_continued(tmp_path: Path) -> None:
+    path = tmp_path / "tower.checkpoint"
+    expected = weights(trainer(checkpoint=path).fit())
+    again = trainer(checkpoint=path)
+    assert_equal(weights(again.fit()), expected)
+    assert len(again.log.losses) == SHORT.epochs
+
+
+def test_a_checkpoint_of_another_training_is_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "tower.checkpoint"
+    trainer(replace(SHORT, epochs=2, seed=9), path).fit()
+    said: list[str] = []
+    assert_equal(
+        weights(trainer(replace(SHORT, epochs=2), path).fit(report=said.append)),
+        weights(trainer(replace(SHORT, epochs=2)).fit()),
+    )
+    assert not any("continuing" in line for line in said)
+
+
+def test_early_stopping_waits_patience_epochs_and_keeps_the_best() -> None:
+    settings = replace(SHORT, epochs=9, patience=2)
+    stopped = trainer(settings)
+    model = stopped.fit(scripted([0.1, 0.3, 0.3, 0.2, 0.9, 0.9]))
+    assert stopped.log.validation == [0.1, 0.3, 0.3, 0.2], "an equal value is no better one"
+    assert stopped.log.best_epoch == 2
+    assert not model.training
+    assert_equal(weights(model), weights(trainer(settings).fit(epochs=2)))
+
+
+def test_a_training_that_stopped_early_stays_stopped_when_it_is_run_again(tmp_path: Path) -> None:
+    settings = replace(SHORT, epochs=9, patience=2)
+    path = tmp_path / "tower.checkpoint"
+    expected = weights(trainer(settings, path).fit(scripted([0.4, 0.1, 0.2])))
+    again = trainer(settings, path)
+    assert_equal(weights(again.fit(scripted([]))), expected)
+    assert (len(again.log.losses), again.log.best_epoch) == (3, 1)
+
+
+def test_an_epoch_takes_at_most_the_events_asked_for() -> None:
+    capped = trainer(replace(SHORT, epochs=1, max_events_per_epoch=50, batch_rows=4))
+    seen = []
+    capped.cutter.windows = lambda bounds, users: (
+        seen.append(bounds)
+        or type(capped.cutter).windows(  # type: ignore[method-assign,func-returns-value]
+            capped.cutter, bounds, users
+        )
+    )
+    capped.fit()
+    sizes = [int((b[:, 1] - b[:, 0]).sum()) for b in seen]
+    assert 50 < sum(sizes) <= 50 + 8
+
+
+def test_the_learning_rate_rises_over_half_an_epoch() -> None:
+    """60 users in batches of 8 windows, 12 events in windows of 16: 8 steps; 5 % and 25 % more each, capped at 1."""
+    made = trainer(replace(TOWER, epochs=2, dim=8, learning_rate=1.0))
+    rates = []
+    made.optimiser.step = lambda: rates.append(made.optimiser.param_groups[0]["lr"])  # type: ignore[method-assign,assignment]
+    made.fit()
+    assert len(rates) == 16
+    np.testing.assert_allclose(rates, [0.05, 0.3, 0.55, 0.8, *[1.0] * 12], rtol=1e-9)
+
+
+def test_without_any_event_the_model_is_untrained_but_there() -> None:
+    """A history whose events all lie after the cutoff is nothing to learn from."""
+    empty = trainer(replace(SHORT, epochs=1), cutoff=0)
+    assert empty.cutter.n_events == 0
+    empty.fit()
+    assert empty.log.losses == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dim": 10, "heads": 3}, "dim 10 cannot be divided among 3 heads"),
+        ({"epochs": 0}, "epochs and batch_rows must be at least 1"),
+        ({"batch_rows": 0}, "epochs and batch_rows must be at least 1"),
+    ],
+)
+def test_impossible_settings_are_refused(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TowerSettings(**changes)  # type: ignore[arg-type]
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="torch sees no GPU; use --device cpu"):
+        TowerSettings(device="cuda:0")
+
+
+# --- validation
+
+
+def contexts_after(moment: int) -> tuple[StateBatch, np.ndarray, np.ndarray]:
+    events = planted_tables().events
+    contexts = Contexts.from_events(events[events["timestamp"] > moment])
+    states = planted_histories().states_at(contexts.user_id, contexts.timestamp)
+    return states, contexts.event_context, planted_catalogue().to_idx(contexts.event_item_id)
+
+
+def test_validation_is_ndcg_by_loops() -> None:
+    model = trainer(replace(SHORT, epochs=1)).fit()
+    states, context, target = contexts_after(planted_split().t1)
+    assert len(context) > len(states), "some moments have several targets"
+    users, items = encode_states(model, states), model.item_vectors().detach().numpy()
+    gains = []
+    for c, t in zip(context, target, strict=True):
+        unseen = [i for i in range(N_MOVIES) if i not in set(states.seen_idx[c])]
+        best = sorted(unseen, key=lambda i: -float(items[i] @ users[c]))[:10]
+        gains.append(1 / np.log2(best.index(t) + 2) if t in best else 0.0)
+    assert validation_ndcg(model, states, context, target) == pytest.approx(np.mean(gains), abs=1e-6)
+    shuffled = np.random.default_rng(0).permutation(len(context))
+    assert validation_ndcg(model, states, context[shuffled], target[shuffled]) == pytest.approx(np.mean(gains))
+
+
+def test_validation_of_nothing_is_0() -> None:
+    model = trainer(replace(SHORT, epochs=1)).fit()
+    states, context, target = contexts_after(planted_split().end)
+    assert validation_ndcg(model, states, context, target) == 0.0
+
+
+# --- what is learnt
+
+
+def test_training_lowers_the_loss_below_the_uniform_guess_over_one_taste() -> None:
+    made = trainer(TOWER)
+    made.fit()
+    assert made.log.losses[0] > np.log(N_RATED / 2)
+    assert made.log.losses[-1] < np.log(N_RATED / 2) + 0.15
+
+
+def test_an_unrated_movie_lies_nearest_to_its_twin_in_content() -> None:
+    model = trainer(replace(TOWER, id_dropout=0.8)).fit()
+    vectors = model.item_vectors().detach().numpy()
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    similarity = unit @ unit[:N_RATED].T
+    for unrated, twin in TWINS.items():
+        assert int(similarity[unrated].argmax()) == twin

@@ -1,0 +1,198 @@
+"""A bundle is saved, loaded and refused whole. Stage: both tracks. Absent: the registry."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recsys.artefacts import read_json, write_json
+from recsys.bundle import Bundle, BundleFacts, load_bundle, read_facts, save_bundle, with_metrics
+from recsys.errors import BundleError
+from recsys.recommender import Context
+from tests.contracts.no_code import assert_no_pickle
+from tests.planted import (
+    DAY,
+    RECOMMENDER,
+    planted_bundle,
+    planted_facts,
+    planted_histories,
+    planted_rankers,
+    planted_recommender,
+    planted_split,
+    planted_timeline,
+)
+
+FILES = [
+    "bundle.json",
+    "catalogue.json",
+    "catalogue.parquet",
+    "logistic.json",
+    "ranker.txt",
+    "recommender.json",
+    "sources/covisitation/covisitation.safetensors",
+    "sources/ease/ease.safetensors",
+    "sources/popularity/popularity.safetensors",
+    "sources/two_tower/index.exact.faiss",
+    "sources/two_tower/item_vectors.safetensors",
+    "sources/two_tower/towers.json",
+    "sources/two_tower/towers.safetensors",
+]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "planted-1"
+    planted_bundle(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "planted-1"))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_loaded_bundle_answers_identically(saved: Path) -> None:
+    bundle, original = load_bundle(saved), planted_recommender()
+    now = planted_split().t2 + DAY
+    states = planted_histories().states_at(np.append(planted_histories().user_ids, 5), now)
+    context = Context(planted_timeline().as_of(now // DAY))
+    before, after = (r.recommend(states, context, 25) for r in (original, bundle.recommender))
+    np.testing.assert_array_equal(after.item_ids, before.item_ids)
+    np.testing.assert_array_equal(after.scores, before.scores)
+    np.testing.assert_array_equal(after.features, before.features)
+    np.testing.assert_array_equal(after.candidates.source_scores, before.candidates.source_scores)
+    rows = np.asarray(before.features)[0]
+    np.testing.assert_array_equal(bundle.logistic.score(rows), planted_rankers()[1].score(rows))
+    assert bundle.recommender.settings == RECOMMENDER
+    assert bundle.facts == planted_facts()
+    assert bundle.folder == saved
+
+
+def test_threads_are_the_readers_choice(saved: Path) -> None:
+    assert load_bundle(saved).recommender.ranker.threads == 1  # type: ignore[union-attr]
+    assert load_bundle(saved, ranker_threads=3).recommender.ranker.threads == 3  # type: ignore[union-attr]
+
+
+def test_the_files_are_known_and_none_can_run_code(saved: Path) -> None:
+    assert names(saved) == FILES
+    assert_no_pickle(saved)
+    assert sorted(read_json(saved / "bundle.json")["files"]) == FILES[1:]
+    assert [p.name for p in saved.parent.iterdir()] == ["planted-1"], "nothing is left beside it"
+
+
+def test_saved_again_it_is_byte_for_byte_the_same(saved: Path, tmp_path: Path) -> None:
+    planted_bundle(tmp_path / "planted-1")
+    for name in FILES:
+        assert (tmp_path / "planted-1" / name).read_bytes() == (saved / name).read_bytes(), name
+
+
+def test_saving_replaces_the_old_bundle_whole(copy: Path) -> None:
+    (copy / "stale.json").write_text("{}")
+    planted_bundle(copy, planted_facts("planted-2"))
+    assert names(copy) == FILES
+    assert read_facts(copy).bundle_id == "planted-2"
+
+
+def test_a_failure_while_saving_leaves_the_old_bundle(copy: Path) -> None:
+    recommender, (ranker, logistic) = planted_recommender(), planted_rankers()
+    broken = replace(planted_facts("planted-2"), metrics={"ndcg": float("nan")})
+    with pytest.raises(ValueError, match="JSON"):
+        save_bundle(copy, broken, recommender.catalogue, recommender.sources, ranker, logistic, RECOMMENDER)
+    assert load_bundle(copy).facts.bundle_id == "planted-1"
+    assert [p.name for p in copy.parent.iterdir()] == ["planted-1"]
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_an_altered_file_is_named(copy: Path, name: str) -> None:
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(BundleError, match=f"not as it was saved: {name} missing, altered or added"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_a_missing_file_is_named(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(BundleError, match=f"not as it was saved: {name} missing, altered or added"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["evil.pkl", "sources/ease/more.safetensors", "sources/bundle.json", ".hidden"])
+def test_an_added_file_is_named(copy: Path, name: str) -> None:
+    (copy / name).write_text("{}")
+    with pytest.raises(BundleError, match=f"not as it was saved: {name} missing, altered or added"):
+        load_bundle(copy)
+
+
+def test_at_most_five_files_are_named(copy: Path) -> None:
+    shutil.rmtree(copy / "sources")
+    with pytest.raises(BundleError) as error:
+        load_bundle(copy)
+    assert (
+        str(error.value).count(".safetensors")
+        + str(error.value).count(".faiss")
+        + str(error.value).count("towers.json")
+        == 5
+    )
+
+
+def edited(change: Callable[[dict], dict]) -> Callable[[Path], None]:  # type: ignore[type-arg]
+    return lambda folder: write_json(folder / "bundle.json", change(read_json(folder / "bundle.json")))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "bundle.json").unlink(), r"holds no bundle \(bundle.json is missing\)"),
+        (shutil.rmtree, "holds no bundle"),
+        (edited(lambda stored: {**stored, "format": 2}), "has format 2, this code reads 1; train again"),
+        (lambda folder: (folder / "bundle.json").write_text("{"), "cannot be read .* the bundle is broken"),
+        (lambda folder: (folder / "bundle.json").write_text("[]"), "cannot be read"),
+        (edited(lambda stored: {k: v for k, v in stored.items() if k != "role"}), "cannot be read .*'role'"),
+        (edited(lambda stored: {k: v for k, v in stored.items() if k != "format"}), "cannot be read .*'format'"),
+        (edited(lambda stored: {**stored, "dataset": {"name": "x"}}), "cannot be read"),
+        (edited(lambda stored: {k: v for k, v in stored.items() if k != "files"}), "not as it was saved"),
+    ],
+)
+def test_a_bundle_that_cannot_be_read_says_why(copy: Path, spoil: Callable[[Path], None], message: str) -> None:
+    spoil(copy)
+    with pytest.raises(BundleError, match=message):
+        load_bundle(copy)
+
+
+def test_metrics_are_set_and_every_file_stays_valid(copy: Path) -> None:
+    before = {name: (copy / name).read_bytes() for name in FILES[1:]}
+    facts = with_metrics(copy, {"overall": {"ndcg@10": 0.25}})
+    assert facts == replace(planted_facts(), metrics={"overall": {"ndcg@10": 0.25}})
+    bundle: Bundle = load_bundle(copy)
+    assert bundle.facts == facts
+    assert {name: (copy / name).read_bytes() for name in FILES[1:]} == before
+    assert with_metrics(copy, {"b": 1}).metrics == {"b": 1}, "set, not merged"
+
+
+def test_setting_metrics_does_not_bless_an_altered_file(copy: Path) -> None:
+    (copy / "ranker.txt").write_text("tree\n")
+    with_metrics(copy, {"ndcg@10": 1.0})
+    with pytest.raises(BundleError, match=r"not as it was saved: ranker\.txt"):
+        load_bundle(copy)
+
+
+def test_metrics_that_json_cannot_say_leave_the_bundle_as_it_was(copy: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        with_metrics(copy, {"ndcg@10": float("inf")})
+    assert load_bundle(copy).facts == planted_facts()
+
+
+def test_facts_are_read_without_loading_a_model(copy: Path) -> None:
+    shutil.rmtree(copy / "sources")
+    facts: BundleFacts = read_facts(copy)
+    assert facts == planted_facts()
+    assert facts.dataset.label == "planted (synthetic, not MovieLens)"

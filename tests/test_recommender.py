@@ -1,0 +1,290 @@
+"""The one path from state to list. Stage: both tracks. Absent: sources and rankers alone (their own tests)."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from recsys.errors import ConfigError
+from recsys.features.item_stats import ItemStats
+from recsys.features.state import StateBatch
+from recsys.ranking.ranker import LogisticRanker
+from recsys.recommender import Context, Filters, Recommendations, Recommender, RecommenderSettings, order
+from recsys.retrieval.merge import Candidates
+from tests.planted import (
+    DAY,
+    N_MOVIES,
+    RECOMMENDER,
+    SILENT_USER,
+    START,
+    planted_catalogue,
+    planted_histories,
+    planted_recommender,
+    planted_sources,
+    planted_split,
+    planted_timeline,
+)
+
+NOW = planted_split().t2 + 1
+FILTERS = [
+    Filters(),
+    Filters(genres=("Drama",)),
+    Filters(genres=("Drama", "Comedy")),
+    Filters(year_from=1960),
+    Filters(year_to=1960),
+    Filters(year_from=1950, year_to=1960),
+    Filters(exclude_ids=(5, 8, 11, 10**6)),
+    Filters(min_ratings=9),
+    Filters(genres=("Action",), year_from=1950, exclude_ids=(11,), min_ratings=5),
+]
+
+
+def stats() -> ItemStats:
+    return planted_timeline().as_of(NOW // DAY)
+
+
+def context(budget_ms: float | None = None) -> Context:
+    return Context(stats(), budget_ms)
+
+
+def users() -> StateBatch:
+    """All users, the silent one and a stranger."""
+    return planted_histories().states_at(np.append(planted_histories().user_ids, 123_456), NOW)
+
+
+def settings(**changes: int) -> RecommenderSettings:
+    return replace(RECOMMENDER, **changes)  # type: ignore[arg-type]
+
+
+def assert_contract(answer: Recommendations, states: StateBatch, k: int) -> None:
+    assert answer.item_ids.shape == answer.scores.shape == answer.position.shape == (len(states), k)
+    missing = answer.item_ids == -1
+    np.testing.assert_array_equal(np.isneginf(answer.scores), missing)
+    np.testing.assert_array_equal(answer.position == -1, missing)
+    assert not (missing[:, :-1] & ~missing[:, 1:]).any()
+    for b, seen in enumerate(states.seen_idx):
+        shown = answer.item_ids[b][~missing[b]]
+        assert len(set(shown)) == len(shown)
+        assert not set(planted_catalogue().to_idx(shown)) & set(seen)
+        assert (np.diff(answer.scores[b][~missing[b]]) <= 0).all()
+        places = answer.position[b][~missing[b]]
+        at = answer.candidates.item_idx[b, places]
+        np.testing.assert_array_equal(planted_catalogue().to_ids(at), shown)
+
+
+@pytest.mark.parametrize("ranked", [True, False])
+@pytest.mark.parametrize("k", [1, 10, 25, N_MOVIES + 5])
+def test_answers_are_best_first_unseen_and_padded(k: int, ranked: bool) -> None:
+    recommender = planted_recommender()
+    if not ranked:
+        recommender = Recommender(recommender.catalogue, recommender.sources, None, RECOMMENDER)
+    states = users()
+    answer = recommender.recommend(states, context(), k)
+    assert_contract(answer, states, k)
+    assert answer.degraded == ()
+    unseen = N_MOVIES - np.array([len(s) for s in states.seen_idx])
+    np.testing.assert_array_equal((answer.item_ids >= 0).sum(axis=1), np.minimum(unseen, k))
+
+
+def test_the_order_of_an_answer_by_loops() -> None:
+    """Ranked candidates by the ranker's score, ties in merged order; then the others in merged order."""
+    recommender, states = planted_recommender(), users()
+    answer = recommender.recommend(states, context(), 25)
+    candidates = recommender.retrieve(states)
+    features = recommender.features(states, candidates, stats())
+    assert answer.features is not None
+    np.testing.assert_array_equal(answer.features, features)
+    assert features.shape == (len(states), RECOMMENDER.rank, len(recommender.feature_names))
+    assert recommender.ranker is not None
+    for b in range(len(states)):
+        ids = [int(i) for i in planted_catalogue().to_ids(candidates.item_idx[b])]
+        scores = recommender.ranker.score(features[b])
+        depth = [j for j in range(RECOMMENDER.rank) if ids[j] >= 0]
+        best = sorted(depth, key=lambda j: (-scores[j], j))
+        tail = [j for j in range(RECOMMENDER.rank, 25) if ids[j] >= 0]
+        expected = [ids[j] for j in [*best, *tail]]
+        assert answer.item_ids[b, : len(expected)].tolist() == expected
+        assert answer.position[b, : len(expected)].tolist() == [*best, *tail]
+        np.testing.assert_allclose(answer.scores[b, : len(best)], scores[best], rtol=1e-6)
+        lowest = scores[depth].min()
+        np.testing.assert_allclose(
+            answer.scores[b, len(best) : len(expected)], lowest - np.arange(1, len(tail) + 1), rtol=1e-5
+        )
+
+
+def test_without_a_ranker_the_merged_order_is_the_answer() -> None:
+    recommender = Recommender(planted_catalogue(), planted_sources(), None, RECOMMENDER)
+    answer = recommender.recommend(users(), context(), 12)
+    merged = recommender.retrieve(users())
+    np.testing.assert_array_equal(answer.item_ids, planted_catalogue().to_ids(merged.item_idx[:, :12]))
+    np.testing.assert_array_equal(answer.scores, merged.fused[:, :12])
+    assert answer.features is None
+    assert answer.degraded == ()
+    assert list(answer.timings_ms) == ["retrieval", "ordering"]
+
+
+def test_a_spent_budget_skips_ranking_and_says_so() -> None:
+    states = users()
+    answer = planted_recommender().recommend(states, context(budget_ms=0.0), 12)
+    unranked = Recommender(planted_catalogue(), planted_recommender().sources, None, RECOMMENDER)
+    assert answer.degraded == ("ranking",)
+    assert answer.features is None
+    np.testing.assert_array_equal(answer.item_ids, unranked.recommend(states, context(), 12).item_ids)
+    assert list(answer.timings_ms) == ["retrieval", "ordering"]
+    assert_contract(answer, states, 12)
+
+
+def test_a_budget_that_is_not_spent_changes_nothing() -> None:
+    states = users()
+    answer = planted_recommender().recommend(states, context(budget_ms=60_000.0), 12)
+    assert answer.degraded == ()
+    np.testing.assert_array_equal(answer.item_ids, planted_recommender().recommend(states, context(), 12).item_ids)
+    assert list(answer.timings_ms) == ["retrieval", "features", "ranking", "ordering"]
+    assert min(answer.timings_ms.values()) >= 0.0
+
+
+@pytest.mark.parametrize("ranked", [True, False])
+def test_a_batch_equals_its_rows_one_by_one(ranked: bool) -> None:
+    recommender, states = planted_recommender(), users()
+    if not ranked:
+        recommender = Recommender(recommender.catalogue, recommender.sources, None, RECOMMENDER)
+    together = recommender.recommend(states, context(), 15)
+    for b in range(len(states)):
+        alone = recommender.recommend(states.rows(slice(b, b + 1)), context(), 15)
+        np.testing.assert_array_equal(alone.item_ids[0], together.item_ids[b])
+        np.testing.assert_allclose(alone.scores[0], together.scores[b], rtol=1e-5, atol=1e-6)
+
+
+def passes(f: Filters, idx: int) -> bool:
+    """What a filter says of one movie, in plain words."""
+    catalogue = planted_catalogue()
+    year = float(catalogue.years[idx])
+    return (
+        (not f.genres or bool(set(f.genres) & set(catalogue.genres_of(idx))))
+        and (f.year_from is None or year >= f.year_from)
+        and (f.year_to is None or year <= f.year_to)
+        and int(catalogue.item_ids[idx]) not in f.exclude_ids
+        and float(stats().n_ratings[idx]) >= f.min_ratings
+    )
+
+
+@pytest.mark.parametrize("filters", FILTERS)
+def test_only_what_passes_the_filter_is_returned_and_all_of_it(filters: Filters) -> None:
+    states = users()
+    answer = planted_recommender().recommend(states, context(), N_MOVIES, filters)
+    assert_contract(answer, states, N_MOVIES)
+    allowed = {i for i in range(N_MOVIES) if passes(filters, i)}
+    assert len(allowed) < N_MOVIES or filters == Filters()
+    for b, seen in enumerate(states.seen_idx):
+        shown = planted_catalogue().to_idx(answer.item_ids[b][answer.item_ids[b] >= 0])
+        assert set(shown.tolist()) == allowed - set(seen.tolist())
+
+
+def test_a_filter_comes_before_the_cut_not_after_it() -> None:
+    """One candidate kept and only movie 5 allowed: it must be found, however low it stands."""
+    recommender = Recommender(planted_catalogue(), planted_sources(), None, settings(fetch=1, keep=1, rank=1))
+    others = tuple(int(i) for i in planted_catalogue().item_ids if i != 5)
+    cold = planted_histories().states_at(np.array([SILENT_USER]), NOW)
+    answer = recommender.recommend(cold, context(), 1, Filters(exclude_ids=others))
+    assert answer.item_ids.tolist() == [[5]]
+
+
+def test_no_filter_is_no_mask() -> None:
+    assert Filters().allowed(planted_catalogue(), stats()) is None
+
+
+def test_an_unknown_genre_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="unknown genre 'Jazz'; known are Action, Comedy, Drama"):
+        planted_recommender().recommend(users(), context(), 3, Filters(genres=("Drama", "Jazz")))
+
+
+def test_a_filter_that_nothing_passes_gives_padding() -> None:
+    states = users()
+    answer = planted_recommender().recommend(states, context(), 3, Filters(year_from=3_000))
+    assert (answer.item_ids == -1).all()
+    assert_contract(answer, states, 3)
+
+
+def test_somebody_cold_gets_a_full_answer_that_does_not_depend_on_the_batch() -> None:
+    cold = planted_histories().states_at(np.array([555, 777]), NOW)
+    answer = planted_recommender().recommend(cold, context(), 10)
+    assert (answer.item_ids >= 0).all()
+    np.testing.assert_array_equal(answer.item_ids[0], answer.item_ids[1])
+
+
+def test_who_has_seen_everything_gets_padding() -> None:
+    states = users().rows(slice(0, 2))
+    states = replace(states, seen_idx=[np.arange(N_MOVIES), np.arange(N_MOVIES - 1)])
+    answer = planted_recommender().recommend(states, context(), 4)
+    last = int(planted_catalogue().item_ids[-1])
+    assert answer.item_ids.tolist() == [[-1] * 4, [last, -1, -1, -1]]
+    assert_contract(answer, states, 4)
+
+
+@pytest.mark.parametrize("k", [0, -3])
+def test_k_must_be_1_or_more(k: int) -> None:
+    with pytest.raises(ConfigError, match=f"k must be at least 1, got {k}"):
+        planted_recommender().recommend(users(), context(), k)
+
+
+def test_more_answers_than_candidates_are_kept_reach_beyond_them() -> None:
+    recommender = Recommender(planted_catalogue(), planted_sources(), None, settings(keep=5, rank=5))
+    assert (recommender.recommend(users(), context(), 20).item_ids >= 0).all()
+    assert recommender.retrieve(users()).item_idx.shape[1] == 5
+
+
+@pytest.mark.parametrize("changes", [{"rank": 0}, {"rank": 26}, {"fetch": 0}, {"keep": 0}])
+def test_impossible_settings_are_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="need 1 <= rank <= keep and fetch >= 1"):
+        settings(**changes)
+
+
+def test_a_recommender_without_the_two_tower_source_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs the two_tower source"):
+        Recommender(planted_catalogue(), planted_sources()[1:], None, RECOMMENDER)
+
+
+def test_a_ranker_of_other_features_is_refused() -> None:
+    names = planted_recommender().feature_names
+    one = np.ones(len(names) - 1, np.float32)
+    with pytest.raises(ConfigError, match="trained on other features than this code computes; train again"):
+        Recommender(planted_catalogue(), planted_sources(), LogisticRanker(names[:-1], one, one, one, 0.0), RECOMMENDER)
+
+
+def test_without_covisitation_its_feature_is_0() -> None:
+    towers, ease, _, popularity = planted_sources()
+    recommender = Recommender(planted_catalogue(), (towers, ease, popularity), None, RECOMMENDER)
+    features = recommender.features(users(), recommender.retrieve(users()), stats())
+    assert not features[:, :, recommender.feature_names.index("covisitation_last")].any()
+    whole = planted_recommender()
+    features = whole.features(users(), whole.retrieve(users()), stats())
+    assert features[:, :, whole.feature_names.index("covisitation_last")].any()
+
+
+def test_the_future_of_the_events_changes_no_answer() -> None:
+    """States and statistics as of the start of T2's day + 1, with and without the events after it."""
+    moment = (planted_split().t1 // DAY + 1) * DAY
+    h = planted_histories()
+    cut = type(h).from_tables(h.catalogue, _events_before(moment), h.users.reset_index())
+    recommender = Recommender(planted_catalogue(), planted_sources(planted_split().t1), None, RECOMMENDER)
+    first, second = (recommender.recommend(x.states_at(h.user_ids, moment), context(), 10) for x in (h, cut))
+    np.testing.assert_array_equal(first.item_ids, second.item_ids)
+    assert moment > START
+
+
+def _events_before(moment: int):
+    from tests.planted import planted_tables
+
+    events = planted_tables().events
+    return events[events["timestamp"] < moment]
+
+
+def test_order_keeps_the_merged_order_in_ties() -> None:
+    item_idx = np.array([[7, 3, 5, -1]])
+    candidates = Candidates(
+        (), item_idx, np.zeros((1, 4), np.float32), np.zeros((1, 4, 0), np.float32), np.zeros((1, 4, 0), np.int32)
+    )
+    got, scores, position = order(candidates, np.array([[1.0, 2.0, 1.0, -np.inf]], np.float32), 4)
+    assert got.tolist() == [[3, 7, 5, -1]]
+    assert scores.tolist() == [[2.0, 1.0, 1.0, -np.inf]]
+    assert position.tolist() == [[1, 0, 2, -1]]
