@@ -9,18 +9,17 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
 
-import pipelines.config
-import pipelines.evaluation
-import pipelines.job
-from pipelines.config import PipelineConfig
 from recsys import command
 from recsys.data.synthetic import WorldSize, generate_world
 from recsys.home import DatasetHome, Home
+
+if TYPE_CHECKING:
+    from pipelines.config import PipelineConfig
 
 WORLD = WorldSize(n_users=120, n_movies=150, n_events=6_000)
 SILENT_USERS = (500, 501)  # in users.dat, without ratings
@@ -55,7 +54,7 @@ class TrainedHome:
         return command.run([*arguments, "--home", str(self.root)])
 
 
-def small(config: PipelineConfig) -> PipelineConfig:
+def small(config: "PipelineConfig") -> "PipelineConfig":
     """The same recipe with models that train in a second. One thread: other tests may be running beside."""
     return replace(
         config,
@@ -66,16 +65,18 @@ def small(config: PipelineConfig) -> PipelineConfig:
 
 def use_small_settings(patch: pytest.MonkeyPatch) -> None:
     """Small models, few latency requests, and no notice of files that somebody edits while the tests run."""
+    import pipelines.config  # here, so that tests of one module need not load everything
+
     original: Callable[..., PipelineConfig] = pipelines.config.config_for
 
-    def config_for(*arguments: Any, **options: Any) -> PipelineConfig:
+    def config_for(*arguments: Any, **options: Any) -> "PipelineConfig":
         epochs = options.pop("epochs", None) or 2
         return small(original(*arguments, epochs=epochs, **options))
 
-    patch.setattr(pipelines.config, "config_for", config_for)
-    patch.setattr(pipelines.evaluation, "LATENCY_REQUESTS", 20)
-    patch.setattr(pipelines.evaluation, "LATENCY_WARM_UP", 2)
-    patch.setattr(pipelines.job, "_code_fingerprint", lambda: "this code")
+    patch.setattr("pipelines.config.config_for", config_for)
+    patch.setattr("pipelines.evaluation.LATENCY_REQUESTS", 20)
+    patch.setattr("pipelines.evaluation.LATENCY_WARM_UP", 2)
+    patch.setattr("pipelines.job._code_fingerprint", lambda: "this code")
     for name in ("RECSYS_HOME", "RECSYS_DATASET", "MLFLOW_TRACKING_URI"):
         patch.delenv(name, raising=False)
 

@@ -169,7 +169,7 @@ def test_the_known_world_is_learned_in_its_order(cycle_home: CycleHome) -> None:
 
 def test_quality_of_the_tiny_synthetic_world(trained_home: TrainedHome) -> None:
     """Measured with this seed on 2 cores: popularity 0.1409 (no training: exact), EASE 0.2154, two-tower 0.0635 after
-    its two epochs, full system 0.2252. A tenth below that is a drop in quality, a fifth for the barely trained tower."""
+    its two epochs, full system 0.2252. A tenth below is a drop in quality, a fifth for the barely trained tower."""
     measured = {m: of_ladder(trained_home.dataset.reports, m, "ndcg@10") for m in (*SOURCES, FULL_SYSTEM)}
     assert measured["popularity"] == pytest.approx(0.14088777, abs=1e-7)
     assert measured["ease"] == pytest.approx(0.2154, abs=0.002)
