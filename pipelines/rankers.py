@@ -39,7 +39,7 @@ def _fit(job: Job, stage: str, windows: list[tuple[str, int, int]]) -> None:
     """Fit on the tables of all windows, each retrieved by the sources that were fitted before it."""
     table = joined([_table(job, stage, *window) for window in windows])
     ranker = fit_lambdarank(table, job.config.ranker, report=job.report)
-    logistic = fit_logistic(table)
+    logistic = ranker.base or fit_logistic(table)
     with replacing_folder(job.work(stage)) as beside:
         ranker.save(beside)
         logistic.save(beside)

@@ -7,7 +7,8 @@ are safetensors, the index is FAISS's format, trees are LightGBM text, the rest 
     bundle.json                facts (below) and the SHA-256 of every other file
     catalogue.parquet|.json    movies, genres, vocabulary, profile labels: the id map
     sources/<name>/            one folder a source
-    ranker.txt  logistic.json  the ranker and its baseline
+    ranker.txt ranker_base.json  the trees, and the logistic score that they add to
+    logistic.json              the baseline of the ladder
     recommender.json           settings of the path
 """
 

@@ -58,7 +58,7 @@ def small(config: "PipelineConfig") -> "PipelineConfig":
     """The same recipe with models that train in a second. One thread: other tests may be running beside."""
     return replace(
         config,
-        tower=replace(config.tower, dim=16, layers=1, max_length=32, batch_rows=16),
+        tower=replace(config.tower, dim=16, layers=1, max_length=32, batch_events=400),
         ranker=replace(config.ranker, max_trees=40, learning_rate=0.1, early_stopping=10, negatives=30, threads=1),
     )
 

@@ -37,7 +37,7 @@ N_MOVIES, N_RATED, N_USERS, EVENTS_A_USER = 40, 36, 60, 12
 NAMELESS, TWINS = 38, {36: 0, 37: 1}  # row numbers: a movie without content; unrated movie -> the one it resembles
 SILENT_USER = 999  # in the users table, without events
 TOWER = TowerSettings(
-    dim=16, layers=1, max_length=16, dropout=0.1, id_dropout=0.2, epochs=12, batch_rows=8, learning_rate=1e-2
+    dim=16, layers=1, max_length=16, dropout=0.1, id_dropout=0.2, epochs=12, batch_events=80, learning_rate=1e-2
 )
 RANKER = RankerSettings(max_trees=20, learning_rate=0.1, min_rows_in_leaf=5, early_stopping=10, negatives=10, threads=1)
 RECOMMENDER = RecommenderSettings(fetch=15, keep=25, rank=15)

@@ -31,6 +31,7 @@ FILES = [
     "catalogue.parquet",
     "logistic.json",
     "ranker.txt",
+    "ranker_base.json",
     "recommender.json",
     "sources/covisitation/covisitation.safetensors",
     "sources/ease/ease.safetensors",

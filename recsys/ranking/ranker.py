@@ -18,6 +18,7 @@ from recsys.artefacts import read_json, write_json
 from recsys.errors import BundleError
 
 Float = npt.NDArray[np.float32]
+LOGISTIC, BASE = "logistic.json", "ranker_base.json"
 
 
 class Ranker(Protocol):
@@ -32,16 +33,20 @@ class Ranker(Protocol):
 
 
 class LambdaRanker:
-    """LightGBM trees. Source of the objective: C. Burges, From RankNet to LambdaRank to LambdaMART, 2010."""
+    """LightGBM trees, added to a logistic score where there is one to start from.
 
-    def __init__(self, booster: lgb.Booster, threads: int = 1) -> None:
+    Source of the objective: C. Burges, From RankNet to LambdaRank to LambdaMART, 2010.
+    """
+
+    def __init__(self, booster: lgb.Booster, threads: int = 1, base: "LogisticRanker | None" = None) -> None:
         self.booster = booster
         self.threads = threads
+        self.base = base
         self.feature_names: tuple[str, ...] = tuple(booster.feature_name())
 
     def score(self, rows: Float) -> Float:
-        scores = self.booster.predict(rows, num_threads=self.threads)
-        return np.asarray(scores, dtype=np.float32)
+        scores = np.asarray(self.booster.predict(rows, num_threads=self.threads), dtype=np.float32)
+        return scores if self.base is None else scores + self.base.score(rows)
 
     def importance(self) -> dict[str, float]:
         """Total gain of each feature."""
@@ -50,13 +55,16 @@ class LambdaRanker:
 
     def save(self, folder: Path) -> None:
         self.booster.save_model(str(folder / "ranker.txt"))
+        if self.base is not None:
+            self.base.save(folder, BASE)
 
     @classmethod
     def load(cls, folder: Path, threads: int = 1) -> "LambdaRanker":
         path = folder / "ranker.txt"
         if not path.exists():
             raise BundleError(f"{path} is missing; train again with `recsys train`")
-        return cls(lgb.Booster(model_file=str(path)), threads)
+        base = LogisticRanker.load(folder, BASE) if (folder / BASE).exists() else None
+        return cls(lgb.Booster(model_file=str(path)), threads, base)
 
 
 class LogisticRanker:
@@ -71,9 +79,9 @@ class LogisticRanker:
         standard = np.nan_to_num((rows - self.mean) / self.scale, nan=0.0)
         return np.asarray(standard @ self.weights + self.intercept, dtype=np.float32)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, name: str = LOGISTIC) -> None:
         write_json(
-            folder / "logistic.json",
+            folder / name,
             {
                 "feature_names": self.feature_names,
                 "mean": self.mean.tolist(),
@@ -84,7 +92,7 @@ class LogisticRanker:
         )
 
     @classmethod
-    def load(cls, folder: Path) -> "LogisticRanker":
-        stored = read_json(folder / "logistic.json")
+    def load(cls, folder: Path, name: str = LOGISTIC) -> "LogisticRanker":
+        stored = read_json(folder / name)
         mean, scale, weights = (np.asarray(stored[name], dtype=np.float32) for name in ("mean", "scale", "weights"))
         return cls(stored["feature_names"], mean, scale, weights, float(stored["intercept"]))

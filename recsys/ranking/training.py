@@ -3,14 +3,16 @@
 Stage: ranking, offline. In: a `TrainingTable`. Out: `LambdaRanker` and `LogisticRanker`. Absent: how the
 table is built (`recsys.training_table`).
 
-LambdaRank stops early on the last contexts in time, then is fitted again on all of them with the number of trees
-found. A context's weight falls with the square root of how many its user has, so that no single user writes the order.
+LambdaRank starts from the score of the logistic regression and learns what that cannot say: with few contexts, trees
+alone only reach what the regression reaches (docs/adr/0011). It stops early on the later contexts in time, then is
+fitted again on all of them with the number of trees found. A context's weight falls with the square root of how many
+its user has, so that no single user writes the order.
 
 Shapes: R rows, C contexts, F features.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightgbm as lgb
 import numpy as np
@@ -58,7 +60,7 @@ def joined(tables: Sequence[TrainingTable]) -> TrainingTable:
 class RankerSettings:
     """Settings of LambdaRank. holdout: share of contexts, the last in time, that early stopping looks at."""
 
-    max_trees: int = 500
+    max_trees: int = 400
     learning_rate: float = 0.03
     leaves: int = 7
     min_rows_in_leaf: int = 100
@@ -67,7 +69,8 @@ class RankerSettings:
     l2: float = 10.0
     truncation: int = 20
     early_stopping: int = 100
-    holdout: float = 0.2
+    holdout: float = 0.5
+    start_from_logistic: bool = True
     negatives: int = 80
     max_contexts: int = 12_000
     user_weight_power: float = 0.5
@@ -103,8 +106,9 @@ def fit_lambdarank(
         )
     bounds = np.append(0, np.cumsum(table.group_sizes))
     split = max(1, int(contexts * (1 - settings.holdout)))
-    early = _dataset(table, slice(0, split), bounds, settings)
-    late = _dataset(table, slice(split, contexts), bounds, settings, reference=early)
+    first = fit_logistic(_part(table, split)) if settings.start_from_logistic else None
+    early = _dataset(table, slice(0, split), bounds, settings, first)
+    late = _dataset(table, slice(split, contexts), bounds, settings, first, reference=early)
     parameters = {
         "objective": "lambdarank",
         "metric": "ndcg",
@@ -139,8 +143,23 @@ def fit_lambdarank(
     trees = max(stopped.best_iteration, 1)
     best = max(history["late"][f"ndcg@{STOPPING_DEPTH}"])
     report(f"ranker: {trees} trees, NDCG@{STOPPING_DEPTH} {best:.4f} on the last contexts")
-    whole = _dataset(table, slice(0, contexts), bounds, settings)
-    return LambdaRanker(lgb.train(parameters, whole, trees), settings.threads)
+    base = fit_logistic(table) if settings.start_from_logistic else None
+    whole = _dataset(table, slice(0, contexts), bounds, settings, base)
+    return LambdaRanker(lgb.train(parameters, whole, trees), settings.threads, base)
+
+
+def _part(table: TrainingTable, contexts: int) -> TrainingTable:
+    """The first contexts of a table."""
+    rows = int(table.group_sizes[:contexts].sum())
+    return replace(
+        table,
+        features=table.features[:rows],
+        labels=table.labels[:rows],
+        item_id=table.item_id[:rows],
+        group_sizes=table.group_sizes[:contexts],
+        timestamp=table.timestamp[:contexts],
+        user_id=table.user_id[:contexts],
+    )
 
 
 def _dataset(
@@ -148,6 +167,7 @@ def _dataset(
     contexts: slice,
     bounds: npt.NDArray[np.int64],
     settings: RankerSettings,
+    base: LogisticRanker | None,
     reference: lgb.Dataset | None = None,
 ) -> lgb.Dataset:
     rows = slice(int(bounds[contexts.start]), int(bounds[contexts.stop]))
@@ -158,6 +178,7 @@ def _dataset(
         table.labels[rows],
         group=groups,
         weight=weights,
+        init_score=None if base is None else base.score(table.features[rows]),
         feature_name=list(table.feature_names),
         reference=reference,
     )

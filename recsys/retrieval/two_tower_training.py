@@ -52,7 +52,7 @@ class TowerSettings:
     id_dropout: float = 0.1
     epochs: int = 30
     patience: int = 3
-    batch_rows: int = 64
+    batch_events: int = 2_560
     max_events_per_epoch: int = 400_000
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
@@ -66,8 +66,8 @@ class TowerSettings:
     def __post_init__(self) -> None:
         if self.dim % self.heads:
             raise ConfigError(f"two-tower: dim {self.dim} cannot be divided among {self.heads} heads")
-        if self.epochs < 1 or self.batch_rows < 1:
-            raise ConfigError("two-tower: epochs and batch_rows must be at least 1")
+        if self.epochs < 1 or self.batch_events < 1:
+            raise ConfigError("two-tower: epochs and batch_events must be at least 1")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ConfigError("two-tower: device cuda was asked for, but torch sees no GPU; use --device cpu")
 
@@ -101,6 +101,17 @@ def sampled_softmax_loss(
     positive = (users[target_query] * item_vectors[target_item]).sum(dim=1)  # (T,)
     others = logits[target_query].masked_fill(pool[None, :] == target_item[:, None], float("-inf"))  # (T, P)
     return (torch.logsumexp(torch.cat([positive[:, None], others], dim=1), dim=1) - positive).mean()
+
+
+def batches_of_alike(lengths: Int, events: int, rng: np.random.Generator) -> list[Int]:
+    """Rows in batches of about `events` events, windows of like length together, batches in random order.
+
+    A batch is as wide as its longest window: mixing lengths would spend a third of the time on padding.
+    """
+    order = np.argsort(lengths, kind="stable")
+    batch = (np.cumsum(lengths[order]) - 1) // events
+    parts = np.split(order, np.flatnonzero(np.diff(batch)) + 1)
+    return [parts[i] for i in rng.permutation(len(parts)) if len(parts[i])]
 
 
 def validation_ndcg(model: TwoTower, states: StateBatch, context: Int, target_idx: Int) -> float:
@@ -219,11 +230,10 @@ class Trainer:
         enough = int(np.searchsorted(sizes, settings.max_events_per_epoch)) + 1
         bounds, users = bounds[:enough], users[:enough]
         total, count = 0.0, 0
-        batches = range(0, len(bounds), settings.batch_rows)
-        for step, low in enumerate(batches):
+        batches = batches_of_alike(bounds[:, 1] - bounds[:, 0], settings.batch_events, rng)
+        for step, rows in enumerate(batches):
             for group in self.optimiser.param_groups:
                 group["lr"] = settings.learning_rate * min(1.0, 0.05 + 2 * (epoch - 1 + step / len(batches)))
-            rows = slice(low, low + settings.batch_rows)
             window = self.cutter.windows(bounds[rows], users[rows])
             if len(window.target_item) == 0:
                 continue

@@ -13,7 +13,13 @@ from recsys.features.contexts import Contexts
 from recsys.features.state import StateBatch
 from recsys.retrieval import two_tower_training as training
 from recsys.retrieval.two_tower import TwoTower, encode_states
-from recsys.retrieval.two_tower_training import TowerSettings, Trainer, sampled_softmax_loss, validation_ndcg
+from recsys.retrieval.two_tower_training import (
+    TowerSettings,
+    Trainer,
+    batches_of_alike,
+    sampled_softmax_loss,
+    validation_ndcg,
+)
 from tests.planted import (
     N_MOVIES,
     N_RATED,
@@ -25,7 +31,7 @@ from tests.planted import (
     planted_tables,
 )
 
-SHORT = replace(TOWER, dim=8, epochs=4, max_length=8, batch_rows=32)
+SHORT = replace(TOWER, dim=8, epochs=4, max_length=8, batch_events=200)
 
 # --- the loss
 
@@ -232,7 +238,7 @@ def test_a_training_that_stopped_early_stays_stopped_when_it_is_run_again(tmp_pa
 
 
 def test_an_epoch_takes_at_most_the_events_asked_for() -> None:
-    capped = trainer(replace(SHORT, epochs=1, max_events_per_epoch=50, batch_rows=4))
+    capped = trainer(replace(SHORT, epochs=1, max_events_per_epoch=50, batch_events=24))
     seen = []
     capped.cutter.windows = lambda bounds, users: (
         seen.append(bounds)
@@ -246,8 +252,8 @@ def test_an_epoch_takes_at_most_the_events_asked_for() -> None:
 
 
 def test_the_learning_rate_rises_over_half_an_epoch() -> None:
-    """60 users in batches of 8 windows, 12 events in windows of 16: 8 steps; 5 % and 25 % more each, capped at 1."""
-    made = trainer(replace(TOWER, epochs=2, dim=8, learning_rate=1.0))
+    """60 users with 12 events each in batches of 90 events: 8 steps; 5 % and 25 % more each, capped at 1."""
+    made = trainer(replace(TOWER, epochs=2, dim=8, learning_rate=1.0, batch_events=90))
     rates = []
     made.optimiser.step = lambda: rates.append(made.optimiser.param_groups[0]["lr"])  # type: ignore[method-assign,assignment]
     made.fit()
@@ -267,8 +273,8 @@ def test_without_any_event_the_model_is_untrained_but_there() -> None:
     ("changes", "message"),
     [
         ({"dim": 10, "heads": 3}, "dim 10 cannot be divided among 3 heads"),
-        ({"epochs": 0}, "epochs and batch_rows must be at least 1"),
-        ({"batch_rows": 0}, "epochs and batch_rows must be at least 1"),
+        ({"epochs": 0}, "epochs and batch_events must be at least 1"),
+        ({"batch_events": 0}, "epochs and batch_events must be at least 1"),
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, int], message: str) -> None:
@@ -330,3 +336,11 @@ def test_an_unrated_movie_lies_nearest_to_its_twin_in_content() -> None:
     similarity = unit @ unit[:N_RATED].T
     for unrated, twin in TWINS.items():
         assert int(similarity[unrated].argmax()) == twin
+
+
+def test_batches_hold_every_window_once_and_like_lengths_together() -> None:
+    lengths = np.array([5, 1, 9, 5, 1, 9, 5, 1])
+    batches = batches_of_alike(lengths, 10, np.random.default_rng(3))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(8))
+    widths = sorted((lengths[rows].min(), lengths[rows].max()) for rows in batches)
+    assert widths == [(1, 5), (5, 5), (9, 9), (9, 9)]

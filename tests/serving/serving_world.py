@@ -135,7 +135,7 @@ def _tables() -> Tables:
 
 
 def _sources(catalogue: Catalogue, histories: Histories, end: int) -> list[Source]:
-    settings = TowerSettings(dim=16, layers=1, heads=2, epochs=1, batch_rows=16)
+    settings = TowerSettings(dim=16, layers=1, heads=2, epochs=1, batch_events=640)
     tower = TwoTowerSource.from_model(Trainer(catalogue, histories, end, settings).fit())
     owner = np.repeat(np.arange(len(histories.user_ids)), np.diff(histories.offset))
     item_idx, times, n = histories.item_idx, histories.timestamps, len(catalogue)
