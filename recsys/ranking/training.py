@@ -72,7 +72,7 @@ class RankerSettings:
     holdout: float = 0.5
     start_from_logistic: bool = True
     negatives: int = 80
-    max_contexts: int = 12_000
+    max_contexts: int = 7_000
     user_weight_power: float = 0.5
     seed: int = 7
     threads: int = 2
