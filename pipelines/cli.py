@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from pipelines.job import Job
+    from recsys.settings import Settings
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -92,15 +93,15 @@ def train(
 
     Example: `recsys train --data-dir ~/ml-100k`
     """
-    from pipelines.job import run_stages
+    from pipelines import training
     from pipelines.obtain import obtain_if_needed
-    from pipelines.stages import stages
 
     settings = _settings(home)
     name = obtain_if_needed(dataset, data_dir, archive, skip_bad_rows, settings)
-    job = _job(name, settings, device=device, epochs=epochs, index=index, budget_ms=budget_ms, seed=seed, refit=refit)
-    run_stages(job, stages(refit), only=only, force=force)
-    _say_times(job)
+    job = training.open_job(
+        name, settings, device=device, epochs=epochs, index=index, budget_ms=budget_ms, seed=seed, refit=refit
+    )
+    training.train(job, only=only, force=force)
 
 
 @app.command()
@@ -227,43 +228,14 @@ def models_rollback(dataset: Dataset = None, home: HomeFolder = None) -> None:
     print(f"version {info.version} of {job.registry.model_name} is champion again")
 
 
-def _settings(home: Path | None):  # type: ignore[no-untyped-def]
+def _settings(home: Path | None) -> "Settings":
     from recsys.settings import Settings
 
     return Settings() if home is None else Settings(home=home)
 
 
-def _job(  # type: ignore[no-untyped-def]
-    dataset: str | None,
-    settings,
-    *,
-    device: str = "cpu",
-    epochs: int | None = None,
-    index: Literal["auto", "exact", "hnsw", "ivf"] = "auto",
-    budget_ms: float = 50.0,
-    seed: int = 7,
-    refit: bool = True,
-) -> "Job":
+def _job(dataset: str | None, settings: "Settings") -> "Job":
     """The job of a data set that has been prepared."""
-    from pipelines.config import config_for
-    from pipelines.job import Job
-    from recsys.data.tables import load_tables
+    from pipelines.training import open_job
 
-    root = settings.paths()
-    home = root.choose(dataset or settings.dataset)
-    config = config_for(
-        load_tables(home.data).events,
-        device=device,
-        epochs=epochs,
-        index=index,
-        seed=seed,
-        refit=refit,
-        latency_budget_ms=budget_ms,
-    )
-    return Job(root, home, settings, config, report=lambda line: typer.echo(line, err=True))
-
-
-def _say_times(job: "Job") -> None:
-    total = sum(job.seconds.values())
-    parts = ", ".join(f"{name} {seconds:.0f}" for name, seconds in job.seconds.items())
-    typer.echo(f"where the time went, seconds: {parts}; {total:.0f} in all", err=True)
+    return open_job(dataset, settings)

@@ -18,6 +18,7 @@ from typing import Any
 import typer
 
 from pipelines.obtain import obtain_or_synthetic, say
+from pipelines.training import open_job, train
 from recsys.data.tables import load_tables
 from recsys.errors import RecsysError
 from recsys.home import DatasetHome
@@ -29,11 +30,9 @@ SHOWN = 10
 
 def run(dataset: str, user: int | None, settings: Settings) -> None:
     """Each step says what it does; a second run repeats only what changed."""
-    from pipelines.cli import train
-
     started = time.perf_counter()
     name = obtain_or_synthetic(dataset, settings)
-    train(dataset=name, home=settings.home)
+    train(open_job(name, settings))
     root = settings.paths()
     home = root.choose(name)
     events = load_tables(home.data).events

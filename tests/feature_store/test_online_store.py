@@ -153,7 +153,7 @@ def test_every_failure_says_what_to_do(base: World, tmp_path: Path, monkeypatch:
     nowhere = type(base.home)(tmp_path / "nowhere", "nowhere")
     empty = FeatureStore(FeatureStoreConfig(nowhere, base.store.config.repo))
     for call in (empty.apply, empty.materialize, empty.last_snapshot_day, lambda: empty.historical_states([1], [1])):
-        with pytest.raises(StoreError, match="Run `recsys features` first"):
+        with pytest.raises(StoreError, match="Run `recsys train` first"):
             call()
     for call in (lambda: empty.online_state(1), lambda: empty.push_state(UserState(1), [], stamped=1)):
         with pytest.raises(StoreError, match="No feature registry"):

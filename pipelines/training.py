@@ -1,0 +1,47 @@
+"""From a data set's name to its job, and through all stages.
+
+Stage: all of the offline track. In: settings and what the user chose. Out: a `Job`; a trained, registered version.
+Absent: argv (`cli`), and the stages themselves (`stages`).
+"""
+
+import typer
+
+from pipelines.config import config_for
+from pipelines.job import Job, run_stages
+from pipelines.stages import stages
+from recsys.data.tables import load_tables
+from recsys.retrieval.index import Kind
+from recsys.settings import Settings
+
+
+def open_job(
+    dataset: str | None,
+    settings: Settings,
+    *,
+    device: str = "cpu",
+    epochs: int | None = None,
+    index: Kind = "auto",
+    budget_ms: float = 50.0,
+    seed: int = 7,
+    refit: bool = True,
+) -> Job:
+    """The job of a data set that has been prepared: the named one, or the one used last."""
+    root = settings.paths()
+    home = root.choose(dataset or settings.dataset)
+    config = config_for(
+        load_tables(home.data).events,
+        device=device,
+        epochs=epochs,
+        index=index,
+        seed=seed,
+        refit=refit,
+        latency_budget_ms=budget_ms,
+    )
+    return Job(root, home, settings, config, report=lambda line: typer.echo(line, err=True))
+
+
+def train(job: Job, *, only: str | None = None, force: bool = False) -> None:
+    """Run what is not up to date and say where the time went."""
+    run_stages(job, stages(job.config.refit), only=only, force=force)
+    parts = ", ".join(f"{name} {seconds:.0f}" for name, seconds in job.seconds.items())
+    job.report(f"where the time went, seconds: {parts}; {sum(job.seconds.values()):.0f} in all")
