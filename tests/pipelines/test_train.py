@@ -168,11 +168,11 @@ def test_the_known_world_is_learned_in_its_order(cycle_home: CycleHome) -> None:
 
 
 def test_quality_of_the_tiny_synthetic_world(trained_home: TrainedHome) -> None:
-    """Measured with this seed on 2 cores: popularity 0.1409 (no training: exact), EASE 0.2154, two-tower 0.0635 after
-    its two epochs, full system 0.2252. A tenth below is a drop in quality, a fifth for the barely trained tower."""
+    """Measured with this seed on 2 cores: popularity 0.1293 (no training: exact), EASE 0.2154, two-tower 0.0534 after
+    its two epochs, full system 0.2451. A tenth below is a drop in quality, a fifth for the barely trained tower."""
     measured = {m: of_ladder(trained_home.dataset.reports, m, "ndcg@10") for m in (*SOURCES, FULL_SYSTEM)}
-    assert measured["popularity"] == pytest.approx(0.14088777, abs=1e-7)
+    assert measured["popularity"] == pytest.approx(0.12930676, abs=1e-7)
     assert measured["ease"] == pytest.approx(0.2154, abs=0.002)
-    assert measured["two_tower"] >= 0.050
-    assert measured[FULL_SYSTEM] >= 0.203
+    assert measured["two_tower"] >= 0.043
+    assert measured[FULL_SYSTEM] >= 0.221
     assert measured[FULL_SYSTEM] > max(measured[source] for source in SOURCES)
