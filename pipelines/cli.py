@@ -167,7 +167,7 @@ def batch(
 
 @app.command()
 def quickstart(
-    dataset: Dataset = "ml-100k",
+    dataset: Dataset = None,
     user: Annotated[int | None, typer.Option(help="Whose list to show. Default: the last active user.")] = None,
     home: HomeFolder = None,
 ) -> None:
@@ -177,7 +177,8 @@ def quickstart(
     """
     from pipelines.quickstart import run
 
-    run(dataset or "ml-100k", user, _settings(home))
+    settings = _settings(home)
+    run(dataset or settings.dataset or "ml-100k", user, settings)
 
 
 models = typer.Typer(no_args_is_help=True, help="Versions in the model registry: list, compare, promote, roll back.")
@@ -229,9 +230,9 @@ def models_rollback(dataset: Dataset = None, home: HomeFolder = None) -> None:
 
 
 def _settings(home: Path | None) -> "Settings":
-    from recsys.settings import Settings
+    from recsys.settings import read_settings
 
-    return Settings() if home is None else Settings(home=home)
+    return read_settings(home)
 
 
 def _job(dataset: str | None, settings: "Settings") -> "Job":

@@ -6,7 +6,7 @@ are handed to the library. Absent: the environment (`recsys.settings`) and paths
 The rules below were found on validation windows (docs/experiments.md), never on the test window.
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ class PipelineConfig:
     index: Kind = "auto"
     latency_budget_ms: float = 50.0
     refit: bool = True
-    extra: dict[str, Any] = field(default_factory=dict)
+    feature_store: str = "sqlite"  # which store the features were written to
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -55,6 +55,7 @@ def config_for(
     seed: int = 7,
     refit: bool = True,
     latency_budget_ms: float = 50.0,
+    feature_store: str = "sqlite",
 ) -> PipelineConfig:
     """Defaults for a data set. Larger data: fewer passes of the two-tower model, stronger EASE regularisation.
 
@@ -90,4 +91,5 @@ def config_for(
         index=index,
         latency_budget_ms=latency_budget_ms,
         refit=refit,
+        feature_store=feature_store,
     )

@@ -1,6 +1,6 @@
 """Stage `evaluate`: the evaluation bundle, frozen at T2, replayed over every later event.
 
-In: sources fitted through T2, the ranker of (T1, T2]. Out: the evaluation bundle with its metrics, and the report:
+In: sources fitted through T2, the ranker of (T0, T2]. Out: the evaluation bundle with its metrics, and the report:
 `reports/ladder.json`, `.txt`, `.md`, pictures and `report.html`. Absent: the production bundle.
 """
 
@@ -11,7 +11,7 @@ from pipelines.about import about, code_version, new_bundle_id, now_utc
 from pipelines.job import Job
 from recsys.artefacts import read_json, replacing_file, write_json
 from recsys.bundle import Bundle, load_bundle, save_bundle, with_metrics
-from recsys.errors import MissingArtefactError
+from recsys.errors import BundleError, MissingArtefactError
 from recsys.evaluation.ladder import build_ladder, save_ladder
 from recsys.evaluation.latency import measure_in_process
 from recsys.evaluation.replay import FULL_SYSTEM, MERGED, replay, test_events
@@ -62,7 +62,19 @@ def evaluation_bundle(job: Job) -> Bundle:
     path = job.work("evaluation.json")
     if not path.exists():
         raise MissingArtefactError(f"{job.home.name} has no evaluated model yet. Run `recsys train` first.")
-    return load_bundle(job.home.bundles / read_json(path)["bundle_id"], ranker_threads=2)
+    bundle = load_bundle(job.home.bundles / read_json(path)["bundle_id"], ranker_threads=2)
+    require_same_data(job, bundle)
+    return bundle
+
+
+def require_same_data(job: Job, bundle: Bundle) -> None:
+    """Raise BundleError where the bundle was made from other data than the tables now hold."""
+    trained, now = bundle.facts.dataset.fingerprint, job.tables.source.fingerprint
+    if trained != now:
+        raise BundleError(
+            f"{bundle.facts.bundle_id} was trained on data {trained[:12]}, the tables of {job.home.name} now hold "
+            f"{now[:12]}. Run `recsys train`; where the gate refuses the new version, `recsys models promote` it."
+        )
 
 
 def measure(job: Job, bundle: Bundle, *, command: str, dump=None) -> dict[str, object]:  # type: ignore[no-untyped-def]
@@ -86,7 +98,7 @@ def measure(job: Job, bundle: Bundle, *, command: str, dump=None) -> dict[str, o
         retrieval_ranks=ranks,
         importance=facts["importance"],
         about={**about(command), "latency, one user in process, p50 / p99 ms": _shown(latency)},
-        stages=job.seconds,
+        stages=stage_seconds(job),
     )
     text = f"{text_table(ladder)}\n\n{differences_table(ladder)}\n"
     for name, content in (("ladder.txt", text), ("ladder.md", markdown_table(ladder) + "\n")):
@@ -95,6 +107,13 @@ def measure(job: Job, bundle: Bundle, *, command: str, dump=None) -> dict[str, o
     job.report(text)
     job.report(f"report: {page}")
     return _carried(ladder, latency)
+
+
+def stage_seconds(job: Job) -> dict[str, float]:
+    """Seconds of every finished stage, in the order in which they finished."""
+    records = [(read_json(path), path.stem) for path in job.home.stages.glob("*.json")]
+    finished = sorted(records, key=lambda r: r[0]["finished_utc"])
+    return {name: float(record["seconds"]) for record, name in finished}
 
 
 def _latency(job: Job, bundle: Bundle, snapshot_table) -> dict[str, dict[str, float]]:  # type: ignore[no-untyped-def]

@@ -6,11 +6,12 @@ The newest state of every user goes online; past states are written for the cont
 """
 
 from itertools import pairwise
+from pathlib import Path
 
 import pandas as pd
 
 from pipelines.job import Job
-from recsys.columns import TIMESTAMP, USER_ID
+from recsys.columns import ITEM_STATS_VIEW, TIMESTAMP, USER_ID, USER_SEEN_VIEW, USER_STATE_VIEW
 from recsys.feature_store import write_feature_tables
 from recsys.features.contexts import Contexts
 from recsys.features.item_stats import snapshots
@@ -21,6 +22,13 @@ def ranker_contexts(job: Job, after: int, through: int) -> Contexts:
     return Contexts.from_events(
         job.window(after, through), most=job.config.ranker.max_contexts, seed=job.config.ranker.seed
     )
+
+
+def outputs(job: Job) -> list[Path]:
+    """The tables, and those stores that are files."""
+    config = job.store.config
+    files = [job.home.features / f"{view}.parquet" for view in (USER_STATE_VIEW, USER_SEEN_VIEW, ITEM_STATS_VIEW)]
+    return [*files, *(path for path in (config.registry_file, config.online_file) if path is not None)]
 
 
 def run(job: Job) -> None:

@@ -9,7 +9,6 @@ reaches down. The record also says which runs of those stages it read: one of th
 a kill) makes it stale. A stage writes its record last; one that was killed runs again.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ import pandas as pd
 from pipelines.config import PipelineConfig
 from recsys.artefacts import fingerprint_files, fingerprint_value, read_json, write_json
 from recsys.data.split import Split, split_by_time
-from recsys.data.tables import Tables, load_tables
+from recsys.data.tables import Tables
 from recsys.errors import ConfigError, MissingArtefactError
 from recsys.feature_store import FeatureStore
 from recsys.features.catalogue import Catalogue
@@ -43,12 +42,10 @@ class Job:
     home: DatasetHome
     settings: Settings
     config: PipelineConfig
+    tables: Tables
     report: Callable[[str], None]
     seconds: dict[str, float] = field(default_factory=dict)
-
-    @cached_property
-    def tables(self) -> Tables:
-        return load_tables(self.home.data)
+    key: str = ""  # of the stage that runs
 
     @cached_property
     def split(self) -> Split:
@@ -134,6 +131,7 @@ def run_stages(job: Job, stages: Sequence[Stage], *, only: str | None = None, fo
         job.report(f"{head}: {stage.says}")
         record.unlink(missing_ok=True)
         started = time.perf_counter()
+        job.key = key
         stage.run(job)
         seconds = time.perf_counter() - started
         job.seconds[stage.name] = seconds
@@ -162,10 +160,3 @@ def _finished(job: Job, stage: str) -> str | None:
 def _code_fingerprint() -> str:
     files = [p for folder in ("recsys", "pipelines", "feature_repo") for p in (REPOSITORY / folder).rglob("*.py")]
     return fingerprint_value(sorted([str(p.relative_to(REPOSITORY)), fingerprint_files([p])] for p in files))
-
-
-def clear(folder: Path) -> Path:
-    """An empty folder at `folder`."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder

@@ -75,16 +75,19 @@ def _service(home: DatasetHome, settings: Settings) -> Iterator[str]:
             process.wait(timeout=30)
 
 
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never ask a proxy for this machine
+
+
 def _ready(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=2) as response:
+        with _DIRECT.open(f"{url}/readyz", timeout=2) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
 
 
 def _get(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=30) as response:
+    with _DIRECT.open(url, timeout=30) as response:
         return json.load(response)
 
 

@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
+from pipelines.evaluation import require_same_data
 from pipelines.job import Job
 from recsys.artefacts import replacing_file
 from recsys.bundle import Bundle, load_bundle
 from recsys.columns import CHAMPION, ITEM_ID, RANK, SCORE, USER_ID
+from recsys.errors import ConfigError, StoreError
 from recsys.features.item_stats import day_of
 from recsys.features.state import StateBatch, UserState, state_batch
 from recsys.recommender import Context
@@ -25,16 +27,29 @@ BATCH_SCHEMA = pa.schema([(USER_ID, pa.int64()), (RANK, pa.int32()), (ITEM_ID, p
 
 def champion(job: Job) -> Bundle:
     """The bundle that serves, fetched from the registry."""
-    return load_bundle(job.registry.download(CHAMPION, job.home.bundles), ranker_threads=2)
+    bundle = load_bundle(job.registry.download(CHAMPION, job.home.bundles), ranker_threads=2)
+    require_same_data(job, bundle)
+    return bundle
 
 
 def _context(job: Job, bundle: Bundle, at: int) -> Context:
+    if at <= job.split.end:
+        raise ConfigError(
+            f"--at {at} lies before the last event of {job.home.name} ({job.split.end}): the stored states already "
+            "know what came after it. For the past there is `recsys evaluate --dump`."
+        )
     day = min(int(day_of(at)), job.store.last_snapshot_day())
     return Context(job.store.item_stats_as_of(bundle.recommender.catalogue, day))
 
 
 def _states(job: Job, bundle: Bundle, user_ids: list[int], at: int) -> StateBatch:
     stored = job.store.online_states(user_ids)
+    lost = [u for u, s in zip(user_ids, stored, strict=True) if s is None and job.histories.user_idx(u) >= 0]
+    if lost:
+        raise StoreError(
+            f"The online store has no state of user {lost[0]} ({len(lost)} in all), who is in the tables of "
+            f"{job.home.name}. Fill it with `recsys train --only features --force`."
+        )
     states = [s[0] if s is not None else UserState(user_id) for user_id, s in zip(user_ids, stored, strict=True)]
     seen = [s[1] if s is not None else np.empty(0, dtype=np.int64) for s in stored]
     return state_batch(bundle.recommender.catalogue, states, seen, at)

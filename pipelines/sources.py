@@ -7,6 +7,7 @@ rankers' windows and those that serve are made by the same steps.
 """
 
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def fit_t0(job: Job) -> None:
     def validate(model: TwoTower) -> float:
         return validation_ndcg(model, states, contexts.event_context, target)
 
-    checkpoint = job.work("sources_t0.checkpoint")
+    checkpoint = _checkpoint(job, "sources_t0")
     trainer = Trainer(job.catalogue, job.histories, split.t0, job.config.tower, checkpoint)
     model = trainer.fit(validate, report=job.report)
     job.report(f"two-tower: {trainer.log.best_epoch} epochs, validation NDCG@10 {max(trainer.log.validation):.4f}")
@@ -64,11 +65,21 @@ def load(job: Job, stage: str) -> list[Source]:
 
 
 def _fit(job: Job, stage: str, cutoff: int) -> None:
-    checkpoint = job.work(f"{stage}.checkpoint")
+    checkpoint = _checkpoint(job, stage)
     trainer = Trainer(job.catalogue, job.histories, cutoff, job.config.tower, checkpoint)
     epochs = int(read_json(job.work("sources_t0") / "log.json")["tower"]["best_epoch"])
     _save(job, stage, cutoff, trainer.fit(epochs=epochs, report=job.report), trainer)
     checkpoint.unlink(missing_ok=True)
+
+
+def _checkpoint(job: Job, stage: str) -> Path:
+    """Where an interrupted training is continued from: named after the stage's key, so that changed code or settings
+    begin anew. Left-overs of other keys are removed."""
+    mine = job.work(f"{stage}.{job.key[:12]}.checkpoint")
+    for other in job.home.work.glob(f"{stage}.*.checkpoint"):
+        if other != mine:
+            other.unlink()
+    return mine
 
 
 def _save(job: Job, stage: str, cutoff: int, model: TwoTower, trainer: Trainer) -> None:

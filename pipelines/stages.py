@@ -20,8 +20,8 @@ FEATURES = Stage(
     "user states and daily movie statistics into Feast",
     features.run,
     (),
-    lambda c: [c.ranker.max_contexts, c.ranker.seed],
-    lambda job: [job.home.features / "user_state.parquet", job.home.feast / "registry.db"],
+    lambda c: [c.ranker.max_contexts, c.ranker.seed, c.feature_store],
+    features.outputs,
 )
 SOURCES_T0 = Stage(
     "sources_t0",

@@ -28,16 +28,18 @@ def open_job(
     """The job of a data set that has been prepared: the named one, or the one used last."""
     root = settings.paths()
     home = root.choose(dataset or settings.dataset)
+    tables = load_tables(home.data)
     config = config_for(
-        load_tables(home.data).events,
+        tables.events,
         device=device,
         epochs=epochs,
         index=index,
         seed=seed,
         refit=refit,
         latency_budget_ms=budget_ms,
+        feature_store=f"{settings.online_store} {settings.redis_connection} {settings.registry_path}",
     )
-    return Job(root, home, settings, config, report=lambda line: typer.echo(line, err=True))
+    return Job(root, home, settings, config, tables, report=lambda line: typer.echo(line, err=True))
 
 
 def train(job: Job, *, only: str | None = None, force: bool = False) -> None:

@@ -5,12 +5,14 @@ MLFLOW_TRACKING_URI. Out: `Settings`, handed down as plain values. Absent: every
 library may import this one or look at the environment.
 """
 
+import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from recsys.errors import ConfigError
 from recsys.feature_store.config import FeatureStoreConfig
 from recsys.home import DatasetHome, Home
 
@@ -41,3 +43,23 @@ class Settings(BaseSettings):
             redis_connection=self.redis_connection,
             registry_path=self.registry_path,
         )
+
+
+FEAST_OWN = {"RECSYS_FEATURES"}  # what `feature_repo` reads when the `feast` command is used; see also RECSYS_FEAST_*
+
+
+def read_settings(home: Path | None = None) -> Settings:
+    """The environment's settings, with the command's home on top. Raises ConfigError for a value that cannot be and for
+    a variable that begins with RECSYS_ and means nothing."""
+    known = {f"RECSYS_{name.upper()}" for name in Settings.model_fields} | FEAST_OWN
+    given = {name.upper() for name in os.environ if name.upper().startswith("RECSYS_")}
+    strange = sorted(n for n in given - known if not n.startswith("RECSYS_FEAST_"))
+    if strange:
+        names = ", ".join(sorted(known))
+        raise ConfigError(f"The environment sets {strange[0]}, which means nothing here; known are {names}.")
+    try:
+        return Settings() if home is None else Settings(home=home)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(str(part) for part in first["loc"]).upper()
+        raise ConfigError(f"The setting {name} is {first.get('input')!r}: {first['msg']}.") from error

@@ -149,8 +149,8 @@ def latency(
 
 def _settings(dataset: str | None, home: Path | None, **options: object) -> "ServiceSettings":
     """The environment's settings with the command's on top. Raises ConfigError where no such data set is there."""
-    from recsys.settings import Settings
+    from recsys.settings import read_settings
     from serving.settings import ServiceSettings
 
-    settings = Settings() if home is None else Settings(home=home)
+    settings = read_settings(home)
     return ServiceSettings.build(settings, settings.paths().choose(dataset or settings.dataset), **options)

@@ -88,13 +88,13 @@ health = APIRouter(tags=["service"])
 
 
 @health.get("/healthz")
-def healthz() -> Health:
+async def healthz() -> Health:
     """The process lives."""
     return Health(status="ok")
 
 
 @health.get("/readyz", responses=documented(503))
-def readyz(_service: Ready, response: Response) -> Health:
+async def readyz(_service: Ready, response: Response) -> Health:
     """The model is loaded and warm; 503 before."""
     response.headers["Cache-Control"] = "no-store"
     return Health(status="ready")

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Id = Annotated[int, Field(ge=0, le=2**63 - 1)]
-Seconds = Annotated[int, Field(ge=1, le=2**53, description="seconds since 1970-01-01 UTC")]
-Stars = Annotated[float, Field(ge=0.5, le=5.0, multiple_of=0.5, description="0.5 to 5 stars, in halves")]
+Id = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
+Seconds = Annotated[int, Field(strict=True, ge=1, le=2**53, description="seconds since 1970-01-01 UTC")]
+Stars = Annotated[float, Field(strict=True, ge=0.5, le=5.0, multiple_of=0.5, description="0.5 to 5 stars, in halves")]
 
 MOVIE = {"movie_id": 318, "title": "Shawshank Redemption, The (1994)", "year": 1994, "genres": ["Crime", "Drama"]}
 DATASET = {"name": "ml-1m", "synthetic": False, "label": "ml-1m"}

@@ -69,7 +69,7 @@ class Service:
             known = self.states.read(user_id, self.settings.budget_ms * self.settings.state_share / 1e3)
         except StoreError as error:
             self.answers.degrade(call, STATE, error)
-            known = Known(UserState(user_id), np.empty(0, dtype=np.int64), stored=False)
+            known = self.states.last_known(user_id)
         return self.answers.recommend(call, user_id, known, size, Filters())
 
     def recommend_history(self, call: Call, body: RecommendationRequest) -> Recommended:

@@ -10,7 +10,7 @@ pending events live in this process: one process serves a home.
 
 import logging
 import threading
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from serving.event_log import EventLog, LoggedEvent
 Ids = npt.NDArray[np.int64]
 LOCKS = 256  # users share locks by number; a lock each would grow without end
 STORE_THREADS = 4
+REMEMBERED = 20_000  # users whose last state stays in memory, about 2 kB each
 log = logging.getLogger(__name__)
 
 
@@ -46,6 +47,8 @@ class UserStates:
         self._log = event_log
         self._locks = [threading.Lock() for _ in range(LOCKS)]
         self._pending: dict[int, list[Event]] = {}
+        self._last: OrderedDict[int, Known] = OrderedDict()
+        self._last_lock = threading.Lock()
         self._pool = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
 
     def read(self, user_id: int, timeout_s: float | None = None) -> Known:
@@ -59,7 +62,26 @@ class UserStates:
         except TimeoutError as error:
             reading.cancel()
             raise StoreError(f"The state of user {user_id} was not read within {timeout_s:.3f} s") from error
+        known = _folded(user_id, stored, self._pending.get(user_id, ()))
+        self._remember(known)
+        return known
+
+    def last_known(self, user_id: int) -> Known:
+        """What was read or recorded last, for a moment in which the store cannot be read; nothing for a stranger.
+        Events that wait for the store are in it."""
+        with self._last_lock:
+            known = self._last.get(user_id)
+        stored = None if known is None else (known.state, known.seen_ids)
         return _folded(user_id, stored, self._pending.get(user_id, ()))
+
+    def _remember(self, known: Known) -> None:
+        if not known.stored:
+            return
+        with self._last_lock:
+            self._last[known.state.user_id] = known
+            self._last.move_to_end(known.state.user_id)
+            if len(self._last) > REMEMBERED:
+                self._last.popitem(last=False)
 
     def record(self, event: LoggedEvent) -> tuple[Known, bool]:
         """Log an event and move the user's state. Returns the state and whether the store has it already.
@@ -75,6 +97,7 @@ class UserStates:
             try:
                 known = _folded(user_id, self._store.online_state(user_id), waiting)
                 self._push(known)
+                self._remember(known)
             except StoreError as error:
                 log.warning("event %s is in the log, but not yet in the store: %s", event.event_id, error)
                 return known, False

@@ -45,7 +45,7 @@ Kind = Literal["single", "system"]
 PROTOCOL: Final = (
     "Every event (user, movie, time) after T2 is replayed in order of time. The history is what the user did "
     "strictly before that time. All movies of the catalogue outside the history are ranked; the movie of the event "
-    "is the one relevant item. Models are frozen at T2 (the ranker learned from events between T1 and T2); user "
+    "is the one relevant item. Models are frozen at T2 (the ranker learned from events before T2); user "
     "states move on with the events. A list has at most {list_length} movies, and a movie not in it counts as 0."
 )
 

@@ -33,13 +33,18 @@ class Ease:
     ) -> None:
         """`head` (M,) row numbers, ascending; `weights` (M, M), row = history movie, column = scored movie."""
         self.head = head
-        # safetensors writes the buffer as it lies: the column-major result of LAPACK would come back transposed
-        self.weights = np.ascontiguousarray(weights)
         self.n_items = n_items
         self.power = power
         self._row_of = np.full(n_items + 1, len(head), dtype=np.int64)  # -1 and tail movies hit a row of zeros
         self._row_of[head] = np.arange(len(head))
-        self._padded = np.vstack([self.weights, np.zeros((1, len(head)), dtype=np.float32)])
+        self._padded = np.zeros((len(head) + 1, len(head)), dtype=np.float32)  # the last row is for movies without one
+        self._padded[:-1] = weights
+
+    @property
+    def weights(self) -> npt.NDArray[np.float32]:
+        """(M, M), row-major: safetensors writes a buffer as it lies, and LAPACK's column-major result would come back
+        transposed."""
+        return self._padded[:-1]
 
     @classmethod
     def fit(

@@ -10,7 +10,7 @@ Shapes: B users, N movies, S sources, k fetched from each source, K merged candi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -57,11 +57,10 @@ def merge(
     *,
     fetch: int,
     keep: int,
-    allowed: npt.NDArray[np.bool_] | None = None,
 ) -> Candidates:
     """Fetch `fetch` movies from every source, fuse their ranks, keep the best `keep` unseen ones.
 
-    `allowed` (N,) or (B, N) restricts the catalogue. Where the sources together have fewer than `keep`, the rest of the
+    Where the sources together have fewer than `keep`, the rest of the
     catalogue follows in the order of row numbers, so that a user who has seen almost everything still gets an answer.
     """
     names = tuple(answers)
@@ -76,8 +75,6 @@ def merge(
         item = top[row, column]
         ranks[s, row, item] = column + 1
         fused[row, item] += weights.get(name, 1.0) / (FUSION_OFFSET + column + 1)
-    if allowed is not None:
-        fused = np.where(allowed, fused, -np.inf)
     mask_seen(fused, seen_idx)
     item_idx, best = top_k(fused.astype(np.float32), keep)
     safe = np.maximum(item_idx, 0)
@@ -100,6 +97,10 @@ def retrieve(
     keep: int,
     allowed: npt.NDArray[np.bool_] | None = None,
 ) -> Candidates:
-    """Ask every source and merge."""
+    """Ask every source and merge. `allowed` (N,) restricts the catalogue; the sources know of it, so that each names
+    the best movies that may be shown."""
+    if allowed is not None:
+        blocked = np.flatnonzero(~allowed)
+        states = replace(states, seen_idx=[np.union1d(seen, blocked) for seen in states.seen_idx])
     answers = {source.name: source.answer(states) for source in sources}
-    return merge(answers, weights, states.seen_idx, n_items, fetch=fetch, keep=keep, allowed=allowed)
+    return merge(answers, weights, states.seen_idx, n_items, fetch=fetch, keep=keep)

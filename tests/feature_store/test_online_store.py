@@ -169,5 +169,5 @@ def test_every_failure_says_what_to_do(base: World, tmp_path: Path, monkeypatch:
 
     base.store.online_state(1)
     monkeypatch.setattr(base.store._feast_store, "get_online_features", broken)
-    with pytest.raises(StoreError, match=r"User states could not be read .*disk on fire.*Run `recsys train --only features --force`"):
+    with pytest.raises(StoreError, match=r"states could not be read .*disk on fire.*Run `recsys train --only features"):
         base.store.online_state(1)

@@ -19,7 +19,7 @@ from pipelines.job import Job
 from recsys.artefacts import read_json
 from recsys.bundle import Bundle, load_bundle, save_bundle
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
-from recsys.data.tables import Tables, save_tables
+from recsys.data.tables import Tables, load_tables, save_tables
 from recsys.evaluation.ladder import build_ladder
 from recsys.evaluation.replay import FULL_SYSTEM, replay
 from recsys.evaluation.replay import test_events as events_after
@@ -79,7 +79,7 @@ def job(folder: Path, tables: Tables) -> Job:
     root = Home(folder)
     home = root.dataset("planted")
     save_tables(tables, home.data)
-    made = Job(root, home, Settings(home=folder), CONFIG, report=lambda _: None)
+    made = Job(root, home, Settings(home=folder), CONFIG, load_tables(home.data), report=lambda _: None)
     made.__dict__["split"] = planted.planted_split()
     return made
 

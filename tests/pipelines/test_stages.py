@@ -10,9 +10,9 @@ import pytest
 
 from pipelines import job as module
 from pipelines.config import PipelineConfig, config_for
-from pipelines.job import Job, Stage, clear, run_stages
+from pipelines.job import Job, Stage, run_stages
 from pipelines.stages import stages
-from recsys.data.tables import save_tables
+from recsys.data.tables import load_tables, save_tables
 from recsys.errors import ConfigError, MissingArtefactError
 from recsys.home import Home
 from recsys.settings import Settings
@@ -50,7 +50,9 @@ class Notes:
         """Names of the stages that ran."""
         self.ran.clear()
         self.said.clear()
-        job = Job(Home(self.home.root.parent), self.home, Settings(), config or self.config, report=self.said.append)
+        tables = load_tables(self.home.data)
+        settings = config or self.config
+        job = Job(Home(self.home.root.parent), self.home, Settings(), settings, tables, report=self.said.append)
         run_stages(job, self.stages(refit), **options)
         return list(self.ran)
 
@@ -221,7 +223,8 @@ def test_progress_says_what_is_left_every_few_seconds(notes: Notes, monkeypatch:
     clock = iter([100.0, 101.0, 106.0, 107.0, 112.0])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
     said: list[str] = []
-    job = Job(Home(notes.home.root.parent), notes.home, Settings(), notes.config, report=said.append)
+    tables = planted.planted_tables()
+    job = Job(Home(notes.home.root.parent), notes.home, Settings(), notes.config, tables, report=said.append)
     tell = job.progress("counting")
     for done in (10, 60, 70, 1_200):
         tell(done, 1_200)
@@ -229,7 +232,8 @@ def test_progress_says_what_is_left_every_few_seconds(notes: Notes, monkeypatch:
 
 
 def test_a_window_is_open_below_and_closed_above(notes: Notes) -> None:
-    job = Job(Home(notes.home.root.parent), notes.home, Settings(), notes.config, report=print)
+    tables = planted.planted_tables()
+    job = Job(Home(notes.home.root.parent), notes.home, Settings(), notes.config, tables, report=print)
     events = planted.planted_tables().events
     split = job.split
     parts: Sequence[pd.DataFrame] = [
@@ -239,9 +243,3 @@ def test_a_window_is_open_below_and_closed_above(notes: Notes) -> None:
     assert parts[0]["timestamp"].max() == split.t1
     assert parts[1]["timestamp"].min() > split.t1
     assert parts[2]["timestamp"].max() == split.end
-
-
-def test_clear_empties_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    (tmp_path / "a" / "c").write_text("x")
-    assert list(clear(tmp_path / "a").iterdir()) == []

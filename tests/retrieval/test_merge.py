@@ -54,7 +54,9 @@ def test_fusion_equals_the_loop(fetch: int, keep: int, restricted: str) -> None:
     given = answers(seen)
     rng = np.random.default_rng(9)
     allowed = {"everything": None, "shared": rng.random(N) < 0.6, "per user": rng.random((B, N)) < 0.6}[restricted]
-    got = merge(given, WEIGHTS, seen, N, fetch=fetch, keep=keep, allowed=allowed)
+    open_to = np.broadcast_to(np.ones(N, bool) if allowed is None else allowed, (B, N))
+    blocked = [np.union1d(s, np.flatnonzero(~row)) for s, row in zip(seen, open_to, strict=True)]
+    got = merge(given, WEIGHTS, blocked, N, fetch=fetch, keep=keep)
     assert got.source_names == ("a", "b", "c")
     assert got.item_idx.shape == got.fused.shape == (B, keep)
     assert got.source_scores.shape == got.source_ranks.shape == (B, keep, 3)
