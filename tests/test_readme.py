@@ -16,7 +16,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from recsys.columns import SOURCES
 from recsys.command import ORDER, build
+from recsys.evaluation.replay import FULL_SYSTEM, LOGISTIC, MERGED
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -140,6 +142,8 @@ def test_results_have_a_place_and_a_command() -> None:
     for name in ("ml-100k", "ml-latest-small"):
         block = re.search(rf"<!-- ladder:{name} -->\n(.*?)<!-- /ladder -->", README, re.DOTALL)
         assert block, name
+        rows = {line.split("|")[1].strip(" *") for line in block[1].splitlines() if line.startswith("|")}
+        assert {*SOURCES, MERGED, LOGISTIC, FULL_SYSTEM} <= rows, name
         assert any(words[:3] == ["train", "--dataset", name] for words in RECSYS_LINES), name
 
 
