@@ -61,5 +61,6 @@ def read_settings(home: Path | None = None) -> Settings:
         return Settings() if home is None else Settings(home=home)
     except ValidationError as error:
         first = error.errors()[0]
-        name = "_".join(str(part) for part in first["loc"]).upper()
+        name = str(first["loc"][0]).upper()
+        name = name if name.startswith("MLFLOW_") else f"RECSYS_{name}"
         raise ConfigError(f"The setting {name} is {first.get('input')!r}: {first['msg']}.") from error

@@ -47,6 +47,22 @@ def test_state_unreadable(client: httpx.Client, service: Service, monkeypatch: p
     assert "the store is away" not in history.text
 
 
+def test_a_state_that_was_read_before_is_used_while_the_store_is_away(
+    client: httpx.Client, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was seen stays out of the list, and so does what is rated meanwhile and waits for the store."""
+    before = answer(client)
+    monkeypatch.setattr(service.store, "online_state", fails_to_read)
+    degraded = answer(client)
+    assert degraded["degraded"] == ["user_state"]
+    assert degraded["cold_start"] is False
+    assert shown(degraded) == shown(before)
+    rated = shown(before)[0]
+    recorded = client.post("/v1/events", json={"user_id": before["user_id"], "movie_id": rated, "rating": 4.0}).json()
+    assert recorded["applied"] is False
+    assert rated not in shown(answer(client))
+
+
 def test_state_too_slow(service: Service, world: ServingWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = world.settings.model_copy(update={"budget_ms": 400.0, "last_share": 1.0, "retrieval_share": 1.0})
     slow = Service(settings, service.model, service.store)
