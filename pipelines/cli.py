@@ -149,10 +149,7 @@ def recommend(
 def batch(
     out: Annotated[Path, typer.Option(help="Parquet file to write: user_id, rank, item_id, score.")],
     k: Annotated[int, typer.Option("--k", min=1, help="How many movies a user.")] = 10,
-    at: Annotated[
-        int | None,
-        typer.Option(help="Moment of the recommendation, seconds UTC. Default: just after the last event of the data."),
-    ] = None,
+    at: Annotated[int | None, typer.Option(help="Moment of the recommendation, seconds UTC. Default: now.")] = None,
     dataset: Dataset = None,
     home: HomeFolder = None,
 ) -> None:
@@ -162,7 +159,7 @@ def batch(
     """
     from pipelines.recommending import write_batch
 
-    write_batch(_job(dataset, _settings(home)), out, k, at)
+    write_batch(_job(dataset, _settings(home)), out, k, int(time.time()) if at is None else at)
 
 
 @app.command()

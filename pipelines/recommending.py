@@ -71,10 +71,9 @@ def print_recommendations(job: Job, user_id: int, k: int, at: int) -> None:
             )
 
 
-def write_batch(job: Job, out: Path, k: int, at: int | None) -> None:
-    """A row for each user and rank. A user who has seen almost everything gets what is left."""
+def write_batch(job: Job, out: Path, k: int, moment: int) -> None:
+    """A row for each user and rank, as of `moment` (seconds UTC). A user who has seen almost everything gets what is left."""
     bundle = champion(job)
-    moment = job.split.end + 1 if at is None else at
     context = _context(job, bundle, moment)
     user_ids = job.histories.user_ids.tolist()
     tell = job.progress("batch: users")
