@@ -72,7 +72,7 @@ def print_recommendations(job: Job, user_id: int, k: int, at: int) -> None:
 
 
 def write_batch(job: Job, out: Path, k: int, moment: int) -> None:
-    """A row for each user and rank, as of `moment` (seconds UTC). A user who has seen almost everything gets what is left."""
+    """A row for each user and rank, as of `moment` (seconds UTC). Who has seen almost everything gets what is left."""
     bundle = champion(job)
     context = _context(job, bundle, moment)
     user_ids = job.histories.user_ids.tolist()
