@@ -112,9 +112,9 @@ def test_a_failure_leaves_the_file_as_it_was(
 
 
 def test_recommend_prints_titles(trained_home: TrainedHome, tmp_path: Path) -> None:
-    lists = batch(trained_home.root, tmp_path / "lists.parquet", "--k", "5", "--dataset", trained_home.name)
-    movies = trained_home.movies.set_index("item_id")
     asked = ("--k", "5", "--at", str(trained_home.events["timestamp"].max() + 1), "--dataset", trained_home.name)
+    lists = batch(trained_home.root, tmp_path / "lists.parquet", *asked)
+    movies = trained_home.movies.set_index("item_id")
     for user in (1, SILENT_USERS[0]):
         code, said, _ = said_by("recommend", "--user", str(user), *asked, "--home", trained_home.root)
         assert code == 0
@@ -128,6 +128,16 @@ def test_recommend_prints_titles(trained_home: TrainedHome, tmp_path: Path) -> N
             assert re.match(rf"\s*{rank}\s+\S+\s+{item}\s", line)
             assert movies.loc[item, "title"] in line
             assert all(genre in line for genre in movies.loc[item, "genres"])
+
+
+@pytest.mark.parametrize("command", [("recommend", "--user", "1"), ("batch", "--out", "lists.parquet")], ids=" ".join)
+def test_a_moment_in_the_past_is_refused(command: tuple[str, ...], trained_home: TrainedHome) -> None:
+    """The stored states know what came after it."""
+    before = str(trained_home.events["timestamp"].max())
+    code, _, told = said_by(*command, "--at", before, "--home", trained_home.root, "--dataset", trained_home.name)
+    assert code == 2
+    assert "the stored states already know what came after it" in told
+    assert not Path("lists.parquet").exists()
 
 
 def test_recommend_for_somebody_unknown(trained_home: TrainedHome) -> None:
