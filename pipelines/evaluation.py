@@ -4,13 +4,17 @@ In: sources fitted through T2, the ranker of (T0, T2]. Out: the evaluation bundl
 `reports/ladder.json`, `.txt`, `.md`, pictures and `report.html`. Absent: the production bundle.
 """
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pandas as pd
 
 from pipelines import sources
 from pipelines.about import about, code_version, new_bundle_id, now_utc
 from pipelines.job import Job
 from recsys.artefacts import read_json, replacing_file, write_json
-from recsys.bundle import Bundle, load_bundle, save_bundle, with_metrics
+from recsys.bundle import Bundle, BundleFacts, load_bundle, save_bundle, with_metrics
 from recsys.errors import BundleError, MissingArtefactError
 from recsys.evaluation.ladder import build_ladder, save_ladder
 from recsys.evaluation.latency import measure_in_process
@@ -42,9 +46,8 @@ def run(job: Job) -> None:
     write_json(job.work("evaluation.json"), {"bundle_id": bundle_id, "metrics": metrics})
 
 
-def facts_of(job: Job, bundle_id: str, role: str, trained_through: int, sibling_id: str | None):  # type: ignore[no-untyped-def]
-    from recsys.bundle import BundleFacts
-
+def facts_of(job: Job, bundle_id: str, role: str, trained_through: int, sibling_id: str | None) -> BundleFacts:
+    """What a bundle of this job says of itself; metrics come later."""
     return BundleFacts(
         bundle_id=bundle_id,
         dataset=job.tables.source,
@@ -77,7 +80,7 @@ def require_same_data(job: Job, bundle: Bundle) -> None:
         )
 
 
-def measure(job: Job, bundle: Bundle, *, command: str, dump=None) -> dict[str, object]:  # type: ignore[no-untyped-def]
+def measure(job: Job, bundle: Bundle, *, command: str, dump: Path | None = None) -> dict[str, object]:
     """Replay the whole ladder, write the report, return the metrics that the bundle carries."""
     t2 = bundle.facts.trained_through
     snapshot_table = snapshots(job.tables.events)
@@ -116,7 +119,7 @@ def stage_seconds(job: Job) -> dict[str, float]:
     return {name: float(record["seconds"]) for record, name in finished}
 
 
-def _latency(job: Job, bundle: Bundle, snapshot_table) -> dict[str, dict[str, float]]:  # type: ignore[no-untyped-def]
+def _latency(job: Job, bundle: Bundle, snapshot_table: pd.DataFrame) -> dict[str, dict[str, float]]:
     """One user at a time, through the path that serves, for users spread over the test window."""
     events = test_events(job.tables.events, bundle.facts.trained_through)
     chosen = events.iloc[np.linspace(0, len(events) - 1, min(LATENCY_REQUESTS, len(events))).astype(int)]
@@ -135,7 +138,7 @@ def _shown(latency: dict[str, dict[str, float]]) -> str:
     return f"{total['p50_ms']:.1f} / {total['p99_ms']:.1f}"
 
 
-def _carried(ladder, latency) -> dict[str, object]:  # type: ignore[no-untyped-def]
+def _carried(ladder: dict[str, Any], latency: dict[str, dict[str, float]]) -> dict[str, object]:
     """What a bundle says of its quality: the full system's metrics, the retrieval order's NDCG@10, latency."""
     by_name = {m["name"]: m for m in ladder["methods"]}
     full = by_name[FULL_SYSTEM]

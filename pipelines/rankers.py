@@ -93,4 +93,4 @@ def _states_from_feast(job: Job, contexts: Contexts) -> StateBatch:
 def _stats_from_feast(job: Job, pairs: pd.DataFrame) -> dict[int, pd.DataFrame]:
     """Statistics rows by day."""
     rows = job.store.historical_item_stats(pairs)
-    return {int(day): part for day, part in rows.groupby("day")}  # type: ignore[call-overload]
+    return {int(day): part for day, part in rows.groupby("day")}

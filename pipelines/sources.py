@@ -16,6 +16,7 @@ from recsys.artefacts import read_json, replacing_folder, write_json
 from recsys.bundle import load_sources, save_sources
 from recsys.columns import TIMESTAMP
 from recsys.features.contexts import Contexts
+from recsys.features.state import StateBatch
 from recsys.retrieval.covisitation import Covisitation
 from recsys.retrieval.ease import Ease
 from recsys.retrieval.popularity import Popularity
@@ -112,7 +113,7 @@ def _save(job: Job, stage: str, cutoff: int, model: TwoTower, trainer: Trainer) 
         write_json(beside / "log.json", {"tower": asdict(trainer.log), "index": asdict(index), "cutoff": cutoff})
 
 
-def _recent_states(job: Job, cutoff: int):  # type: ignore[no-untyped-def]
+def _recent_states(job: Job, cutoff: int) -> StateBatch:
     """States of the last users up to the cutoff, as queries for measuring the index."""
     events = job.tables.events
     users = events[events[TIMESTAMP] <= cutoff].drop_duplicates("user_id", keep="last").tail(RECALL_QUERIES)

@@ -5,12 +5,14 @@ Stage: all of the offline track. In: `refit`. Out: the list of `Stage`s. Absent:
 Before the first stage, `recsys data` has written the typed tables. T0, T1, T2 are the cutoffs of `recsys.data.split`.
 """
 
+from pathlib import Path
+
 from pipelines import evaluation, features, production, rankers, sources
 from pipelines.job import Job, Stage
 from recsys.artefacts import read_json
 
 
-def _bundle(job: Job, record: str) -> list:  # type: ignore[type-arg]
+def _bundle(job: Job, record: str) -> list[Path]:
     path = job.work(record)
     return [path, *([job.home.bundles / read_json(path)["bundle_id"]] if path.exists() else [])]
 

@@ -10,8 +10,9 @@ year of a movie without one) and a neutral value elsewhere. A cold user has zero
 Shapes: B users, K candidates, L history length, S sources, N movies, D dimensions, G genres, F features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from recsys.features.state import StateBatch
 
 Float = npt.NDArray[np.float32]
 Idx = npt.NDArray[np.int64]
+Put = Callable[[str, npt.NDArray[Any]], None]  # writes one column, broadcast to (B, K)
 
 PRIOR_RATINGS, PRIOR_MEAN = 5.0, 3.5  # a movie's mean rating is shrunk as if it had five ratings of 3.5
 SESSION_GAP_S = 3_600
@@ -109,7 +111,7 @@ def candidate_features(
     out = np.empty((b, k, len(names)), dtype=np.float32)
     column = {name: i for i, name in enumerate(names)}
 
-    def put(name: str, values: npt.NDArray[np.floating] | npt.NDArray[np.integer]) -> None:
+    def put(name: str, values: npt.NDArray[Any]) -> None:
         out[:, :, column[name]] = values
 
     safe = np.maximum(signals.item_idx, 0)
@@ -150,7 +152,7 @@ def candidate_features(
     return out
 
 
-def _put_sources(put, signals: CandidateSignals, present: npt.NDArray[np.bool_]) -> None:  # type: ignore[no-untyped-def]
+def _put_sources(put: Put, signals: CandidateSignals, present: npt.NDArray[np.bool_]) -> None:
     for s, name in enumerate(signals.source_names):
         scores = signals.scores[:, :, s]
         best = np.where(present, scores, -np.inf).max(axis=1, keepdims=True, initial=-np.inf)
@@ -161,9 +163,7 @@ def _put_sources(put, signals: CandidateSignals, present: npt.NDArray[np.bool_])
     put("merged_rank", np.arange(1, present.shape[1] + 1)[None, :])
 
 
-def _put_similarity(  # type: ignore[no-untyped-def]
-    put, states: StateBatch, safe: Idx, history: Idx, known: Float, unit_vectors: Float
-) -> None:
+def _put_similarity(put: Put, states: StateBatch, safe: Idx, history: Idx, known: Float, unit_vectors: Float) -> None:
     candidates = unit_vectors[safe]  # (B, K, D)
     past = unit_vectors[history] * known[:, :, None]  # (B, L, D)
     similarity = np.matmul(candidates, past[:, -RECENT:].transpose(0, 2, 1))  # (B, K, RECENT)
@@ -179,7 +179,7 @@ def _put_similarity(  # type: ignore[no-untyped-def]
     put("similarity_liked", np.einsum("bkd,bd->bk", candidates, liked_mean))
 
 
-def _put_movie(put, safe: Idx, stats: ItemStats) -> Float:  # type: ignore[no-untyped-def]
+def _put_movie(put: Put, safe: Idx, stats: ItemStats) -> Float:
     """Movie columns; returns log(1 + ratings so far) of every movie, (N,)."""
     decayed = np.log1p(stats.decayed)  # (N, H)
     everything: Float = np.log1p(stats.n_ratings)
@@ -198,7 +198,7 @@ def _put_movie(put, safe: Idx, stats: ItemStats) -> Float:  # type: ignore[no-un
     return everything
 
 
-def _put_habits(put, states: StateBatch, mean_rating: npt.NDArray[np.float64]) -> None:  # type: ignore[no-untyped-def]
+def _put_habits(put: Put, states: StateBatch, mean_rating: npt.NDArray[np.float64]) -> None:
     n = np.maximum(states.n_events, 1.0)
     variance = np.maximum(states.rating_square_sum / n - mean_rating**2, 0.0)
     known = states.item_idx >= 0
