@@ -84,6 +84,9 @@ def train(
     index: Annotated[Literal["auto", "exact", "hnsw", "ivf"], typer.Option(help="FAISS index.")] = "auto",
     budget_ms: Annotated[float, typer.Option(min=0.001, help="p99 latency that the gate allows, milliseconds.")] = 50.0,
     seed: Seed = 7,
+    tuned: Annotated[
+        bool, typer.Option("--tuned/--no-tuned", help="Use the settings that were searched for this data set, if any.")
+    ] = True,
     home: HomeFolder = None,
 ) -> None:
     """Train, evaluate and register: the whole offline pipeline.
@@ -99,7 +102,15 @@ def train(
     settings = _settings(home)
     name = obtain_if_needed(dataset, data_dir, archive, skip_bad_rows, settings)
     job = training.open_job(
-        name, settings, device=device, epochs=epochs, index=index, budget_ms=budget_ms, seed=seed, refit=refit
+        name,
+        settings,
+        device=device,
+        epochs=epochs,
+        index=index,
+        budget_ms=budget_ms,
+        seed=seed,
+        refit=refit,
+        tuned=tuned,
     )
     training.train(job, only=only, force=force)
 
@@ -111,6 +122,14 @@ def evaluate(
         Path | None,
         typer.Option(help="Also write a Parquet row a test event: user_id, timestamp, item_id, ranked (500 ids)."),
     ] = None,
+    protocol: Annotated[
+        Literal["replay", "stratified", "leave-last-out"],
+        typer.Option(help="The last two fit models of their own and print a table; docs/protocols.md says what."),
+    ] = "replay",
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Stratified only: the official files, for the order of their rows."),
+    ] = None,
     home: HomeFolder = None,
 ) -> None:
     """Replay the test window and print the ladder.
@@ -120,9 +139,20 @@ def evaluate(
 
     Example: `recsys evaluate --dump ranks.parquet`
     """
-    from pipelines.evaluation import evaluation_bundle, measure
+    from recsys.errors import ConfigError
 
     job = _job(dataset, _settings(home))
+    if protocol != "replay":
+        from pipelines.studies import protocols
+
+        if dump is not None:
+            raise ConfigError(f"--dump goes with --protocol replay, not with {protocol}; leave one of the two out.")
+        print(protocols.text_table(protocols.run(job, protocol, data_dir)), end="")
+        return
+    if data_dir is not None:
+        raise ConfigError("--data-dir goes with --protocol stratified; leave it out.")
+    from pipelines.evaluation import evaluation_bundle, measure
+
     measure(job, evaluation_bundle(job), command="recsys evaluate", dump=dump)
     if dump is not None:
         job.report(f"lists of every test event: {dump}")
@@ -194,16 +224,22 @@ def models_list(dataset: Dataset = None, home: HomeFolder = None) -> None:
 def models_compare(
     a: Annotated[str, typer.Argument(help="Version number or alias.")],
     b: Annotated[str, typer.Argument(help="Version number or alias to hold against it.")],
+    fail_if_worse: Annotated[
+        bool, typer.Option("--fail-if-worse", help="Exit code 1 where B is worse than A; 2 where that is unknown.")
+    ] = False,
     dataset: Dataset = None,
     home: HomeFolder = None,
 ) -> None:
     """What differs between two versions: metrics with intervals, and settings.
 
-    Example: `recsys models compare champion challenger`
+    Measured on the same events, they are compared event by event: the verdict is that of the 95 % interval of the
+    difference in NDCG@10, from a paired bootstrap over users.
+
+    Example: `recsys models compare champion challenger --fail-if-worse`
     """
     from pipelines.versions import print_comparison
 
-    print_comparison(_job(dataset, _settings(home)), a, b)
+    print_comparison(_job(dataset, _settings(home)), a, b, fail_if_worse=fail_if_worse)
 
 
 @models.command("promote")

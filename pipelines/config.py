@@ -1,46 +1,44 @@
 """Settings of every stage, and how their defaults follow the size of the data.
 
-Stage: all of the offline track. In: counts of the data set and what the user set. Out: `PipelineConfig`, whose parts
-are handed to the library. Absent: the environment (`recsys.settings`) and paths.
+Stage: all of the offline track. In: counts of the data set, the tuned settings that are checked in for it, and what
+the user set. Out: `PipelineConfig`, whose parts are handed to the library. Absent: the environment (`recsys.settings`)
+and the search that finds tuned settings (`studies.tuning`).
 
-The rules below were found on validation windows (docs/experiments.md), never on the test window.
+The rules below were found on validation windows (docs/experiments.md, docs/tuning.md), never on the test window.
 """
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
-from recsys.columns import POPULARITY, TIMESTAMP
+from recsys.artefacts import read_json
+from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, SOURCES, TIMESTAMP
+from recsys.errors import ConfigError
 from recsys.ranking.training import RankerSettings
 from recsys.recommender import RecommenderSettings
 from recsys.retrieval.index import Kind
 from recsys.retrieval.two_tower_training import TowerSettings
 
-
-@dataclass(frozen=True)
-class SourceSettings:
-    """Settings of the sources other than the two-tower model."""
-
-    ease_regularisation: float
-    ease_power: float
-    covisitation_decay: float
-    covisitation_damping: float
-    covisitation_history_decay: float
-    popularity_half_life_days: float
+TUNED: Final = Path(__file__).resolve().parent / "tuned"  # a file a data set, as `recsys tune --save` writes it
+ABOUT: Final = "about"  # of a tuned file: where its settings come from; not a setting
+CHOSEN: Final = ("seed", "epochs", "device", "threads")  # by whoever runs a training, hence never by a file
 
 
 @dataclass(frozen=True)
 class PipelineConfig:
     tower: TowerSettings
-    sources: SourceSettings
+    sources: dict[str, dict[str, Any]]  # name of a source -> keyword arguments of its `fit`
     ranker: RankerSettings
     recommender: RecommenderSettings
     index: Kind = "auto"
     latency_budget_ms: float = 50.0
     refit: bool = True
     feature_store: str = "sqlite"  # which store the features were written to
+    tuned: str | None = None  # name of the tuned settings in force
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,8 +54,10 @@ def config_for(
     refit: bool = True,
     latency_budget_ms: float = 50.0,
     feature_store: str = "sqlite",
+    dataset: str | None = None,
 ) -> PipelineConfig:
     """Defaults for a data set. Larger data: fewer passes of the two-tower model, stronger EASE regularisation.
+    Over them lie the tuned settings of `dataset`, where there are any.
 
     Only the first seven tenths in time are looked at, so that nothing of the later windows enters by way of a setting.
     The half-life of popularity is the time that the last fifth of those events took.
@@ -76,20 +76,70 @@ def config_for(
         device=device,
         seed=seed,
     )
-    return PipelineConfig(
+    config = PipelineConfig(
         tower=tower,
-        sources=SourceSettings(
-            ease_regularisation=float(np.clip(0.007 * n, 300, 2_000)),
-            ease_power=1.0,
-            covisitation_decay=0.9,
-            covisitation_damping=0.5,
-            covisitation_history_decay=0.8,
-            popularity_half_life_days=float(np.clip(recent_days, 7, 365)),
-        ),
+        sources={
+            EASE: {"regularisation": float(np.clip(0.015 * n, 500, 2_000)), "power": 0.95},
+            IALS: {"dim": 128, "regularisation": 23.0, "alpha": 2.0, "iterations": 15, "power": 0.85},
+            ITEM_KNN: {"shrinkage": 4.0, "neighbours": 500, "power": 1.4},
+            COVISITATION: {"decay": 0.85, "damping": 0.45, "history_decay": 0.75},
+            POPULARITY: {"half_life_days": float(np.clip(recent_days, 7, 365))},
+        },
         ranker=replace(RankerSettings(), seed=seed),
-        recommender=RecommenderSettings(fusion={POPULARITY: 0.25}),
+        recommender=RecommenderSettings(
+            fusion={TWO_TOWER: 1.3, EASE: 0.8, IALS: 0.3, ITEM_KNN: 0.1, COVISITATION: 0.2, POPULARITY: 0.25}
+        ),
         index=index,
         latency_budget_ms=latency_budget_ms,
         refit=refit,
         feature_store=feature_store,
     )
+    tuned = None if dataset is None else tuned_path(dataset)
+    return config if tuned is None or not tuned.exists() else with_tuned(config, tuned)
+
+
+def tuned_path(dataset: str) -> Path:
+    """Where the tuned settings of a data set are, or would be."""
+    return TUNED / f"{dataset}.json"
+
+
+def with_tuned(config: PipelineConfig, path: Path) -> PipelineConfig:
+    """The settings that a file names, laid over `config`: {"sources": {name: {...}}, "fusion": {name: weight},
+    "ranker": {...}, "tower": {...}}, all optional. Raises ConfigError for a key that there is no setting for, and for
+    a value that is no number."""
+    tuned = read_json(path)
+    parts = _checked(tuned, ("sources", "fusion", "ranker", "tower", ABOUT), path, "")
+    sources = _checked(parts.get("sources", {}), config.sources, path, "sources.")
+    over = {name: _numbers(sources[name], config.sources[name], path, f"sources.{name}.") for name in sources}
+    fusion = _numbers(parts.get("fusion", {}), SOURCES, path, "fusion.")
+    ranker = _numbers(parts.get("ranker", {}), _tunable(RankerSettings), path, "ranker.")
+    tower = _numbers(parts.get("tower", {}), _tunable(TowerSettings), path, "tower.")
+    return replace(
+        config,
+        sources={name: {**settings, **over.get(name, {})} for name, settings in config.sources.items()},
+        recommender=replace(config.recommender, fusion={**config.recommender.fusion, **fusion}),
+        ranker=replace(config.ranker, **ranker),
+        tower=replace(config.tower, **tower),
+        tuned=path.stem,
+    )
+
+
+def _tunable(settings: type[RankerSettings | TowerSettings]) -> list[str]:
+    return [field.name for field in fields(settings) if field.name not in CHOSEN]
+
+
+def _checked(part: Any, known: Iterable[str], path: Path, where: str) -> Mapping[str, Any]:
+    names = list(known)
+    if not isinstance(part, Mapping):
+        raise ConfigError(f"{path}: {where.rstrip('.') or 'the file'} must be an object with settings, not {part!r}.")
+    for key in part:
+        if key not in names:
+            raise ConfigError(f"{path}: there is no setting {where}{key}; known are {', '.join(names)}.")
+    return part
+
+
+def _numbers(part: Any, known: Iterable[str], path: Path, where: str) -> dict[str, Any]:
+    for key, value in _checked(part, known, path, where).items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{path}: {where}{key} must be a number, not {value!r}.")
+    return dict(part)

@@ -1,7 +1,7 @@
 """Stage `evaluate`: the evaluation bundle, frozen at T2, replayed over every later event.
 
-In: sources fitted through T2, the ranker of (T0, T2]. Out: the evaluation bundle with its metrics, and the report:
-`reports/ladder.json`, `.txt`, `.md`, pictures and `report.html`. Absent: the production bundle.
+In: sources fitted through T2, the ranker of (T0, T2]. Out: the evaluation bundle with its metrics and ranks, and
+the report: `reports/ladder.json`, tables, pictures and `report.html`. Absent: the production bundle.
 """
 
 from pathlib import Path
@@ -13,23 +13,26 @@ import pandas as pd
 from pipelines import sources
 from pipelines.about import about, code_version, new_bundle_id, now_utc
 from pipelines.job import Job
-from recsys.artefacts import read_json, replacing_file, write_json
+from recsys.artefacts import read_json, write_json
 from recsys.bundle import Bundle, BundleFacts, load_bundle, save_bundle, with_metrics
 from recsys.errors import BundleError, MissingArtefactError
-from recsys.evaluation.ladder import build_ladder, save_ladder
+from recsys.evaluation.calibration import Predicted, write_calibration
+from recsys.evaluation.ladder import best_singles, build_ladder, save_ladder
 from recsys.evaluation.latency import measure_in_process
+from recsys.evaluation.ranks import RANKS_FILE, write_ranks
 from recsys.evaluation.replay import FULL_SYSTEM, MERGED, replay, test_events
-from recsys.evaluation.report import differences_table, markdown_table, text_table, write_report
+from recsys.evaluation.report import write_report
+from recsys.evaluation.tables import differences_table, text_table
 from recsys.features.item_stats import ItemStatsTimeline, day_of, snapshots
-from recsys.ranking.ranker import LambdaRanker, LogisticRanker
+from recsys.ranking.calibration import Probabilities
+from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 from recsys.recommender import Context
 
 LATENCY_REQUESTS, LATENCY_WARM_UP, LATENCY_K = 300, 30, 10
-RETRIEVAL = ("two_tower", "ease", "covisitation", "popularity", MERGED)
 
 
 def run(job: Job) -> None:
-    """Make the bundle, measure it, write the report, keep the metrics in the bundle."""
+    """Make the bundle, measure it, write the report, keep the metrics and the ranks in the bundle."""
     bundle_id = new_bundle_id(job.home.name, "evaluation")
     folder = job.home.bundles / bundle_id
     save_bundle(
@@ -37,12 +40,14 @@ def run(job: Job) -> None:
         facts_of(job, bundle_id, "evaluation", job.split.t2, None),
         job.catalogue,
         sources.load(job, "sources_t2"),
-        LambdaRanker.load(job.work("ranker_t2")),
+        BoostedRanker.load(job.work("ranker_t2")),
         LogisticRanker.load(job.work("ranker_t2")),
         job.config.recommender,
+        Probabilities.load(job.work("ranker_t2")),
     )
-    metrics = measure(job, load_bundle(folder, ranker_threads=2), command="recsys train")
-    with_metrics(folder, metrics)
+    ranks = job.work(RANKS_FILE)
+    metrics = measure(job, load_bundle(folder, ranker_threads=2), command="recsys train", ranks=ranks)
+    with_metrics(folder, metrics, [ranks])
     write_json(job.work("evaluation.json"), {"bundle_id": bundle_id, "metrics": metrics})
 
 
@@ -80,34 +85,46 @@ def require_same_data(job: Job, bundle: Bundle) -> None:
         )
 
 
-def measure(job: Job, bundle: Bundle, *, command: str, dump: Path | None = None) -> dict[str, object]:
-    """Replay the whole ladder, write the report, return the metrics that the bundle carries."""
+def measure(
+    job: Job, bundle: Bundle, *, command: str, dump: Path | None = None, ranks: Path | None = None
+) -> dict[str, object]:
+    """Replay the whole ladder, write the report, return the metrics that the bundle carries.
+
+    dump, ranks   where the full system's lists and ranks are written, if anywhere (`replay`, `evaluation.ranks`)
+    """
     t2 = bundle.facts.trained_through
     snapshot_table = snapshots(job.tables.events)
     events = test_events(job.tables.events, t2)
+    predicted = Predicted()
     methods = replay(
-        bundle, job.histories, snapshot_table, events, dump=dump, progress=job.progress("evaluate: contexts replayed")
+        bundle,
+        job.histories,
+        snapshot_table,
+        events,
+        dump=dump,
+        observe=predicted.observe,
+        progress=job.progress("evaluate: contexts replayed"),
     )
     ladder = build_ladder(methods, job.tables.source, job.split.t1, t2, system=FULL_SYSTEM)
     latency = _latency(job, bundle, snapshot_table)
     folder = job.home.reports
     folder.mkdir(parents=True, exist_ok=True)
     save_ladder(ladder, folder / "ladder.json")
-    ranks = {m.name: m.frame["rank"].to_numpy(np.int64) for m in methods if m.name in RETRIEVAL}
+    if ranks is not None:
+        write_ranks(next(m.frame for m in methods if m.name == FULL_SYSTEM), ranks)
+    retrieved = {m.name: m.frame["rank"].to_numpy(np.int64) for m in methods if m.kind == "single" or m.name == MERGED}
     facts = read_json(job.work("ranker_t2") / "facts.json")
     page = write_report(
         folder,
         ladder,
-        retrieval_ranks=ranks,
+        compared=[FULL_SYSTEM, MERGED, *best_singles(ladder, 2)],
+        retrieval_ranks=retrieved,
         importance=facts["importance"],
+        calibration=write_calibration(folder, predicted.measured(ladder["data"])),
         about={**about(command), "latency, one user in process, p50 / p99 ms": _shown(latency)},
         stages=stage_seconds(job),
     )
-    text = f"{text_table(ladder)}\n\n{differences_table(ladder)}\n"
-    for name, content in (("ladder.txt", text), ("ladder.md", markdown_table(ladder) + "\n")):
-        with replacing_file(folder / name) as beside:
-            beside.write_text(content, encoding="utf-8")
-    job.report(text)
+    job.report(f"{text_table(ladder)}\n\n{differences_table(ladder)}\n")
     job.report(f"report: {page}")
     return _carried(ladder, latency)
 

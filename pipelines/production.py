@@ -1,8 +1,8 @@
 """Stages `production` and `register`: the bundle that serves, and its version in the registry.
 
 In: sources through the last event and the ranker of the last window (or, with --no-refit, those of the evaluation),
-the evaluation bundle with its metrics. Out: the production bundle, a registered version, perhaps a new champion.
-Absent: evaluation; a production version carries its sibling's metrics and says so.
+the evaluation bundle with its metrics and ranks. Out: the production bundle, a registered version, perhaps a new
+champion. Absent: evaluation; a production version carries its sibling's metrics and ranks, and says so.
 """
 
 from dataclasses import replace
@@ -13,9 +13,14 @@ from pipelines.evaluation import facts_of
 from pipelines.job import Job
 from recsys.artefacts import read_json, write_json
 from recsys.bundle import save_bundle
-from recsys.ranking.ranker import LambdaRanker, LogisticRanker
+from recsys.evaluation.ranks import RANKS_FILE
+from recsys.ranking.calibration import Probabilities
+from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 
-PICTURES = ("ladder.json", "ladder.txt", "ladder.png", "retrieval.png", "importance.png", "report.html")
+PICTURES = (
+    *("ladder.json", "ladder.txt", "ladder.png", "retrieval.png", "importance.png"),
+    *("calibration.json", "calibration.md", "calibration.png", "report.html"),
+)
 
 
 def run(job: Job) -> None:
@@ -30,9 +35,11 @@ def run(job: Job) -> None:
         replace(facts, metrics=evaluation["metrics"]),
         job.catalogue,
         sources.load(job, "sources_all" if refit else "sources_t2"),
-        LambdaRanker.load(ranker),
+        BoostedRanker.load(ranker),
         LogisticRanker.load(ranker),
         job.config.recommender,
+        Probabilities.load(ranker),
+        [job.home.bundles / evaluation["bundle_id"] / RANKS_FILE],
     )
     write_json(job.work("production.json"), {"bundle_id": bundle_id})
 

@@ -4,7 +4,7 @@ Two windows are used, each with the sources fitted just before it: twice the exa
 events that it is judged by.
 
 In: sources fitted before the window, states and statistics through Feast's point-in-time joins. Out: `work/<stage>/`
-with the LightGBM trees, the logistic baseline and a few facts. Absent: evaluation.
+with the LightGBM trees, the logistic baseline, the probabilities and a few facts. Absent: evaluation.
 """
 
 import numpy as np
@@ -18,7 +18,8 @@ from recsys.errors import StoreError
 from recsys.features.contexts import Contexts
 from recsys.features.item_stats import ItemStats
 from recsys.features.state import StateBatch, state_batch
-from recsys.ranking.training import TrainingTable, fit_lambdarank, fit_logistic, joined
+from recsys.ranking.calibration_training import fit_probabilities
+from recsys.ranking.training import TrainingTable, fit_boosted, fit_early, fit_logistic, joined
 from recsys.recommender import Recommender
 from recsys.training_table import build_training_table, item_days, retrieve_contexts
 
@@ -26,8 +27,13 @@ CHECKED = 200  # contexts whose Feast state is compared with the one computed fr
 
 
 def fit_t2(job: Job) -> None:
+    _fit(job, "ranker_t2", windows_t2(job))
+
+
+def windows_t2(job: Job) -> list[tuple[str, int, int]]:
+    """What the evaluated ranker learns from: sources, and the window after them."""
     split = job.split
-    _fit(job, "ranker_t2", [("sources_t0", split.t0, split.t1), ("sources_t1", split.t1, split.t2)])
+    return [("sources_t0", split.t0, split.t1), ("sources_t1", split.t1, split.t2)]
 
 
 def fit_all(job: Job) -> None:
@@ -37,12 +43,16 @@ def fit_all(job: Job) -> None:
 
 def _fit(job: Job, stage: str, windows: list[tuple[str, int, int]]) -> None:
     """Fit on the tables of all windows, each retrieved by the sources that were fitted before it."""
-    table = joined([_table(job, stage, *window) for window in windows])
-    ranker = fit_lambdarank(table, job.config.ranker, report=job.report)
+    table = joined([window_table(job, stage, *window) for window in windows])
+    settings = job.config.ranker
+    early = fit_early(table, settings, report=job.report)
+    ranker = fit_boosted(table, settings, early=early)
     logistic = ranker.base or fit_logistic(table)
+    probabilities, calibration = fit_probabilities(table, settings, early, report=job.report)
     with replacing_folder(job.work(stage)) as beside:
         ranker.save(beside)
         logistic.save(beside)
+        probabilities.save(beside)
         write_json(
             beside / "facts.json",
             {
@@ -51,14 +61,19 @@ def _fit(job: Job, stage: str, windows: list[tuple[str, int, int]]) -> None:
                 "found": table.found,
                 "trees": ranker.booster.num_trees(),
                 "importance": ranker.importance(),
+                "calibration": calibration,
             },
         )
 
 
-def _table(job: Job, stage: str, sources_stage: str, after: int, through: int) -> TrainingTable:
+def window_table(
+    job: Job, stage: str, sources_stage: str, after: int, through: int, *, without: str | None = None
+) -> TrainingTable:
+    """The table of one window (after, through], retrieved by the stage's sources, or by all but the one named."""
     contexts = ranker_contexts(job, after, through)
     states = _states_from_feast(job, contexts)
-    recommender = Recommender(job.catalogue, sources.load(job, sources_stage), None, job.config.recommender)
+    fitted = [source for source in sources.load(job, sources_stage) if source.name != without]
+    recommender = Recommender(job.catalogue, fitted, None, job.config.recommender)
     retrieved = retrieve_contexts(recommender, contexts, states, job.progress(f"{stage}: retrieving"))
     stats = _stats_from_feast(job, item_days(recommender, states, retrieved))
     table = build_training_table(
@@ -68,6 +83,7 @@ def _table(job: Job, stage: str, sources_stage: str, after: int, through: int) -
         retrieved,
         lambda day: ItemStats.from_rows(job.catalogue, stats[day], day),
         negatives=job.config.ranker.negatives,
+        whole_lists=job.config.ranker.whole_lists,
         seed=job.config.ranker.seed,
     )
     job.report(

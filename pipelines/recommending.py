@@ -63,11 +63,14 @@ def print_recommendations(job: Job, user_id: int, k: int, at: int) -> None:
     answer = bundle.recommender.recommend(states, _context(job, bundle, at), k)
     known = "" if not states.cold[0] else " (unknown: the answer for a newcomer)"
     typer.echo(f"{bundle.facts.dataset.label}, {bundle.facts.bundle_id}, user {user_id}{known}")
-    for rank, (item_id, score) in enumerate(zip(answer.item_ids[0], answer.scores[0], strict=True), start=1):
+    for place, (item_id, score) in enumerate(zip(answer.item_ids[0], answer.scores[0], strict=True)):
         if item_id >= 0:
             idx = int(catalogue.to_idx(item_id))
+            watch, like = answer.watch_probability[0, place], answer.like_probability[0, place]
             typer.echo(
-                f"{rank:3}  {score:8.3f}  {item_id:7}  {catalogue.titles[idx]}  {', '.join(catalogue.genres_of(idx))}"
+                f"{place + 1:3}  {score:8.3f}  {item_id:7}  {catalogue.titles[idx]}  "
+                f"{', '.join(catalogue.genres_of(idx))}"
+                + ("" if np.isnan(watch) else f"  watch {watch:.1%}, like {like:.0%}")
             )
 
 

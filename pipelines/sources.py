@@ -13,14 +13,12 @@ import numpy as np
 
 from pipelines.job import Job
 from recsys.artefacts import read_json, replacing_folder, write_json
-from recsys.bundle import load_sources, save_sources
+from recsys.bundle import save_sources
 from recsys.columns import TIMESTAMP
 from recsys.features.contexts import Contexts
 from recsys.features.state import StateBatch
-from recsys.retrieval.covisitation import Covisitation
-from recsys.retrieval.ease import Ease
-from recsys.retrieval.popularity import Popularity
 from recsys.retrieval.source import Source
+from recsys.retrieval.sources import KnownEvents, fit_source, load_sources
 from recsys.retrieval.two_tower import TwoTower
 from recsys.retrieval.two_tower_source import TwoTowerSource
 from recsys.retrieval.two_tower_training import Trainer, validation_ndcg
@@ -87,24 +85,8 @@ def _save(job: Job, stage: str, cutoff: int, model: TwoTower, trainer: Trainer) 
     """Fit the other sources on events up to the cutoff and write all of them."""
     config = job.config
     tower = TwoTowerSource.from_model(model, config.index)
-    known = job.histories.timestamps <= cutoff
-    owner = np.repeat(np.arange(len(job.histories.user_ids)), np.diff(job.histories.offset))[known]
-    item_idx, times = job.histories.item_idx[known], job.histories.timestamps[known]
-    n_items, settings = len(job.catalogue), config.sources
-    sources: list[Source] = [
-        tower,
-        Ease.fit(owner, item_idx, n_items, regularisation=settings.ease_regularisation, power=settings.ease_power),
-        Covisitation.fit(
-            owner,
-            item_idx,
-            times,
-            n_items,
-            decay=settings.covisitation_decay,
-            damping=settings.covisitation_damping,
-            history_decay=settings.covisitation_history_decay,
-        ),
-        Popularity.fit(item_idx, times, n_items, cutoff=cutoff, half_life_days=settings.popularity_half_life_days),
-    ]
+    known = KnownEvents.through(job.histories, len(job.catalogue), cutoff)
+    sources: list[Source] = [tower, *(fit_source(name, known, config.sources[name]) for name in config.sources)]
     users = tower.encode(_recent_states(job, cutoff))
     index = tower.index.measure(tower.item_vectors, users, at=100)
     job.report(f"{stage}: {index.kind} index, recall {index.recall:.4f} of the exact top {index.at}")

@@ -6,7 +6,7 @@ Absent: argv (`cli`), and the stages themselves (`stages`).
 
 import typer
 
-from pipelines.config import config_for
+from pipelines import config as defaults
 from pipelines.job import Job, run_stages
 from pipelines.stages import stages
 from recsys.data.tables import load_tables
@@ -24,12 +24,17 @@ def open_job(
     budget_ms: float = 50.0,
     seed: int = 7,
     refit: bool = True,
+    tuned: bool = True,
 ) -> Job:
-    """The job of a data set that has been prepared: the named one, or the one used last."""
+    """The job of a data set that has been prepared: the named one, or the one used last.
+
+    `tuned` False leaves the tuned settings of a data set aside. A synthetic world has none, whatever its name.
+    """
     root = settings.paths()
     home = root.choose(dataset or settings.dataset)
     tables = load_tables(home.data)
-    config = config_for(
+    source = tables.source
+    config = defaults.config_for(
         tables.events,
         device=device,
         epochs=epochs,
@@ -38,12 +43,15 @@ def open_job(
         refit=refit,
         latency_budget_ms=budget_ms,
         feature_store=f"{settings.online_store} {settings.redis_connection} {settings.registry_path}",
+        dataset=source.name if tuned and not source.synthetic else None,
     )
     return Job(root, home, settings, config, tables, report=lambda line: typer.echo(line, err=True))
 
 
 def train(job: Job, *, only: str | None = None, force: bool = False) -> None:
     """Run what is not up to date and say where the time went."""
+    if job.config.tuned is not None:
+        job.report(f"settings: tuned for {job.config.tuned} (docs/tuning.md); --no-tuned leaves them aside")
     run_stages(job, stages(job.config.refit), only=only, force=force)
     parts = ", ".join(f"{name} {seconds:.0f}" for name, seconds in job.seconds.items())
     job.report(f"where the time went, seconds: {parts}; {sum(job.seconds.values()):.0f} in all")

@@ -6,6 +6,7 @@ Stage: the edge. In: the registry. Out: lines on stdout. Absent: any change to t
 import typer
 
 from pipelines.job import Job
+from recsys.errors import RegistryError
 
 
 def print_versions(job: Job) -> None:
@@ -29,16 +30,28 @@ def print_versions(job: Job) -> None:
             typer.echo(f"         {reason}")
 
 
-def print_comparison(job: Job, a: str, b: str) -> None:
-    """Metrics side by side, then settings that differ, then a sentence."""
+def print_comparison(job: Job, a: str, b: str, *, fail_if_worse: bool = False) -> None:
+    """Metrics side by side, then settings that differ, then a sentence.
+
+    With `fail_if_worse`: exit code 1 where b is worse than a event by event, and RegistryError where the two cannot be
+    compared so, because a check that cannot be made is not passed.
+    """
     comparison = job.registry.compare(a, b)
+    paired = comparison.pairing.differences
     left, right = f"version {comparison.a.version}", f"version {comparison.b.version}"
-    typer.echo(f"{'metric':24} {left:>14} {right:>14} {'difference':>12}")
+    typer.echo(f"{'metric':24} {left:>14} {right:>14} {'difference':>12}{'  paired 95 % interval' if paired else ''}")
     for m in comparison.metrics:
         left = "-" if m.a is None else f"{m.a.mean:.4f}"
         right = "-" if m.b is None else f"{m.b.mean:.4f}"
         change = "-" if m.difference is None else f"{m.difference:+.4f}"
-        typer.echo(f"{m.name:24} {left:>14} {right:>14} {change:>12}")
+        interval = f"  {paired[m.name].low:+.4f} to {paired[m.name].high:+.4f}" if m.name in paired else ""
+        typer.echo(f"{m.name:24} {left:>14} {right:>14} {change:>12}{interval}")
     for p in comparison.parameters:
         typer.echo(f"setting {p.name}: {p.a} -> {p.b}")
+    if comparison.pairing.problem:
+        typer.echo(f"not compared event by event, so that only a large difference shows: {comparison.pairing.problem}")
     typer.echo(comparison.verdict)
+    if fail_if_worse and comparison.worse is None:
+        raise RegistryError(f"--fail-if-worse has nothing to decide by: {comparison.pairing.problem}")
+    if fail_if_worse and comparison.worse:
+        raise typer.Exit(1)

@@ -8,28 +8,28 @@ are safetensors, the index is FAISS's format, trees are LightGBM text, the rest 
     catalogue.parquet|.json    movies, genres, vocabulary, profile labels: the id map
     sources/<name>/            one folder a source
     ranker.txt ranker_base.json  the trees, and the logistic score that they add to
+    calibration.json like.json   probabilities beside the scores; absent where none were fitted
     logistic.json              the baseline of the ladder
     recommender.json           settings of the path
+    ranks.parquet              what the metrics rest on (`evaluation.ranks`); carried, never read here
 """
 
 import hashlib
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recsys.artefacts import read_json, replacing_folder, write_json
-from recsys.columns import COVISITATION, EASE, POPULARITY, TWO_TOWER
+from recsys.artefacts import read_json, replacing_file, replacing_folder, write_json
 from recsys.data.tables import Source as DataSource
 from recsys.errors import BundleError
 from recsys.features.catalogue import Catalogue
-from recsys.ranking.ranker import LambdaRanker, LogisticRanker
+from recsys.ranking.calibration import MAPS, Probabilities
+from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 from recsys.recommender import Recommender, RecommenderSettings
-from recsys.retrieval.covisitation import Covisitation
-from recsys.retrieval.ease import Ease
-from recsys.retrieval.popularity import Popularity
 from recsys.retrieval.source import Source
-from recsys.retrieval.two_tower_source import TwoTowerSource
+from recsys.retrieval.sources import load_sources
 
 FORMAT = 1
 
@@ -76,40 +76,42 @@ def save_sources(sources: Sequence[Source], folder: Path) -> None:
         source.save(place)
 
 
-def load_sources(folder: Path, catalogue: Catalogue) -> list[Source]:
-    """Read what `save_sources` wrote, in the order of `columns.SOURCES`."""
-    return [
-        TwoTowerSource.load(folder / TWO_TOWER, catalogue),
-        Ease.load(folder / EASE),
-        Covisitation.load(folder / COVISITATION),
-        Popularity.load(folder / POPULARITY),
-    ]
-
-
 def save_bundle(
     folder: Path,
     facts: BundleFacts,
     catalogue: Catalogue,
     sources: Sequence[Source],
-    ranker: LambdaRanker,
+    ranker: BoostedRanker,
     logistic: LogisticRanker,
     settings: RecommenderSettings,
+    probabilities: Probabilities | None = None,
+    files: Sequence[Path] = (),
 ) -> None:
-    """Write the whole folder beside its place and rename it in."""
+    """Write the whole folder beside its place and rename it in. Without `probabilities` it gives scores alone; `files`
+    are copied in under their own names."""
     with replacing_folder(folder) as beside:
         catalogue.save(beside)
         save_sources(sources, beside / "sources")
         ranker.save(beside)
         logistic.save(beside)
+        if probabilities is not None:
+            probabilities.save(beside)
         write_json(beside / "recommender.json", asdict(settings))
+        for path in files:
+            shutil.copyfile(path, beside / path.name)
         _write_facts(beside, facts)
 
 
-def with_metrics(folder: Path, metrics: Mapping[str, Any]) -> BundleFacts:
-    """Set the metrics of a saved bundle; its other files stay as they are, and so do their recorded digests: what was
-    altered since is not blessed by this."""
+def with_metrics(folder: Path, metrics: Mapping[str, Any], files: Sequence[Path] = ()) -> BundleFacts:
+    """Set the metrics of a saved bundle, and add `files` with their digests under their own names. All else stays as it
+    is, and so do the recorded digests: what was altered since is not blessed by this."""
     read_facts(folder)
-    write_json(folder / "bundle.json", {**read_json(folder / "bundle.json"), "metrics": dict(metrics)})
+    stored = read_json(folder / "bundle.json")
+    digests = {**stored.get("files", {}), **{path.name: _digest(path) for path in files}}
+    write_json(folder / "bundle.json", {**stored, "metrics": dict(metrics), "files": digests})
+    for path in files:  # after the metrics, which may be refused
+        with replacing_file(folder / path.name) as beside:
+            shutil.copyfile(path, beside)
     return read_facts(folder)
 
 
@@ -139,8 +141,10 @@ def load_bundle(folder: Path, *, ranker_threads: int = 1) -> Bundle:
     catalogue = Catalogue.load(folder)
     sources = load_sources(folder / "sources", catalogue)
     settings = RecommenderSettings(**read_json(folder / "recommender.json"))
-    ranker = LambdaRanker.load(folder, ranker_threads)
-    return Bundle(facts, Recommender(catalogue, sources, ranker, settings), LogisticRanker.load(folder), folder)
+    ranker = BoostedRanker.load(folder, ranker_threads)
+    probabilities = Probabilities.load(folder) if (folder / MAPS).exists() else None
+    recommender = Recommender(catalogue, sources, ranker, settings, probabilities)
+    return Bundle(facts, recommender, LogisticRanker.load(folder), folder)
 
 
 def _write_facts(folder: Path, facts: BundleFacts) -> None:
@@ -150,4 +154,8 @@ def _write_facts(folder: Path, facts: BundleFacts) -> None:
 def _digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below the folder but its own bundle.json, by relative path."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / "bundle.json")
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    return {p.relative_to(folder).as_posix(): _digest(p) for p in files}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

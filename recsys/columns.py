@@ -41,9 +41,11 @@ RANKING_SERVICE: Final = "ranking"  # item_stats: what ranking needs beyond the 
 # Names of the retrieval sources, in the order in which they appear in features and tables.
 TWO_TOWER: Final = "two_tower"
 EASE: Final = "ease"
+ITEM_KNN: Final = "item_knn"
+IALS: Final = "ials"
 COVISITATION: Final = "covisitation"
 POPULARITY: Final = "popularity"
-SOURCES: Final = (TWO_TOWER, EASE, COVISITATION, POPULARITY)
+SOURCES: Final = (TWO_TOWER, EASE, IALS, ITEM_KNN, COVISITATION, POPULARITY)
 
 # Aliases in the model registry.
 CHAMPION: Final = "champion"

@@ -22,7 +22,10 @@ REFUSED = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }
-ORDER = ("quickstart", "data", "train", "evaluate", "recommend", "batch", "serve", "bench", "models")
+ORDER = (
+    *("quickstart", "data", "train", "evaluate", "recommend", "batch", "serve", "bench", "models"),
+    *("diversity", "ablate", "tune"),
+)
 
 
 def build() -> typer.Typer:

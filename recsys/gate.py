@@ -1,7 +1,8 @@
 """The gate: may this challenger become champion, and why not.
 
-Stage: register, retrain. In: what was measured of a challenger and of the champion. Out: a decision with one
-sentence a check. Absent: MLflow, files, and the promotion itself (`recsys.registry`).
+Stage: register, retrain. In: what was measured of a challenger and of the champion, and their paired difference where
+it is known. Out: a decision with one sentence a check. Absent: MLflow, files, the making of the difference, and the
+promotion itself (`recsys.registry`).
 
 The metrics are those of a version's *sibling*, the same recipe frozen at T2 and replayed on the events after T2,
 by name: a plain number, or `{"mean": .., "low": .., "high": ..}` with a 95 % interval; groups may nest.
@@ -13,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from recsys.errors import ConfigError
+from recsys.evaluation.bootstrap import PairedDifference
 
 NDCG: Final = "ndcg@10"
 RETRIEVAL_NDCG: Final = "retrieval_ndcg@10"  # the same candidates in the order in which retrieval returned them
@@ -88,13 +90,29 @@ def intervals(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Interva
     return found
 
 
-def judge(challenger: Measured, champion: Measured | None, *, latency_budget_ms: float) -> GateResult:
+def is_worse(difference: PairedDifference) -> bool:
+    """Whether the whole 95 % interval of a new model minus an old one lies below zero. The one rule of `judge` and of
+    the registry's comparison."""
+    return difference.high < 0
+
+
+def judge(
+    challenger: Measured,
+    champion: Measured | None,
+    *,
+    latency_budget_ms: float,
+    paired: PairedDifference | None = None,
+) -> GateResult:
     """Decide whether `challenger` may take the place of `champion`.
+
+    paired   NDCG@10 of the challenger minus that of the champion over the same test events, where both kept their ranks
 
     - No champion yet: it passes if its metrics are sane. The ranker and latency checks are made all the same and
       show as warnings: something has to serve, and a bad first model is the easiest one to beat.
-    - Otherwise all checks decide: sane metrics; the same data set; NDCG@10 not below the low end of the champion's
-      interval (equal passes); ranker strictly above retrieval order; p99 latency within the budget (equal passes).
+    - Otherwise all checks decide: sane metrics; the same data set; NDCG@10 not below the champion's; ranker strictly
+      above retrieval order; p99 latency within the budget (equal passes).
+    - With `paired`, NDCG@10 is below where the whole interval of the difference is. Without, it is below where it does
+      not reach the low end of the champion's own interval (equal passes), which sees large drops only.
     - Same data set, other fingerprint (events were added): the champion's interval was measured on other events,
       so that one check is not made and says so as a warning; the rest decides. A caller who wants the comparison
       replays the champion's sibling on the new data and passes those metrics with the new fingerprint.
@@ -104,7 +122,7 @@ def judge(challenger: Measured, champion: Measured | None, *, latency_budget_ms:
         raise ConfigError(f"The latency budget must be a positive number of milliseconds, not {latency_budget_ms}.")
     checks = [_sane(challenger)]
     if champion is not None:
-        checks += [_same_dataset(challenger, champion), _not_below_champion(challenger, champion)]
+        checks += [_same_dataset(challenger, champion), _not_below_champion(challenger, champion, paired)]
     decides = champion is not None
     checks += [_ranker_above_retrieval(challenger, decides), _latency(challenger, latency_budget_ms, decides)]
     return GateResult(all(c.passed or not c.decides for c in checks), tuple(checks))
@@ -141,7 +159,7 @@ def _same_dataset(challenger: Measured, champion: Measured) -> Check:
     return Check("same_dataset", same, challenger.dataset, champion.dataset, sentence)
 
 
-def _not_below_champion(challenger: Measured, champion: Measured) -> Check:
+def _not_below_champion(challenger: Measured, champion: Measured, paired: PairedDifference | None) -> Check:
     name = "ndcg_not_below_champion"
     ours, theirs = intervals(challenger.metrics).get(NDCG), intervals(champion.metrics).get(NDCG)
     measured = ours.mean if ours else None
@@ -156,6 +174,14 @@ def _not_below_champion(challenger: Measured, champion: Measured) -> Check:
         return Check(name, False, measured, None, sentence, decides=False)
     if measured is None:
         return Check(name, False, None, theirs.low, f"{_start(challenger.name)} has no NDCG@10 to compare.")
+    if paired is not None:
+        passed = not is_worse(paired)
+        sentence = (
+            f"NDCG@10 of {challenger.name} is {measured:.4f}, {champion.name} has {theirs.mean:.4f}: on the same"
+            f" {paired.n_events:,} events the difference is {paired.mean:+.4f} (95 % interval {paired.low:+.4f} to"
+            f" {paired.high:+.4f}), {'not ' if passed else ''}below zero."
+        )
+        return Check(name, passed, paired.high, 0.0, sentence)
     passed = measured >= theirs.low  # False for nan
     sentence = (
         f"NDCG@10 of {challenger.name} is {measured:.4f}, {'not below' if passed else 'below'} {theirs.low:.4f},"

@@ -10,16 +10,18 @@ Shapes: B users, N movies, K candidates, k answers, S sources, F features.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from recsys.columns import TWO_TOWER
 from recsys.errors import ConfigError
 from recsys.features.candidate import CandidateSignals, candidate_features, feature_names
 from recsys.features.catalogue import Catalogue
 from recsys.features.item_stats import ItemStats
 from recsys.features.state import StateBatch
+from recsys.ranking.calibration import Probabilities
+from recsys.ranking.diversity import check_diversity, most_diverse, pool_size, unit_genres
 from recsys.ranking.ranker import Ranker
 from recsys.retrieval.covisitation import Covisitation
 from recsys.retrieval.merge import Candidates, retrieve
@@ -95,12 +97,15 @@ class Context:
 @dataclass(frozen=True)
 class Recommendations:
     """item_ids, scores  (B, k) best first; -1 and -inf where the catalogue has no more unseen movies. A score orders
-                       one answer; across answers it means nothing.
+                       one answer; across answers it means nothing. After a re-rank for diversity the scores are still
+                       the ranker's own, and no longer descend.
     candidates          what retrieval returned, merged
     position            (B, k) place of each answer among the candidates, -1 where there is none
     features            (B, rank, F) what the ranker saw, or None where it did not run
     degraded            what was skipped, empty in a full answer: "ranking"
-    timings_ms          milliseconds a stage
+    timings_ms          milliseconds a stage; the probabilities are part of "ordering"
+    watch_probability, like_probability   (B, k) float32 of each answer (`recsys.ranking.calibration`); NaN where the
+                        ranker did not see it, did not run, or has no probabilities
     """
 
     item_ids: Idx
@@ -110,36 +115,58 @@ class Recommendations:
     features: Float | None
     degraded: tuple[str, ...]
     timings_ms: dict[str, float]
+    watch_probability: Float
+    like_probability: Float
 
 
 class Recommender:
     """Sources, ranker and catalogue of one bundle."""
 
     def __init__(
-        self, catalogue: Catalogue, sources: Sequence[Source], ranker: Ranker | None, settings: RecommenderSettings
+        self,
+        catalogue: Catalogue,
+        sources: Sequence[Source],
+        ranker: Ranker | None,
+        settings: RecommenderSettings,
+        probabilities: Probabilities | None = None,
     ) -> None:
-        """`ranker` None gives the merged retrieval order. Raises ConfigError where the ranker was trained on other
+        """`ranker` None gives the merged retrieval order; without the two-tower source the similarity features are 0.
+        `probabilities` are those fitted for this ranker. Raises ConfigError where it or they were trained on other
         features than these sources give."""
         self.catalogue = catalogue
         self.sources = tuple(sources)
         self.ranker = ranker
+        if not sources:
+            raise ConfigError("a recommender needs at least one candidate source")
         self.settings = settings
+        self.probabilities = probabilities
         self.feature_names = feature_names([s.name for s in sources])
-        if ranker is not None and ranker.feature_names != self.feature_names:
-            raise ConfigError("the ranker was trained on other features than this code computes; train again")
+        for name, fitted in (("ranker was", ranker), ("probabilities were", probabilities)):
+            if fitted is not None and fitted.feature_names != self.feature_names:
+                raise ConfigError(f"the {name} trained on other features than this code computes; train again")
         vectors = next((s.item_vectors for s in sources if isinstance(s, TwoTowerSource)), None)
+        self._has_vectors = vectors is not None
         if vectors is None:
-            raise ConfigError(f"a recommender needs the {TWO_TOWER} source: similarity features read its movie vectors")
+            vectors = np.zeros((len(catalogue), 1), dtype=np.float32)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         self.unit_vectors: Float = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
         self._covisitation = next((s for s in sources if isinstance(s, Covisitation)), None)
 
     def recommend(
-        self, states: StateBatch, context: Context, k: int, filters: Filters | None = None
+        self,
+        states: StateBatch,
+        context: Context,
+        k: int,
+        filters: Filters | None = None,
+        diversity: float = 0.0,
     ) -> Recommendations:
-        """The k best unseen movies for each state. k is 1 or more; filters apply before ranking."""
+        """The k best unseen movies for each state. k is 1 or more; filters apply before ranking.
+
+        `diversity` from 0, the ranker's order, to 1 trades score for variety (`recsys.ranking.diversity`).
+        """
         if k < 1:
             raise ConfigError(f"k must be at least 1, got {k}")
+        check_diversity(diversity)
         clock = _Clock()
         allowed = (filters or Filters()).allowed(self.catalogue, context.stats)
         candidates = self.retrieve(states, keep=max(k, self.settings.keep), allowed=allowed)
@@ -155,10 +182,22 @@ class Recommender:
                 clock.mark("features")
                 scores = self.ranked_scores(candidates, features, self.ranker)
                 clock.mark("ranking")
-        item_idx, ordered, position = order(candidates, scores, k)
+        if diversity > 0:
+            item_idx, ordered, position = self._diverse_order(candidates, scores, k, diversity)
+        else:
+            item_idx, ordered, position = order(candidates, scores, k)
+        watch, like = self._probabilities(scores, features, position)
         clock.mark("ordering")
         return Recommendations(
-            self.catalogue.to_ids(item_idx), ordered, candidates, position, features, degraded, clock.stages_ms
+            self.catalogue.to_ids(item_idx),
+            ordered,
+            candidates,
+            position,
+            features,
+            degraded,
+            clock.stages_ms,
+            watch,
+            like,
         )
 
     def retrieve(
@@ -192,7 +231,10 @@ class Recommender:
             candidates.source_ranks[:, :depth],
             last,
         )
-        return candidate_features(states, signals, stats, self.catalogue, self.unit_vectors)
+        features = candidate_features(states, signals, stats, self.catalogue, self.unit_vectors)
+        if not self._has_vectors:
+            features[:, :, [name.startswith("similarity_") for name in self.feature_names]] = 0.0
+        return features
 
     def ranked_scores(self, candidates: Candidates, features: Float, ranker: Ranker) -> Float:
         """(B, K) scores: the ranker's for the candidates it saw; the rest keep the retrieval order below them."""
@@ -206,6 +248,30 @@ class Recommender:
         tail = candidates.item_idx[:, depth:] >= 0
         scores[:, depth:] = np.where(tail, np.where(np.isfinite(lowest), lowest, 0.0) - below, -np.inf)
         return scores
+
+    @cached_property
+    def _unit_genres(self) -> Float:
+        return unit_genres(self.catalogue.genres)
+
+    def _diverse_order(self, candidates: Candidates, scores: Float, k: int, diversity: float) -> tuple[Idx, Float, Idx]:
+        """As `order`, the best of what the ranker saw re-ranked; where k is larger, the others follow as they were."""
+        pool = min(pool_size(k), self.settings.rank)
+        item_idx, ordered, position = order(candidates, scores, max(k, pool))
+        first = most_diverse(ordered[:, :pool], self._unit_genres[item_idx[:, :pool]], k, diversity)
+        rest = np.arange(first.shape[1], min(k, item_idx.shape[1]))
+        columns = np.concatenate([first, np.broadcast_to(rest, (len(first), len(rest)))], axis=1)
+        return (
+            np.take_along_axis(item_idx, columns, axis=1),
+            np.take_along_axis(ordered, columns, axis=1),
+            np.take_along_axis(position, columns, axis=1),
+        )
+
+    def _probabilities(self, scores: Float, features: Float | None, position: Idx) -> tuple[Float, Float]:
+        """P(watch) and P(like) of the answers at these places, (B, k) each."""
+        if self.probabilities is None or features is None:
+            return np.full(position.shape, np.nan, dtype=np.float32), np.full(position.shape, np.nan, dtype=np.float32)
+        ranked = scores[:, : features.shape[1]]
+        return self.probabilities.watch(ranked, position), self.probabilities.like(features, position)
 
     @staticmethod
     def _retrieval_scores(candidates: Candidates) -> Float:

@@ -6,9 +6,10 @@ caller passes them in), and the fitting (`recsys.ranking.training`).
 
 All events of a context are its positives. A context whose positives retrieval did not find teaches nothing about
 order and is left out (the share found is reported: it bounds what ranking can reach). Negatives are the other
-candidates, thinned at random to `negatives` a context.
+candidates, thinned at random to `negatives` a context. Beside the table, a sample of all contexts, found or not, keeps
+every ranked candidate: thinned lists and found contexts alone would give probabilities that are too high.
 
-Shapes: C contexts, R rows, K candidates, F features.
+Shapes: C contexts, R rows, K candidates, F features, S contexts of the sample.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from recsys.columns import ITEM_ID
 from recsys.features.contexts import Contexts
 from recsys.features.item_stats import ItemStats, day_of
 from recsys.features.state import StateBatch
-from recsys.ranking.training import TrainingTable
+from recsys.ranking.training import TrainingTable, WholeLists
 from recsys.recommender import Recommender
 from recsys.retrieval.merge import Candidates
 
@@ -75,14 +76,18 @@ def build_training_table(
     stats_as_of: Callable[[int], ItemStats],
     *,
     negatives: int,
+    whole_lists: int = 0,
     seed: int = 0,
 ) -> TrainingTable:
-    """`states` are those of the contexts, in their order; `stats_as_of(day)` gives the statistics of one day."""
+    """`states` are those of the contexts, in their order; `stats_as_of(day)` gives the statistics of one day;
+    `whole_lists`: how many contexts are kept with all of their candidates."""
     rng = np.random.default_rng(seed)
+    sample = _Sample(recommender, contexts, whole_lists, seed)
     by_context = np.argsort(contexts.event_context, kind="stable")
     starts = np.searchsorted(contexts.event_context[by_context], np.arange(len(contexts) + 1))
     item_idx_of_event = recommender.catalogue.to_idx(contexts.event_item_id)
-    parts: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.int64]]] = []
+    parts: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.float32]]]
+    parts = []
     kept_contexts: list[int] = []
     found = 0
     for part in retrieved:
@@ -91,6 +96,7 @@ def build_training_table(
             events = by_context[starts[context] : starts[context + 1]]
             shown = part.candidates.item_idx[b]
             positive = np.isin(shown, item_idx_of_event[events]) & (shown >= 0)
+            sample.offer(int(context), features[b], shown >= 0, positive)
             found += int(positive.sum())
             if not positive.any():
                 continue
@@ -99,8 +105,14 @@ def build_training_table(
                 others = rng.choice(others, negatives, replace=False)
             # in merged order: rows with positives first would win every tie in LightGBM's own NDCG
             chosen = np.sort(np.concatenate([np.flatnonzero(positive), others]))
+            rating_of = dict(zip(item_idx_of_event[events], contexts.event_rating[events], strict=True))
             parts.append(
-                (features[b, chosen], positive[chosen].astype(np.int32), recommender.catalogue.to_ids(shown[chosen]))
+                (
+                    features[b, chosen],
+                    positive[chosen].astype(np.int32),
+                    recommender.catalogue.to_ids(shown[chosen]),
+                    np.array([rating_of.get(i, np.nan) for i in shown[chosen]], dtype=np.float32),
+                )
             )
             kept_contexts.append(int(context))
     kept = np.asarray(kept_contexts, dtype=np.int64)
@@ -110,8 +122,38 @@ def build_training_table(
         features=np.concatenate([p[0] for p in parts]) if parts else np.zeros((0, width), dtype=np.float32),
         labels=np.concatenate([p[1] for p in parts]) if parts else np.zeros(0, dtype=np.int32),
         item_id=np.concatenate([p[2] for p in parts]) if parts else np.zeros(0, dtype=np.int64),
+        rating=np.concatenate([p[3] for p in parts]) if parts else np.zeros(0, dtype=np.float32),
         group_sizes=np.asarray([len(p[1]) for p in parts], dtype=np.int64),
         timestamp=contexts.timestamp[kept],
         user_id=contexts.user_id[kept],
         found=found / max(len(contexts.event_context), 1),
+        whole=sample.lists(),
     )
+
+
+class _Sample:
+    """Whole candidate lists of `most` contexts chosen uniformly, or of all where there are fewer."""
+
+    def __init__(self, recommender: Recommender, contexts: Contexts, most: int, seed: int) -> None:
+        rng = np.random.default_rng([seed, most])  # its own numbers: the thinning does not depend on the sample
+        chosen = np.sort(rng.permutation(len(contexts))[:most])
+        self._row = {int(context): row for row, context in enumerate(chosen)}
+        depth = recommender.settings.rank
+        self._features = np.zeros((len(chosen), depth, len(recommender.feature_names)), dtype=np.float32)
+        self._present, self._happened = np.zeros((2, len(chosen), depth), dtype=bool)
+        self._timestamp = contexts.timestamp[chosen]
+
+    def offer(
+        self,
+        context: int,
+        features: npt.NDArray[np.float32],
+        present: npt.NDArray[np.bool_],
+        happened: npt.NDArray[np.bool_],
+    ) -> None:
+        """Keep the list (K, F), (K,), (K,) of this context if it is in the sample."""
+        row = self._row.get(context)
+        if row is not None:
+            self._features[row], self._present[row], self._happened[row] = features, present, happened
+
+    def lists(self) -> WholeLists:
+        return WholeLists(self._features, self._present, self._happened, self._timestamp)

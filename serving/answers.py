@@ -8,6 +8,7 @@ the answer, counted and logged.
 """
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -132,11 +133,12 @@ class Answers:
         names = np.array(found.candidates.source_names)
         idx = self._model.catalogue.to_idx(found.item_ids[0])
         out = []
-        for rank, (i, score, position) in enumerate(zip(idx, found.scores[0], found.position[0], strict=True), start=1):
+        for place, (i, position) in enumerate(zip(idx, found.position[0], strict=True)):
             if i < 0:
                 break  # the catalogue has no more; the rest is empty too
             sources = names[found.candidates.source_ranks[0, position] > 0].tolist()
-            out.append(self._item(int(i), rank, float(score), sources))
+            watch, like = (float(p[0, place]) for p in (found.watch_probability, found.like_probability))
+            out.append(self._item(int(i), place + 1, float(found.scores[0, place]), sources, watch, like))
         return out
 
     def _stranger_items(self, seen_idx: npt.NDArray[np.int64], k: int, filters: Filters) -> list[RecommendedMovie]:
@@ -149,6 +151,22 @@ class Answers:
         best = np.flatnonzero(keep)[:k]
         return [self._item(int(idx[p]), rank, float(scores[p]), []) for rank, p in enumerate(best, start=1)]
 
-    def _item(self, item_idx: int, rank: int, score: float, sources: list[str]) -> RecommendedMovie:
+    def _item(
+        self,
+        item_idx: int,
+        rank: int,
+        score: float,
+        sources: list[str],
+        watch: float = math.nan,
+        like: float = math.nan,
+    ) -> RecommendedMovie:
+        """`watch`, `like`: probabilities, NaN where there is none."""
         movie = self._model.movie(item_idx).model_dump()
-        return RecommendedMovie(rank=rank, score=round(score, 6), sources=sources, **movie)
+        return RecommendedMovie(
+            rank=rank,
+            score=round(score, 6),
+            watch_probability=None if math.isnan(watch) else round(watch, 6),
+            like_probability=None if math.isnan(like) else round(like, 6),
+            sources=sources,
+            **movie,
+        )

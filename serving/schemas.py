@@ -13,6 +13,14 @@ Seconds = Annotated[int, Field(strict=True, ge=1, le=2**53, description="seconds
 Stars = Annotated[float, Field(strict=True, ge=0.5, le=5.0, multiple_of=0.5, description="0.5 to 5 stars, in halves")]
 
 MOVIE = {"movie_id": 318, "title": "Shawshank Redemption, The (1994)", "year": 1994, "genres": ["Crime", "Drama"]}
+ANSWERED = {
+    **MOVIE,
+    "rank": 1,
+    "score": 1.72,
+    "watch_probability": 0.034,
+    "like_probability": 0.81,
+    "sources": ["two_tower", "ease"],
+}
 DATASET = {"name": "ml-1m", "synthetic": False, "label": "ml-1m"}
 MODEL = {"version": 3, "bundle_id": "ml-1m-20261120T080000-production"}
 
@@ -107,6 +115,19 @@ class RecommendedMovie(Movie):
 
     rank: int
     score: float
+    watch_probability: float | None = Field(
+        ge=0,
+        le=1,
+        description="calibrated probability that this movie is among the user's next events (of one second), given "
+        "that it passes the filters; null where the ranker did not order it: degraded to the order of retrieval or to "
+        "the cold-start list, or further down than the ranker looks",
+    )
+    like_probability: float | None = Field(
+        ge=0,
+        le=1,
+        description="calibrated probability of a rating of at least 4, given that the user watches this movie; null "
+        "where watch_probability is",
+    )
     sources: list[str]
 
 
@@ -122,7 +143,7 @@ class Recommended(BaseModel):
             "model": MODEL,
             "cold_start": False,
             "degraded": [],
-            "items": [{**MOVIE, "rank": 1, "score": 1.72, "sources": ["two_tower", "ease"]}],
+            "items": [ANSWERED],
             "timings_ms": {"state": 0.4, "retrieval": 1.2, "features": 0.9, "ranking": 1.1, "total": 3.8},
         }
     )

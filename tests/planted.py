@@ -7,12 +7,31 @@ process and must not be changed by a test.
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from recsys.bundle import Bundle, BundleFacts, load_bundle, save_bundle
-from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, RATING, TIMESTAMP, TITLE, USER_ID, YEAR
+from recsys.columns import (
+    AGE,
+    COVISITATION,
+    EASE,
+    GENDER,
+    GENRES,
+    IALS,
+    ITEM_ID,
+    ITEM_KNN,
+    OCCUPATION,
+    POPULARITY,
+    RATING,
+    SOURCES,
+    TIMESTAMP,
+    TITLE,
+    TWO_TOWER,
+    USER_ID,
+    YEAR,
+)
 from recsys.data.split import Split, split_by_time
 from recsys.data.tables import Source as DataSource
 from recsys.data.tables import Tables
@@ -20,13 +39,13 @@ from recsys.features.catalogue import Catalogue
 from recsys.features.contexts import Contexts
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, snapshots
-from recsys.ranking.ranker import LambdaRanker, LogisticRanker
-from recsys.ranking.training import RankerSettings, TrainingTable, fit_lambdarank, fit_logistic
+from recsys.ranking.calibration import Probabilities
+from recsys.ranking.calibration_training import fit_probabilities
+from recsys.ranking.ranker import BoostedRanker, LogisticRanker
+from recsys.ranking.training import RankerSettings, TrainingTable, fit_boosted, fit_early, fit_logistic
 from recsys.recommender import Recommender, RecommenderSettings
-from recsys.retrieval.covisitation import Covisitation
-from recsys.retrieval.ease import Ease
-from recsys.retrieval.popularity import Popularity
 from recsys.retrieval.source import Source
+from recsys.retrieval.sources import KnownEvents, fit_source
 from recsys.retrieval.two_tower_source import TwoTowerSource
 from recsys.retrieval.two_tower_training import TowerSettings, Trainer
 from recsys.training_table import build_training_table, retrieve_contexts
@@ -39,6 +58,13 @@ SILENT_USER = 999  # in the users table, without events
 TOWER = TowerSettings(
     dim=16, layers=1, max_length=16, dropout=0.1, id_dropout=0.2, epochs=12, batch_events=80, learning_rate=1e-2
 )
+FITS: dict[str, dict[str, Any]] = {
+    EASE: {"regularisation": 5.0, "power": 0.5},
+    IALS: {"dim": 2, "regularisation": 1.0, "alpha": 5.0, "iterations": 10, "power": 0.5},
+    ITEM_KNN: {"shrinkage": 1.0, "neighbours": 12, "power": 0.5},
+    COVISITATION: {"decay": 0.8, "damping": 0.5, "history_decay": 0.8},
+    POPULARITY: {"half_life_days": 30.0},
+}
 RANKER = RankerSettings(max_trees=20, learning_rate=0.1, min_rows_in_leaf=5, early_stopping=10, negatives=10, threads=1)
 RECOMMENDER = RecommenderSettings(fetch=15, keep=25, rank=15)
 
@@ -107,20 +133,18 @@ def planted_split() -> Split:
 
 
 @lru_cache
-def planted_sources(cutoff: int | None = None) -> tuple[TwoTowerSource, Ease, Covisitation, Popularity]:
+def planted_sources(cutoff: int | None = None) -> tuple[Source, ...]:
     """All sources fitted on events with timestamp <= cutoff (default: all), in the order of `columns.SOURCES`."""
-    h, n_items = planted_histories(), N_MOVIES
     cutoff = planted_split().end if cutoff is None else cutoff
-    known = h.timestamps <= cutoff
-    owner = np.repeat(np.arange(len(h.user_ids)), np.diff(h.offset))[known]
-    item_idx, times = h.item_idx[known], h.timestamps[known]
-    model = Trainer(planted_catalogue(), h, cutoff, TOWER).fit()
-    return (
-        TwoTowerSource.from_model(model),
-        Ease.fit(owner, item_idx, n_items, regularisation=5.0, power=0.5),
-        Covisitation.fit(owner, item_idx, times, n_items, decay=0.8, damping=0.5, history_decay=0.8),
-        Popularity.fit(item_idx, times, n_items, cutoff=cutoff, half_life_days=30.0),
-    )
+    known = KnownEvents.through(planted_histories(), N_MOVIES, cutoff)
+    towers = TwoTowerSource.from_model(Trainer(planted_catalogue(), planted_histories(), cutoff, TOWER).fit())
+    return tuple(towers if name == TWO_TOWER else fit_source(name, known, FITS[name]) for name in SOURCES)
+
+
+@lru_cache
+def planted_source(name: str) -> Source:
+    """The named source, fitted on all events."""
+    return planted_sources()[SOURCES.index(name)]
 
 
 @lru_cache
@@ -132,20 +156,32 @@ def planted_training_table() -> TrainingTable:
     recommender = Recommender(planted_catalogue(), planted_sources(split.t1), None, RECOMMENDER)
     retrieved = retrieve_contexts(recommender, contexts, states)
     return build_training_table(
-        recommender, contexts, states, retrieved, planted_timeline().as_of, negatives=RANKER.negatives
+        recommender,
+        contexts,
+        states,
+        retrieved,
+        planted_timeline().as_of,
+        negatives=RANKER.negatives,
+        whole_lists=len(contexts),
     )
 
 
 @lru_cache
-def planted_rankers() -> tuple[LambdaRanker, LogisticRanker]:
-    return fit_lambdarank(planted_training_table(), RANKER), fit_logistic(planted_training_table())
+def planted_rankers() -> tuple[BoostedRanker, LogisticRanker]:
+    return fit_boosted(planted_training_table(), RANKER), fit_logistic(planted_training_table())
+
+
+@lru_cache
+def planted_probabilities() -> Probabilities:
+    table = planted_training_table()
+    return fit_probabilities(table, RANKER, fit_early(table, RANKER))[0]
 
 
 @lru_cache
 def planted_recommender() -> Recommender:
     """Sources through T2, the ranker from the window before: frozen at T2, as for replay."""
-    ranker, _ = planted_rankers()
-    return Recommender(planted_catalogue(), planted_sources(planted_split().t2), ranker, RECOMMENDER)
+    (ranker, _), sources = planted_rankers(), planted_sources(planted_split().t2)
+    return Recommender(planted_catalogue(), sources, ranker, RECOMMENDER, planted_probabilities())
 
 
 def planted_facts(bundle_id: str = "planted-1", role: str = "evaluation") -> BundleFacts:
@@ -165,5 +201,14 @@ def planted_bundle(folder: Path, facts: BundleFacts | None = None) -> Bundle:
     """Save the planted recommender into `folder` and load it back."""
     recommender, (ranker, logistic) = planted_recommender(), planted_rankers()
     sources: tuple[Source, ...] = recommender.sources
-    save_bundle(folder, facts or planted_facts(), recommender.catalogue, sources, ranker, logistic, RECOMMENDER)
+    save_bundle(
+        folder,
+        facts or planted_facts(),
+        recommender.catalogue,
+        sources,
+        ranker,
+        logistic,
+        RECOMMENDER,
+        planted_probabilities(),
+    )
     return load_bundle(folder)

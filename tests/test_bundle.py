@@ -27,14 +27,18 @@ from tests.planted import (
 
 FILES = [
     "bundle.json",
+    "calibration.json",
     "catalogue.json",
     "catalogue.parquet",
+    "like.json",
     "logistic.json",
     "ranker.txt",
     "ranker_base.json",
     "recommender.json",
     "sources/covisitation/covisitation.safetensors",
     "sources/ease/ease.safetensors",
+    "sources/ials/ials.safetensors",
+    "sources/item_knn/item_knn.safetensors",
     "sources/popularity/popularity.safetensors",
     "sources/two_tower/index.exact.faiss",
     "sources/two_tower/item_vectors.safetensors",
@@ -68,6 +72,9 @@ def test_a_loaded_bundle_answers_identically(saved: Path) -> None:
     np.testing.assert_array_equal(after.item_ids, before.item_ids)
     np.testing.assert_array_equal(after.scores, before.scores)
     np.testing.assert_array_equal(after.features, before.features)
+    np.testing.assert_array_equal(after.watch_probability, before.watch_probability)
+    np.testing.assert_array_equal(after.like_probability, before.like_probability)
+    assert np.isfinite(after.watch_probability[:, 0]).all()
     np.testing.assert_array_equal(after.candidates.source_scores, before.candidates.source_scores)
     rows = np.asarray(before.features)[0]
     np.testing.assert_array_equal(bundle.logistic.score(rows), planted_rankers()[1].score(rows))
@@ -99,6 +106,20 @@ def test_saving_replaces_the_old_bundle_whole(copy: Path) -> None:
     planted_bundle(copy, planted_facts("planted-2"))
     assert names(copy) == FILES
     assert read_facts(copy).bundle_id == "planted-2"
+
+
+def test_without_probabilities_it_gives_scores_alone(tmp_path: Path) -> None:
+    recommender, (ranker, logistic) = planted_recommender(), planted_rankers()
+    folder = tmp_path / "planted-1"
+    save_bundle(folder, planted_facts(), recommender.catalogue, recommender.sources, ranker, logistic, RECOMMENDER)
+    assert names(folder) == [name for name in FILES if name not in ("calibration.json", "like.json")]
+    bundle = load_bundle(folder).recommender
+    now = planted_split().t2 + DAY
+    states, context = planted_histories().states_at(np.array([101]), now), Context(planted_timeline().as_of(now // DAY))
+    plain, full = (r.recommend(states, context, 5) for r in (bundle, recommender))
+    np.testing.assert_array_equal(plain.scores, full.scores)
+    assert np.isnan(plain.watch_probability).all()
+    assert np.isnan(plain.like_probability).all()
 
 
 def test_a_failure_while_saving_leaves_the_old_bundle(copy: Path) -> None:
@@ -177,6 +198,34 @@ def test_metrics_are_set_and_every_file_stays_valid(copy: Path) -> None:
     assert bundle.facts == facts
     assert {name: (copy / name).read_bytes() for name in FILES[1:]} == before
     assert with_metrics(copy, {"b": 1}).metrics == {"b": 1}, "set, not merged"
+
+
+def test_files_are_carried_under_digests(copy: Path, tmp_path: Path) -> None:
+    """Added with the metrics, or when the bundle is saved; altered afterwards they are named like any other file."""
+    carried = tmp_path / "ranks.parquet"
+    carried.write_bytes(b"ranks")
+    with pytest.raises(ValueError, match="JSON"):
+        with_metrics(copy, {"ndcg@10": float("inf")}, [carried])
+    assert names(copy) == FILES
+    with_metrics(copy, {"ndcg@10": 0.25}, [carried])
+    bundle = load_bundle(copy)
+    again, recommender, (ranker, logistic) = tmp_path / "planted-2", bundle.recommender, planted_rankers()
+    save_bundle(
+        again,
+        planted_facts(),
+        recommender.catalogue,
+        recommender.sources,
+        ranker,
+        logistic,
+        RECOMMENDER,
+        files=[copy / carried.name],
+    )
+    for folder in (copy, again):
+        load_bundle(folder)
+        assert (folder / carried.name).read_bytes() == b"ranks"
+        (folder / carried.name).write_bytes(b"other ranks")
+        with pytest.raises(BundleError, match=r"not as it was saved: ranks\.parquet missing, altered or added"):
+            load_bundle(folder)
 
 
 def test_setting_metrics_does_not_bless_an_altered_file(copy: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from recsys.errors import ConfigError
+from recsys.evaluation.bootstrap import PairedDifference
 from recsys.gate import GateResult, Interval, Measured, intervals, judge
 
 GOOD: dict[str, Any] = {
@@ -98,6 +99,36 @@ def test_challenger_below_the_interval_is_refused() -> None:
     assert result.reasons == [
         "NDCG@10 of version 2 is 0.1799, below 0.1800, the low end of the interval of the champion (version 1)."
     ]
+
+
+def paired(mean: float, low: float, high: float) -> PairedDifference:
+    return PairedDifference(mean, low, high, fraction_not_positive=0.5, n_events=1234, n_users=56, degenerate=False)
+
+
+def test_a_paired_drop_inside_the_interval_is_refused() -> None:
+    drop = paired(-0.01, -0.015, -0.005)
+    assert judge(model(ndcg_at_10=ndcg(0.19)), CHAMPION, latency_budget_ms=50).passed
+    result = judge(model(ndcg_at_10=ndcg(0.19)), CHAMPION, latency_budget_ms=50, paired=drop)
+    assert result.reasons == [
+        "NDCG@10 of version 2 is 0.1900, the champion (version 1) has 0.2000: on the same 1,234 events the difference"
+        " is -0.0100 (95 % interval -0.0150 to -0.0050), below zero."
+    ]
+    assert (result.checks[2].measured, result.checks[2].needed) == (-0.005, 0.0)
+
+
+@pytest.mark.parametrize("difference", [paired(-0.03, -0.06, 0.0), paired(0, 0, 0), paired(0.02, 0.01, 0.03)])
+def test_a_paired_interval_that_reaches_zero_passes(difference: PairedDifference) -> None:
+    """Also where the mean lies below the low end of the champion's interval."""
+    result = judge(model(ndcg_at_10=ndcg(0.17)), CHAMPION, latency_budget_ms=50, paired=difference)
+    assert result.passed
+    assert result.checks[2].sentence.endswith(f"to {difference.high:+.4f}), not below zero.")
+
+
+def test_other_data_are_not_compared_even_where_a_difference_is_given() -> None:
+    drop = paired(-0.01, -0.015, -0.005)
+    result = judge(model(fingerprint="bb"), CHAMPION, latency_budget_ms=50, paired=drop)
+    assert result.passed
+    assert "was not compared" in result.warnings[0]
 
 
 def test_ranker_equal_to_retrieval_order_is_refused() -> None:

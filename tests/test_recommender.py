@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from recsys.columns import COVISITATION, SOURCES, TWO_TOWER
 from recsys.errors import ConfigError
 from recsys.features.item_stats import ItemStats
 from recsys.features.state import StateBatch
+from recsys.ranking.calibration import Platt, Probabilities, like_scores
 from recsys.ranking.ranker import LogisticRanker
 from recsys.recommender import Context, Filters, Recommendations, Recommender, RecommenderSettings, order
 from recsys.retrieval.merge import Candidates
@@ -105,11 +107,60 @@ def test_the_order_of_an_answer_by_loops() -> None:
         expected = [ids[j] for j in [*best, *tail]]
         assert answer.item_ids[b, : len(expected)].tolist() == expected
         assert answer.position[b, : len(expected)].tolist() == [*best, *tail]
-        np.testing.assert_allclose(answer.scores[b, : len(best)], scores[best], rtol=1e-6)
+        np.testing.assert_allclose(answer.scores[b, : len(best)], scores[best], rtol=1e-5)
         lowest = scores[depth].min()
         np.testing.assert_allclose(
             answer.scores[b, len(best) : len(expected)], lowest - np.arange(1, len(tail) + 1), rtol=1e-5
         )
+
+
+def test_probabilities_stand_beside_the_answers_they_are_of() -> None:
+    """P(watch) from the softmax over all that the ranker saw, P(like) from the movie's own row; same order."""
+    recommender, states = planted_recommender(), users()
+    fitted = recommender.probabilities
+    assert fitted is not None
+    answer = recommender.recommend(states, context(), 25)
+    plain = Recommender(recommender.catalogue, recommender.sources, recommender.ranker, RECOMMENDER)
+    np.testing.assert_array_equal(answer.item_ids, plain.recommend(states, context(), 25).item_ids)
+    assert answer.features is not None
+    assert answer.watch_probability.shape == answer.like_probability.shape == answer.item_ids.shape
+    assert recommender.ranker is not None
+    for b in range(len(states)):
+        scores = recommender.ranker.score(answer.features[b]).astype(np.float64)
+        present = answer.candidates.item_idx[b, : RECOMMENDER.rank] >= 0
+        total = np.exp(scores[present] / fitted.temperature).sum()
+        for place, position in enumerate(answer.position[b].tolist()):
+            watch, like = answer.watch_probability[b, place], answer.like_probability[b, place]
+            if not 0 <= position < RECOMMENDER.rank:
+                assert np.isnan([watch, like]).all()
+                continue
+            share = scores[position] / fitted.temperature - np.log(total)
+            assert watch == pytest.approx(float(fitted.watch_map(share)), rel=1e-4, abs=1e-6)
+            row = answer.features[b, position][None]
+            assert like == pytest.approx(float(fitted.like_map(like_scores(fitted.like_score, row))[0]), rel=1e-4)
+    watch = answer.watch_probability[:, : RECOMMENDER.rank]
+    assert not (np.diff(watch, axis=1) > 0).any(), "never falls as the score rises"
+    known = ~np.isnan(watch)
+    assert ((watch[known] >= 0) & (watch[known] <= 1)).all()
+
+
+def test_without_ranking_there_is_no_probability() -> None:
+    spent = planted_recommender().recommend(users(), context(budget_ms=0.0), 12)
+    assert np.isnan(spent.watch_probability).all()
+    assert np.isnan(spent.like_probability).all()
+    assert spent.watch_probability.shape == spent.like_probability.shape == (len(users()), 12)
+
+
+def test_diversity_moves_probabilities_with_their_movies() -> None:
+    recommender, states = planted_recommender(), users()
+    plain = recommender.recommend(states, context(), 15)
+    varied = recommender.recommend(states, context(), 10, diversity=0.7)
+    assert (plain.item_ids[:, :10] != varied.item_ids).any()
+    for b in range(len(states)):
+        ids = plain.item_ids[b].tolist()
+        places = [ids.index(i) for i in varied.item_ids[b].tolist() if i >= 0]
+        np.testing.assert_array_equal(varied.watch_probability[b, : len(places)], plain.watch_probability[b, places])
+        np.testing.assert_array_equal(varied.like_probability[b, : len(places)], plain.like_probability[b, places])
 
 
 def test_without_a_ranker_the_merged_order_is_the_answer() -> None:
@@ -239,9 +290,48 @@ def test_impossible_settings_are_refused(changes: dict[str, int]) -> None:
         settings(**changes)
 
 
-def test_a_recommender_without_the_two_tower_source_is_refused() -> None:
-    with pytest.raises(ConfigError, match="needs the two_tower source"):
-        Recommender(planted_catalogue(), planted_sources()[1:], None, RECOMMENDER)
+@pytest.mark.parametrize(
+    "names",
+    [*((n,) for n in SOURCES), *(tuple(n for n in SOURCES if n != without) for without in SOURCES)],
+    ids="+".join,
+)
+def test_any_source_may_be_missing(names: tuple[str, ...]) -> None:
+    """Answers stay full, and features are those of the whole recommender for the same candidates, but for what the
+    missing source gave: similarity without the two-tower model, `covisitation_last` without co-visitation."""
+    made = [s for s in planted_sources(planted_split().t2) if s.name in names]
+    recommender, whole, states = (
+        Recommender(planted_catalogue(), made, None, RECOMMENDER),
+        planted_recommender(),
+        users(),
+    )
+    answer = recommender.recommend(states, context(), 10)
+    assert_contract(answer, states, 10)
+    assert (answer.item_ids >= 0).all()
+    features = recommender.features(states, answer.candidates, stats())
+    at = [SOURCES.index(n) for n in names]
+    scores, ranks = (np.zeros((*answer.candidates.item_idx.shape, len(SOURCES)), dtype) for dtype in ("f4", "i4"))
+    scores[:, :, at], ranks[:, :, at] = answer.candidates.source_scores, answer.candidates.source_ranks
+    candidates = replace(answer.candidates, source_names=SOURCES, source_scores=scores, source_ranks=ranks)
+    expected = whole.features(states, candidates, stats())
+    ours = ("score", "score_below_best", "rank")
+    assert recommender.feature_names == tuple(
+        n for n in whole.feature_names if n not in {f"{s}_{f}" for s in SOURCES if s not in names for f in ours}
+    )
+    for column, name in enumerate(recommender.feature_names):
+        theirs = expected[:, :, whole.feature_names.index(name)]
+        if (name.startswith("similarity_") and TWO_TOWER not in names) or (
+            name == "covisitation_last" and COVISITATION not in names
+        ):
+            assert theirs.any()
+            theirs = np.zeros_like(theirs)
+        np.testing.assert_array_equal(features[:, :, column], theirs, err_msg=name)
+
+
+def test_probabilities_of_other_features_are_refused() -> None:
+    recommender, one = planted_recommender(), np.ones(2, np.float32)
+    other = Probabilities(1.0, Platt(1.0, 0.0), LogisticRanker(("a", "b"), one, one, one, 0.0), Platt(1.0, 0.0))
+    with pytest.raises(ConfigError, match="the probabilities were trained on other features"):
+        Recommender(recommender.catalogue, recommender.sources, recommender.ranker, RECOMMENDER, other)
 
 
 def test_a_ranker_of_other_features_is_refused() -> None:
@@ -249,16 +339,6 @@ def test_a_ranker_of_other_features_is_refused() -> None:
     one = np.ones(len(names) - 1, np.float32)
     with pytest.raises(ConfigError, match="trained on other features than this code computes; train again"):
         Recommender(planted_catalogue(), planted_sources(), LogisticRanker(names[:-1], one, one, one, 0.0), RECOMMENDER)
-
-
-def test_without_covisitation_its_feature_is_0() -> None:
-    towers, ease, _, popularity = planted_sources()
-    recommender = Recommender(planted_catalogue(), (towers, ease, popularity), None, RECOMMENDER)
-    features = recommender.features(users(), recommender.retrieve(users()), stats())
-    assert not features[:, :, recommender.feature_names.index("covisitation_last")].any()
-    whole = planted_recommender()
-    features = whole.features(users(), whole.retrieve(users()), stats())
-    assert features[:, :, whole.feature_names.index("covisitation_last")].any()
 
 
 def test_the_future_of_the_events_changes_no_answer() -> None:

@@ -11,8 +11,8 @@ mean over events, which for a resample is sum of the drawn users' sums / sum of 
 are kept, so a resample costs O(U) time and memory, whatever E and B are.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -89,6 +89,24 @@ def bootstrap_means(
     Raises ValueError where there is no event, the lengths differ, or a value is not finite.
     """
     return _intervals(*_per_user(user_id, values), n_boot, seed)[0]
+
+
+def bootstrap_means_of_each(
+    user_id: npt.NDArray[np.int64], values: Iterable[Floats], n_boot: int = N_BOOT, seed: int = SEED
+) -> list[Intervals]:
+    """`bootstrap_means` of several methods on the same events, the users drawn once for all of them.
+
+    values  (E, M) for each method, met one at a time: only sums per user are kept. The draw depends on the users
+    alone, so the numbers are those of one call a method, up to rounding. Raises ValueError as `bootstrap_means` does,
+    and where there is no method.
+    """
+    per_user = [_per_user(user_id, of_method) for of_method in values]
+    if not per_user:
+        raise ValueError("There is no method whose means could be bootstrapped.")
+    found, _ = _intervals(np.hstack([sums for sums, _ in per_user]), per_user[0][1], n_boot, seed)
+    ends = np.cumsum([sums.shape[1] for sums, _ in per_user])[:-1]
+    parts = zip(*(np.split(part, ends) for part in (found.mean, found.low, found.high)), strict=True)
+    return [replace(found, mean=mean, low=low, high=high) for mean, low, high in parts]
 
 
 def paired_difference(

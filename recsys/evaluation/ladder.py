@@ -5,12 +5,12 @@ table, picture and page is made from. Absent: replaying the events (`replay`), d
 
 Shape of the dict: `version`, `data` {name, label, synthetic, fingerprint}, `protocol` {text, t1, t2, t1_utc,
 t2_utc, list_length, liked_rating}, `bootstrap` {n_boot, seed, level}, `n_catalogue`, `system` (a name or null),
-`methods` [{name, kind, description, coverage@10, segments {all, warm, cold, liked: {n_events, n_users,
-degenerate, metrics {name: {mean, low, high} or null}}}}], `differences` [{system, other, metric, mean, low,
-high, fraction_not_positive, n_events, n_users, degenerate}].
+`methods` [{name, kind, description, coverage@10, beyond_accuracy {name: number or null}, segments {name of
+`cohorts.SEGMENTS`: {n_events, n_users, degenerate, metrics {name: {mean, low, high} or null}}}}], `differences`
+[{system, other, metric, mean, low, high, fraction_not_positive, n_events, n_users, degenerate}].
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,25 +20,24 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from recsys.artefacts import read_json, write_json
+from recsys.artefacts import write_json
 from recsys.columns import LIKED_RATING, RANK, RATING, TIMESTAMP, USER_ID
 from recsys.data.tables import Source
-from recsys.errors import MissingArtefactError
+from recsys.evaluation.beyond_accuracy import BEYOND_ACCURACY
 from recsys.evaluation.bootstrap import (
     EVENT_KEY,
     LEVEL,
     N_BOOT,
     SEED,
-    bootstrap_means,
+    bootstrap_means_of_each,
     paired_difference,
     require_same_events,
     sorted_by_event,
 )
-from recsys.evaluation.metrics import LIST_LENGTH, METRICS, check_rank, coverage, event_values
+from recsys.evaluation.cohorts import FACTS, segment_masks
+from recsys.evaluation.metrics import LIST_LENGTH, METRICS, Ints, check_rank, coverage, event_values
 
-VERSION: Final = 1
-COLD: Final = "cold"  # column: the user's history was empty at the time of the event
-SEGMENTS: Final = ("all", "warm", "cold", "liked")
+VERSION: Final = 2
 COMPARED: Final = ("ndcg@10", "hr@10")
 Kind = Literal["single", "system"]
 
@@ -56,9 +55,10 @@ class MethodRanks:
 
     name         as tables show it, unique in a ladder
     frame        a row for each test event: user_id, timestamp (s), item_id, rating, rank (1 is best, 0 is not in
-                 the list), cold (the history was empty)
+                 the list), and the facts that cohorts are formed by (`cohorts.FACTS`)
     top10_items  item ids that were in the top 10 of any event, int64, repeats allowed
     n_catalogue  movies that could have been shown
+    beyond       the numbers of BEYOND_ACCURACY over the top tens
     kind         "single" for one source alone, "system" for several stages together
     description  one line for the reader
     """
@@ -67,12 +67,15 @@ class MethodRanks:
     frame: pd.DataFrame
     top10_items: npt.NDArray[np.int64]
     n_catalogue: int
+    beyond: Mapping[str, float | None]
     kind: Kind
     description: str = ""
 
     def __post_init__(self) -> None:
-        if missing := [name for name in (*EVENT_KEY, RATING, RANK, COLD) if name not in self.frame.columns]:
+        if missing := [name for name in (*EVENT_KEY, RATING, RANK, *FACTS) if name not in self.frame.columns]:
             raise ValueError(f"The ranks of {self.name!r} lack the columns {', '.join(missing)}.")
+        if self.beyond.keys() != BEYOND_ACCURACY.keys():
+            raise ValueError(f"{self.name!r} needs the measures {', '.join(BEYOND_ACCURACY)}, not {list(self.beyond)}.")
         if self.kind not in get_args(Kind):
             raise ValueError(f"The kind of {self.name!r} must be one of {get_args(Kind)}, not {self.kind!r}.")
         check_rank(self.frame[RANK].to_numpy())
@@ -94,7 +97,7 @@ def build_ladder(
     t1, t2   the cutoffs in seconds since 1970 UTC; events at or before t2 are refused
     system   name of the full system; by default the last method of kind "system" (none: no differences)
     Raises ValueError on: no method, a name given twice, an unknown `system`, methods that differ in events,
-    ratings, cold flags or catalogue, cutoffs out of order, an event at or before t2.
+    ratings, facts or catalogue, cutoffs out of order, an event at or before t2.
     """
     if not methods or len({m.name for m in methods}) < len(methods):
         raise ValueError(f"A ladder needs methods with different names, not {[m.name for m in methods]}.")
@@ -103,7 +106,10 @@ def build_ladder(
     events = frames[0]
     if t1 > t2 or (events[TIMESTAMP] <= t2).any():
         raise ValueError(f"Test events must lie after T2 = {t2}, and T1 = {t1} not after T2.")
-    masks = _segment_masks(events)
+    segments = {
+        name: _segment(events[USER_ID].to_numpy()[mask], [f[RANK].to_numpy()[mask] for f in frames], n_boot, seed)
+        for name, mask in segment_masks(events).items()
+    }
     by_name = {m.name: frame for m, frame in zip(methods, frames, strict=True)}
     return {
         "version": VERSION,
@@ -126,9 +132,10 @@ def build_ladder(
                 "kind": method.kind,
                 "description": method.description,
                 "coverage@10": coverage(method.top10_items, method.n_catalogue),
-                "segments": {name: _segment(frame[masks[name]], n_boot, seed) for name in SEGMENTS},
+                "beyond_accuracy": dict(method.beyond),
+                "segments": {name: measured[number] for name, measured in segments.items()},
             }
-            for method, frame in zip(methods, frames, strict=True)
+            for number, method in enumerate(methods)
         ],
         "differences": [
             {"system": full, "other": other, "metric": metric, **asdict(difference)}
@@ -137,6 +144,16 @@ def build_ladder(
             for metric, difference in paired_difference(by_name[full], by_name[other], COMPARED, n_boot, seed).items()
         ],
     }
+
+
+def best_singles(ladder: Mapping[str, Any], n: int) -> list[str]:
+    """Names of up to n methods of kind "single", by NDCG@10 over all events, best first; ties by name.
+
+    Empty where there was no test event.
+    """
+    cells = {m["name"]: m["segments"]["all"]["metrics"]["ndcg@10"] for m in ladder["methods"] if m["kind"] == "single"}
+    measured = [name for name, cell in cells.items() if cell is not None]
+    return sorted(measured, key=lambda name: (-cells[name]["mean"], name))[:n]
 
 
 def data_of(source: Source) -> dict[str, Any]:
@@ -163,17 +180,6 @@ def save_ladder(ladder: dict[str, Any], path: Path) -> None:
     write_json(path, ladder)
 
 
-def load_ladder(path: Path) -> dict[str, Any]:
-    """Read what `save_ladder` wrote. Raises MissingArtefactError where it is not there or of another version."""
-    if not path.exists():
-        raise MissingArtefactError(f"No ladder at {path}. Run `recsys evaluate` first.")
-    ladder = read_json(path)
-    found = ladder.get("version") if isinstance(ladder, dict) else None
-    if found != VERSION:
-        raise MissingArtefactError(f"{path} is of version {found}, not {VERSION}. Run `recsys evaluate` again.")
-    return dict(ladder)
-
-
 def _full_system(methods: Sequence[MethodRanks], name: str | None) -> str | None:
     if name is None:
         return next((m.name for m in reversed(methods) if m.kind == "system"), None)
@@ -183,7 +189,7 @@ def _full_system(methods: Sequence[MethodRanks], name: str | None) -> str | None
 
 
 def _aligned(methods: Sequence[MethodRanks]) -> list[pd.DataFrame]:
-    """Every frame by (user_id, timestamp, item_id); all hold the same events, ratings and cold flags."""
+    """Every frame by (user_id, timestamp, item_id); all hold the same events, ratings and facts."""
     frames: list[pd.DataFrame] = []
     for method in methods:
         frame = sorted_by_event(method.frame)
@@ -192,31 +198,27 @@ def _aligned(methods: Sequence[MethodRanks]) -> list[pd.DataFrame]:
                 require_same_events(frames[0], frame)
             except ValueError as error:
                 raise ValueError(f"{methods[0].name!r} and {method.name!r}: {error}") from error
-            if any(not np.array_equal(frames[0][c].to_numpy(), frame[c].to_numpy()) for c in (RATING, COLD)):
-                raise ValueError(f"{methods[0].name!r} and {method.name!r} disagree on ratings or cold flags.")
+            if any(not np.array_equal(frames[0][c].to_numpy(), frame[c].to_numpy()) for c in (RATING, *FACTS)):
+                raise ValueError(f"{methods[0].name!r} and {method.name!r} disagree on ratings or facts of an event.")
         if method.n_catalogue != methods[0].n_catalogue:
             raise ValueError(f"{methods[0].name!r} and {method.name!r} ranked catalogues of different size.")
         frames.append(frame)
     return frames
 
 
-def _segment_masks(events: pd.DataFrame) -> dict[str, npt.NDArray[np.bool_]]:
-    cold = events[COLD].to_numpy(dtype=bool)
-    liked = events[RATING].to_numpy() >= LIKED_RATING
-    return {"all": np.ones(len(events), dtype=bool), "warm": ~cold, "cold": cold, "liked": liked}
-
-
-def _segment(frame: pd.DataFrame, n_boot: int, seed: int) -> dict[str, Any]:
-    """Metrics of one method on one segment; nulls where the segment has no event."""
-    if frame.empty:
-        return {"n_events": 0, "n_users": 0, "degenerate": False, "metrics": dict.fromkeys(METRICS)}
-    found = bootstrap_means(frame[USER_ID].to_numpy(), event_values(frame[RANK].to_numpy()), n_boot, seed)
-    return {
-        "n_events": found.n_events,
-        "n_users": found.n_users,
-        "degenerate": found.degenerate,
-        "metrics": {
-            name: {"mean": float(found.mean[m]), "low": float(found.low[m]), "high": float(found.high[m])}
-            for m, name in enumerate(METRICS)
-        },
-    }
+def _segment(user_id: npt.NDArray[np.int64], ranks: Sequence[Ints], n_boot: int, seed: int) -> list[dict[str, Any]]:
+    """Metrics of every method on the events of one segment; nulls where the segment has no event."""
+    if not user_id.size:
+        return [{"n_events": 0, "n_users": 0, "degenerate": False, "metrics": dict.fromkeys(METRICS)} for _ in ranks]
+    return [
+        {
+            "n_events": found.n_events,
+            "n_users": found.n_users,
+            "degenerate": found.degenerate,
+            "metrics": {
+                name: {"mean": float(found.mean[m]), "low": float(found.low[m]), "high": float(found.high[m])}
+                for m, name in enumerate(METRICS)
+            },
+        }
+        for found in bootstrap_means_of_each(user_id, (event_values(rank) for rank in ranks), n_boot, seed)
+    ]

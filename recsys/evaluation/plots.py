@@ -1,4 +1,4 @@
-"""Three pictures of a measurement, as PNG bytes: the ladder, retrieval curves, what the ranker looks at.
+"""Four pictures of a measurement, as PNG bytes: the ladder, cohorts, retrieval, what the ranker looks at.
 
 Stage: evaluate. In: the dict of `ladder`, ranks by method, gains by feature. Out: PNG bytes, white background,
 the data set named in each. Absent: files (`report` writes them), pyplot and its global state; matplotlib is
@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from recsys.evaluation.metrics import LABELS, Ints, recall_curve
+from recsys.evaluation.cohorts import SEGMENTS
+from recsys.evaluation.metrics import LABELS, Floats, Ints, recall_curve
 
 DPI: Final = 160
 INK, MUTED, GRID = "#1f2430", "#5d6675", "#e3e6eb"
@@ -20,25 +21,27 @@ SINGLE, SYSTEM, WARNING = "#9fb2c8", "#1f5fa8", "#a63d00"
 # Okabe and Ito's colours, told apart by colour-blind readers too; the line style changes with each round.
 LINES: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES: Final = ("-", "--", ":")
+MARKERS: Final = ("o", "s", "D", "^", "v")
 KS: Final = tuple(range(10, 501, 10))
+FEATURES: Final = 25  # bars of the ranker's picture
+METRIC: Final = "ndcg@10"  # of the ladder and the cohorts
 
 
-def ladder_png(ladder: Mapping[str, Any], metric: str = "ndcg@10", segment: str = "all") -> bytes:
-    """Horizontal bars of one metric with interval whiskers, methods from top to bottom in the ladder's order.
+def ladder_png(ladder: Mapping[str, Any]) -> bytes:
+    """Horizontal bars of NDCG@10 with interval whiskers, methods from top to bottom in the ladder's order.
 
-    A method without events in the segment keeps its line, with "no events" in place of a bar.
+    A method without events keeps its line, with "no events" in place of a bar.
     """
     methods = ladder["methods"]
     figure, axes = _figure(height=1.6 + 0.4 * len(methods), labels=[m["name"] for m in methods])
-    cells = [m["segments"][segment]["metrics"][metric] for m in methods]
+    cells = [m["segments"]["all"]["metrics"][METRIC] for m in methods]
     top = max([c["high"] for c in cells if c] + [1e-9])
     for y, (method, cell) in enumerate(zip(methods, cells, strict=True)):
         if cell is None:
-            axes.text(top * 0.01, y, "no events", va="center", color=MUTED, fontsize=9, style="italic")
+            _no_events(axes, top, y)
             continue
         axes.barh(y, cell["mean"], height=0.62, color=SYSTEM if method["kind"] == "system" else SINGLE)
-        below, above = max(cell["mean"] - cell["low"], 0.0), max(cell["high"] - cell["mean"], 0.0)
-        axes.errorbar(cell["mean"], y, xerr=[[below], [above]], color=INK, capsize=3, linewidth=1.1)
+        axes.errorbar(cell["mean"], y, xerr=_whiskers(cell), color=INK, capsize=3, linewidth=1.1)
         bold = "bold" if method["name"] == ladder["system"] else "normal"
         at = max(cell["high"], cell["mean"]) + top * 0.015
         axes.text(at, y, f"{cell['mean']:.4f}", va="center", color=INK, fontsize=9, weight=bold)
@@ -48,14 +51,12 @@ def ladder_png(ladder: Mapping[str, Any], metric: str = "ndcg@10", segment: str 
     axes.set_ylim(len(methods) - 0.4, -0.6)
     axes.set_xlim(0, top * 1.14)
     axes.grid(axis="x", color=GRID)
-    label = LABELS[metric]
-    size = methods[0]["segments"][segment]
+    size = methods[0]["segments"]["all"]
     note = (
-        f"Mean over {size['n_events']:,} test events of {size['n_users']:,} users"
-        f"{'' if segment == 'all' else f' (segment: {segment})'}. "
+        f"Mean over {size['n_events']:,} test events of {size['n_users']:,} users. "
         f"Whiskers: {ladder['bootstrap']['level']:.0%} bootstrap interval over users."
     )
-    _words(figure, f"{label} of each method", ladder["data"], note)
+    _words(figure, f"{LABELS[METRIC]} of each method", ladder["data"], note)
     if len(kinds := {m["kind"] for m in methods}) > 1:
         from matplotlib.patches import Patch
 
@@ -68,6 +69,53 @@ def ladder_png(ladder: Mapping[str, Any], metric: str = "ndcg@10", segment: str 
             bbox_to_anchor=(0.985, 1 - 0.06 / figure.get_figheight()),
             **_LEGEND,
         )
+    return _png(figure)
+
+
+def cohorts_png(ladder: Mapping[str, Any], names: Sequence[str]) -> bytes:
+    """NDCG@10 of the named methods in each segment: a dot with interval whiskers, segments from top to bottom.
+
+    A segment without events keeps its line, with "no events" in place of dots. Raises ValueError where no method is
+    named, or one that the ladder does not hold.
+    """
+    by_name = {method["name"]: method for method in ladder["methods"]}
+    if not names or (unknown := [name for name in names if name not in by_name]):
+        raise ValueError(f"Unknown methods {unknown if names else names}; the ladder holds {', '.join(by_name)}.")
+    sizes = by_name[names[0]]["segments"]
+    labels = [f"{segment}: {sizes[segment]['n_events']:,}" for segment in SEGMENTS]
+    figure, axes = _figure(height=2.2 + 0.11 * len(SEGMENTS) * (len(names) + 1), labels=labels, foot=0.95)
+    cells = {name: [by_name[name]["segments"][segment]["metrics"][METRIC] for segment in SEGMENTS] for name in names}
+    top = max([cell["high"] for column in cells.values() for cell in column if cell] + [1e-9])
+    for number, (name, column) in enumerate(cells.items()):
+        offset = (number + 1) / (len(names) + 1) - 0.5
+        colour, marker = LINES[number % len(LINES)], MARKERS[number % len(MARKERS)]
+        drawn = [(cell, y + offset) for y, cell in enumerate(column) if cell is not None]
+        axes.errorbar(
+            [cell["mean"] for cell, _ in drawn],
+            [y for _, y in drawn],
+            xerr=np.hstack([_whiskers(cell) for cell, _ in drawn]) if drawn else None,
+            fmt=marker,
+            color=colour,
+            markersize=5,
+            capsize=2,
+            linewidth=1.1,
+            label=_plain(name, 22),
+        )
+    for y, segment in enumerate(SEGMENTS):
+        if not sizes[segment]["n_events"]:
+            _no_events(axes, top, y)
+        axes.axhline(y + 0.5, color=GRID, linewidth=0.8)
+    axes.set_yticks(range(len(SEGMENTS)), labels)
+    axes.set_ylim(len(SEGMENTS) - 0.5, -0.5)
+    axes.set_xlim(-top * 0.012, top * 1.04)
+    axes.grid(axis="x", color=GRID)
+    below = (0.01, 0.3 / figure.get_figheight())
+    figure.legend(loc="lower left", ncols=min(len(names), 4), bbox_to_anchor=below, **_LEGEND)
+    note = (
+        f"Beside each cohort its number of events; cohorts overlap. Whiskers: {ladder['bootstrap']['level']:.0%} "
+        "bootstrap interval over users."
+    )
+    _words(figure, f"{LABELS[METRIC]} by cohort", ladder["data"], note)
     return _png(figure)
 
 
@@ -98,16 +146,16 @@ def retrieval_png(ranks: Mapping[str, Ints], data: Mapping[str, Any]) -> bytes:
     return _png(figure)
 
 
-def importance_png(gains: Mapping[str, float], data: Mapping[str, Any], top: int = 25) -> bytes:
-    """Bars of the share of the ranker's total gain, largest first, the `top` largest; ties by name.
+def importance_png(gains: Mapping[str, float], data: Mapping[str, Any]) -> bytes:
+    """Bars of the share of the ranker's total gain, largest first, the FEATURES largest; ties by name.
 
     Raises ValueError where there is no gain, or one that is negative or not finite.
     """
     values = np.array(list(gains.values()), dtype=np.float64)
-    if not values.size or not np.isfinite(values).all() or values.min() < 0 or top < 1:
-        raise ValueError("Feature gains must be a non-empty mapping of numbers >= 0, and `top` at least 1.")
+    if not values.size or not np.isfinite(values).all() or values.min() < 0:
+        raise ValueError("Feature gains must be a non-empty mapping of numbers >= 0.")
     total = float(values.sum()) or 1.0  # a ranker that never split: all bars are 0
-    shown = sorted(gains, key=lambda name: (-gains[name], name))[:top]
+    shown = sorted(gains, key=lambda name: (-gains[name], name))[:FEATURES]
     figure, axes = _figure(height=1.6 + 0.27 * len(shown), labels=shown)
     shares = [gains[name] / total for name in shown]
     axes.barh(range(len(shown)), shares, height=0.66, color=SYSTEM)
@@ -144,6 +192,15 @@ def _figure(height: float, labels: Sequence[str] = (), right: float = 0.985, foo
     axes.tick_params(colors=MUTED, labelsize=9, length=0)
     axes.tick_params(axis="y", labelcolor=INK)
     return figure, axes
+
+
+def _whiskers(cell: Mapping[str, float]) -> Floats:
+    """(2, 1) lengths to the left and to the right of the mean; rounding may not make one negative."""
+    return np.maximum([[cell["mean"] - cell["low"]], [cell["high"] - cell["mean"]]], 0.0)
+
+
+def _no_events(axes: Any, top: float, y: float) -> None:
+    axes.text(top * 0.01, y, "no events", va="center", color=MUTED, fontsize=9, style="italic")
 
 
 def _words(figure: Any, title: str, data: Mapping[str, Any], note: str) -> None:

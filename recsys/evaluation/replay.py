@@ -1,7 +1,8 @@
 """The yardstick: every event after T2 is predicted from what its user had done before that moment.
 
 Stage: evaluate. In: an evaluation bundle frozen at T2, the tables, daily statistics. Out: a `MethodRanks` for every
-rung of the ladder, and on request the full lists. Absent: metrics and intervals (`metrics`, `ladder`).
+rung of the ladder, and on request the full lists. Absent: metrics and intervals (`metrics`, `ladder`), which events
+form a cohort (`cohorts`).
 
 The events of one user in one second share a context, hence a list; each is then looked up in it. The full system's
 list is what `Recommender.recommend` returns. States move on with the events, item statistics with the days; sources
@@ -12,7 +13,7 @@ Shapes: B contexts of a batch, E events, k = LIST_LENGTH.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,15 +25,30 @@ import pyarrow.parquet as pq
 
 from recsys.artefacts import replacing_file
 from recsys.bundle import Bundle
-from recsys.columns import ITEM_ID, RANK, RANKED, RATING, TIMESTAMP, USER_ID
+from recsys.columns import (
+    COVISITATION,
+    EASE,
+    IALS,
+    ITEM_ID,
+    ITEM_KNN,
+    POPULARITY,
+    RANK,
+    RANKED,
+    RATING,
+    TIMESTAMP,
+    TWO_TOWER,
+    USER_ID,
+)
 from recsys.errors import DataError
-from recsys.evaluation.ladder import COLD, MethodRanks
+from recsys.evaluation.beyond_accuracy import Movies, Shown
+from recsys.evaluation.cohorts import GAP_S, N_HISTORY, NEW_USER, RATERS, Trained
+from recsys.evaluation.ladder import MethodRanks
 from recsys.evaluation.metrics import LIST_LENGTH
 from recsys.features.contexts import Contexts
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, day_of
 from recsys.features.state import StateBatch
-from recsys.recommender import Context, order
+from recsys.recommender import Context, Recommendations, order
 from recsys.retrieval.source import Answer
 
 Int = npt.NDArray[np.int64]
@@ -45,13 +61,15 @@ DUMP_SCHEMA = pa.schema(
     [(USER_ID, pa.int64()), (TIMESTAMP, pa.int64()), (ITEM_ID, pa.int64()), (RANKED, pa.list_(pa.int64()))]
 )
 DESCRIPTIONS = {
-    "popularity": "time-decayed popularity",
-    "covisitation": "recency-decayed co-visitation",
-    "ease": "EASE on a recency-weighted history",
-    "two_tower": "two-tower model and its FAISS index",
+    POPULARITY: "time-decayed popularity",
+    COVISITATION: "recency-decayed co-visitation",
+    ITEM_KNN: "item-kNN on a recency-weighted history",
+    IALS: "implicit ALS, folded in from a recency-weighted history",
+    EASE: "EASE on a recency-weighted history",
+    TWO_TOWER: "two-tower model and its FAISS index",
     MERGED: "all sources, reciprocal rank fusion",
     LOGISTIC: "merged sources, reordered by logistic regression",
-    FULL_SYSTEM: "merged sources, reordered by LightGBM LambdaRank",
+    FULL_SYSTEM: "merged sources, reordered by LightGBM",
 }
 
 
@@ -60,7 +78,7 @@ class _Column:
     """What one method has answered so far."""
 
     ranks: Int
-    top10: set[int] = field(default_factory=set)
+    shown: Shown
 
 
 def test_events(events: pd.DataFrame, t2: int) -> pd.DataFrame:
@@ -79,12 +97,17 @@ def replay(
     *,
     dump: Path | None = None,
     ladder: bool = True,
+    observe: Callable[[Recommendations, Int, Contexts], None] | None = None,
     progress: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> list[MethodRanks]:
     """Ranks of every event in `events` (all after the bundle's `trained_through`) for each rung of the ladder.
 
     With `ladder` False only the full system is replayed. `dump` writes a Parquet row for each event with the full
     system's list of up to LIST_LENGTH movies; the file appears when it is complete.
+
+    `observe(full, rows, contexts)` is called once a batch with the full system's answers, lists of up to LIST_LENGTH
+    movies. Row r of `full` answers context `rows[r]` of `contexts`; what happened then are the `event_item_id` whose
+    `event_context` is `rows[r]`. The answers are the replay's own and must not be changed.
     """
     recommender = bundle.recommender
     catalogue = recommender.catalogue
@@ -95,8 +118,10 @@ def replay(
     starts = np.searchsorted(contexts.event_context[by_context], np.arange(len(contexts) + 1))
     singles = [s.name for s in reversed(recommender.sources)] if ladder else []
     names = [*singles, *((MERGED, LOGISTIC) if ladder else ()), FULL_SYSTEM]
-    columns = {name: _Column(np.zeros(len(events), dtype=np.int64)) for name in names}
-    cold = np.zeros(len(events), dtype=bool)
+    trained = Trained.through(histories, bundle.facts.trained_through)
+    movies = Movies(catalogue, trained.raters, len(trained.user_ids))
+    columns = {name: _Column(np.zeros(len(events), dtype=np.int64), Shown(movies)) for name in names}
+    n_history, gap_s = np.zeros((2, len(events)), dtype=np.int64)
 
     done = 0
     with _dump_writer(dump) as write:
@@ -105,32 +130,37 @@ def replay(
             stats = timeline.as_of(int(day_of(contexts.timestamp[rows[0]])))
             mine = np.concatenate([by_context[starts[c] : starts[c + 1]] for c in rows])
             row_of = np.repeat(np.arange(len(rows)), starts[rows + 1] - starts[rows])
-            lists = _lists(bundle, states, Context(stats), singles, ladder)
+            full, lists = _answers(bundle, states, Context(stats), singles, ladder)
             for name, ranked in lists.items():
                 hit = ranked[row_of] == target[mine, None]
                 columns[name].ranks[mine] = np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)
-                columns[name].top10.update(np.unique(ranked[:, :TOP]).tolist())
-            cold[mine] = states.cold[row_of]
+                columns[name].shown.add(ranked[:, :TOP])
+            n_history[mine] = states.n_events[row_of]
+            gap_s[mine] = np.where(states.cold, -1, states.now - states.timestamps[:, -1])[row_of]
             if write is not None:
                 ids = catalogue.to_ids(lists[FULL_SYSTEM])[row_of]
                 write(contexts, mine, ids)
+            if observe is not None:
+                observe(full, rows, contexts)
             done += len(rows)
             progress(done, len(contexts))
+    known = {
+        USER_ID: contexts.user_id[contexts.event_context],
+        TIMESTAMP: contexts.timestamp[contexts.event_context],
+        ITEM_ID: contexts.event_item_id,
+        RATING: events[RATING].to_numpy(np.float32),
+        N_HISTORY: n_history,
+        GAP_S: gap_s,
+        NEW_USER: ~np.isin(events[USER_ID].to_numpy(), trained.user_ids),
+        RATERS: np.append(trained.raters, 0)[target],  # a movie outside the catalogue has none
+    }
     return [
         MethodRanks(
             name,
-            pd.DataFrame(
-                {
-                    USER_ID: contexts.user_id[contexts.event_context],
-                    TIMESTAMP: contexts.timestamp[contexts.event_context],
-                    ITEM_ID: contexts.event_item_id,
-                    RATING: events[RATING].to_numpy(np.float32),
-                    RANK: column.ranks.astype(np.int32),
-                    COLD: cold,
-                }
-            ),
-            catalogue.to_ids(np.array(sorted(column.top10 - {-1}), dtype=np.int64)),
+            pd.DataFrame({**known, RANK: column.ranks.astype(np.int32)}),
+            catalogue.item_ids[column.shown.times > 0],
             len(catalogue),
+            column.shown.measure(),
             _kind(name),
             DESCRIPTIONS[name],
         )
@@ -142,8 +172,10 @@ def _kind(name: str) -> Literal["single", "system"]:
     return "system" if name in (MERGED, LOGISTIC, FULL_SYSTEM) else "single"
 
 
-def _lists(bundle: Bundle, states: StateBatch, context: Context, singles: list[str], ladder: bool) -> dict[str, Int]:
-    """(B, k) row numbers by method, best first, -1 at the end where there is no more."""
+def _answers(
+    bundle: Bundle, states: StateBatch, context: Context, singles: list[str], ladder: bool
+) -> tuple[Recommendations, dict[str, Int]]:
+    """The full system's answers, and (B, k) row numbers by method, best first, -1 where there is no more."""
     recommender = bundle.recommender
     lists: dict[str, Int] = {}
     for source in recommender.sources:
@@ -157,7 +189,7 @@ def _lists(bundle: Bundle, states: StateBatch, context: Context, singles: list[s
             scores = recommender.ranked_scores(full.candidates, full.features, bundle.logistic)
             lists[LOGISTIC] = order(full.candidates, scores, LIST_LENGTH)[0]
     lists[FULL_SYSTEM] = recommender.catalogue.to_idx(full.item_ids)
-    return lists
+    return full, lists
 
 
 @contextmanager

@@ -12,7 +12,7 @@ Shapes: B users, K candidates, L history length, S sources, N movies, D dimensio
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,15 @@ _FEATURES = (
     "user_popularity",
     "user_decade",
 )
+
+# What the ablation leaves out together: every feature fits exactly one of these patterns, wholly.
+FEATURE_GROUPS: Final = {
+    "source scores": r"\w+_(score|score_below_best|rank)",
+    "similarity": r"similarity_\w+|covisitation_last",
+    "genres and decades": r"genre_\w+|decade|decade_distance|user_decade",
+    "movie statistics": r"popularity_(?!score|rank)\w+|mean_rating|liked_share|days_since_\w+",
+    "user habits": r"user_(?!decade)\w+",
+}
 
 
 def feature_names(source_names: Sequence[str]) -> tuple[str, ...]:

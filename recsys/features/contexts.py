@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from recsys.columns import ITEM_ID, TIMESTAMP, USER_ID
+from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from recsys.features.item_stats import day_of
 
 BATCH = 256
@@ -25,13 +25,14 @@ class Contexts:
     """Distinct (user, moment) pairs, ordered by (timestamp, user_id), with the events that happened then.
 
     user_id, timestamp   (C,)
-    event_context        (E,) context of each event; event_item_id (E,)
+    event_context        (E,) context of each event; event_item_id (E,); event_rating (E,) float32 stars
     """
 
     user_id: npt.NDArray[np.int64]
     timestamp: npt.NDArray[np.int64]
     event_context: npt.NDArray[np.int64]
     event_item_id: npt.NDArray[np.int64]
+    event_rating: npt.NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.user_id)
@@ -51,6 +52,7 @@ class Contexts:
             keys[TIMESTAMP].to_numpy(np.int64),
             context[kept].astype(np.int64),
             events[ITEM_ID].to_numpy(np.int64)[kept],
+            events[RATING].to_numpy(np.float32)[kept],
         )
 
     def batches_by_day(self, size: int = BATCH) -> list[npt.NDArray[np.int64]]:

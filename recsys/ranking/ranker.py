@@ -1,4 +1,4 @@
-"""The rankers: LightGBM LambdaRank, and the logistic regression that it must beat.
+"""The rankers: LightGBM trees, and the logistic regression that it must beat.
 
 Stage: ranking; scoring on both tracks. In: rows of the feature matrix. Out: one score a row, higher is better.
 Absent: training (`training`), the features (`recsys.features.candidate`).
@@ -32,10 +32,11 @@ class Ranker(Protocol):
         ...
 
 
-class LambdaRanker:
+class BoostedRanker:
     """LightGBM trees, added to a logistic score where there is one to start from.
 
-    Source of the objective: C. Burges, From RankNet to LambdaRank to LambdaMART, 2010.
+    Sources: G. Ke et al., LightGBM, NeurIPS 2017; for the objective "lambdarank", C. Burges, From RankNet to LambdaRank
+    to LambdaMART, 2010.
     """
 
     def __init__(self, booster: lgb.Booster, threads: int = 1, base: "LogisticRanker | None" = None) -> None:
@@ -45,7 +46,7 @@ class LambdaRanker:
         self.feature_names: tuple[str, ...] = tuple(booster.feature_name())
 
     def score(self, rows: Float) -> Float:
-        scores = np.asarray(self.booster.predict(rows, num_threads=self.threads), dtype=np.float32)
+        scores = np.asarray(self.booster.predict(rows, raw_score=True, num_threads=self.threads), dtype=np.float32)
         return scores if self.base is None else scores + self.base.score(rows)
 
     def importance(self) -> dict[str, float]:
@@ -59,7 +60,7 @@ class LambdaRanker:
             self.base.save(folder, BASE)
 
     @classmethod
-    def load(cls, folder: Path, threads: int = 1) -> "LambdaRanker":
+    def load(cls, folder: Path, threads: int = 1) -> "BoostedRanker":
         path = folder / "ranker.txt"
         if not path.exists():
             raise BundleError(f"{path} is missing; train again with `recsys train`")

@@ -1,18 +1,20 @@
 """Fitting the rankers on the training table.
 
-Stage: ranking, offline. In: a `TrainingTable`. Out: `LambdaRanker` and `LogisticRanker`. Absent: how the
-table is built (`recsys.training_table`).
+Stage: ranking, offline. In: a `TrainingTable`. Out: `BoostedRanker` and `LogisticRanker`. Absent: how the
+table is built (`recsys.training_table`), probabilities (`calibration_training`).
 
-LambdaRank starts from the score of the logistic regression and learns what that cannot say: with few contexts, trees
-alone only reach what the regression reaches (docs/adr/0011). It stops early on the later contexts in time, then is
+The trees start from the score of the logistic regression and learn what that cannot say: with few contexts, trees
+alone only reach what the regression reaches (docs/adr/0011). Their objective is the likelihood of each row, not of the
+order (docs/adr/0015). Training stops early on the later contexts in time, then is
 fitted again on all of them with the number of trees found. A context's weight falls with the square root of how many
 its user has, so that no single user writes the order.
 
-Shapes: R rows, C contexts, F features.
+Shapes: R rows, C contexts, F features, S contexts with whole lists, K candidates.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import lightgbm as lgb
 import numpy as np
@@ -20,25 +22,45 @@ import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 
 from recsys.errors import ConfigError, DataError
-from recsys.ranking.ranker import LambdaRanker, LogisticRanker
+from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 
 STOPPING_DEPTH = 50  # NDCG@10 of a few hundred contexts is so noisy that it stopped after 1 to 50 trees
 FEWEST_CONTEXTS = 20  # below this there is nothing to learn an order from
 
 
 @dataclass(frozen=True)
+class WholeLists:
+    """All ranked candidates of a uniform sample of contexts, whatever happened in them, in time order. Probabilities
+    are fitted on these: the table leaves out the contexts of which nothing was found, and most negatives of the others.
+
+    features (S, K, F) float32; present (S, K) where there is a candidate; happened (S, K); timestamp (S,)
+    """
+
+    features: npt.NDArray[np.float32]
+    present: npt.NDArray[np.bool_]
+    happened: npt.NDArray[np.bool_]
+    timestamp: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.timestamp)
+
+
+@dataclass(frozen=True)
 class TrainingTable:
-    """features (R, F) float32; labels (R,) 1 for what happened, 0 otherwise; item_id (R,); group_sizes (C,) rows a
-    context, contexts in time order; timestamp, user_id (C,); found: share of positives that retrieval returned."""
+    """features (R, F) float32; labels (R,) 1 for what happened, 0 otherwise; item_id (R,); rating (R,) float32, NaN for
+    what did not happen; group_sizes (C,) rows a context, contexts in time order; timestamp, user_id (C,); found: share
+    of positives that retrieval returned; whole: a sample of contexts with all of their candidates."""
 
     feature_names: tuple[str, ...]
     features: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int32]
     item_id: npt.NDArray[np.int64]
+    rating: npt.NDArray[np.float32]
     group_sizes: npt.NDArray[np.int64]
     timestamp: npt.NDArray[np.int64]
     user_id: npt.NDArray[np.int64]
     found: float
+    whole: WholeLists
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,20 +73,27 @@ def joined(tables: Sequence[TrainingTable]) -> TrainingTable:
         raise ConfigError("the ranker's windows have different features; run the pipeline again with --force")
     parts = {
         name: np.concatenate([getattr(t, name) for t in tables])
-        for name in ("features", "labels", "item_id", "group_sizes", "timestamp", "user_id")
+        for name in ("features", "labels", "item_id", "rating", "group_sizes", "timestamp", "user_id")
     }
-    return TrainingTable(first.feature_names, **parts, found=tables[-1].found)
+    lists = {
+        name: np.concatenate([getattr(t.whole, name) for t in tables])
+        for name in ("features", "present", "happened", "timestamp")
+    }
+    return TrainingTable(first.feature_names, **parts, found=tables[-1].found, whole=WholeLists(**lists))
 
 
 @dataclass(frozen=True)
 class RankerSettings:
-    """Settings of LambdaRank. holdout: share of contexts, the last in time, that early stopping looks at."""
+    """Settings of the trees. objective: "binary" is the log loss of each row, "lambdarank" the order of each context
+    (then `truncation` counts); holdout: share of contexts, the last in time, that early stopping looks at;
+    whole_lists: contexts a window that are kept with all of their candidates, for the probabilities."""
 
+    objective: Literal["binary", "lambdarank"] = "binary"
     max_trees: int = 400
-    learning_rate: float = 0.03
-    leaves: int = 7
-    min_rows_in_leaf: int = 100
-    feature_fraction: float = 0.6
+    learning_rate: float = 0.05
+    leaves: int = 15
+    min_rows_in_leaf: int = 200
+    feature_fraction: float = 0.5
     row_fraction: float = 0.8
     l2: float = 10.0
     truncation: int = 20
@@ -73,6 +102,7 @@ class RankerSettings:
     start_from_logistic: bool = True
     negatives: int = 80
     max_contexts: int = 7_000
+    whole_lists: int = 2_000
     user_weight_power: float = 0.5
     seed: int = 7
     threads: int = 2
@@ -94,28 +124,80 @@ def context_weights(user_id: npt.NDArray[np.int64], power: float) -> npt.NDArray
     return scaled
 
 
-def fit_lambdarank(
+def early_contexts(table: TrainingTable, settings: RankerSettings) -> int:
+    """How many contexts, the first in time, the ranker that stops early learns from."""
+    return max(1, int(len(table.group_sizes) * (1 - settings.holdout)))
+
+
+def fit_early(
     table: TrainingTable, settings: RankerSettings, *, report: Callable[[str], None] = lambda _: None
-) -> LambdaRanker:
-    """Raises DataError where the table holds too few contexts to learn from."""
+) -> BoostedRanker:
+    """The ranker of the first `early_contexts`, stopped where the later ones are ordered best.
+
+    Raises DataError where the table holds too few contexts to learn from.
+    """
     contexts = len(table.group_sizes)
     if contexts < FEWEST_CONTEXTS:
         raise DataError(
             f"only {contexts} contexts of the ranker's window have a movie that retrieval found; at least "
             f"{FEWEST_CONTEXTS} are needed. The data set is too small, or its last tenth has too few events."
         )
-    bounds = np.append(0, np.cumsum(table.group_sizes))
-    split = max(1, int(contexts * (1 - settings.holdout)))
-    first = fit_logistic(_part(table, split)) if settings.start_from_logistic else None
-    early = _dataset(table, slice(0, split), bounds, settings, first)
-    late = _dataset(table, slice(split, contexts), bounds, settings, first, reference=early)
-    parameters = {
-        "objective": "lambdarank",
+    bounds = _bounds(table)
+    split = early_contexts(table, settings)
+    base = fit_logistic(_part(table, split)) if settings.start_from_logistic else None
+    early = _dataset(table, slice(0, split), bounds, settings, base)
+    late = _dataset(table, slice(split, contexts), bounds, settings, base, reference=early)
+    history: dict[str, dict[str, list[float]]] = {}
+    booster = lgb.train(
+        _parameters(table, settings),
+        early,
+        settings.max_trees,
+        valid_sets=[late],
+        valid_names=["late"],
+        callbacks=[
+            lgb.early_stopping(settings.early_stopping, verbose=False),
+            lgb.record_evaluation(history),
+        ],
+    )
+    best = max(history["late"][f"ndcg@{STOPPING_DEPTH}"])
+    report(f"ranker: {_trees(booster)} trees, NDCG@{STOPPING_DEPTH} {best:.4f} on the last contexts")
+    return BoostedRanker(booster, settings.threads, base)
+
+
+def fit_boosted(
+    table: TrainingTable,
+    settings: RankerSettings,
+    *,
+    early: BoostedRanker | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> BoostedRanker:
+    """The ranker of all contexts, with as many trees as the early one kept. `early` is what `fit_early` gave for this
+    table and these settings; without it, that is fitted first. Raises DataError as it does."""
+    early = early or fit_early(table, settings, report=report)
+    base = fit_logistic(table) if settings.start_from_logistic else None
+    whole = _dataset(table, slice(0, len(table.group_sizes)), _bounds(table), settings, base)
+    booster = lgb.train(_parameters(table, settings), whole, _trees(early.booster))
+    return BoostedRanker(booster, settings.threads, base)
+
+
+def _trees(booster: lgb.Booster) -> int:
+    return max(int(booster.best_iteration), 1)
+
+
+def _bounds(table: TrainingTable) -> npt.NDArray[np.int64]:
+    """(C + 1,) first row of each context, and the end."""
+    return np.append(0, np.cumsum(table.group_sizes))
+
+
+def _parameters(table: TrainingTable, settings: RankerSettings) -> dict[str, Any]:
+    early_rows = int(_bounds(table)[early_contexts(table, settings)])
+    return {
+        "objective": settings.objective,
         "metric": "ndcg",
         "eval_at": [STOPPING_DEPTH],
         "learning_rate": settings.learning_rate,
         "num_leaves": settings.leaves,
-        "min_data_in_leaf": min(settings.min_rows_in_leaf, max(1, int(bounds[split]) // 50)),
+        "min_data_in_leaf": min(settings.min_rows_in_leaf, max(1, early_rows // 50)),
         "feature_fraction": settings.feature_fraction,
         "bagging_fraction": settings.row_fraction,
         "bagging_freq": 1,
@@ -128,24 +210,6 @@ def fit_lambdarank(
         "max_bin": 127,
         "verbosity": -1,
     }
-    history: dict[str, dict[str, list[float]]] = {}
-    stopped = lgb.train(
-        parameters,
-        early,
-        settings.max_trees,
-        valid_sets=[late],
-        valid_names=["late"],
-        callbacks=[
-            lgb.early_stopping(settings.early_stopping, verbose=False),
-            lgb.record_evaluation(history),
-        ],
-    )
-    trees = max(stopped.best_iteration, 1)
-    best = max(history["late"][f"ndcg@{STOPPING_DEPTH}"])
-    report(f"ranker: {trees} trees, NDCG@{STOPPING_DEPTH} {best:.4f} on the last contexts")
-    base = fit_logistic(table) if settings.start_from_logistic else None
-    whole = _dataset(table, slice(0, contexts), bounds, settings, base)
-    return LambdaRanker(lgb.train(parameters, whole, trees), settings.threads, base)
 
 
 def _part(table: TrainingTable, contexts: int) -> TrainingTable:
@@ -156,6 +220,7 @@ def _part(table: TrainingTable, contexts: int) -> TrainingTable:
         features=table.features[:rows],
         labels=table.labels[:rows],
         item_id=table.item_id[:rows],
+        rating=table.rating[:rows],
         group_sizes=table.group_sizes[:contexts],
         timestamp=table.timestamp[:contexts],
         user_id=table.user_id[:contexts],

@@ -5,8 +5,16 @@ Stage: register, promote, serve, retrain. In: bundle folders. Out: versions with
 deserves promotion (`recsys.gate`). MLflow is imported in `backend` alone, and only when a registry is first used.
 """
 
-from recsys.registry.compare import Comparison, MetricDifference, ParameterDifference
+from recsys.registry.compare import Comparison, MetricDifference, Pairing, ParameterDifference
 from recsys.registry.records import VersionInfo, model_name_for
 from recsys.registry.store import Registry
 
-__all__ = ["Comparison", "MetricDifference", "ParameterDifference", "Registry", "VersionInfo", "model_name_for"]
+__all__ = [
+    "Comparison",
+    "MetricDifference",
+    "Pairing",
+    "ParameterDifference",
+    "Registry",
+    "VersionInfo",
+    "model_name_for",
+]

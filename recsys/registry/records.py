@@ -16,6 +16,7 @@ from typing import Any, Final
 from recsys.artefacts import read_json
 from recsys.columns import CHAMPION
 from recsys.errors import BundleError
+from recsys.evaluation.ranks import RANKS_FILE
 from recsys.gate import NDCG, GateResult, Interval, Measured, intervals
 
 _MANIFEST: Final = "bundle.json"
@@ -36,7 +37,7 @@ def model_name_for(dataset: str) -> str:
 class VersionInfo:
     """A registered version. `metrics` are those of its sibling frozen at T2, as in `bundle.json`; `gate` is
     "not judged", "passed" or "refused", `gate_reasons` why it was refused; `evaluation_sha256` is None where no
-    sibling was registered with it."""
+    sibling was registered with it, `ranks_sha256` where the bundle does not carry the ranks of its test events."""
 
     version: int
     aliases: tuple[str, ...]
@@ -54,6 +55,7 @@ class VersionInfo:
     bundle_sha256: str
     evaluation_id: str | None
     evaluation_sha256: str | None
+    ranks_sha256: str | None
 
     @property
     def ndcg(self) -> Interval | None:
@@ -107,7 +109,7 @@ def fingerprint_folder(folder: Path) -> str:
 def version_tags(manifest: Mapping[str, Any]) -> dict[str, str]:
     """What `versions` must know without fetching the bundle, as tags of the model version."""
     dataset = manifest["dataset"]
-    return {
+    tags = {
         _TAG + "bundle_id": manifest["bundle_id"],
         _TAG + "dataset": dataset["name"],
         _TAG + "synthetic": json.dumps(bool(dataset["synthetic"])),
@@ -116,6 +118,8 @@ def version_tags(manifest: Mapping[str, Any]) -> dict[str, str]:
         _TAG + "code_version": manifest["code_version"],
         METRICS_TAG: json.dumps(manifest["metrics"], sort_keys=True),
     }
+    ranks_sha256 = manifest.get("files", {}).get(RANKS_FILE)
+    return tags if ranks_sha256 is None else tags | {_TAG + "ranks_sha256": ranks_sha256}
 
 
 def content_tags(bundle_sha256: str, evaluation_id: str | None, evaluation_sha256: str | None) -> dict[str, str]:
@@ -153,6 +157,7 @@ def version_info(entity: Any, aliases: Mapping[str, int]) -> VersionInfo | None:
         bundle_sha256=tags["bundle_sha256"],
         evaluation_id=tags.get("evaluation_id"),
         evaluation_sha256=tags.get("evaluation_sha256"),
+        ranks_sha256=tags.get("ranks_sha256"),
     )
 
 

@@ -7,6 +7,7 @@ What lies where: one MLflow run a training, with the artifacts `bundle/`, `evalu
 model version pointing at `bundle/`; the earlier champions, oldest first, as a tag of the registered model.
 """
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -15,13 +16,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+import pandas as pd
+
 from recsys.artefacts import replacing_folder
 from recsys.columns import CHALLENGER, CHAMPION
 from recsys.errors import BundleError, RegistryError
-from recsys.gate import GateResult, judge
+from recsys.evaluation.ranks import RANKS_FILE, read_ranks
+from recsys.gate import NDCG, GateResult, judge
 from recsys.registry import records
 from recsys.registry.backend import Backend
-from recsys.registry.compare import Comparison, compare
+from recsys.registry.compare import Comparison, compare, pair
 from recsys.registry.records import VersionInfo, fingerprint_folder
 
 _HISTORY: Final = "recsys.champion_history"
@@ -97,12 +101,16 @@ class Registry:
     def judge(self, ref: str | int = CHALLENGER, *, latency_budget_ms: float) -> GateResult:
         """Hold a version against the champion, and record the result with the version. Promotes nothing.
 
-        The champion itself is judged as a first model: it has nothing but itself to be held against.
+        The champion itself is judged as a first model: it has nothing but itself to be held against. Where the two can
+        be paired event by event (`compare.pair`), the gate is told the difference.
         """
         challenger = self.resolve(ref)
         champion = next((v for v in self.versions() if CHAMPION in v.aliases and v.version != challenger.version), None)
         result = judge(
-            challenger.measured, champion.measured if champion else None, latency_budget_ms=latency_budget_ms
+            challenger.measured,
+            champion.measured if champion else None,
+            latency_budget_ms=latency_budget_ms,
+            paired=pair(champion, challenger, self.ranks).differences.get(NDCG) if champion else None,
         )
         self.record_gate(challenger.version, result)
         return result
@@ -217,9 +225,7 @@ class Registry:
             return place
         part = _EVALUATION if evaluation else _BUNDLE
         with self._backend.speaking(f"fetch version {info.version}"), tempfile.TemporaryDirectory() as scratch:
-            source = self._artifacts / info.run_id / "artifacts" / part  # also where a home was moved or mounted
-            if not source.is_dir():
-                source = Path(self._backend.client.download_artifacts(info.run_id, part, scratch))
+            source = self._stored(info, part, scratch)
             if fingerprint_folder(source) != sha:
                 raise RegistryError(
                     f"The stored bundle of version {info.version} of {self.model_name} was altered or is incomplete"
@@ -233,12 +239,34 @@ class Registry:
                     raise
         return place
 
+    def ranks(self, ref: str | int) -> pd.DataFrame:
+        """The rank of every test event that a version's metrics rest on (`recsys.evaluation.ranks`).
+
+        Fetches that one file of the bundle. Raises RegistryError where the version was registered without it, or the
+        stored file is not what was registered.
+        """
+        info = self.resolve(ref)
+        if info.ranks_sha256 is None:
+            raise RegistryError(
+                f"Version {info.version} of {self.model_name} was registered without the ranks of its test events."
+                " Train it again with `recsys train --force`."
+            )
+        with self._backend.speaking(f"fetch the ranks of version {info.version}"), tempfile.TemporaryDirectory() as at:
+            path = self._stored(info, f"{_BUNDLE}/{RANKS_FILE}", at)
+            if hashlib.sha256(path.read_bytes()).hexdigest() != info.ranks_sha256:
+                raise RegistryError(
+                    f"The stored ranks of version {info.version} of {self.model_name} were altered ({path})."
+                    " Register that version again."
+                )
+            return read_ranks(path)
+
     def compare(self, a: str | int, b: str | int) -> Comparison:
-        """What differs between two versions, b against a."""
+        """What differs between two versions, b against a; event by event where both kept their ranks."""
         first, second = self.resolve(a), self.resolve(b)
         with self._backend.speaking("compare two versions"):
             runs = [self._backend.client.get_run(v.run_id) for v in (first, second)]
-        return compare(first, second, runs[0].data.params, runs[1].data.params)
+        pairing = pair(first, second, self.ranks)
+        return compare(first, second, runs[0].data.params, runs[1].data.params, pairing)
 
     # -- parts --------------------------------------------------------------------------------------------------
 
@@ -246,6 +274,11 @@ class Registry:
     def _artifacts(self) -> Path:
         """Where a store without a server keeps the runs' artifacts."""
         return self._backend.folder / "artifacts" / self.model_name
+
+    def _stored(self, info: VersionInfo, part: str, scratch: str) -> Path:
+        """A file or folder of a version's run: where it lies, or below `scratch` where a server had to send it."""
+        path = self._artifacts / info.run_id / "artifacts" / part  # also where a home was moved or mounted
+        return path if path.exists() else Path(self._backend.client.download_artifacts(info.run_id, part, scratch))
 
     def _write_history(self, client: Any, versions: Sequence[int]) -> None:
         kept = list(versions)[-_LONGEST_HISTORY:]

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from recsys.columns import COVISITATION
 from recsys.features.state import StateBatch
-from recsys.retrieval.source import DenseAnswer
+from recsys.retrieval.source import DenseAnswer, history_matrix
+from recsys.retrieval.sparse_table import best_of_rows, table_arrays, table_from_arrays
 
 MAX_STEPS = 20
 MAX_NEIGHBOURS = 300
@@ -58,17 +59,13 @@ class Covisitation:
             )
         counts = np.bincount(item_idx, minlength=n_items).astype(np.float32)
         scaled = sp.diags(np.maximum(counts, 1.0) ** -damping).astype(np.float32) @ total
-        return cls(_prune(sp.csr_matrix(scaled)), history_decay)
+        return cls(best_of_rows(sp.csr_matrix(scaled), MAX_NEIGHBOURS), history_decay)
 
     def answer(self, states: StateBatch) -> DenseAnswer:
         recent = states.item_idx[:, -MAX_STEPS:]
-        known = recent >= 0
-        steps_back = np.arange(MAX_STEPS - 1, -1, -1)
-        weights = np.where(known, self.history_decay**steps_back, 0.0).astype(np.float32)
-        history = sp.csr_matrix(
-            (weights.ravel(), np.maximum(recent, 0).ravel(), np.arange(len(states) + 1) * MAX_STEPS),
-            shape=(len(states), self.table.shape[0]),
-        )
+        steps_back = np.arange(recent.shape[1] - 1, -1, -1)
+        weights = np.where(recent >= 0, self.history_decay**steps_back, 0.0).astype(np.float32)
+        history = history_matrix(recent, weights, self.table.shape[0])
         return DenseAnswer((history @ self.table).toarray(), states.seen_idx)
 
     def after(self, last_idx: npt.NDArray[np.int64], item_idx: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -78,35 +75,10 @@ class Covisitation:
         return np.where((last_idx >= 0)[:, None] & (item_idx >= 0), values, np.float32(0))
 
     def save(self, folder: Path) -> None:
-        save_file(
-            {
-                "data": self.table.data.astype(np.float32),
-                "indices": self.table.indices.astype(np.int32),
-                "indptr": self.table.indptr.astype(np.int64),
-                "history_decay": np.array([self.history_decay], dtype=np.float64),
-            },
-            folder / "covisitation.safetensors",
-        )
+        arrays = {**table_arrays(self.table), "history_decay": np.array([self.history_decay], dtype=np.float64)}
+        save_file(arrays, folder / "covisitation.safetensors")
 
     @classmethod
     def load(cls, folder: Path) -> "Covisitation":
         stored = load_file(folder / "covisitation.safetensors")
-        n_items = len(stored["indptr"]) - 1
-        table = sp.csr_matrix((stored["data"], stored["indices"], stored["indptr"]), shape=(n_items, n_items))
-        return cls(table, float(stored["history_decay"][0]))
-
-
-def _prune(table: sp.csr_matrix) -> sp.csr_matrix:
-    """Keep the MAX_NEIGHBOURS largest entries of each row."""
-    rows = []
-    for row in range(table.shape[0]):
-        low, high = table.indptr[row], table.indptr[row + 1]
-        data, columns = table.data[low:high], table.indices[low:high]
-        if len(data) > MAX_NEIGHBOURS:
-            best = np.sort(np.argpartition(-data, MAX_NEIGHBOURS - 1)[:MAX_NEIGHBOURS])
-            data, columns = data[best], columns[best]
-        rows.append((data, columns))
-    indptr = np.append(0, np.cumsum([len(d) for d, _ in rows]))
-    return sp.csr_matrix(
-        (np.concatenate([d for d, _ in rows]), np.concatenate([c for _, c in rows]), indptr), shape=table.shape
-    )
+        return cls(table_from_arrays(stored), float(stored["history_decay"][0]))

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sp
 
 from recsys.features.state import StateBatch
 
@@ -118,3 +119,11 @@ def recency_weights(states: StateBatch, power: float) -> npt.NDArray[np.float32]
     count = np.bincount(group, valid)
     mean = total / np.maximum(count, 1)
     return np.where(valid, mean[group], 0.0).reshape(weights.shape).astype(np.float32)
+
+
+def history_matrix(item_idx: Idx, weights: npt.NDArray[np.float32], n_items: int) -> sp.csr_matrix:
+    """(B, N) sparse: the weight of every movie of (B, L) histories; -1 is no movie."""
+    size, length = item_idx.shape
+    return sp.csr_matrix(
+        (weights.ravel(), np.maximum(item_idx, 0).ravel(), np.arange(size + 1) * length), shape=(size, n_items)
+    )

@@ -1,4 +1,4 @@
-"""How the two-tower model is trained: windows, sampled softmax with logQ correction, early stopping, checkpoints.
+"""How the two-tower model is trained: windows, softmax over unseen movies, early stopping, checkpoints.
 
 Stage: retrieval, offline. In: events up to a cutoff, grouped by user. Out: a fitted `TwoTower` and its log. Absent:
 the model's inside (`two_tower`), the cutting of histories (`windows`), evaluation of the whole system.
@@ -8,12 +8,10 @@ Examples are the contexts and targets inside the `windows` of histories, cut ane
 What is validated and returned is the exponential moving average of the weights over the last 1 / (1 - averaging)
 steps: a single step's weights are noisy on small data.
 
-Loss: softmax over movies. With `negatives="sampled"` the partition sum is estimated from a shared pool of the
-batch's own targets and uniform draws; each pool member's logit is lowered by the log of its expected count in the pool
-(logQ correction: Y. Bengio and J.-S. Senecal, 2008; X. Yi et al., RecSys 2019), and a pool member equal to the target
-is left out. "full" sums over every movie, the limit of an infinite pool. "auto" is "full" up to FULL_SOFTMAX movies.
+The loss (`softmax`) sums over every movie with `negatives="full"`, over a sample with "sampled"; "auto" is "full" up to
+FULL_SOFTMAX movies.
 
-Shapes: B states, Q queries (contexts), T targets, P pool members, N movies, D dimensions.
+Shapes: B states, Q queries (contexts), T targets, D dimensions.
 """
 
 import copy
@@ -33,6 +31,7 @@ from recsys.errors import ConfigError
 from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
 from recsys.features.state import StateBatch
+from recsys.retrieval.softmax import full_softmax_loss, sampled_softmax_loss
 from recsys.retrieval.source import mask_seen, top_k
 from recsys.retrieval.two_tower import TowerShape, TwoTower, encode_states
 from recsys.retrieval.windows import Int, WindowCutter, Windows
@@ -80,27 +79,6 @@ class TrainingLog:
     seconds: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
     best_epoch: int = 0  # 1-based; 0 before the first epoch
-
-
-def sampled_softmax_loss(
-    users: Tensor, item_vectors: Tensor, target_query: Tensor, target_item: Tensor, uniform: Tensor | None
-) -> Tensor:
-    """Mean negative log-likelihood of the targets.
-
-    users (Q, D); item_vectors (N, D); target_query, target_item (T,); uniform (P_u,) drawn row numbers, or None for
-    the exact softmax over all N movies.
-    """
-    n_items = len(item_vectors)
-    if uniform is None:
-        logits = users @ item_vectors.T  # (Q, N)
-        return (torch.logsumexp(logits, dim=1)[target_query] - logits[target_query, target_item]).mean()
-    pool = torch.cat([target_item, uniform])  # (P,)
-    in_batch = torch.bincount(target_item, minlength=n_items).to(users.dtype)
-    expected = in_batch + len(uniform) / n_items  # (N,) count of each movie in the pool
-    logits = users @ item_vectors[pool].T - torch.log(expected)[pool]  # (Q, P)
-    positive = (users[target_query] * item_vectors[target_item]).sum(dim=1)  # (T,)
-    others = logits[target_query].masked_fill(pool[None, :] == target_item[:, None], float("-inf"))  # (T, P)
-    return (torch.logsumexp(torch.cat([positive[:, None], others], dim=1), dim=1) - positive).mean()
 
 
 def batches_of_alike(lengths: Int, events: int, rng: np.random.Generator) -> list[Int]:
@@ -257,12 +235,13 @@ class Trainer:
         users = self.model.query(
             hidden[tensor(window.query_row), tensor(window.query_position)], tensor(window.query_gap)
         )
-        uniform = None
-        if not self._full:
-            uniform = tensor(rng.integers(0, self.shape.n_items, self.settings.uniform_negatives))
-        return sampled_softmax_loss(
-            users, self.model.item_vectors(), tensor(window.target_query), tensor(window.target_item), uniform
-        )
+        pairs = (window.target_query, window.target_item, *window.seen())
+        target_query, target_item, seen_query, seen_item = (tensor(values) for values in pairs)
+        vectors = self.model.item_vectors()
+        if self._full:
+            return full_softmax_loss(users, vectors, target_query, target_item, seen_query, seen_item)
+        uniform = tensor(rng.integers(0, self.shape.n_items, self.settings.uniform_negatives))
+        return sampled_softmax_loss(users, vectors, target_query, target_item, seen_query, seen_item, uniform)
 
     def _save(self, best_state: dict[str, Tensor] | None) -> None:
         if self.checkpoint is None:

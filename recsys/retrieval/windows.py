@@ -44,6 +44,13 @@ class Windows:
     target_query: Int
     target_item: Int
 
+    def seen(self) -> tuple[Int, Int]:
+        """(S,) queries and movies: what stands in a query's window before its context ends."""
+        columns = np.arange(self.item_idx.shape[1])
+        items = self.item_idx[self.query_row]  # (Q, L)
+        query, column = np.nonzero((columns < self.query_position[:, None]) & (items >= 0))
+        return query, items[query, column]
+
 
 class WindowCutter:
     """Cuts the training part of all histories into windows; a new random offset each time."""

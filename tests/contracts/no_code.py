@@ -27,4 +27,5 @@ def assert_no_pickle(folder: Path) -> None:
     for path in files:
         assert path.suffix in SAFE, path
         assert not is_pickle(path.read_bytes()), path
-        assert not path.read_bytes().startswith(b"\x80"), path
+        if path.suffix != ".safetensors":  # which begins with a length: 128 where few arrays are stored
+            assert not path.read_bytes().startswith(b"\x80"), path

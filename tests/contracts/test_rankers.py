@@ -7,7 +7,7 @@ import pytest
 
 from recsys.errors import BundleError, ConfigError
 from recsys.features.candidate import feature_names
-from recsys.ranking.ranker import LambdaRanker, LogisticRanker, Ranker
+from recsys.ranking.ranker import BoostedRanker, LogisticRanker, Ranker
 from recsys.recommender import Recommender
 from tests.contracts.no_code import assert_no_pickle
 from tests.planted import (
@@ -55,7 +55,7 @@ def test_positives_score_above_negatives_on_what_was_learnt_from(ranker: Ranker)
 
 def test_saved_and_loaded_it_scores_identically(ranker: Ranker, tmp_path: Path) -> None:
     rows = planted_training_table().features
-    assert isinstance(ranker, LambdaRanker | LogisticRanker)
+    assert isinstance(ranker, BoostedRanker | LogisticRanker)
     ranker.save(tmp_path)
     assert_no_pickle(tmp_path)
     loaded = type(ranker).load(tmp_path)
@@ -65,7 +65,7 @@ def test_saved_and_loaded_it_scores_identically(ranker: Ranker, tmp_path: Path) 
 
 def test_a_missing_file_of_trees_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"ranker\.txt is missing; train again with `recsys train`"):
-        LambdaRanker.load(tmp_path)
+        BoostedRanker.load(tmp_path)
 
 
 def test_a_ranker_of_other_features_is_refused(ranker: Ranker) -> None:

@@ -8,14 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recsys.bundle import load_sources, save_sources
-from recsys.columns import SOURCES
+from recsys.bundle import save_sources
+from recsys.columns import POPULARITY, SOURCES, TWO_TOWER
 from recsys.features.state import HISTORY_LENGTH, StateBatch
 from recsys.retrieval.popularity import Popularity
-from recsys.retrieval.source import DenseAnswer, Source, recency_weights, top_k
+from recsys.retrieval.source import DenseAnswer, Source, history_matrix, recency_weights, top_k
+from recsys.retrieval.sources import load_sources
 from recsys.retrieval.two_tower_source import TwoTowerSource
 from tests.contracts.no_code import assert_no_pickle
-from tests.planted import DAY, N_MOVIES, SILENT_USER, START, planted_catalogue, planted_histories, planted_sources
+from tests.planted import (
+    DAY,
+    N_MOVIES,
+    SILENT_USER,
+    START,
+    planted_catalogue,
+    planted_histories,
+    planted_source,
+    planted_sources,
+)
 
 LATE = START + 400 * DAY
 
@@ -27,7 +37,7 @@ def all_users(now: int = LATE) -> StateBatch:
 
 @pytest.fixture(params=SOURCES)
 def source(request: pytest.FixtureRequest) -> Source:
-    return planted_sources()[SOURCES.index(request.param)]
+    return planted_source(request.param)
 
 
 def with_seen(states: StateBatch, seen: list[np.ndarray]) -> StateBatch:
@@ -73,7 +83,7 @@ def test_top_is_the_brute_force_order_of_at(source: Source) -> None:
     item_idx, scores = answer.top(N_MOVIES)
     for row, seen in enumerate(states.seen_idx):
         said = [i for i in range(N_MOVIES) if i not in set(seen)]
-        if source.name != "two_tower":  # a dense score of exactly 0 is "no opinion"
+        if source.name != TWO_TOWER:  # a dense score of exactly 0 is "no opinion"
             said = [i for i in said if every[row, i] != 0]
         assert sorted(item_idx[row][item_idx[row] >= 0]) == said
         np.testing.assert_allclose(scores[row, : len(said)], np.sort(every[row, said])[::-1], rtol=1e-5, atol=1e-5)
@@ -113,10 +123,10 @@ def test_cold_users_get_the_same_answer_whoever_they_are(source: Source) -> None
     assert cold.cold.all()
     item_idx, _ = source.answer(cold).top(10)
     np.testing.assert_array_equal(item_idx[0], item_idx[1])
-    if source.name in ("ease", "covisitation"):
-        assert (item_idx == -1).all(), "a source of neighbours has nothing to say without a history"
-    else:
+    if source.name in (TWO_TOWER, POPULARITY):
         assert (item_idx >= 0).all()
+    else:
+        assert (item_idx == -1).all(), "the others have nothing to say without a history"
     silent = planted_histories().states_at(np.array([SILENT_USER]), LATE)
     assert silent.cold.all()
     assert source.answer(silent).top(10)[0].shape == (1, 10)
@@ -169,7 +179,8 @@ def test_a_saved_source_answers_identically_and_holds_no_code(tmp_path: Path) ->
 
 def equal_vectors() -> Source:
     """A two-tower source whose movies all have one vector: every score ties."""
-    towers = planted_sources()[0]
+    towers = planted_source(TWO_TOWER)
+    assert isinstance(towers, TwoTowerSource)
     vectors = np.ones_like(towers.item_vectors)
     return TwoTowerSource(towers.model, vectors, type(towers.index).build(vectors, "exact"))
 
@@ -218,3 +229,9 @@ def test_recency_weights_share_the_mean_within_one_second() -> None:
     assert weights.shape == (2, HISTORY_LENGTH)
     np.testing.assert_allclose(weights[0, -4:], [0.25, 5 / 12, 5 / 12, 1.0], rtol=1e-6)
     assert weights[0, :-4].sum() == weights[1].sum() == 0.0
+
+
+def test_the_history_matrix_sums_the_weights_of_each_movie() -> None:
+    item_idx = np.array([[-1, -1, -1], [-1, 2, 0], [1, 2, 1]])
+    weights = np.array([[0, 0, 0], [0, 0.5, 1], [0.25, 0.5, 1]], np.float32)
+    assert history_matrix(item_idx, weights, 4).toarray().tolist() == [[0] * 4, [1, 0, 0.5, 0], [0, 1.25, 0.5, 0]]

@@ -4,7 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recsys.evaluation.bootstrap import bootstrap_means, paired_difference, require_same_events, resampled_means
+from recsys.evaluation.bootstrap import (
+    bootstrap_means,
+    bootstrap_means_of_each,
+    paired_difference,
+    require_same_events,
+    resampled_means,
+)
 from recsys.evaluation.metrics import ndcg_at, reciprocal_rank
 
 
@@ -41,6 +47,19 @@ def test_intervals_equal_brute_force(sample: tuple[np.ndarray, np.ndarray]) -> N
     np.testing.assert_allclose(found.low, np.percentile(oracle, 2.5, axis=0), rtol=1e-12)
     np.testing.assert_allclose(found.high, np.percentile(oracle, 97.5, axis=0), rtol=1e-12)
     assert (found.n_events, found.n_users, found.degenerate) == (120, np.unique(user_id).size, False)
+
+
+def test_methods_that_share_draws_equal_brute_force_each(sample: tuple[np.ndarray, np.ndarray]) -> None:
+    user_id, values = sample
+    each = bootstrap_means_of_each(user_id, (v for v in (values[:, :2], values[:, 2:])), n_boot=200, seed=9)
+    assert [len(found.mean) for found in each] == [2, 1]
+    oracle = brute_force(user_id, values, n_boot=200, seed=9)
+    np.testing.assert_allclose(np.concatenate([f.mean for f in each]), values.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(np.concatenate([f.low for f in each]), np.percentile(oracle, 2.5, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(np.concatenate([f.high for f in each]), np.percentile(oracle, 97.5, axis=0), rtol=1e-12)
+    assert {(f.n_events, f.n_users, f.degenerate) for f in each} == {(120, np.unique(user_id).size, False)}
+    with pytest.raises(ValueError, match="no method"):
+        bootstrap_means_of_each(user_id, [])
 
 
 def test_the_statistic_is_the_mean_over_events_not_over_users() -> None:

@@ -15,13 +15,15 @@ from recsys.bundle import Bundle
 from recsys.columns import ITEM_ID, RANK, RATING, TIMESTAMP, USER_ID
 from recsys.errors import DataError
 from recsys.evaluation import replay as module
-from recsys.evaluation.ladder import COLD, build_ladder
+from recsys.evaluation.cohorts import GAP_S, N_HISTORY, NEW_USER, RATERS, SEGMENTS
+from recsys.evaluation.ladder import build_ladder
 from recsys.evaluation.replay import FULL_SYSTEM, LOGISTIC, MERGED, replay
 from recsys.evaluation.replay import test_events as events_after
+from recsys.features.contexts import Contexts
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, snapshots
 from recsys.features.state import Event, UserState, state_after, state_batch
-from recsys.recommender import Context
+from recsys.recommender import Context, Recommendations
 from tests import planted
 
 DAY = 86_400
@@ -193,14 +195,23 @@ def test_every_source_alone_answers_as_when_asked_directly(
         assert ranks[source.name].frame[RANK].tolist() == expected, source.name
 
 
-def test_frames_carry_every_event_once_with_its_cold_flag(ranks: dict[str, module.MethodRanks]) -> None:
+def test_frames_carry_every_event_once_with_its_facts(ranks: dict[str, module.MethodRanks]) -> None:
     assert list(ranks) == ["popularity", "covisitation", "ease", "two_tower", MERGED, LOGISTIC, FULL_SYSTEM]
     frame = window().reset_index(drop=True)
-    cold = [not history_of(u, t) for u, t in zip(frame[USER_ID], frame[TIMESTAMP], strict=True)]
+    t2 = planted.planted_split().t2
+    trained = {(user, movie) for user, movie, _, at in rows() if at <= t2}
+    pasts = [history_of(u, t) for u, t in zip(frame[USER_ID], frame[TIMESTAMP], strict=True)]
+    facts = {
+        N_HISTORY: [len(past) for past in pasts],
+        GAP_S: [t - past[-1][3] if past else -1 for past, t in zip(pasts, frame[TIMESTAMP], strict=True)],
+        NEW_USER: [u not in {user for user, _ in trained} for u in frame[USER_ID]],
+        RATERS: [sum(movie == i for _, movie in trained) for i in frame[ITEM_ID]],
+    }
     for method in ranks.values():
         for column in (USER_ID, TIMESTAMP, ITEM_ID, RATING):
             assert method.frame[column].tolist() == frame[column].tolist()
-        assert method.frame[COLD].tolist() == cold
+        for column, expected in facts.items():
+            assert method.frame[column].tolist() == expected, column
         assert method.n_catalogue == planted.N_MOVIES
         assert set(method.top10_items) <= set(planted.planted_tables().movies[ITEM_ID])
     assert {m.name for m in ranks.values() if m.kind == "system"} == {MERGED, LOGISTIC, FULL_SYSTEM}
@@ -211,6 +222,64 @@ def test_coverage_counts_what_was_shown_to_anybody(ranks: dict[str, module.Metho
     for user, moment in set(zip(window()[USER_ID], window()[TIMESTAMP], strict=True)):
         shown |= set(popularity_order(user, moment)[:10])
     assert set(ranks["popularity"].top10_items.tolist()) == shown
+
+
+def test_every_cohort_is_in_the_window_and_counted(ranks: dict[str, module.MethodRanks]) -> None:
+    ladder = build_ladder(list(ranks.values()), planted.planted_tables().source, 0, planted.planted_split().t2)
+    sizes = {name: found["n_events"] for name, found in ladder["methods"][0]["segments"].items()}
+    assert list(sizes) == list(SEGMENTS)
+    assert sizes["all"] == sizes["warm"] + sizes["cold"] == 75
+    assert sizes["warm"] == sum(n for name, n in sizes.items() if name.startswith("history"))
+    assert min(sizes[name] for name in ("cold", "liked", "return visit", "new user", "new movie")) > 0
+    assert sizes["history 21-100"] == sizes["history over 100"] == 0, "empty, and shown as such"
+
+
+def test_beyond_accuracy_of_the_lists_that_were_shown(
+    bundle: Bundle, ranks: dict[str, module.MethodRanks], tmp_path: Path
+) -> None:
+    """Popularity's top tens by hand and the full system's from the dump, each context once."""
+    replayed(bundle, dump=tmp_path / "dump.parquet", ladder=False)
+    dumped = pq.read_table(tmp_path / "dump.parquet").to_pylist()
+    lists = {
+        FULL_SYSTEM: {(r[USER_ID], r[TIMESTAMP]): r["ranked"][:10] for r in dumped},
+        "popularity": {(r[USER_ID], r[TIMESTAMP]): popularity_order(r[USER_ID], r[TIMESTAMP])[:10] for r in dumped},
+    }
+    trained = {(user, movie) for user, movie, _, at in rows() if at <= planted.planted_split().t2}
+    n_users = len({user for user, _ in trained})
+    movies = planted.planted_tables().movies
+    raters = {i: sum(movie == i for _, movie in trained) for i in movies[ITEM_ID]}
+    for name, by_context in lists.items():
+        flat = [i for ranked in by_context.values() for i in ranked]
+        assert set(flat) == set(ranks[name].top10_items.tolist())
+        bits = [math.log2((n_users + 1) / (raters[i] + 1)) for i in flat]
+        percentiles = [
+            100 * sum((n < raters[i]) + (n == raters[i]) / 2 for n in raters.values()) / len(raters) for i in flat
+        ]
+        times = [flat.count(i) for i in raters]
+        differences = sum(abs(a - b) for a in times for b in times) / len(times) ** 2
+        beyond = ranks[name].beyond
+        assert beyond["novelty@10"] == pytest.approx(sum(bits) / len(flat))
+        assert beyond["popularity@10"] == pytest.approx(sum(percentiles) / len(flat))
+        assert beyond["gini@10"] == pytest.approx(differences / (2 * sum(times) / len(times)))
+        assert 0 <= beyond["diversity@10"] <= 1  # type: ignore[operator]  # by pairs: test_beyond_accuracy
+
+
+def test_the_observer_gets_every_context_once_with_what_was_answered(bundle: Bundle, tmp_path: Path) -> None:
+    answers: dict[tuple[int, int], list[int]] = {}
+    happened: dict[tuple[int, int], set[int]] = {}
+
+    def observe(full: Recommendations, rows: np.ndarray, contexts: Contexts) -> None:
+        for r, c in enumerate(rows):
+            key = (int(contexts.user_id[c]), int(contexts.timestamp[c]))
+            assert key not in answers
+            answers[key] = [i for i in full.item_ids[r].tolist() if i >= 0]
+            happened[key] = set(contexts.event_item_id[contexts.event_context == c].tolist())
+
+    replayed(bundle, dump=tmp_path / "dump.parquet", observe=observe)
+    dumped = pq.read_table(tmp_path / "dump.parquet").to_pylist()
+    assert answers == {(r[USER_ID], r[TIMESTAMP]): r["ranked"] for r in dumped}
+    frame = window()
+    assert happened == {key: set(part[ITEM_ID]) for key, part in frame.groupby([USER_ID, TIMESTAMP])}
 
 
 def test_events_of_one_second_share_a_context(bundle: Bundle, tmp_path: Path) -> None:
@@ -297,8 +366,10 @@ def test_the_order_of_the_events_does_not_matter(bundle: Bundle, ranks: dict[str
     shuffled = window().sample(frac=1.0, random_state=5)
     methods = replay(bundle, histories(), snapshots(events()), shuffled)
     for method in methods:
-        expected = ranks[method.name].frame.set_index([USER_ID, ITEM_ID])[[RANK, COLD]].sort_index()
-        pd.testing.assert_frame_equal(method.frame.set_index([USER_ID, ITEM_ID])[[RANK, COLD]].sort_index(), expected)
+        expected = ranks[method.name].frame.set_index([USER_ID, ITEM_ID])[[RANK, N_HISTORY, GAP_S]].sort_index()
+        pd.testing.assert_frame_equal(
+            method.frame.set_index([USER_ID, ITEM_ID])[[RANK, N_HISTORY, GAP_S]].sort_index(), expected
+        )
         assert method.frame[RATING].tolist() == shuffled[RATING].tolist()
 
 

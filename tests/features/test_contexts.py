@@ -3,14 +3,14 @@
 import numpy as np
 import pandas as pd
 
-from recsys.columns import ITEM_ID, TIMESTAMP, USER_ID
+from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from recsys.features.contexts import Contexts
 
 DAY = 86_400
 EVENTS = pd.DataFrame(
     [(2, 10, DAY + 5), (1, 11, DAY + 5), (2, 12, DAY + 5), (1, 13, DAY - 1), (2, 14, 3 * DAY), (1, 15, DAY + 6)],
     columns=[USER_ID, ITEM_ID, TIMESTAMP],
-)
+).assign(**{RATING: [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]})
 
 
 def test_events_of_one_user_and_second_are_one_context_in_time_order() -> None:
@@ -19,6 +19,7 @@ def test_events_of_one_user_and_second_are_one_context_in_time_order() -> None:
     assert contexts.user_id.tolist() == [1, 1, 2, 1, 2]
     assert contexts.event_item_id.tolist() == [10, 11, 12, 13, 14, 15]
     assert contexts.event_context.tolist() == [2, 1, 2, 0, 4, 3]
+    assert contexts.event_rating.tolist() == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
     assert len(contexts) == 5
 
 
@@ -35,6 +36,7 @@ def test_a_sample_keeps_whole_contexts_with_their_events_and_is_seeded() -> None
         for c, i in zip(sample.event_context, sample.event_item_id, strict=True):
             got[sample.user_id[c], sample.timestamp[c]].add(i)
         assert got == {key: asked[key] for key in got}
+        assert sample.event_rating.tolist() == [(i - 9) / 2 for i in sample.event_item_id]
     again = [Contexts.from_events(EVENTS, most=3, seed=4).timestamp for _ in range(2)]
     np.testing.assert_array_equal(*again)
     assert len(Contexts.from_events(EVENTS, most=5)) == 5

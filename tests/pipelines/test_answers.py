@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from recsys.artefacts import read_json
 from recsys.data.tables import load_tables
-from recsys.evaluation.ladder import load_ladder
 from recsys.evaluation.metrics import METRICS
 from recsys.evaluation.replay import FULL_SYSTEM
 from recsys.home import Home
@@ -128,6 +128,7 @@ def test_recommend_prints_titles(trained_home: TrainedHome, tmp_path: Path) -> N
             assert re.match(rf"\s*{rank}\s+\S+\s+{item}\s", line)
             assert movies.loc[item, "title"] in line
             assert all(genre in line for genre in movies.loc[item, "genres"])
+            assert re.search(r"  watch \d+\.\d%, like \d+%$", line)
 
 
 @pytest.mark.parametrize("command", [("recommend", "--user", "1"), ("batch", "--out", "lists.parquet")], ids=" ".join)
@@ -164,7 +165,7 @@ def test_recommendations_stay_in_the_users_cluster(cycle_home: CycleHome, tmp_pa
 
 def test_evaluate_dumps_what_anyone_can_score(trained_home: TrainedHome, tmp_path: Path) -> None:
     dump = tmp_path / "ranks.parquet"
-    before = load_ladder(trained_home.dataset.reports / "ladder.json")
+    before = read_json(trained_home.dataset.reports / "ladder.json")
     code, _, told = said_by("evaluate", "--dump", dump, "--home", trained_home.root, "--dataset", trained_home.name)
     assert code == 0
     assert f"lists of every test event: {dump}" in told
@@ -191,7 +192,7 @@ def test_evaluate_dumps_what_anyone_can_score(trained_home: TrainedHome, tmp_pat
     measured = {m["name"]: m for m in before["methods"]}[FULL_SYSTEM]["segments"]["all"]["metrics"]
     for name, metric in METRICS.items():
         assert metric(pd.Series(ranks).to_numpy()).mean() == pytest.approx(measured[name]["mean"], abs=1e-12), name
-    again = load_ladder(trained_home.dataset.reports / "ladder.json")
+    again = read_json(trained_home.dataset.reports / "ladder.json")
     assert again == before, "the same events, the same model, the same ladder"
 
 
@@ -207,7 +208,7 @@ def test_models_list(cycle_home: CycleHome) -> None:
     assert [r[0] for r in rows] == ["2", "1"]
     assert rows[0][1] == "champion"
     assert all(r[-1] == "cycle" for r in rows)
-    ndcg = load_ladder(cycle_home.dataset.reports / "ladder.json")["methods"]
+    ndcg = read_json(cycle_home.dataset.reports / "ladder.json")["methods"]
     shown = {m["name"]: m for m in ndcg}[FULL_SYSTEM]["segments"]["all"]["metrics"]["ndcg@10"]["mean"]
     assert all(f"{shown:.4f}" in line for line in lines if line.split()[0].isdecimal())
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from pipelines import features, rankers, sources
-from pipelines.config import PipelineConfig, SourceSettings
+from pipelines.config import PipelineConfig
 from pipelines.job import Job
 from recsys.artefacts import read_json
 from recsys.bundle import Bundle, load_bundle, save_bundle
@@ -27,7 +27,7 @@ from recsys.features.contexts import Contexts
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, snapshots
 from recsys.home import Home
-from recsys.ranking.ranker import LambdaRanker, LogisticRanker
+from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 from recsys.recommender import Context, Recommender
 from recsys.settings import Settings
 from recsys.training_table import build_training_table, retrieve_contexts
@@ -40,7 +40,7 @@ HIT = 5 + 3 * 35  # the movie that the future loves; rated now and then before
 
 CONFIG = PipelineConfig(
     tower=replace(planted.TOWER, epochs=4),
-    sources=SourceSettings(5.0, 0.5, 0.8, 0.5, 0.8, 30.0),
+    sources=planted.FITS,
     ranker=planted.RANKER,
     recommender=planted.RECOMMENDER,
     latency_budget_ms=60_000.0,
@@ -148,7 +148,7 @@ def test_rows_of_the_past_do_move_what_is_fitted(plain: Job, tmp_path: Path) -> 
     told = fitted(tmp_path, with_future(planted.planted_split().t1 - 31 * DAY), "sources_t1")
     moved = {name for name, content in files_of(told.work("sources_t1")).items()
              if files_of(plain.work("sources_t1"))[name] != content}  # fmt: skip
-    for name in ("two_tower/towers", "two_tower/item_vectors", "ease/ease", "covisitation/", "popularity/"):
+    for name in ("two_tower/towers", "two_tower/item_vectors", *(f"{name}/" for name in planted.FITS)):
         assert any(m.startswith(name) for m in moved), name
 
 
@@ -180,7 +180,7 @@ def bundle_of(made: Job, folder: Path) -> Bundle:
         planted.planted_facts(folder.name),
         made.catalogue,
         sources.load(made, "sources_t2"),
-        LambdaRanker.load(made.work("ranker_t2")),
+        BoostedRanker.load(made.work("ranker_t2")),
         LogisticRanker.load(made.work("ranker_t2")),
         made.config.recommender,
     )

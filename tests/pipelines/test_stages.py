@@ -91,7 +91,8 @@ def test_everything_once_then_nothing(notes: Notes) -> None:
 
 
 def changed(config: PipelineConfig, part: str, **values: Any) -> PipelineConfig:
-    return replace(config, **{part: replace(getattr(config, part), **values)})
+    old = getattr(config, part)
+    return replace(config, **{part: {**old, **values} if isinstance(old, dict) else replace(old, **values)})
 
 
 AFTER_SOURCES = FROM_T0
@@ -102,7 +103,7 @@ AFTER_RANKER = ["ranker_t2", "evaluate", "ranker_all", "production", "register"]
     ("part", "values", "expected"),
     [
         ("tower", {"epochs": 3}, FROM_T0),
-        ("sources", {"ease_power": 0.3}, FROM_T0),
+        ("sources", {"ease": {"power": 0.3}}, FROM_T0),
         ("ranker", {"learning_rate": 0.2}, AFTER_RANKER),
         ("ranker", {"seed": 99}, ["features", *AFTER_RANKER]),
         ("ranker", {"max_contexts": 5}, ["features", *AFTER_RANKER]),

@@ -13,7 +13,6 @@ from pipelines.stages import stages
 from recsys.artefacts import read_json
 from recsys.bundle import load_bundle, read_facts
 from recsys.columns import SOURCES
-from recsys.evaluation.ladder import load_ladder
 from recsys.evaluation.replay import FULL_SYSTEM
 from tests.conftest import TrainedHome
 from tests.pipelines.conftest import CycleHome, said_by, snapshot
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("small_settings")
 
 
 def of_ladder(reports: Path, method: str, metric: str, segment: str = "all") -> float:
-    methods = {m["name"]: m for m in load_ladder(reports / "ladder.json")["methods"]}
+    methods = {m["name"]: m for m in read_json(reports / "ladder.json")["methods"]}
     return float(methods[method]["segments"][segment]["metrics"][metric]["mean"])
 
 
@@ -44,7 +43,9 @@ def test_every_stage_is_recorded_with_its_seconds(trained_home: TrainedHome) -> 
         finished.append(record["finished_utc"])
     assert finished == sorted(finished), "in the order of the list"
     assert {p.name for p in home.reports.iterdir()} >= {
-        *("ladder.json", "ladder.txt", "ladder.md", "ladder.png", "retrieval.png", "importance.png", "report.html")
+        *("ladder.json", "ladder.txt", "ladder.md", "ladder.png", "retrieval.png", "importance.png", "report.html"),
+        *("cohorts.md", "cohorts.png", "beyond_accuracy.md"),
+        *("calibration.json", "calibration.md", "calibration.png"),
     }
     assert not [p for p in home.root.rglob("*") if p.name.endswith((".part", ".old", ".checkpoint"))]
 
@@ -139,7 +140,7 @@ def test_two_homes_never_mix(trained_home: TrainedHome, cycle_home: CycleHome) -
 def test_the_known_world_is_answered_as_arithmetic_says(cycle_home: CycleHome) -> None:
     home = cycle_home.dataset
     events = pd.read_parquet(home.data / "events.parquet")
-    t2 = load_ladder(home.reports / "ladder.json")["protocol"]["t2"]
+    t2 = read_json(home.reports / "ladder.json")["protocol"]["t2"]
     # premise: popularity as of T2 shows all of cluster B before any of cluster A
     bundle = load_bundle(home.bundles / read_json(home.work / "evaluation.json")["bundle_id"])
     scores = next(s for s in bundle.recommender.sources if s.name == "popularity").scores  # type: ignore[attr-defined]

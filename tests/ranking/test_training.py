@@ -12,14 +12,20 @@ from recsys.ranking.training import (
     STOPPING_DEPTH,
     RankerSettings,
     TrainingTable,
+    WholeLists,
     context_weights,
-    fit_lambdarank,
+    early_contexts,
+    fit_boosted,
+    fit_early,
     fit_logistic,
 )
 
 SETTINGS = RankerSettings(max_trees=30, learning_rate=0.2, min_rows_in_leaf=5, early_stopping=10, threads=1)
 NAMES = ("a", "b", "c", "d", "e")
 TELLING = 3
+NO_LISTS = WholeLists(
+    np.zeros((0, 10, 5), dtype=np.float32), *np.zeros((2, 0, 10), dtype=bool), np.zeros(0, dtype=np.int64)
+)
 
 
 def table(contexts: int = 60, rows: int = 10, seed: int = 0) -> TrainingTable:
@@ -35,10 +41,12 @@ def table(contexts: int = 60, rows: int = 10, seed: int = 0) -> TrainingTable:
         features,
         labels.ravel(),
         np.arange(contexts * rows),
+        np.where(labels.ravel() == 1, 4.0, np.nan).astype(np.float32),
         np.full(contexts, rows),
         np.arange(contexts) * 100,
         rng.integers(0, 7, contexts),
         1.0,
+        NO_LISTS,
     )
 
 
@@ -49,7 +57,7 @@ def first_in_every_context(ranker_scores: np.ndarray, of: TrainingTable) -> bool
 
 def test_lambdarank_puts_the_planted_positives_first_also_where_it_has_not_learnt() -> None:
     said: list[str] = []
-    ranker = fit_lambdarank(table(), SETTINGS, report=said.append)
+    ranker = fit_boosted(table(), SETTINGS, report=said.append)
     assert first_in_every_context(ranker.score(table().features), table())
     unseen = table(seed=1)
     assert first_in_every_context(ranker.score(unseen.features), unseen)
@@ -60,7 +68,7 @@ def test_lambdarank_puts_the_planted_positives_first_also_where_it_has_not_learn
 
 
 def test_the_same_table_and_seed_give_the_same_trees() -> None:
-    first, second = (fit_lambdarank(table(), SETTINGS).booster.model_to_string() for _ in range(2))
+    first, second = (fit_boosted(table(), SETTINGS).booster.model_to_string() for _ in range(2))
     assert first == second
 
 
@@ -70,13 +78,30 @@ def test_early_stopping_looks_at_the_last_contexts_only() -> None:
     turned.features[:, [c for c in range(5) if c != TELLING]] = 0.0
     split = int(60 * (1 - SETTINGS.holdout)) * 10
     turned.features[split:, TELLING] *= -1
-    assert fit_lambdarank(turned, SETTINGS).booster.num_trees() == 1
+    assert fit_boosted(turned, SETTINGS).booster.num_trees() == 1
+
+
+def test_the_early_ranker_learns_from_the_first_contexts_alone() -> None:
+    """In the last ones another column tells, and the early ranker does not know it; the final one does."""
+    plain = table(80)
+    assert early_contexts(plain, SETTINGS) == 40
+    moved = replace(plain, features=plain.features.copy())
+    moved.features[400:, 0] = moved.features[400:, TELLING]
+    early = fit_early(moved, SETTINGS)
+    assert early.base is not None
+    np.testing.assert_array_equal(early.base.weights, fit_early(plain, SETTINGS).base.weights)  # type: ignore[union-attr]
+    final = fit_boosted(moved, SETTINGS, early=early)
+    assert final.base is not None
+    assert final.base.weights[0] > early.base.weights[0] + 0.1
+    assert final.booster.num_trees() == max(early.booster.best_iteration, 1)
+    alone = fit_boosted(moved, SETTINGS)
+    assert alone.booster.model_to_string() == final.booster.model_to_string(), "the same with or without it at hand"
 
 
 def test_too_few_contexts_are_refused_and_just_enough_are_not() -> None:
     with pytest.raises(DataError, match=f"only {FEWEST_CONTEXTS - 1} contexts of the ranker's window .* too small"):
-        fit_lambdarank(table(FEWEST_CONTEXTS - 1), SETTINGS)
-    fit_lambdarank(table(FEWEST_CONTEXTS), SETTINGS)
+        fit_boosted(table(FEWEST_CONTEXTS - 1), SETTINGS)
+    fit_boosted(table(FEWEST_CONTEXTS), SETTINGS)
 
 
 @pytest.mark.parametrize("holdout", [0.0, 1.0, -0.1, 1.5])

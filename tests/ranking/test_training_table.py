@@ -37,8 +37,10 @@ def parts() -> tuple[Recommender, Contexts, StateBatch, list[Retrieved]]:
     return recommender, contexts, states, retrieve_contexts(recommender, contexts, states)
 
 
-def build(negatives: int = EVERYTHING, seed: int = 0) -> TrainingTable:
-    return build_training_table(*parts(), planted_timeline().as_of, negatives=negatives, seed=seed)
+def build(negatives: int = EVERYTHING, seed: int = 0, whole_lists: int = 0) -> TrainingTable:
+    return build_training_table(
+        *parts(), planted_timeline().as_of, negatives=negatives, whole_lists=whole_lists, seed=seed
+    )
 
 
 def happened() -> dict[tuple[int, int], set[int]]:
@@ -100,6 +102,45 @@ def test_thinning_keeps_all_positives_and_so_many_candidates_in_merged_order(neg
         for item, features in zip(mine, table.features[rows], strict=True):
             row = all_rows[key].start + candidates[key].index(item)
             np.testing.assert_array_equal(features, whole.features[row])
+
+
+def test_ratings_are_those_of_what_happened() -> None:
+    table = build(3)
+    events = planted_tables().events
+    rated = {(e.user_id, e.timestamp, e.item_id): e.rating for e in events.itertuples()}
+    for (user, moment), rows in by_context(table).items():
+        for item, label, rating in zip(table.item_id[rows], table.labels[rows], table.rating[rows], strict=True):
+            assert rating == rated[user, moment, item] if label else np.isnan(rating)
+
+
+def test_whole_lists_hold_every_candidate_of_contexts_whatever_was_found() -> None:
+    _, contexts, _, _ = parts()
+    whole, table = build(1, whole_lists=EVERYTHING).whole, build()
+    truth, candidates, groups = happened(), shown(), by_context(table)
+    assert len(whole) == len(contexts) == len(truth) > len(groups)
+    for row, key in enumerate(zip(contexts.user_id.tolist(), contexts.timestamp.tolist(), strict=True)):
+        assert whole.timestamp[row] == key[1]
+        assert whole.present[row].sum() == len(candidates[key])
+        at = np.flatnonzero(whole.present[row])
+        assert whole.happened[row, at].tolist() == [i in truth[key] for i in candidates[key]]
+        assert not whole.happened[row, ~whole.present[row]].any()
+        if key in groups:
+            np.testing.assert_array_equal(whole.features[row, at], table.features[groups[key]])
+
+
+def test_a_sample_of_whole_lists_is_seeded_and_does_not_depend_on_the_thinning() -> None:
+    some, again, other = build(1, whole_lists=9).whole, build(whole_lists=9).whole, build(1, 5, whole_lists=9).whole
+    every = build(whole_lists=EVERYTHING).whole
+    for name in ("features", "present", "happened", "timestamp"):
+        np.testing.assert_array_equal(getattr(some, name), getattr(again, name))
+    assert len(some) == 9 < len(every)
+    assert (np.diff(some.timestamp) >= 0).all()
+    assert some.timestamp.tolist() != other.timestamp.tolist()
+    for features, moment in zip(some.features, some.timestamp, strict=True):
+        same = np.flatnonzero(every.timestamp == moment)
+        assert any(np.array_equal(features, every.features[row], equal_nan=True) for row in same)
+    assert len(build().whole) == 0
+    np.testing.assert_array_equal(build(1, whole_lists=9).item_id, build(1).item_id)
 
 
 def test_thinning_is_seeded() -> None:
@@ -182,4 +223,4 @@ def test_a_window_without_events_gives_an_empty_table() -> None:
     assert len(table) == 0
     assert table.features.shape == (0, len(recommender.feature_names))
     assert table.found == 0.0
-    assert len(table.group_sizes) == len(table.user_id) == 0
+    assert len(table.group_sizes) == len(table.user_id) == len(table.rating) == len(table.whole) == 0

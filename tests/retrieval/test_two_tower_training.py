@@ -1,4 +1,4 @@
-"""Loss, early stopping, checkpoints, and what the model learns on the planted world. Stage: retrieval, offline."""
+"""Early stopping, checkpoints, and what the model learns on the planted world. Stage: retrieval, offline."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +17,6 @@ from recsys.retrieval.two_tower_training import (
     TowerSettings,
     Trainer,
     batches_of_alike,
-    sampled_softmax_loss,
     validation_ndcg,
 )
 from tests.planted import (
@@ -32,95 +31,6 @@ from tests.planted import (
 )
 
 SHORT = replace(TOWER, dim=8, epochs=4, max_length=8, batch_events=200)
-
-# --- the loss
-
-
-def loss_arrays(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    users, items = rng.standard_normal((4, 5)), rng.standard_normal((9, 5))
-    return users, items, np.array([0, 0, 1, 2, 3, 3]), np.array([2, 7, 2, 0, 5, 2])
-
-
-def torch_loss(
-    users: np.ndarray, items: np.ndarray, query: np.ndarray, target: np.ndarray, uniform: np.ndarray | None
-) -> float:
-    drawn = None if uniform is None else torch.from_numpy(uniform)
-    return float(
-        sampled_softmax_loss(
-            torch.from_numpy(users), torch.from_numpy(items), torch.from_numpy(query), torch.from_numpy(target), drawn
-        )
-    )
-
-
-def full_loss(users: np.ndarray, items: np.ndarray, query: np.ndarray, target: np.ndarray) -> float:
-    total = 0.0
-    for q, t in zip(query, target, strict=True):
-        logits = items @ users[q]
-        total -= np.log(np.exp(logits[t]) / np.exp(logits).sum())
-    return total / len(target)
-
-
-def sampled_loss(
-    users: np.ndarray, items: np.ndarray, query: np.ndarray, target: np.ndarray, uniform: np.ndarray
-) -> float:
-    """The formula with loops: pool = targets and draws; weight 1 / expected count; equals of the target left out."""
-    pool = [*target, *uniform]
-    expected = [list(target).count(j) + len(uniform) / len(items) for j in range(len(items))]
-    total = 0.0
-    for q, t in zip(query, target, strict=True):
-        positive = np.exp(items[t] @ users[q])
-        others = sum(np.exp(items[j] @ users[q]) / expected[j] for j in pool if j != t)
-        total -= np.log(positive / (positive + others))
-    return total / len(target)
-
-
-def test_the_full_loss_is_the_formula() -> None:
-    arrays = loss_arrays()
-    assert torch_loss(*arrays, None) == pytest.approx(full_loss(*arrays), rel=1e-10)
-
-
-@pytest.mark.parametrize("drawn", [1, 4, 30])
-def test_the_sampled_loss_is_the_formula_with_logq_and_without_accidental_hits(drawn: int) -> None:
-    arrays = loss_arrays(drawn)
-    uniform = np.random.default_rng(drawn).integers(0, 9, drawn)
-    uniform[0] = 2  # an accidental hit of three targets
-    assert torch_loss(*arrays, uniform) == pytest.approx(sampled_loss(*arrays, uniform), rel=1e-10)
-
-
-def test_a_pool_of_nothing_but_the_target_costs_nothing() -> None:
-    users, items, _, _ = loss_arrays()
-    assert torch_loss(users, items, np.array([0]), np.array([3]), np.array([3, 3])) == pytest.approx(0.0, abs=1e-12)
-
-
-def test_with_every_movie_drawn_equally_often_the_sampled_loss_is_the_full_one() -> None:
-    """A single target and each movie m times: every other movie weighs m / (m N / N) = 1."""
-    users, items, _, _ = loss_arrays()
-    query, target = np.array([1]), np.array([4])
-    for m in (1, 5):
-        uniform = np.tile(np.arange(len(items)), m)
-        assert torch_loss(users, items, query, target, uniform) == pytest.approx(full_loss(users, items, query, target))
-
-
-def test_the_estimate_of_the_partition_sum_is_unbiased_and_tightens_with_the_pool() -> None:
-    """exp(loss) x exp(positive) is the estimated sum over all movies; its mean over draws is the true sum."""
-    users, items, query, target = (a for a in loss_arrays())
-    one = (users[:1], items, np.array([0]), np.array([2]))
-    positive = np.exp(items[2] @ users[0])
-    truth = np.exp(items @ users[0]).sum()
-    rng = np.random.default_rng(0)
-    spread = []
-    for drawn in (8, 64, 512):
-        sums = np.array([np.exp(torch_loss(*one, rng.integers(0, 9, drawn))) * positive for _ in range(1_500)])
-        assert sums.mean() == pytest.approx(truth, abs=4 * sums.std() / np.sqrt(len(sums)))
-        spread.append(sums.std())
-    assert spread[1] == pytest.approx(spread[0] / np.sqrt(8), rel=0.15)
-    assert spread[2] == pytest.approx(spread[1] / np.sqrt(8), rel=0.15)
-    whole = torch_loss(users, items, query, target, rng.integers(0, 9, 400_000))
-    assert whole == pytest.approx(full_loss(users, items, query, target), abs=0.01)
-
-
-# --- training
 
 
 def trainer(settings: TowerSettings = SHORT, checkpoint: Path | None = None, cutoff: int | None = None) -> Trainer:

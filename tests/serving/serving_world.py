@@ -19,7 +19,8 @@ from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, snapshots
 from recsys.home import DatasetHome, Home
-from recsys.ranking.ranker import LambdaRanker, LogisticRanker
+from recsys.ranking.calibration import Isotonic, Platt, Probabilities
+from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 from recsys.recommender import Recommender, RecommenderSettings
 from recsys.registry import Registry, model_name_for
 from recsys.retrieval.covisitation import Covisitation
@@ -92,6 +93,7 @@ def build(folder: Path) -> ServingWorld:
         ranker,
         LogisticRanker(names, flat, flat + 1, flat, 0.0),
         recommender,
+        Probabilities(1.5, Isotonic((-8.0, 0.0), (0.01, 0.6)), _likes_popular(names), Platt(0.9, -0.2)),
     )
     registry = Registry(None, settings.paths().mlflow, model_name_for(DATASET))
     registry.promote(registry.register(folder / "made" / bundle_id).version)
@@ -147,6 +149,13 @@ def _sources(catalogue: Catalogue, histories: Histories, end: int) -> list[Sourc
     ]
 
 
+def _likes_popular(names: tuple[str, ...]) -> LogisticRanker:
+    flat = np.zeros(len(names), dtype=np.float32)
+    weights = flat.copy()
+    weights[names.index("popularity_all")] = 1.0
+    return LogisticRanker(names, flat, flat + 1, weights, -1.0)
+
+
 def _ranker(
     catalogue: Catalogue,
     histories: Histories,
@@ -154,7 +163,7 @@ def _ranker(
     settings: RecommenderSettings,
     timeline: ItemStatsTimeline,
     end: int,
-) -> LambdaRanker:
+) -> BoostedRanker:
     """Planted: a candidate is right where its genre has the user's taste."""
     path = Recommender(catalogue, sources, None, settings)
     states = histories.states_at(histories.user_ids, end)
@@ -169,4 +178,4 @@ def _ranker(
         feature_name=list(path.feature_names),
     )
     booster = lgb.train({"objective": "lambdarank", "num_leaves": 7, "num_threads": 1, "verbosity": -1}, data, 10)
-    return LambdaRanker(booster)
+    return BoostedRanker(booster)

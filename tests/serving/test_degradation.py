@@ -33,6 +33,10 @@ def shown(body) -> list[int]:  # type: ignore[no-untyped-def]
     return [item["movie_id"] for item in body["items"]]
 
 
+def probabilities(body) -> set[float | None]:  # type: ignore[no-untyped-def]
+    return {item[name] for item in body["items"] for name in ("watch_probability", "like_probability")}
+
+
 def test_state_unreadable(client: httpx.Client, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     stranger = answer(client, 99_999)
     monkeypatch.setattr(service.store, "online_state", fails_to_read)
@@ -82,6 +86,7 @@ def test_ranker_fails(
     monkeypatch.setattr(service.model.recommender.ranker, "score", broken)
     body = answer(client, k=MOVIES)
     assert body["degraded"] == ["ranking"]
+    assert probabilities(body) == {None}
     assert not set(shown(body)) & world.seen(5)
     plain = service.model.retrieval_only
     assert plain.ranker is None
@@ -94,6 +99,7 @@ def test_retrieval_fails_too(
     monkeypatch.setattr(Recommender, "recommend", broken)
     body = answer(client, k=MOVIES)
     assert body["degraded"] == ["ranking", "retrieval"]
+    assert probabilities(body) == {None}
     assert set(shown(body)) == set(range(1, MOVIES + 1)) - world.seen(5)
     stranger = service.model.catalogue.to_ids(service.model.stranger_idx)
     assert shown(body) == [i for i in stranger.tolist() if i not in world.seen(5)]
@@ -113,6 +119,7 @@ def test_no_time_for_ranking(service: Service, world: ServingWorld) -> None:
     call = Call("r", time.perf_counter())
     body = answers.recommend(call, 5, service.states.read(5), 10, _no_filters())
     assert body.degraded == ["ranking"]
+    assert {item.watch_probability for item in body.items} == {None}
     assert set(body.timings_ms) == {"state", "retrieval", "ordering", "total"}
 
 

@@ -26,6 +26,12 @@ def test_answer_is_that_of_the_recommender(client: httpx.Client, service: Servic
     assert [item["movie_id"] for item in body["items"]] == expected.item_ids[0].tolist()
     assert [item["score"] for item in body["items"]] == pytest.approx(expected.scores[0].tolist(), abs=1e-5)
     assert [item["rank"] for item in body["items"]] == list(range(1, 13))
+    for name, values in (
+        ("watch_probability", expected.watch_probability[0]),
+        ("like_probability", expected.like_probability[0]),
+    ):
+        assert [item[name] for item in body["items"]] == pytest.approx(values.tolist(), abs=1e-6)
+        assert 0 < min(values) <= max(values) < 1
     assert body["user_id"] == 7
     assert body["dataset"] == {
         "name": "tiny-world",
@@ -45,6 +51,23 @@ def test_nobody_is_shown_a_rated_movie(client: httpx.Client, world: ServingWorld
         shown = ids(client.get(f"/v1/users/{user_id}/recommendations", params={"k": MOVIES}))
         assert set(shown) == set(range(1, MOVIES + 1)) - world.seen(user_id)
         assert len(shown) == len(set(shown))
+
+
+def test_who_stands_below_what_is_ranked_has_no_probability(client: httpx.Client, service: Service) -> None:
+    depth = service.model.recommender.settings.rank
+    items = client.get("/v1/users/7/recommendations", params={"k": MOVIES}).json()["items"]
+    assert len(items) > depth
+    for name in ("watch_probability", "like_probability"):
+        assert all(item[name] is not None for item in items[:depth])
+        assert [item[name] for item in items[depth:]] == [None] * (len(items) - depth)
+
+
+def test_probabilities_are_documented(client: httpx.Client) -> None:
+    schema = client.get("/openapi.json").json()["components"]["schemas"]["RecommendedMovie"]
+    for name in ("watch_probability", "like_probability"):
+        assert name in schema["required"]
+        assert "null where" in schema["properties"][name]["description"]
+        assert {"type": "null"} in schema["properties"][name]["anyOf"]
 
 
 def test_unknown_user_gets_the_cold_start_answer(client: httpx.Client, service: Service) -> None:

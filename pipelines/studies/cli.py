@@ -1,0 +1,95 @@
+"""The commands that study a trained system: each makes one table or picture that the documentation shows.
+
+Stage: the edge. In: argv and `recsys.settings`. Out: calls into the studies, text on stdout (results) and stderr
+(progress). Absent: logic. Heavy libraries are imported inside the commands, so that `--help` answers at once.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines.cli import Dataset, HomeFolder
+
+if TYPE_CHECKING:
+    from pipelines.job import Job
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command()
+def diversity(
+    dataset: Dataset = None,
+    contexts: Annotated[
+        int | None, typer.Option(min=1, help="At most so many moments, drawn at random. Default: the whole window.")
+    ] = None,
+    home: HomeFolder = None,
+) -> None:
+    """Replay the test window for several degrees of the diversity re-rank: what variety costs.
+
+    Writes diversity.md, diversity.json and diversity.png to the data set's reports.
+
+    Example: `recsys diversity --contexts 2000`
+    """
+    from pipelines.studies.diversity import markdown, run
+
+    print(markdown(run(_job(dataset, home), contexts)), end="")
+
+
+@app.command()
+def ablate(
+    dataset: Dataset = None,
+    force: Annotated[bool, typer.Option("--force", help="Measure again what an earlier run has measured.")] = False,
+    home: HomeFolder = None,
+) -> None:
+    """Fit the ranker without each source and each group of features, and replay: what each part is worth.
+
+    Writes ablation.md, ablation.json and ablation.png to the data set's reports. A run that was stopped goes on where
+    it was.
+
+    Example: `recsys ablate --dataset ml-100k`
+    """
+    from pipelines.studies.ablation import markdown, run
+
+    print(markdown(run(_job(dataset, home), force=force)), end="")
+
+
+@app.command()
+def tune(
+    dataset: Dataset = None,
+    parts: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated: ease, ials, item_knn, covisitation, popularity, fusion, ranker, tower. "
+            "Default: all but tower."
+        ),
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Trials a part, those of earlier runs counted.")] = 50,
+    minutes: Annotated[float | None, typer.Option(min=0, help="Stop after about so many minutes in all.")] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Keep what was found in pipelines/tuned/, where `recsys train` looks.")
+    ] = False,
+    home: HomeFolder = None,
+) -> None:
+    """Search hyper-parameters on the validation window (T1, T2]; nothing later is read (docs/tuning.md).
+
+    Writes tuning.md, tuning.json and tuned.json to the data set's reports. A search that was stopped goes on where it
+    was; more --trials continue it. Fusion uses the two-tower model and the ranker all sources that `recsys train` left.
+
+    Example: `recsys tune --parts ease,ials --trials 30`
+    """
+    from pipelines.studies import tuning, tuning_report
+    from pipelines.training import open_job
+    from recsys.settings import read_settings
+
+    chosen = tuning.USUAL if parts is None else [name.strip() for name in parts.split(",")]
+    job = open_job(dataset, read_settings(home), tuned=False)
+    result = tuning.run(job, chosen, trials=trials, minutes=minutes, save=save)
+    print(tuning_report.summary(result), end="")
+
+
+def _job(dataset: str | None, home: Path | None) -> "Job":
+    from pipelines.training import open_job
+    from recsys.settings import read_settings
+
+    return open_job(dataset, read_settings(home))

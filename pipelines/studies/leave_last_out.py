@@ -1,0 +1,140 @@
+"""The protocol `leave-last-out`: each user's last event is predicted from all others, every movie ranked.
+
+Stage: a study beside the pipeline. In: all events. Out: values of every source, of their merged order and of the full
+system. Absent: the split and the metrics (`recsys.evaluation.protocols`), Feast (states and statistics come from the
+events), bundles.
+
+The recipe is that of the pipeline with "time" replaced by "place in the history". Sources fitted without the last two
+events of each user retrieve candidates for the last but one: that event decides the epochs of the two-tower model and
+labels what LambdaRank learns from. The sources are then fitted again without the last event, which is predicted.
+
+Shapes: C contexts, one a user; B contexts of a batch.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from pipelines.job import Job
+from pipelines.sources import VALIDATION_CONTEXTS
+from recsys.columns import TIMESTAMP
+from recsys.evaluation.metrics import LIST_LENGTH
+from recsys.evaluation.protocols import RANK_METRICS, leave_last_out, rank_values, summary
+from recsys.evaluation.replay import FULL_SYSTEM, LOGISTIC, MERGED
+from recsys.features.contexts import Contexts
+from recsys.features.histories import Histories
+from recsys.features.item_stats import ItemStatsTimeline, day_of, snapshots
+from recsys.features.state import StateBatch
+from recsys.ranking.ranker import BoostedRanker, LogisticRanker
+from recsys.ranking.training import fit_boosted, fit_logistic
+from recsys.recommender import Context, Recommender, order
+from recsys.retrieval.source import Source
+from recsys.retrieval.sources import KnownEvents, fit_source
+from recsys.retrieval.two_tower import TwoTower
+from recsys.retrieval.two_tower_source import TwoTowerSource
+from recsys.retrieval.two_tower_training import Trainer, validation_ndcg
+from recsys.training_table import build_training_table, retrieve_contexts
+
+Int = npt.NDArray[np.int64]
+
+
+class Known:
+    """Some events as everything that sources and states may read."""
+
+    def __init__(self, job: Job, events: pd.DataFrame) -> None:
+        self.job = job
+        self.histories = Histories.from_tables(job.catalogue, events, job.tables.users)
+        self.last = int(events[TIMESTAMP].max())
+        self.timeline = ItemStatsTimeline(job.catalogue, snapshots(events))
+
+    def states(self, contexts: Contexts) -> StateBatch:
+        """All events of each user that are known, those of the predicted second too: the last event is last by order,
+        not by the clock."""
+        states = self.histories.states_at(contexts.user_id, contexts.timestamp + 1)
+        return replace(states, now=contexts.timestamp)
+
+    def trainer(self) -> Trainer:
+        return Trainer(self.job.catalogue, self.histories, self.last, self.job.config.tower)
+
+    def sources(self, model: TwoTower) -> list[Source]:
+        config = self.job.config
+        known = KnownEvents.through(self.histories, len(self.job.catalogue), self.last)
+        others = [fit_source(name, known, settings) for name, settings in config.sources.items()]
+        return [TwoTowerSource.from_model(model, config.index), *others]
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """The `summary` of all methods. Raises DataError where there are too few users or events."""
+    parts = leave_last_out(job.tables.events)
+    ranker, logistic, learned = learn(job, Known(job, parts.known), parts.validation)
+    known = Known(job, pd.concat([parts.known, parts.validation]))
+    model = known.trainer().fit(epochs=learned["epochs"], report=job.report)
+    recommender = Recommender(job.catalogue, known.sources(model), ranker, job.config.recommender)
+    contexts = Contexts.from_events(parts.test)
+    ranks = last_ranks(known, recommender, logistic, contexts)
+    return {
+        **summary(contexts.user_id, {n: rank_values(rank) for n, rank in ranks.items()}, RANK_METRICS, FULL_SYSTEM),
+        "says": f"The last event of each of {len(contexts):,} users, predicted from all others; every movie outside "
+        f"the history is ranked, lists end at {LIST_LENGTH}.",
+        "n_train": len(parts.known) + len(parts.validation),
+        "n_test": len(contexts),
+        **learned,
+        "parameters": job.config.as_dict(),
+    }
+
+
+def learn(job: Job, known: Known, validation: pd.DataFrame) -> tuple[BoostedRanker, LogisticRanker, dict[str, Any]]:
+    """The rankers, fitted on candidates for the last but one events from sources that know what came before them; how
+    many epochs the two-tower model trains best, and the share of those events that retrieval found."""
+    sample = Contexts.from_events(validation, most=VALIDATION_CONTEXTS, seed=job.config.tower.seed)
+    sample_states, target = known.states(sample), job.catalogue.to_idx(sample.event_item_id)
+    trainer = known.trainer()
+    model = trainer.fit(
+        lambda tower: validation_ndcg(tower, sample_states, sample.event_context, target), report=job.report
+    )
+    settings = job.config.ranker
+    contexts = Contexts.from_events(validation, most=settings.max_contexts, seed=settings.seed)
+    states = known.states(contexts)
+    recommender = Recommender(job.catalogue, known.sources(model), None, job.config.recommender)
+    tell = job.progress("leave-last-out: retrieving")
+    table = build_training_table(
+        recommender,
+        contexts,
+        states,
+        retrieve_contexts(recommender, contexts, states, tell),
+        known.timeline.as_of,
+        negatives=settings.negatives,
+        seed=settings.seed,
+    )
+    ranker = fit_boosted(table, settings, report=job.report)
+    return ranker, ranker.base or fit_logistic(table), {"epochs": trainer.log.best_epoch, "found": table.found}
+
+
+def last_ranks(known: Known, recommender: Recommender, logistic: LogisticRanker, contexts: Contexts) -> dict[str, Int]:
+    """(C,) rank of each context's event by method, 0 where it is not among the first LIST_LENGTH."""
+    catalogue = known.job.catalogue
+    target = np.empty(len(contexts), dtype=np.int64)
+    target[contexts.event_context] = catalogue.to_idx(contexts.event_item_id)
+    names = (*(source.name for source in reversed(recommender.sources)), MERGED, LOGISTIC, FULL_SYSTEM)
+    ranks = {name: np.zeros(len(contexts), dtype=np.int64) for name in names}
+    tell, done = known.job.progress("leave-last-out: users ranked"), 0
+    states_of_all = known.states(contexts)
+    for rows in contexts.batches_by_day():
+        states = states_of_all.rows(rows)
+        stats = known.timeline.as_of(int(day_of(contexts.timestamp[rows[0]])))
+        lists = {source.name: source.answer(states).top(LIST_LENGTH)[0] for source in recommender.sources}
+        full = recommender.recommend(states, Context(stats), LIST_LENGTH)
+        features = recommender.features(states, full.candidates, stats)
+        linear = recommender.ranked_scores(full.candidates, features, logistic)
+        lists[MERGED] = order(full.candidates, full.candidates.fused, LIST_LENGTH)[0]
+        lists[LOGISTIC] = order(full.candidates, linear, LIST_LENGTH)[0]
+        lists[FULL_SYSTEM] = catalogue.to_idx(full.item_ids)
+        for name, found in lists.items():
+            hit = found == target[rows][:, None]
+            ranks[name][rows] = np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)
+        done += len(rows)
+        tell(done, len(contexts))
+    return ranks

@@ -1,0 +1,227 @@
+"""What a hyper-parameter search maximises: measures over the validation window (T1, T2].
+
+Stage: a study beside the pipeline. In: tables, of which everything after T2 is dropped before anything else; fitted
+sources. Out: `Past`, and a number for a source, for fusion weights, for settings of the ranker or of the two-tower
+model. Absent: which settings are tried, and how they are kept (`tuning`).
+
+Every event of the window is predicted from what its user had done before that moment, by sources fitted on events
+<= T1: the replay protocol, one window earlier. Where the window has more than MOST_CONTEXTS moments, a uniform sample
+of them with their events stands for it.
+
+Shapes: C contexts, B contexts of a batch, E events, S sources, U movies that any source names for a context.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from recsys.columns import TIMESTAMP
+from recsys.data.split import Split, split_by_time
+from recsys.data.tables import Tables
+from recsys.evaluation.metrics import hit_at, ndcg_at
+from recsys.features.catalogue import Catalogue
+from recsys.features.contexts import Contexts
+from recsys.features.histories import Histories
+from recsys.features.item_stats import ItemStatsTimeline, day_of, snapshots
+from recsys.features.state import StateBatch
+from recsys.ranking.training import RankerSettings, fit_boosted
+from recsys.recommender import Recommender, RecommenderSettings, order
+from recsys.retrieval.merge import FUSION_OFFSET
+from recsys.retrieval.source import Source
+from recsys.retrieval.sources import KnownEvents
+from recsys.retrieval.two_tower import TwoTower
+from recsys.retrieval.two_tower_training import TowerSettings, Trainer, validation_ndcg
+from recsys.training_table import build_training_table, retrieve_contexts
+
+Int = npt.NDArray[np.int64]
+Progress = Callable[[int, int], None]
+
+TOP = 10
+MOST_CONTEXTS = 6_000
+RANKED_CONTEXTS = 2_000  # of the window, for the ranker: whole lists with all features are kept for them
+RECALL_WEIGHT = 0.1  # of Recall@100 in the objective of fusion: what the merged list lacks, no ranker can bring back
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Contexts of one day. row, target: (E,) row of each event's context in `states`, and its movie's row number."""
+
+    states: StateBatch
+    day: int
+    row: Int
+    target: Int
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a search may know: events up to T2. The cutoffs are those of the whole table, as everywhere else."""
+
+    split: Split
+    catalogue: Catalogue
+    events: pd.DataFrame
+    histories: Histories
+
+    @classmethod
+    def of(cls, tables: Tables) -> "Past":
+        split = split_by_time(tables.events[TIMESTAMP].to_numpy())
+        events = tables.events[tables.events[TIMESTAMP] <= split.t2]
+        catalogue = Catalogue.from_tables(tables.movies, tables.users)
+        return cls(split, catalogue, events, Histories.from_tables(catalogue, events, tables.users))
+
+    @cached_property
+    def known(self) -> KnownEvents:
+        """What a source that is judged on the validation window is fitted on."""
+        return KnownEvents.through(self.histories, len(self.catalogue), self.split.t1)
+
+    @cached_property
+    def validation(self) -> list[Batch]:
+        return self.batches(self.contexts(self.split.t1, self.split.t2, MOST_CONTEXTS, SEED))
+
+    def contexts(self, after: int, through: int, most: int, seed: int) -> Contexts:
+        """Contexts of the events with after < timestamp <= through."""
+        times = self.events[TIMESTAMP]
+        return Contexts.from_events(self.events[(times > after) & (times <= through)], most=most, seed=seed)
+
+    def batches(self, contexts: Contexts) -> list[Batch]:
+        target = self.catalogue.to_idx(contexts.event_item_id)
+        out = []
+        for rows in contexts.batches_by_day():
+            mine = np.flatnonzero(np.isin(contexts.event_context, rows))
+            states = self.histories.states_at(contexts.user_id[rows], contexts.timestamp[rows])
+            day = int(day_of(contexts.timestamp[rows[0]]))
+            out.append(Batch(states, day, np.searchsorted(rows, contexts.event_context[mine]), target[mine]))
+        return out
+
+
+def ranks_in(ranked: Int, batch: Batch) -> Int:
+    """(E,) rank of each event's movie in its context's list of (B, k); 0 where it is not in it."""
+    hit = ranked[batch.row] == batch.target[:, None]
+    return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)
+
+
+def mean_ndcg(ranks: Sequence[Int]) -> float:
+    return float(ndcg_at(np.concatenate(ranks), TOP).mean())
+
+
+def source_ndcg(source: Source, batches: Sequence[Batch]) -> float:
+    """NDCG@10 of one source alone."""
+    return mean_ndcg([ranks_in(source.answer(batch.states).top(TOP)[0], batch) for batch in batches])
+
+
+def tower_ndcg(past: Past, settings: TowerSettings, report: Callable[[str], None] = lambda _: None) -> float:
+    """NDCG@10 of the two-tower model alone, at its best epoch. That epoch is chosen on the same window."""
+    contexts = past.contexts(past.split.t1, past.split.t2, MOST_CONTEXTS, SEED)
+    states = past.histories.states_at(contexts.user_id, contexts.timestamp)
+    target = past.catalogue.to_idx(contexts.event_item_id)
+
+    def validate(model: TwoTower) -> float:
+        return validation_ndcg(model, states, contexts.event_context, target)
+
+    trainer = Trainer(past.catalogue, past.histories, past.split.t1, settings)
+    trainer.fit(validate, report=report)
+    return max(trainer.log.validation)
+
+
+class Fusion:
+    """The sources' lists of every validation context, kept as reciprocal ranks, so that weights are tried without
+    asking a source again. Equals `recsys.retrieval.merge` except that a movie which only sources of weight 0 name
+    counts as missed."""
+
+    def __init__(self, sources: Sequence[Source], batches: Sequence[Batch], n_items: int, fetch: int) -> None:
+        """`fetch` movies are asked of each source."""
+        self.names = tuple(source.name for source in sources)
+        united: list[Int] = []  # by context: the movies that any source names, ascending
+        shares: list[npt.NDArray[np.float32]] = []  # (U, S) each: 1 / (FUSION_OFFSET + rank), 0 where not named
+        context, place = [], []
+        for batch in batches:
+            first = len(united)
+            tops = [source.answer(batch.states).top(min(fetch, n_items))[0] for source in sources]
+            for row in range(len(batch.states)):
+                lists = [top[row][top[row] >= 0] for top in tops]
+                movies = np.unique(np.concatenate(lists))
+                share = np.zeros((len(movies), len(lists)), dtype=np.float32)
+                for s, ranked in enumerate(lists):
+                    share[np.searchsorted(movies, ranked), s] = 1 / (FUSION_OFFSET + 1 + np.arange(len(ranked)))
+                united.append(movies)
+                shares.append(share)
+            for row, target in zip(batch.row, batch.target, strict=True):
+                at = int(np.searchsorted(united[first + row], target))
+                there = at < len(united[first + row]) and united[first + row][at] == target
+                context.append(first + row)
+                place.append(at if there else -1)
+        width = max(map(len, shares), default=0)
+        self._shares = np.zeros((len(shares), width, len(sources)), dtype=np.float32)  # (C, U, S)
+        for row, share in enumerate(shares):
+            self._shares[row, : len(share)] = share
+        self._context = np.asarray(context, dtype=np.int64)
+        self._place = np.asarray(place, dtype=np.int64)
+
+    def ranks(self, weights: Sequence[float]) -> Int:
+        """(E,) rank of each event's movie in the merged order, 0 where it has none; ties by row number. `weights` are
+        in the order of `names`, none below 0."""
+        fused = self._shares @ np.asarray(weights, dtype=np.float32)  # (C, U)
+        named = np.flatnonzero(self._place >= 0)
+        lists, place = fused[self._context[named]], self._place[named]
+        mine = lists[np.arange(len(named)), place][:, None]
+        before = np.arange(lists.shape[1])[None, :] < place[:, None]
+        rank = 1 + ((lists > mine) | ((lists == mine) & before)).sum(axis=1)
+        out = np.zeros(len(self._place), dtype=np.int64)
+        out[named] = np.where(mine[:, 0] > 0, rank, 0)
+        return out
+
+    def value(self, weights: Sequence[float]) -> float:
+        """NDCG@10 + RECALL_WEIGHT * Recall@100 of the merged order."""
+        ranks = self.ranks(weights)
+        within = np.where(ranks <= 100, ranks, 0)
+        return float(ndcg_at(within, TOP).mean() + RECALL_WEIGHT * hit_at(within, 100).mean())
+
+
+class RankerTrials:
+    """The table of (T0, T1] that a ranker learns from, and the features of a sample of (T1, T2] that it orders; built
+    once. States and statistics come from the events up to T2, which Feast's point-in-time joins are held equal to."""
+
+    def __init__(
+        self,
+        past: Past,
+        before: Sequence[Source],
+        after: Sequence[Source],
+        ranker: RankerSettings,
+        recommender: RecommenderSettings,
+        progress: Progress = lambda _done, _of: None,
+    ) -> None:
+        """before, after: sources fitted through T0 and T1. Of `ranker` the size of the table is read."""
+        split = past.split
+        timeline = ItemStatsTimeline(past.catalogue, snapshots(past.events))
+        learns = Recommender(past.catalogue, before, None, recommender)
+        contexts = past.contexts(split.t0, split.t1, ranker.max_contexts, ranker.seed)
+        states = past.histories.states_at(contexts.user_id, contexts.timestamp)
+        self.table = build_training_table(
+            learns,
+            contexts,
+            states,
+            retrieve_contexts(learns, contexts, states, progress),
+            timeline.as_of,
+            negatives=ranker.negatives,
+            seed=ranker.seed,
+        )
+        self._judge = Recommender(past.catalogue, after, None, recommender)
+        self._batches = past.batches(past.contexts(split.t1, split.t2, RANKED_CONTEXTS, SEED))
+        self._shown = []
+        for batch in self._batches:
+            candidates = self._judge.retrieve(batch.states)
+            features = self._judge.features(batch.states, candidates, timeline.as_of(batch.day))
+            self._shown.append((candidates, features))
+
+    def ndcg(self, settings: RankerSettings) -> float:
+        """NDCG@10 of the order that a ranker with these settings gives; what retrieval did not find is a miss."""
+        ranker = fit_boosted(self.table, settings)
+        ranks = []
+        for batch, (candidates, features) in zip(self._batches, self._shown, strict=True):
+            scores = self._judge.ranked_scores(candidates, features, ranker)
+            ranks.append(ranks_in(order(candidates, scores, TOP)[0], batch))
+        return mean_ndcg(ranks)

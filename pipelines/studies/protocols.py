@@ -1,0 +1,75 @@
+"""`recsys evaluate --protocol`: the whole system under two published protocols, beside replay.
+
+Stage: a study beside the pipeline. In: the typed tables, and for one of them the order of the official file. Out:
+`reports/protocol-<name>.json`, `.txt`, `.md`. Absent: how each protocol fits and ranks (`stratified`,
+`leave_last_out`), its split and its metrics (`recsys.evaluation.protocols`), a trained bundle: both fit their own.
+
+Nothing of the pipeline is decided by these tables (docs/protocols.md).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipelines.about import about
+from pipelines.job import Job
+from pipelines.studies import leave_last_out, stratified
+from recsys.artefacts import fingerprint_files, replacing_file, write_json
+from recsys.columns import ITEM_ID, TIMESTAMP, USER_ID
+from recsys.data.layouts import find_layout, read_events
+from recsys.data.validate import BadRows
+from recsys.errors import ConfigError, DataError
+from recsys.evaluation.ladder import data_of
+from recsys.evaluation.protocols import LEAVE_LAST_OUT, STRATIFIED, markdown_table, text_table
+
+
+def run(job: Job, protocol: str, data_dir: Path | None = None) -> dict[str, Any]:
+    """Measure by one protocol, write the tables, and return what the JSON file holds.
+
+    `data_dir` has the official files that the data set was made from: the stratified split draws a number a row, in the
+    order of that file. Without it, files that `recsys data` downloaded are taken, and where there are none either, the
+    order of the tables: the same rule, other parts. Raises ConfigError for an unknown protocol and for a `data_dir`
+    that the protocol does not read, DataError for other files or too few events.
+    """
+    command = f"recsys evaluate --protocol {protocol}"
+    if protocol == STRATIFIED:
+        events, of = events_in_file_order(job, data_dir)
+        found = {**stratified.measure(job, events), "row_order": of}
+        command += " --data-dir FOLDER" if data_dir is not None else ""
+    elif protocol == LEAVE_LAST_OUT:
+        if data_dir is not None:
+            raise ConfigError(f"--data-dir only matters to --protocol {STRATIFIED}; leave it out.")
+        found = leave_last_out.measure(job)
+    else:
+        raise ConfigError(f"There is no protocol {protocol!r}; take replay, {STRATIFIED} or {LEAVE_LAST_OUT}.")
+    result = {"protocol": protocol, "data": data_of(job.tables.source), "about": about(command), **found}
+    place = job.home.reports / f"protocol-{protocol}.json"
+    write_json(place, result)
+    for ending, text in ((".txt", text_table(result)), (".md", markdown_table(result))):
+        with replacing_file(place.with_suffix(ending)) as beside:
+            beside.write_text(text, encoding="utf-8")
+    job.report(f"tables: {place.with_suffix('.md')}")
+    return result
+
+
+def events_in_file_order(job: Job, data_dir: Path | None) -> tuple[pd.DataFrame, str]:
+    """The events as the official file lists them, and which order that is. Raises DataError for files of other data."""
+    folder = data_dir or job.home.raw
+    if data_dir is None and not folder.is_dir():
+        job.report("stratified: rows in the order of the tables, since the official files are not here (--data-dir)")
+        return job.tables.events, "tables"
+    layout = find_layout(folder)
+    made_from = job.tables.source.fingerprint
+    if (given := fingerprint_files(layout.files)) != made_from:
+        raise DataError(
+            f"{layout.folder} holds other files ({given[:12]}) than those that {job.home.name} was made from "
+            f"({made_from[:12]}). Name their folder with --data-dir, or run `recsys data` with this one."
+        )
+    events = read_events(layout, job.tables.movies[ITEM_ID], BadRows())
+    keys = [USER_ID, ITEM_ID, TIMESTAMP]
+    rows = [frame[keys].sort_values(keys).to_numpy() for frame in (events, job.tables.events)]
+    if not np.array_equal(*rows):
+        raise DataError(f"{layout.ratings} and the tables of {job.home.name} differ in their rows; run `recsys data`.")
+    return events, layout.ratings.name

@@ -1,0 +1,384 @@
+"""`recsys tune`: a bounded, resumable hyper-parameter search on the validation window, one study a part.
+
+Stage: a study beside the pipeline. In: the tables, cut at T2; for two parts what `recsys train` left in `work/`. Out:
+`work/tuning.db`, `reports/tuning.md`, `tuning.json` and `tuned.json`, and on request `pipelines/tuned/<dataset>.json`,
+which later trainings use. Absent: the objectives (`objectives`), and anything after T2.
+
+A part is a source, the weights of fusion, the ranker or the two-tower model. Its trial 0 is the default; the others
+come from the Tree-structured Parzen Estimator (Bergstra et al., NeurIPS 2011) as Optuna implements it. The sampler is
+seeded by how many trials are complete, so that a search which was stopped goes on as if it had not been.
+
+A study is stored under a key of the data, the part's search space, its default and whatever else its value depends on.
+Where one of these changes, a new study begins.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution, distribution_to_json
+from optuna.trial import FrozenTrial, TrialState
+
+from pipelines import sources as saved
+from pipelines.about import about
+from pipelines.config import ABOUT, tuned_path, with_tuned
+from pipelines.job import Job
+from pipelines.studies import objectives, tuning_report
+from pipelines.studies.objectives import Fusion, Past, RankerTrials
+from recsys.artefacts import fingerprint_files, fingerprint_value, read_json, write_json
+from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, SOURCES, TWO_TOWER
+from recsys.data.datasets import DATASETS
+from recsys.errors import ConfigError, MissingArtefactError
+from recsys.evaluation.ladder import data_of
+from recsys.retrieval.source import Source
+from recsys.retrieval.sources import fit_source
+from recsys.retrieval.two_tower_source import TwoTowerSource
+
+Settings = dict[str, Any]
+Space = dict[str, BaseDistribution]
+
+VERSION: Final = 1  # of the objectives: raise it where one of them changes its meaning
+FUSION, RANKER, TOWER = "fusion", "ranker", "tower"
+NDCG: Final = "NDCG@10"
+FUSED: Final = f"NDCG@10 + {objectives.RECALL_WEIGHT:g} · Recall@100"
+SEED: Final = 7
+TRIALS: Final = 50
+EVERY_S: Final = 5.0  # between two lines of progress
+
+SPACES: Final[dict[str, Space]] = {
+    EASE: {"regularisation": FloatDistribution(20, 5_000, log=True), "power": FloatDistribution(0.2, 2.0)},
+    IALS: {
+        "dim": IntDistribution(32, 256, step=32),
+        "regularisation": FloatDistribution(1, 300, log=True),
+        "alpha": FloatDistribution(0.3, 30, log=True),
+        "iterations": IntDistribution(5, 30),
+        "power": FloatDistribution(0.2, 2.0),
+    },
+    ITEM_KNN: {
+        "shrinkage": FloatDistribution(0.5, 200, log=True),
+        "neighbours": IntDistribution(20, 1_000, log=True),
+        "power": FloatDistribution(0.2, 2.5),
+    },
+    COVISITATION: {
+        "decay": FloatDistribution(0.5, 0.99),
+        "damping": FloatDistribution(0.0, 1.0),
+        "history_decay": FloatDistribution(0.4, 0.99),
+    },
+    POPULARITY: {"half_life_days": FloatDistribution(1, 1_000, log=True)},
+    RANKER: {
+        "leaves": IntDistribution(4, 63, log=True),
+        "learning_rate": FloatDistribution(0.01, 0.2, log=True),
+        "min_rows_in_leaf": IntDistribution(10, 500, log=True),
+        "feature_fraction": FloatDistribution(0.3, 1.0),
+        "l2": FloatDistribution(0.1, 100, log=True),
+        "truncation": IntDistribution(10, 60),  # counts for the objective "lambdarank" alone
+        "user_weight_power": FloatDistribution(0.0, 1.0),
+    },
+    TOWER: {
+        "learning_rate": FloatDistribution(1e-3, 1e-2, log=True),
+        "dropout": FloatDistribution(0.0, 0.5),
+        "id_dropout": FloatDistribution(0.0, 0.5),
+        "dim": IntDistribution(16, 128, step=16),
+    },
+}
+WEIGHT: Final = FloatDistribution(0.0, 1.5)
+SINGLES: Final = tuple(name for name in SOURCES if name in SPACES)
+PARTS: Final = (*SINGLES, FUSION, RANKER, TOWER)
+USUAL: Final = (*SINGLES, FUSION, RANKER)  # the two-tower model costs minutes a trial
+
+
+@dataclass(frozen=True)
+class Part:
+    """One study: where it looks, from where it starts, how a trial is valued, and what else that value hangs on.
+    `prepare` does the costly work once and gives the objective."""
+
+    name: str
+    says: str
+    space: Space
+    default: Settings
+    given: Any
+    prepare: Callable[[], Callable[[Settings], float]]
+
+
+def run(
+    job: Job, parts: Sequence[str] = USUAL, *, trials: int = TRIALS, minutes: float | None = None, save: bool = False
+) -> dict[str, Any]:
+    """Search each part until `trials` of it are complete, those of earlier runs counted; write the reports; return
+    what `tuning.json` holds. The job's settings are the defaults that the search starts from.
+
+    minutes   for all parts together, shared evenly among those that are left; a trial that has begun is finished
+    save      also keep the result in the repository, for `recsys train`
+    Raises ConfigError for an unknown part, and for `save` with data that are not an official data set;
+    MissingArtefactError where a part needs saved sources that are not there or are of other data.
+    """
+    if unknown := [name for name in parts if name not in PARTS]:
+        raise ConfigError(f"tune: there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}.")
+    if save:
+        _require_official(job)
+    until = None if minutes is None else time.perf_counter() + 60 * minutes
+    chosen = [name for name in PARTS if name in parts]  # fusion uses what the sources' studies found
+    with _storage(job) as storage:
+        search = Search(job, storage)
+        for number, name in enumerate(chosen):
+            left = len(chosen) - number
+            now = time.perf_counter()
+            search.run(name, trials, None if until is None else now + (until - now) / left)
+            result = search.result()
+            tuning_report.write(job, result, _tuned(result))
+    job.report(f"tune: every trial in {job.home.reports / 'tuning.md'}, the best settings in tuned.json beside it")
+    if FUSION in result["parts"] and FUSION not in _tuned(result):
+        job.report("tune: fusion was searched without the two-tower model, so tuned.json leaves it out; train first")
+    if save:
+        _save(job)
+    else:
+        job.report("tune: `recsys tune --save` copies them to where `recsys train` looks")
+    return result
+
+
+@contextmanager
+def _storage(job: Job) -> Iterator[optuna.storages.RDBStorage]:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    job.home.work.mkdir(parents=True, exist_ok=True)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{job.work('tuning.db')}")
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+class Search:
+    """The studies of one data set."""
+
+    def __init__(self, job: Job, storage: optuna.storages.RDBStorage) -> None:
+        self.job = job
+        self.past = Past.of(job.tables)
+        self._storage = storage
+        self._stamps: dict[str, dict[str, str]] = {}
+
+    def run(self, name: str, trials: int, until: float | None) -> None:
+        """Complete the part's study. `until` is a moment of the performance counter; at least one trial is made."""
+        part = self.part(name)
+        study = self._study(part)
+        missing = trials - len(complete(study))
+        if missing <= 0:
+            self.job.report(f"tune: {name} has {len(complete(study))} trials, none to do")
+            return
+        self.job.report(f"tune: {name}, {missing} of {trials} trials to do")
+        objective = part.prepare()
+        started = last = time.perf_counter()
+        for done in range(missing):
+            self._trial(study, part, objective)
+            now = time.perf_counter()
+            if done + 1 == missing or now - last >= EVERY_S:
+                last = now
+                left = (now - started) / (done + 1) * (missing - done - 1)
+                made = complete(study)
+                best = best_of(made)
+                self.job.report(
+                    f"tune: {name} {len(made)} of {trials}: best {made[best].value:.4f} (trial {best}), "
+                    f"default {made[0].value:.4f}, about {left:.0f} s left"
+                )
+            if until is not None and now >= until and done + 1 < missing:
+                self.job.report(f"tune: {name} stops after its share of the minutes; the same command goes on")
+                return
+
+    def _trial(self, study: optuna.Study, part: Part, objective: Callable[[Settings], float]) -> None:
+        """One trial, kept when it is complete. What interrupts it leaves it failed, and it does not count."""
+        count = len(complete(study))
+        started = time.perf_counter()
+        if count == 0:
+            value = objective(part.default)
+            seconds = {"seconds": time.perf_counter() - started}
+            study.add_trial(
+                optuna.create_trial(params=part.default, distributions=part.space, value=value, user_attrs=seconds)
+            )
+            return
+        study.sampler = optuna.samplers.TPESampler(seed=SEED + count, constant_liar=False)
+        trial = study.ask(part.space)
+        try:
+            value = objective(trial.params)
+        except BaseException:
+            study.tell(trial, state=TrialState.FAIL)
+            raise
+        trial.set_user_attr("seconds", time.perf_counter() - started)
+        study.tell(trial, value)
+
+    def result(self) -> dict[str, Any]:
+        """Every part that has a complete trial under its present key."""
+        found = {}
+        for name in PARTS:
+            try:
+                part = self.part(name)
+            except MissingArtefactError:
+                continue  # nothing can be said of it before `recsys train`
+            done = self._complete(part)
+            if done:
+                found[name] = {
+                    "objective": part.says,
+                    "key": self._key(part),
+                    "seconds": sum(trial.user_attrs["seconds"] for trial in done),
+                    "best": best_of(done),
+                    "trials": [
+                        {"value": trial.value, "seconds": trial.user_attrs["seconds"], "settings": trial.params}
+                        for trial in done
+                    ],
+                }
+        return {
+            "data": data_of(self.job.tables.source),
+            "about": about("recsys tune"),
+            "window": {"after": self.past.split.t1, "through": self.past.split.t2},
+            "parts": found,
+        }
+
+    def part(self, name: str) -> Part:
+        """The named study. Raises MissingArtefactError where it needs what is not there."""
+        if name == FUSION:
+            return self._fusion()
+        if name == RANKER:
+            return self._ranker()
+        whole = asdict(self.job.config.tower) if name == TOWER else self.job.config.sources[name]
+        default = {key: whole[key] for key in SPACES[name]}
+        prepare = self._tower if name == TOWER else lambda: self._source(name)
+        return Part(name, NDCG, SPACES[name], default, whole, prepare)
+
+    def _source(self, name: str) -> Callable[[Settings], float]:
+        whole, batches = self.job.config.sources[name], self.past.validation
+        return lambda s: objectives.source_ndcg(fit_source(name, self.past.known, {**whole, **s}), batches)
+
+    def _tower(self) -> Callable[[Settings], float]:
+        tower = self.job.config.tower
+        return lambda s: objectives.tower_ndcg(self.past, replace(tower, **s), self.job.report)
+
+    def _fusion(self) -> Part:
+        """The sources at the best settings so far, and the two-tower model where it is saved."""
+        job, settings = self.job, self.job.config.recommender
+        fits = {name: {**job.config.sources[name], **self._best(name)} for name in job.config.sources}
+        tower = job.work("sources_t1") / TWO_TOWER
+        names = [name for name in SOURCES if name in fits or (name == TWO_TOWER and tower.is_dir())]
+        stamp = self._stamp("sources_t1", self.past.split.t1)[TWO_TOWER] if tower.is_dir() else None
+
+        def fitted(name: str) -> Source:
+            if name == TWO_TOWER:
+                return TwoTowerSource.load(tower, self.past.catalogue)
+            return fit_source(name, self.past.known, fits[name])
+
+        def prepare() -> Callable[[Settings], float]:
+            lists = Fusion(
+                [fitted(name) for name in names], self.past.validation, len(self.past.catalogue), settings.fetch
+            )
+            return lambda s: lists.value([s[name] for name in lists.names])
+
+        default: Settings = {name: float(settings.fusion.get(name, 1.0)) for name in names}
+        return Part(FUSION, FUSED, dict.fromkeys(names, WEIGHT), default, [fits, stamp, settings.fetch], prepare)
+
+    def _ranker(self) -> Part:
+        """On the sources as `recsys train` left them, merged by the best weights so far."""
+        job, split, config = self.job, self.past.split, self.job.config.ranker
+        cutoffs = {"sources_t0": split.t0, "sources_t1": split.t1}
+        stamps = {stage: self._stamp(stage, cutoff) for stage, cutoff in cutoffs.items()}
+        recommender = replace(job.config.recommender, fusion={**job.config.recommender.fusion, **self._best(FUSION)})
+
+        def prepare() -> Callable[[Settings], float]:
+            before, after = (saved.load(job, stage) for stage in cutoffs)
+            progress = job.progress("tune: contexts retrieved for the ranker's table")
+            table = RankerTrials(self.past, before, after, config, recommender, progress)
+            return lambda s: table.ndcg(replace(config, **s))
+
+        whole = asdict(config)
+        space = {key: d for key, d in SPACES[RANKER].items() if key != "truncation" or config.objective == "lambdarank"}
+        default = {key: whole[key] for key in space}
+        return Part(RANKER, NDCG, space, default, [whole, asdict(recommender), stamps], prepare)
+
+    def _stamp(self, stage: str, cutoff: int) -> dict[str, str]:
+        """SHA-256 of each saved source. Raises MissingArtefactError where they are missing or were fitted up to
+        another moment."""
+        folder = self.job.work(stage)
+        if not (folder / "log.json").exists():
+            raise MissingArtefactError(f"{folder} is not there. Run `recsys train` first.")
+        if read_json(folder / "log.json")["cutoff"] != cutoff:
+            raise MissingArtefactError(f"{folder} was fitted on other data. Run `recsys train` again.")
+        if stage not in self._stamps:
+            self._stamps[stage] = {
+                source.name: fingerprint_files(path for path in source.rglob("*") if path.is_file())
+                for source in sorted(folder.iterdir())
+                if source.is_dir()
+            }
+        return self._stamps[stage]
+
+    def _key(self, part: Part) -> str:
+        space = {name: distribution_to_json(d) for name, d in part.space.items()}
+        data = self.job.tables.source.fingerprint
+        return fingerprint_value([VERSION, data, asdict(self.past.split), part.name, space, part.default, part.given])
+
+    def _name(self, part: Part) -> str:
+        return f"{part.name}-{self._key(part)[:16]}"
+
+    def _study(self, part: Part) -> optuna.Study:
+        return optuna.create_study(
+            storage=self._storage, study_name=self._name(part), direction="maximize", load_if_exists=True
+        )
+
+    def _complete(self, part: Part) -> list[FrozenTrial]:
+        names = optuna.get_all_study_names(self._storage)
+        return complete(self._study(part)) if self._name(part) in names else []
+
+    def _best(self, name: str) -> Settings:
+        """The best settings of a part so far; nothing where there is no trial."""
+        done = self._complete(self.part(name))
+        return dict(done[best_of(done)].params) if done else {}
+
+
+def complete(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that count, in the order in which they were made; the first is the default."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def best_of(trials: Sequence[FrozenTrial]) -> int:
+    """Which of the complete trials has the highest value; the first among equals."""
+    return int(np.argmax([trial.values[0] for trial in trials]))
+
+
+def _tuned(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What `pipelines.config.with_tuned` reads: the best settings of every part, and where they come from.
+
+    Fusion that was searched without the two-tower model is left out: only ratios of weights mean something.
+    """
+    best = {name: part["trials"][part["best"]]["settings"] for name, part in result["parts"].items()}
+    tuned = {name: best[name] for name in (FUSION, RANKER, TOWER) if name in best}
+    if TWO_TOWER not in tuned.get(FUSION, {TWO_TOWER}):
+        del tuned[FUSION]
+    measured = {
+        name: {
+            "objective": part["objective"],
+            "default": part["trials"][0]["value"],
+            "best": part["trials"][part["best"]]["value"],
+            "trials": len(part["trials"]),
+        }
+        for name, part in result["parts"].items()
+    }
+    return {
+        **tuned,
+        "sources": {name: best[name] for name in SINGLES if name in best},
+        ABOUT: {"data": result["data"], "run": result["about"], "validation": measured},
+    }
+
+
+def _require_official(job: Job) -> None:
+    source = job.tables.source
+    if source.synthetic or source.name not in DATASETS:
+        raise ConfigError(
+            f"tune --save keeps settings for official data sets, and {source.label} is none. Its search is in "
+            f"{job.home.reports}; the rules of pipelines/config.py set its defaults."
+        )
+
+
+def _save(job: Job) -> None:
+    path, found = tuned_path(job.tables.source.name), job.home.reports / "tuned.json"
+    with_tuned(job.config, found)  # refuses what a later training would refuse
+    write_json(path, read_json(found))
+    job.report(f"tune: saved as {path}; `recsys train` uses it from now on. Check it in: git add {path}")

@@ -1,0 +1,219 @@
+"""Two published protocols beside replay: how each splits the events, and the metrics of a list with many right answers.
+
+Stage: evaluate. In: the events table; lists of movies and what was held out. Out: parts of the events, values for each
+user, tables as text and Markdown. Absent: who ranks (`pipelines.studies`), metrics of a single right answer
+(`metrics`), the protocol that decides things here (`replay`).
+
+Both leak the future, each in its way: docs/protocols.md says what, and why replay is the yardstick.
+
+E events      U users that are measured      T held-out events      k length of a list
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from recsys.columns import ITEM_ID, TIMESTAMP, USER_ID
+from recsys.errors import DataError
+from recsys.evaluation.bootstrap import LEVEL, N_BOOT, SEED, bootstrap_means, bootstrap_means_of_each
+from recsys.evaluation.metrics import Floats, Ints, hit_at, ndcg_at, reciprocal_rank
+from recsys.evaluation.tables import _fixed_width, _line, _markdown, _markdown_lines
+
+STRATIFIED: Final = "stratified"
+LEAVE_LAST_OUT: Final = "leave-last-out"
+TRAIN_SHARE: Final = 0.75
+SPLIT_SEED: Final = 42
+FEWEST_EVENTS: Final = 3  # of a user: something to know, something to learn from, something to predict
+
+LIST_METRICS: Final = ("ndcg@10", "map", "map@10", "precision@10", "recall@10")
+RANK_METRICS: Final = ("ndcg@10", "hr@10", "hr@50", "mrr")
+LABELS: Final = {
+    **{"ndcg@10": "NDCG@10", "map": "MAP", "map@10": "MAP@10", "precision@10": "Precision@10"},
+    **{"recall@10": "Recall@10", "hr@10": "HR@10", "hr@50": "HR@50", "mrr": "MRR"},
+}
+
+
+def stratified_by_movie(
+    item_id: npt.NDArray[np.int64], share: float = TRAIN_SHARE, seed: int = SPLIT_SEED
+) -> npt.NDArray[np.bool_]:
+    """(E,) True for the events that train: of each movie's events in random order, the first `share`.
+
+    With n events of a movie, the one at place r of 1 .. n trains if r / n <= share, so a movie with a single event
+    is in the test part only. The order is that of one uniform draw an event, from NumPy's MT19937 as `RandomState`
+    gives it: for a given order of rows the parts are those of `python_stratified_split(filter_by="item")` of
+    github.com/recommenders-team/recommenders (recommenders/datasets/python_splitters.py), which the benchmark there
+    uses. Raises ValueError for a share outside (0, 1).
+
+    >>> stratified_by_movie(np.array([7, 8, 7, 7, 7]), seed=0).tolist()
+    [True, False, False, True, True]
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"the share that trains must lie between 0 and 1, got {share}")
+    drawn = np.random.RandomState(seed).random_sample(len(item_id))
+    return _place_in_movie(item_id, drawn)[1] <= share
+
+
+def movie_folds(item_id: npt.NDArray[np.int64], n_folds: int, seed: int) -> npt.NDArray[np.int64]:
+    """(E,) fold of each event, 0 .. n_folds - 1: the events of each movie are dealt out in random order, starting at a
+    random fold. Every fold is then about 1 / n_folds of each movie, and every event is held out once."""
+    rng = np.random.default_rng(seed)
+    place, _ = _place_in_movie(item_id, rng.random(len(item_id)))
+    _, movie = np.unique(item_id, return_inverse=True)
+    first = rng.integers(0, n_folds, int(movie.max(initial=-1)) + 1)
+    return np.asarray((place - 1 + first[movie]) % n_folds, dtype=np.int64)
+
+
+def _place_in_movie(item_id: npt.NDArray[np.int64], drawn: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
+    """(E,) place of each event among those of its movie, by ascending draw, 1 is first; and place / their number."""
+    order = np.lexsort([drawn, item_id])
+    ordered = item_id[order]
+    start = np.searchsorted(ordered, ordered, side="left")
+    count = np.searchsorted(ordered, ordered, side="right") - start
+    place = np.empty(len(item_id), dtype=np.int64)
+    place[order] = np.arange(len(ordered)) - start + 1
+    share = np.empty(len(item_id))
+    share[order] = place[order] / count
+    return place, share
+
+
+@dataclass(frozen=True)
+class LastOut:
+    """Parts of the events, whose columns and order stay. known: all that is in neither of the others; validation, test:
+    one row for each user with FEWEST_EVENTS events or more, the last but one and the last."""
+
+    known: pd.DataFrame
+    validation: pd.DataFrame
+    test: pd.DataFrame
+
+
+def leave_last_out(events: pd.DataFrame) -> LastOut:
+    """Each user's last event, by (timestamp, item_id), is the test, the one before it the validation.
+
+    Source: W.-C. Kang, J. McAuley, Self-Attentive Sequential Recommendation, ICDM 2018, section IV-A. Raises DataError
+    where nobody has FEWEST_EVENTS events.
+    """
+    order = np.lexsort([events[name].to_numpy() for name in (ITEM_ID, TIMESTAMP, USER_ID)])
+    user = events[USER_ID].to_numpy()[order]
+    after = np.searchsorted(user, user, side="right") - np.arange(len(user)) - 1  # events of the user that follow
+    count = np.searchsorted(user, user, side="right") - np.searchsorted(user, user, side="left")
+    from_end = np.empty(len(events), dtype=np.int64)
+    from_end[order] = np.where(count >= FEWEST_EVENTS, after, FEWEST_EVENTS)
+    if not (from_end == 0).any():
+        raise DataError(f"Nobody has {FEWEST_EVENTS} events, so there is no last one to leave out. Take more data.")
+    return LastOut(events[from_end > 1], events[from_end == 1], events[from_end == 0])
+
+
+def list_values(lists: npt.NDArray[np.int64], held_row: npt.NDArray[np.int64], held_item: Ints) -> Floats:
+    """(U, M) values of each user's list in the order of LIST_METRICS.
+
+    lists      (U, k) movies, best first; -1 where there is none. What comes after the tenth is not looked at
+    held_row, held_item   (T,) who rated what in the test part; every user must be there, no pair twice
+
+    With rel_r = 1 where the movie at rank r was held out, n = the number held out, P_r = sum_{s<=r} rel_s / r:
+    precision = sum rel / 10; recall = sum rel / n; NDCG = sum rel_r / log2(r + 1) over the same sum of min(n, 10) hits
+    in front; MAP = sum rel_r P_r / n; MAP@10 = sum rel_r P_r / min(n, 10). As in `python_evaluation` of
+    github.com/recommenders-team/recommenders: `map`, which is the column of its published table, and `map_at_k`.
+
+    One user, movies 3 and 5 held out, 5 at rank 2: P_2 = 1/2, so MAP = 1/4.
+
+    >>> list_values(np.array([[4, 5, 6]]), np.array([0, 0]), np.array([3, 5])).round(4).tolist()
+    [[0.3869, 0.25, 0.25, 0.1, 0.5]]
+    """
+    top = lists[:, :10]
+    n_users, k = top.shape
+    n = np.bincount(held_row, minlength=n_users)
+    if len(n) != n_users or (n == 0).any():
+        raise ValueError("every list needs a user with a held-out event, and every held-out event a list")
+    width = int(max(top.max(initial=0), np.max(held_item, initial=0))) + 1
+    pairs = held_row * width + held_item
+    if len(np.unique(pairs)) != len(pairs):
+        raise ValueError("a user's held-out movies hold the same one twice")
+    hit = (np.isin(np.arange(n_users)[:, None] * width + top, pairs) & (top >= 0)).astype(np.float64)  # (U, k)
+    rank = np.arange(1, k + 1)
+    ideal = np.append(0.0, np.cumsum(1 / np.log2(np.arange(1, 11) + 1)))[np.minimum(n, 10)]
+    precisions = (hit * np.cumsum(hit, axis=1) / rank).sum(axis=1)
+    found = hit.sum(axis=1)
+    ndcg = (hit / np.log2(rank + 1)).sum(axis=1) / ideal
+    return np.column_stack([ndcg, precisions / n, precisions / np.minimum(n, 10), found / 10, found / n])
+
+
+def rank_values(rank: Ints) -> Floats:
+    """(E, M) values of each event in the order of RANK_METRICS; `rank` as in `metrics`, 0 for a miss."""
+    return np.column_stack([ndcg_at(rank, 10), hit_at(rank, 10), hit_at(rank, 50), reciprocal_rank(rank)])
+
+
+def summary(
+    user_id: npt.NDArray[np.int64], values: Mapping[str, Floats], metrics: Sequence[str], system: str
+) -> dict[str, Any]:
+    """Rows of a table: for each method the mean of each metric with its interval over users, and the difference in the
+    first metric between the system and every other method on the same users.
+
+    user_id (E,) and values, (E, M) for each method, have a row for whatever is measured: a user or an event.
+    """
+    found = bootstrap_means_of_each(user_id, values.values())
+    rows = []
+    for (name, of_method), cell in zip(values.items(), found, strict=True):
+        minus = bootstrap_means(user_id, values[system][:, :1] - of_method[:, :1])
+        rows.append(
+            {
+                "name": name,
+                "metrics": {m: _cell(cell, i) for i, m in enumerate(metrics)},
+                "system_minus": None if name == system else _cell(minus, 0),
+            }
+        )
+    return {
+        "metrics": list(metrics),
+        "system": system,
+        "n_users": found[0].n_users,
+        "bootstrap": {"n_boot": N_BOOT, "seed": SEED, "level": LEVEL},
+        "rows": rows,
+    }
+
+
+def _cell(found: Any, column: int) -> dict[str, float]:
+    return {part: float(getattr(found, part)[column]) for part in ("mean", "low", "high")}
+
+
+def text_table(result: Mapping[str, Any]) -> str:
+    """Fixed width for a terminal; `result` is a `summary` with `data` and `says`, a sentence on the protocol."""
+    header, rows = _cells(result)
+    lines = [f"Data: {result['data']['label']}. {result['says']}", *_fixed_width([header, *rows]), finding(result)]
+    return "\n".join(_line(line, keep_spaces=True) for line in lines) + "\n"
+
+
+def markdown_table(result: Mapping[str, Any]) -> str:
+    """The same as a GitHub table, the system in bold."""
+    header, rows = _cells(result)
+    head = _markdown(f"Data: {result['data']['label']}. {result['says']}")
+    lines = _markdown_lines(header, rows, result["system"])
+    return "\n".join([head, "", *lines, "", _markdown(finding(result))]) + "\n"
+
+
+def finding(result: Mapping[str, Any]) -> str:
+    """The system against the best of the other methods by the first metric, in one sentence."""
+    metric = result["metrics"][0]
+    others = [row for row in result["rows"] if row["name"] != result["system"]]
+    best = max(others, key=lambda row: row["metrics"][metric]["mean"])
+    d = best["system_minus"]
+    verdict = "is ahead of" if d["low"] > 0 else "is behind" if d["high"] < 0 else "cannot be told apart from"
+    level = f"{result['bootstrap']['level']:.0%}"
+    return (
+        f"By {LABELS[metric]} the {result['system']} {verdict} {best['name']}, the best of the others: "
+        f"{d['mean']:+.4f} ({level} interval {d['low']:+.4f} to {d['high']:+.4f})."
+    )
+
+
+def _cells(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and a row for each method: raw name, means, the interval of the first metric."""
+    first = result["metrics"][0]
+    header = ["Method", *(LABELS[name] for name in result["metrics"])]
+    rows = []
+    for row in result["rows"]:
+        cells = [f"{row['metrics'][name]['mean']:.4f}" for name in result["metrics"]]
+        cells[0] += f" [{row['metrics'][first]['low']:.4f}, {row['metrics'][first]['high']:.4f}]"
+        rows.append([row["name"], *cells])
+    return header, rows

@@ -1,0 +1,201 @@
+"""Scores as probabilities: of being the next movie, and of being liked if watched.
+
+Stage: ranking, after the ranker; both tracks. In: the ranker's scores of one answer, the feature rows of the movies
+shown. Out: two probabilities a movie. Absent: how they are fitted (`calibration_training`), and the order of the
+answer, which they never change.
+
+P(watch) is the probability that the movie is among the events of the user's next second with events, given that there
+is such a second and that nothing was filtered out. A score of the ranker orders its own answer, so it is
+first made into a share: the softmax, at a fitted temperature, over all candidates that the ranker saw. Its logarithm
+then goes through a map fitted on later contexts. The shares of an answer sum to 1; the probabilities need not, because
+the next movie may not be among the candidates at all, and one second may hold several. Where filters narrow the
+candidates, P(watch) supposes that the next movie passes them.
+
+P(like) is the probability of a rating of at least `columns.LIKED_RATING`, given that the user watches the movie. It
+comes from a logistic score of the feature row and a map of its own. It was learnt from movies that retrieval had found.
+
+Sources: C. Guo and others, On Calibration of Modern Neural Networks, ICML 2017 (temperature); J. Platt, Probabilistic
+Outputs for Support Vector Machines, 1999; B. Zadrozny, C. Elkan, Transforming Classifier Scores into Accurate
+Multiclass Probability Estimates, KDD 2002 (isotonic regression).
+
+Shapes: B users, K candidates, k answers, F features, R rows, M knots.
+"""
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import expit
+
+from recsys.artefacts import read_json, write_json
+from recsys.errors import BundleError, ConfigError
+from recsys.ranking.ranker import LogisticRanker
+
+Float = npt.NDArray[np.float32]
+Double = npt.NDArray[np.float64]
+Idx = npt.NDArray[np.int64]
+MAPS, LIKE = "calibration.json", "like.json"
+COUNT = "user_events"
+HABITS = ("user_mean_rating", "user_rating_std", "user_liked_share", "user_last_rating")  # without events: unknown
+
+
+class ProbabilityMap(Protocol):
+    """From a score to a probability that never falls as the score rises."""
+
+    def __call__(self, score: npt.ArrayLike) -> Double:
+        """Any shape to the same shape, in [0, 1]; NaN stays NaN."""
+        ...
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Platt:
+    """1 / (1 + exp(-(slope * score + intercept))). Raises ConfigError for a falling slope.
+
+    >>> Platt(2.0, -1.0)([0.5, 1.0]).round(4).tolist()
+    [0.5, 0.7311]
+    """
+
+    slope: float
+    intercept: float
+
+    def __post_init__(self) -> None:
+        if not (self.slope >= 0 and np.isfinite(self.slope) and np.isfinite(self.intercept)):
+            raise ConfigError(f"a Platt map needs a finite slope of at least 0 and a finite intercept, got {self}")
+
+    def __call__(self, score: npt.ArrayLike) -> Double:
+        return np.asarray(expit(self.slope * np.asarray(score, dtype=np.float64) + self.intercept))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"kind": "platt", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Isotonic:
+    """Straight lines between knots (M,), flat beyond the first and the last.
+
+    Raises ConfigError where there is no knot, where `score` does not rise or `probability` falls or leaves [0, 1].
+
+    >>> Isotonic((0.0, 1.0), (0.2, 0.6))([-3.0, 0.5, 9.0]).round(4).tolist()
+    [0.2, 0.4, 0.6]
+    """
+
+    score: tuple[float, ...]
+    probability: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        x, y = np.asarray(self.score), np.asarray(self.probability)
+        rises = len(x) == len(y) > 0 and bool((np.diff(x) > 0).all() and (np.diff(y) >= 0).all())
+        if not (rises and np.isfinite(x).all() and y[0] >= 0 and y[-1] <= 1):
+            raise ConfigError(
+                "an isotonic map needs knots with rising scores and probabilities in [0, 1] that never fall"
+            )
+
+    def __call__(self, score: npt.ArrayLike) -> Double:
+        return np.asarray(np.interp(np.asarray(score, dtype=np.float64), *self._knots))
+
+    @cached_property
+    def _knots(self) -> tuple[Double, Double]:
+        """As arrays, made once: a map may have thousands."""
+        return np.asarray(self.score, dtype=np.float64), np.asarray(self.probability, dtype=np.float64)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"kind": "isotonic", **asdict(self)}
+
+
+def map_of(stored: dict[str, Any]) -> ProbabilityMap:
+    """The map that `as_dict` described. Raises BundleError for any other dict."""
+    try:
+        if stored["kind"] == "platt":
+            return Platt(float(stored["slope"]), float(stored["intercept"]))
+        if stored["kind"] == "isotonic":
+            return Isotonic(tuple(stored["score"]), tuple(stored["probability"]))
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise BundleError(f"{MAPS} holds a map that cannot be read ({error}); train again") from error
+    raise BundleError(f"{MAPS} holds a map of the unknown kind {stored['kind']!r}; train again")
+
+
+def log_shares(scores: npt.NDArray[Any], temperature: float) -> Double:
+    """(B, K) logarithm of the softmax over each row's finite scores; -inf where the score is -inf.
+
+    >>> np.exp(log_shares(np.array([[1.0, 1.0, -np.inf], [np.log(9.0), 0.0, -np.inf]]), 2.0)).round(4).tolist()
+    [[0.5, 0.5, 0.0], [0.75, 0.25, 0.0]]
+    """
+    logits = np.asarray(scores, dtype=np.float64) / temperature
+    best = logits.max(axis=1, keepdims=True, initial=-np.inf)
+    best = np.where(np.isfinite(best), best, 0.0)
+    total = np.exp(logits - best).sum(axis=1, keepdims=True)
+    return np.asarray(logits - best - np.log(np.where(total > 0, total, 1.0)))
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """The fitted parts.
+
+    temperature   the ranker's scores are divided by it before the softmax
+    watch_map     from the log share to P(watch)
+    like_score    over all F columns of the ranker's features, 0 for those that it does not use
+    like_map      from its score to P(like)
+    """
+
+    temperature: float
+    watch_map: ProbabilityMap
+    like_score: LogisticRanker
+    like_map: ProbabilityMap
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ConfigError(f"the temperature must be above 0, got {self.temperature}")
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        return self.like_score.feature_names
+
+    def watch(self, ranked: Float, position: Idx) -> Float:
+        """(B, k) P(watch). `ranked` (B, K): scores of everything that the ranker saw, -inf where there was no
+        candidate; `position` (B, k): places in it. NaN where the place is negative or beyond K, not ranked, and
+        where there is no candidate."""
+        known = (position >= 0) & (position < ranked.shape[1])
+        shares = np.take_along_axis(log_shares(ranked, self.temperature), np.where(known, position, 0), axis=1)
+        shares = np.where(known & np.isfinite(shares), shares, np.nan)
+        return self.watch_map(shares).astype(np.float32)
+
+    def like(self, features: Float, position: Idx) -> Float:
+        """(B, k) P(like). `features` (B, K, F); places and NaN as for `watch`."""
+        known = (position >= 0) & (position < features.shape[1])
+        rows = features[np.arange(len(features))[:, None], np.where(known, position, 0)]  # (B, k, F)
+        score = like_scores(self.like_score, rows.reshape(-1, rows.shape[2])).reshape(position.shape)
+        return np.where(known, self.like_map(score), np.nan).astype(np.float32)
+
+    def save(self, folder: Path) -> None:
+        maps = {"watch": self.watch_map.as_dict(), "like": self.like_map.as_dict(), "temperature": self.temperature}
+        write_json(folder / MAPS, maps)
+        self.like_score.save(folder, LIKE)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Probabilities":
+        """Raises BundleError where a file is missing or a map cannot be read."""
+        for name in (MAPS, LIKE):
+            if not (folder / name).exists():
+                raise BundleError(f"{folder / name} is missing; train again with `recsys train`")
+        stored = read_json(folder / MAPS)
+        maps = map_of(stored["watch"]), LogisticRanker.load(folder, LIKE), map_of(stored["like"])
+        return cls(float(stored["temperature"]), *maps)
+
+
+def like_scores(model: LogisticRanker, rows: Float) -> Float:
+    """(R,) logistic scores of feature rows (R, F); unknown values count as the column's mean."""
+    return model.score(habits_known(rows, model.feature_names))
+
+
+def habits_known(rows: Float, names: tuple[str, ...]) -> Float:
+    """Feature rows (R, F) with NaN for a newcomer's habits: they are unknown, not 0 as the features say."""
+    newcomer = rows[:, names.index(COUNT)] == 0
+    if not newcomer.any():
+        return rows
+    habit = np.isin(names, HABITS)
+    return np.where(newcomer[:, None] & habit, np.float32(np.nan), rows)

@@ -1,0 +1,94 @@
+"""Maximal marginal relevance: an order that also minds how alike the chosen movies are.
+
+Stage: ranking, after the ranker; both tracks. In: scores of the best candidates, best first, and a unit vector a movie.
+Out: which of them to show, in order. Absent: the scores themselves (`ranker`), and how much diversity is worth
+(`recsys diversity` measures it).
+
+Source: J. Carbonell, J. Goldstein, The Use of MMR, Diversity-Based Reranking, SIGIR 1998. The next movie is the one
+with the largest (1 - d) * relevance - d * (largest similarity to a movie already chosen); the first is the most
+relevant one. Two choices are ours:
+
+- relevance is the score scaled within the answer: 0 for the worst of the pool, 1 for the best. The ranker's scores have
+  no zero and no unit, so d could not mean the same for two users without it.
+- similarity is the cosine of genre vectors. The two-tower vectors were rejected: what the ranker likes lies close
+  together in their space, so a penalty there is a penalty on relevance. Genres are what a person sees, they do not
+  change from one training to the next, and every movie has them on its first day. A movie without genres is similar
+  to nothing.
+
+Shapes: B users, P pool, k answers, N movies, G genres.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys.errors import ConfigError
+
+Float = npt.NDArray[np.float32]
+Idx = npt.NDArray[np.int64]
+
+FEWEST = 50
+CHOICE = 5  # candidates for each place
+ABSENT, TAKEN = -2.0, -np.inf  # a candidate's value is at least -1
+
+
+def check_diversity(diversity: float) -> None:
+    """Raise ConfigError unless `diversity` lies in [0, 1]; NaN does not."""
+    if not 0.0 <= diversity <= 1.0:
+        raise ConfigError(f"diversity must lie between 0 (the ranker's order) and 1, got {diversity}")
+
+
+def pool_size(k: int) -> int:
+    """How many of the best candidates k answers are chosen from: five for each place, at least 50.
+
+    >>> pool_size(10), pool_size(3), pool_size(20)
+    (50, 50, 100)
+    """
+    return max(CHOICE * k, FEWEST)
+
+
+def unit_genres(genres: Float) -> Float:
+    """(N, G) genre vectors scaled to length 1; a movie without genres keeps zeros.
+
+    >>> unit_genres(np.array([[1, 1, 0, 1, 1], [0, 0, 0, 0, 0]], np.float32)).tolist()
+    [[0.5, 0.5, 0.0, 0.5, 0.5], [0.0, 0.0, 0.0, 0.0, 0.0]]
+    """
+    norms = np.linalg.norm(genres, axis=1, keepdims=True)
+    scaled: Float = (genres / np.maximum(norms, 1.0)).astype(np.float32)
+    return scaled
+
+
+def relevance(scores: Float) -> Float:
+    """(B, P) scores, best first, -inf where there is no candidate, scaled within each row to [0, 1].
+
+    Where all candidates score the same, all are 1. Absent ones are 0 and must not be read.
+
+    >>> relevance(np.array([[4.0, 3.0, 2.0, -np.inf], [7.0, 7.0, 7.0, 7.0]], np.float32)).tolist()
+    [[1.0, 0.5, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]
+    """
+    present = np.isfinite(scores)
+    best = scores.max(axis=1, keepdims=True, initial=-np.inf)
+    best = np.where(np.isfinite(best), best, 0.0)
+    worst = np.where(present, scores, best).min(axis=1, keepdims=True, initial=np.inf)
+    span = np.where(best > worst, best - worst, 1.0)
+    return np.where(present, 1.0 - (best - np.where(present, scores, worst)) / span, 0.0).astype(np.float32)
+
+
+def most_diverse(scores: Float, vectors: Float, k: int, diversity: float) -> Idx:
+    """(B, min(k, P)) columns of the pool in the order of maximal marginal relevance.
+
+    scores   (B, P) best first, -inf where there is no candidate; absent ones come last
+    vectors  (B, P, G) of length 1 or 0, not negative, so that a similarity lies in [0, 1]
+    Equal values go to the better score, up to rounding in float32. Raises ConfigError for a diversity outside [0, 1].
+    """
+    check_diversity(diversity)
+    size, pool = scores.shape
+    rows = np.arange(size)
+    gain = np.where(np.isfinite(scores), np.float32(1.0 - diversity) * relevance(scores), np.float32(ABSENT))
+    nearest = np.zeros((size, pool), dtype=np.float32)  # largest similarity to what was chosen
+    chosen = np.empty((size, min(k, pool)), dtype=np.int64)
+    for place in range(chosen.shape[1]):
+        column = (gain - np.float32(diversity) * nearest).argmax(axis=1)
+        chosen[:, place] = column
+        gain[rows, column] = TAKEN
+        np.maximum(nearest, np.matmul(vectors, vectors[rows, column, :, None])[:, :, 0], out=nearest)
+    return chosen

@@ -1,0 +1,76 @@
+"""Item-kNN: movies rated by the same users, by cosine with shrinkage, applied to a recency-weighted history.
+
+Stage: retrieval. In: events up to a cutoff. Out: a sparse (N, N) table of each movie's nearest neighbours and a score
+for every movie. Absent: order and ratings.
+
+Source: B. Sarwar et al., Item-based Collaborative Filtering Recommendation Algorithms, WWW 2001. The similarity of
+movies i and j is n_ij / (sqrt(n_i n_j) + shrinkage): a pair seen by few users counts less. Only the best `neighbours`
+a row are kept. What differs here, as in `ease`: the history enters with weight (1 + s)^-power, s = steps back.
+
+Shapes: N movies, U users, B users of a request, L history length.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+from safetensors.numpy import load_file, save_file
+
+from recsys.columns import ITEM_KNN
+from recsys.features.state import StateBatch
+from recsys.retrieval.source import DenseAnswer, history_matrix, recency_weights
+from recsys.retrieval.sparse_table import best_of_rows, table_arrays, table_from_arrays
+
+ROWS_AT_ONCE = 500  # of the co-occurrence matrix: its rows are dense where movies are popular, and not all fit memory
+
+
+class ItemKnn:
+    name = ITEM_KNN
+
+    def __init__(self, table: sp.csr_matrix, power: float) -> None:
+        """`table` (N, N), row = history movie, column = scored movie."""
+        self.table = table
+        self.power = power
+
+    @classmethod
+    def fit(
+        cls,
+        user_idx: npt.NDArray[np.int64],
+        item_idx: npt.NDArray[np.int64],
+        n_items: int,
+        *,
+        shrinkage: float,
+        neighbours: int,
+        power: float,
+    ) -> "ItemKnn":
+        """From (E,) events."""
+        x = sp.csr_matrix(
+            (np.ones(len(user_idx), dtype=np.float32), (user_idx, item_idx)),
+            shape=(int(user_idx.max(initial=0)) + 1, n_items),
+        )
+        x.data[:] = 1.0  # a movie rated twice is one interaction
+        by_item = sp.csr_matrix(x.T)
+        norm = np.sqrt(np.asarray(x.sum(axis=0)).ravel())
+        parts = []
+        for low in range(0, n_items, ROWS_AT_ONCE):
+            together = sp.csr_matrix(by_item[low : low + ROWS_AT_ONCE] @ x)
+            row = np.repeat(np.arange(low, low + together.shape[0], dtype=np.int32), np.diff(together.indptr))
+            together.data /= norm[row] * norm[together.indices] + shrinkage
+            together.data[row == together.indices] = 0.0  # no movie is its own neighbour
+            together.eliminate_zeros()
+            parts.append(best_of_rows(together, neighbours))
+        return cls(sp.csr_matrix(sp.vstack(parts)), power)
+
+    def answer(self, states: StateBatch) -> DenseAnswer:
+        history = history_matrix(states.item_idx, recency_weights(states, self.power), self.table.shape[0])
+        return DenseAnswer((history @ self.table).toarray(), states.seen_idx)
+
+    def save(self, folder: Path) -> None:
+        arrays = {**table_arrays(self.table), "power": np.array([self.power], dtype=np.float64)}
+        save_file(arrays, folder / "item_knn.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> "ItemKnn":
+        stored = load_file(folder / "item_knn.safetensors")
+        return cls(table_from_arrays(stored), float(stored["power"][0]))

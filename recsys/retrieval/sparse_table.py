@@ -1,0 +1,52 @@
+"""Sparse (N, N) tables of movies against movies: pruned row by row, saved as plain arrays.
+
+Stage: retrieval. In: scipy matrices. Out: the same, smaller, or their arrays. Absent: what the entries mean
+(`covisitation`, `item_knn`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+
+def best_of_rows(table: sp.csr_matrix, most: int) -> sp.csr_matrix:
+    """Keep the `most` largest entries of each row, in the order of columns; ties go to the lower column.
+
+    >>> best_of_rows(sp.csr_matrix([[1.0, 3.0, 2.0, 2.0]]), 2).toarray().tolist()
+    [[0.0, 3.0, 2.0, 0.0]]
+    """
+    rows = []
+    for row in range(table.shape[0]):
+        low, high = table.indptr[row], table.indptr[row + 1]
+        data, columns = table.data[low:high], table.indices[low:high]
+        if len(data) > most:
+            worst = np.partition(data, -most)[-most]
+            above, level = np.flatnonzero(data > worst), np.flatnonzero(data == worst)
+            level = level[np.argsort(columns[level])]
+            best = np.concatenate([above, level[: most - len(above)]])
+            data, columns = data[best], columns[best]
+        rows.append((data, columns))
+    indptr = np.append(0, np.cumsum([len(d) for d, _ in rows]))
+    best_ones = sp.csr_matrix(
+        (np.concatenate([d for d, _ in rows]), np.concatenate([c for _, c in rows]), indptr), shape=table.shape
+    )
+    best_ones.sort_indices()
+    return best_ones
+
+
+def table_arrays(table: sp.csr_matrix) -> dict[str, npt.NDArray[Any]]:
+    """What safetensors writes."""
+    return {
+        "data": table.data.astype(np.float32),
+        "indices": table.indices.astype(np.int32),
+        "indptr": table.indptr.astype(np.int64),
+    }
+
+
+def table_from_arrays(stored: Mapping[str, npt.NDArray[Any]]) -> sp.csr_matrix:
+    """What `table_arrays` gave, as a square matrix."""
+    n_items = len(stored["indptr"]) - 1
+    return sp.csr_matrix((stored["data"], stored["indices"], stored["indptr"]), shape=(n_items, n_items))

@@ -1,0 +1,48 @@
+"""Small ladders for the tests of tables, pictures and the page. Stage: tests. In: ranks by method. Out: the dict of
+`ladder`. Absent: a replay."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from recsys.data.tables import Source
+from recsys.evaluation.beyond_accuracy import BEYOND_ACCURACY
+from recsys.evaluation.ladder import MethodRanks, build_ladder
+
+NASTY = """<script>alert("x")</script> & 'q' $\\frac{1 | {0} %s \x1b[31m 日本"""
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def make(
+    ranks: dict[str, tuple[str, list[int]]], *, name: str = "ml-1m", synthetic: bool = False, users: int = 4
+) -> dict[str, Any]:
+    """A ladder of eight events spread over `users` users, none of them cold, at histories of 1, 11, .., 71 events.
+
+    The beyond-accuracy measures of method m are m + 0.5, m + 1.5, ..; the second one has no diversity.
+    """
+    n = 8
+    frame = pd.DataFrame(
+        {
+            "user_id": np.arange(n) % users,
+            "timestamp": np.arange(n) + 1000,
+            "item_id": np.arange(n),
+            "rating": np.full(n, 4, dtype=np.float32),
+            "n_history": np.arange(n) * 10 + 1,
+            "gap_s": np.array([1, 3_600, 3_601, 1, 1, 1, 1, 1]),
+            "new_user": np.arange(n) % users == 0,
+            "raters": np.array([1, 9, 10, 50, 50, 50, 50, 50]),
+        }
+    )
+    kinds: dict[str, Any] = {"single": "single", "system": "system"}
+    methods = []
+    for number, (title, (kind, values)) in enumerate(ranks.items()):
+        beyond: dict[str, float | None] = {name: number + i + 0.5 for i, name in enumerate(BEYOND_ACCURACY)}
+        if number == 1:
+            beyond["diversity@10"] = None
+        ranked = frame.assign(rank=np.array(values))
+        methods.append(MethodRanks(title, ranked, np.arange(5), 10, beyond, kinds[kind], f"about {title}"))
+    return build_ladder(methods, Source(name, synthetic, "ml-1m", "a" * 64, 9, 10, 9), 500, 999, n_boot=200)
+
+
+TWO = {"popular": ("single", [3] * 8), "full": ("system", [1] * 8)}

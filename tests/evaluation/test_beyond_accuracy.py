@@ -1,0 +1,116 @@
+"""Novelty, diversity, popularity and Gini against plain Python, pair by pair and movie by movie."""
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import rankdata
+from sklearn.metrics.pairwise import cosine_similarity
+
+from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, TITLE, USER_ID, YEAR
+from recsys.evaluation.beyond_accuracy import (
+    BEYOND_ACCURACY,
+    Movies,
+    Shown,
+    gini,
+    list_diversity,
+    popularity_percentile,
+    self_information,
+    unit_genres,
+)
+from recsys.features.catalogue import Catalogue
+
+GENRES_OF = [["Drama"], ["Drama", "War"], ["Comedy"], [], ["Comedy", "Drama", "War"], ["War"], []]
+RATERS, N_USERS = np.array([15, 7, 3, 1, 0, 3, 0]), 15
+
+
+def catalogue(genres: list[list[str]]) -> Catalogue:
+    n = len(genres)
+    movies = pd.DataFrame({ITEM_ID: range(n), TITLE: ["x"] * n, YEAR: np.full(n, np.nan), GENRES: genres})
+    return Catalogue.from_tables(movies, pd.DataFrame({c: [] for c in (USER_ID, GENDER, AGE, OCCUPATION)}))
+
+
+@pytest.fixture
+def movies() -> Movies:
+    return Movies(catalogue(GENRES_OF), RATERS, N_USERS)
+
+
+def diversity_by_pairs(ranked: list[int]) -> float:
+    """Mean of 1 - |common genres| / sqrt(|a| |b|) over pairs that both have genres."""
+    with_genres = [set(GENRES_OF[i]) for i in ranked if i >= 0 and GENRES_OF[i]]
+    pairs = [1 - len(a & b) / math.sqrt(len(a) * len(b)) for a, b in combinations(with_genres, 2)]
+    return sum(pairs) / len(pairs) if pairs else math.nan
+
+
+def test_two_alike_and_one_apart(movies: Movies) -> None:
+    """Drama and Drama/War have cosine 1/sqrt(2), Comedy is apart from both: (1 - 0.7071 + 1 + 1) / 3."""
+    assert list_diversity(np.array([[0, 1, 2]]), movies.genres)[0] == pytest.approx((3 - 1 / math.sqrt(2)) / 3)
+    assert list_diversity(np.array([[0, 0]]), movies.genres)[0] == pytest.approx(0.0, abs=1e-12)
+    assert list_diversity(np.array([[0, 2]]), movies.genres)[0] == pytest.approx(1.0)
+
+
+def test_diversity_equals_all_pairs_with_holes_and_movies_without_genres(movies: Movies) -> None:
+    rng = np.random.default_rng(2)
+    lists = np.array([rng.permutation(7)[:5] for _ in range(60)])
+    lists[::4, 3:] = -1
+    lists[::12, 1:] = -1
+    expected = [diversity_by_pairs(row) for row in lists.tolist()]
+    assert any(math.isnan(e) for e in expected)
+    np.testing.assert_allclose(list_diversity(lists, movies.genres), expected, atol=1e-12)
+    whole = unit_genres(catalogue(GENRES_OF))[[0, 1, 2, 4, 5]]
+    by_sklearn = 1 - cosine_similarity(whole)[np.triu_indices(5, 1)].mean()
+    assert list_diversity(np.array([[0, 1, 2, 4, 5]]), movies.genres)[0] == pytest.approx(by_sklearn)
+
+
+def test_novelty_is_bits_and_never_negative() -> None:
+    bits = self_information(RATERS, N_USERS)
+    assert bits.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 2.0, 4.0]
+
+
+def test_percentile_is_the_middle_rank() -> None:
+    rng = np.random.default_rng(0)
+    for raters in (RATERS, rng.integers(0, 30, 200)):
+        expected = 100 * (rankdata(raters) - 0.5) / len(raters)
+        np.testing.assert_allclose(popularity_percentile(raters), expected, rtol=1e-12)
+
+
+def test_gini_is_half_the_relative_mean_difference() -> None:
+    rng = np.random.default_rng(3)
+    shown = rng.poisson(1.5, 70)
+    difference = np.abs(shown[:, None] - shown[None, :]).mean()
+    assert gini(shown) == pytest.approx(difference / (2 * shown.mean()), rel=1e-12)
+
+
+def test_what_was_shown_adds_up_over_batches(movies: Movies) -> None:
+    lists = [[0, 1, 2], [3, 6, -1], [4, 5, 0], [0, -1, -1]]
+    shown = Shown(movies)
+    shown.add(np.array(lists[:3]))
+    shown.add(np.array(lists[3:]))
+    flat = [i for row in lists for i in row if i >= 0]
+    assert shown.times.tolist() == [flat.count(i) for i in range(7)]
+    diverse = [d for d in map(diversity_by_pairs, lists) if not math.isnan(d)]
+    assert len(diverse) == 2, "a list of movies without genres and one of a single movie have no pair"
+    assert shown.measure() == {
+        "novelty@10": pytest.approx(sum(math.log2(16 / (RATERS[i] + 1)) for i in flat) / len(flat)),
+        "diversity@10": pytest.approx(sum(diverse) / 2),
+        "popularity@10": pytest.approx(np.mean([100 * (rankdata(RATERS)[i] - 0.5) / 7 for i in flat])),
+        "gini@10": gini(np.bincount(flat, minlength=7)),
+    }
+
+
+def test_nothing_shown_has_no_measures(movies: Movies) -> None:
+    shown = Shown(movies)
+    assert shown.measure() == dict.fromkeys(BEYOND_ACCURACY)
+    shown.add(np.array([[-1, -1]]))
+    assert shown.measure() == dict.fromkeys(BEYOND_ACCURACY)
+
+
+def test_a_catalogue_without_genres_has_no_diversity() -> None:
+    shown = Shown(Movies(catalogue([[], [], []]), np.array([1, 0, 0]), 1))
+    shown.add(np.array([[0, 1, 2]]))
+    measured = shown.measure()
+    assert measured["diversity@10"] is None
+    assert measured["novelty@10"] == pytest.approx(2 / 3)
+    assert measured["gini@10"] == 0.0

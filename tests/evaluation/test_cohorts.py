@@ -1,0 +1,62 @@
+"""Cohorts on events chosen to lie on every border, and what training knew against plain Python."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
+from recsys.evaluation.cohorts import SEGMENTS, Trained, segment_masks
+from recsys.features.histories import Histories
+from tests import planted
+
+
+def frame(**columns: list[float]) -> pd.DataFrame:
+    """Events that are in no cohort but `warm` and "history 1-5", unless a column says otherwise."""
+    n = len(next(iter(columns.values())))
+    quiet = {"rating": 3.0, "n_history": 1, "gap_s": 5, "new_user": False, "raters": 50}
+    return pd.DataFrame({name: columns.get(name, [value] * n) for name, value in quiet.items()})
+
+
+def test_the_quiet_event_is_in_three_segments() -> None:
+    masks = segment_masks(frame(raters=[50]))
+    assert list(masks) == list(SEGMENTS)
+    assert [name for name, mask in masks.items() if mask[0]] == ["all", "warm", "history 1-5"]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "segment", "inside"),
+    [
+        ("n_history", [0, 1, 2], "cold", [0]),
+        ("n_history", [0, 1, 2], "warm", [1, 2]),
+        ("n_history", [0, 1, 5, 6], "history 1-5", [1, 5]),
+        ("n_history", [5, 6, 20, 21], "history 6-20", [6, 20]),
+        ("n_history", [20, 21, 100, 101], "history 21-100", [21, 100]),
+        ("n_history", [100, 101, 9_999], "history over 100", [101, 9_999]),
+        ("rating", [3.5, 4.0, 5.0], "liked", [4.0, 5.0]),
+        ("gap_s", [-1, 0, 3_600, 3_601], "return visit", [3_601]),
+        ("new_user", [True, False], "new user", [True]),
+        ("raters", [0, 1], "new movie", [0]),
+        ("raters", [0, 1, 9, 10], "rare movie", [1, 9]),
+    ],
+)
+def test_borders(column: str, values: list[float], segment: str, inside: list[float]) -> None:
+    mask = segment_masks(frame(**{column: values}))[segment]
+    assert [v for v, held in zip(values, mask, strict=True) if held] == inside
+
+
+def test_no_event_gives_empty_masks() -> None:
+    assert {mask.shape for mask in segment_masks(frame(rating=[])).values()} == {(0,)}
+
+
+def test_training_knows_events_up_to_the_cutoff_and_a_second_rating_is_no_second_user() -> None:
+    rows = [(1, 5, 10), (1, 5, 20), (2, 5, 20), (2, 8, 21), (3, 8, 21), (3, 11, 30)]
+    events = pd.DataFrame(rows, columns=[USER_ID, ITEM_ID, TIMESTAMP]).assign(**{RATING: np.float32(4)})
+    histories = Histories.from_tables(planted.planted_catalogue(), events, planted.planted_tables().users.iloc[:0])
+    for cutoff in (9, 10, 20, 21, 30):
+        known = {(user, movie) for user, movie, at in rows if at <= cutoff}
+        trained = Trained.through(histories, cutoff)
+        by_id = dict(zip(planted.planted_catalogue().item_ids.tolist(), trained.raters.tolist(), strict=True))
+        assert {movie: n for movie, n in by_id.items() if n} == {
+            movie: len({u for u, m in known if m == movie}) for _, movie in known
+        }
+        assert trained.user_ids.tolist() == sorted({user for user, _ in known})

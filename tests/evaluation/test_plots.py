@@ -1,0 +1,68 @@
+"""Pictures: the same bytes each time, the data named, nothing drawn of nothing."""
+
+import numpy as np
+import pytest
+
+from recsys.evaluation.plots import cohorts_png, importance_png, ladder_png, retrieval_png
+from tests.evaluation.ladders import NASTY, PNG, TWO, make
+
+
+def test_pictures_are_the_same_bytes_each_time() -> None:
+    ladder = make(TWO)
+    assert ladder_png(ladder) == ladder_png(ladder)
+    assert cohorts_png(ladder, ["full", "popular"]) == cohorts_png(ladder, ["full", "popular"])
+    assert cohorts_png(ladder, ["full"]) != cohorts_png(ladder, ["popular"])
+    assert cohorts_png(ladder, ["full"]).startswith(PNG)
+
+
+def test_nothing_measured_is_drawn_as_such() -> None:
+    """ "no events" in place of bars and dots."""
+    empty = make(TWO)
+    for method in empty["methods"]:
+        for segment in method["segments"].values():
+            segment.update(n_events=0, n_users=0, metrics=dict.fromkeys(segment["metrics"]))
+    assert ladder_png(empty).startswith(PNG)
+    assert ladder_png(empty) != ladder_png(make(TWO))
+    assert cohorts_png(empty, list(TWO)).startswith(PNG)
+
+
+def test_synthetic_data_change_the_pictures() -> None:
+    plain, synthetic = make(TWO)["data"], make(TWO, synthetic=True)["data"]
+    ranks = {"a": np.array([1, 20, 0]), "b": np.array([0, 0, 0])}
+    assert retrieval_png(ranks, plain) != retrieval_png(ranks, synthetic)
+    assert importance_png({"f": 0.0}, plain) != importance_png({"f": 0.0}, synthetic)
+    assert cohorts_png(make(TWO), ["full"]) != cohorts_png(make(TWO, synthetic=True), ["full"])
+
+
+def test_more_lines_and_features_than_colours_and_rows() -> None:
+    data = make(TWO)["data"]
+    assert retrieval_png({f"m{i}": np.array([i + 1]) for i in range(16)}, data).startswith(PNG)
+    assert importance_png({f"f{i}": float(i) for i in range(40)}, data).startswith(PNG)
+    many = make({f"m{i}": ("single", [i + 1] * 8) for i in range(9)})
+    assert cohorts_png(many, [m["name"] for m in many["methods"]]).startswith(PNG)
+
+
+def test_a_nasty_name_is_drawn_as_text() -> None:
+    """Neither a formula, which could not be parsed, nor a warning of a missing letter, which would be an error."""
+    ladder = make({NASTY: ("single", [3] * 8)}, name=NASTY, synthetic=True)
+    for png in (
+        ladder_png(ladder),
+        cohorts_png(ladder, [NASTY]),
+        retrieval_png({NASTY: np.array([1, 0])}, ladder["data"]),
+        importance_png({NASTY: 1.0}, ladder["data"]),
+    ):
+        assert png.startswith(PNG)
+
+
+def test_pictures_of_nothing_are_refused() -> None:
+    data = make(TWO)["data"]
+    with pytest.raises(ValueError, match="at least one method"):
+        retrieval_png({}, data)
+    with pytest.raises(ValueError, match="at least one event"):
+        retrieval_png({"a": np.array([], dtype=np.int64)}, data)
+    for gains in ({}, {"a": -1.0}, {"a": float("nan")}):
+        with pytest.raises(ValueError, match="Feature gains"):
+            importance_png(gains, data)
+    for names in ([], ["popular", "other"]):
+        with pytest.raises(ValueError, match=r"Unknown methods .*; the ladder holds popular, full"):
+            cohorts_png(make(TWO), names)

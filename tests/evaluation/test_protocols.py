@@ -1,0 +1,208 @@
+"""The splits against loops over movies and users, the metrics against scikit-learn and sums by hand.
+
+Stage: tests. Absent: the systems that are measured (tests/pipelines/test_protocols.py).
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import ndcg_score
+
+from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
+from recsys.errors import DataError
+from recsys.evaluation.metrics import event_values
+from recsys.evaluation.protocols import (
+    LIST_METRICS,
+    RANK_METRICS,
+    finding,
+    leave_last_out,
+    list_values,
+    markdown_table,
+    movie_folds,
+    rank_values,
+    stratified_by_movie,
+    summary,
+    text_table,
+)
+
+# ---- stratified
+
+
+def random_movies(n: int = 700) -> np.ndarray:
+    """Movies 0 to 59, the low ones far more often."""
+    return (60 * np.random.default_rng(5).random(n) ** 3).astype(np.int64)
+
+
+@pytest.mark.parametrize("share", [0.75, 0.5])
+def test_the_first_share_of_each_movie_by_its_draws_trains(share: float) -> None:
+    movies = random_movies()
+    np.random.seed(42)
+    drawn = np.random.rand(len(movies))
+    expected = np.zeros(len(movies), dtype=bool)
+    for movie in set(movies.tolist()):
+        rows = sorted(np.flatnonzero(movies == movie), key=lambda row: drawn[row])
+        expected[rows[: int(np.floor(share * len(rows)))]] = True
+    assert np.array_equal(stratified_by_movie(movies, share, seed=42), expected)
+
+
+def test_a_movie_with_one_event_is_tested_and_one_with_four_is_tested_once() -> None:
+    trains = stratified_by_movie(np.array([9, 3, 3, 3, 3]))
+    assert not trains[0]
+    assert trains[1:].sum() == 3
+
+
+def test_other_seeds_give_other_parts_of_the_same_size() -> None:
+    movies = random_movies()
+    first, second = (stratified_by_movie(movies, seed=seed) for seed in (42, 43))
+    assert not np.array_equal(first, second)
+    assert np.array_equal(np.bincount(movies[first], minlength=60), np.bincount(movies[second], minlength=60))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5])
+def test_a_share_that_leaves_a_part_empty_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        stratified_by_movie(random_movies(), share)
+
+
+def test_folds_deal_every_movie_out_evenly() -> None:
+    movies = random_movies()
+    fold = movie_folds(movies, 4, seed=1)
+    assert fold.shape == movies.shape
+    for movie in set(movies.tolist()):
+        sizes = np.bincount(fold[movies == movie], minlength=4)
+        assert sizes.size == 4
+        assert sizes.max() - sizes.min() <= 1
+    assert np.bincount(fold).min() > 0.2 * len(movies), "rare movies do not all land in the first fold"
+    assert not np.array_equal(fold, movie_folds(movies, 4, seed=2))
+
+
+def test_nothing_is_dealt_out_of_nothing() -> None:
+    assert len(movie_folds(np.zeros(0, dtype=np.int64), 4, seed=1)) == 0
+
+
+# ---- leave last out
+
+
+def events(*rows: tuple[int, int, int]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=[USER_ID, TIMESTAMP, ITEM_ID])
+    return frame.assign(**{RATING: np.float32(3)})
+
+
+def test_the_last_event_is_left_out_and_ties_go_by_movie() -> None:
+    table = events((1, 50, 7), (2, 10, 1), (1, 90, 4), (1, 90, 3), (2, 20, 2), (1, 10, 9), (3, 5, 5))
+    parts = leave_last_out(table)
+    keys = [[tuple(row) for row in part[[USER_ID, ITEM_ID]].to_numpy()] for part in (parts.test, parts.validation)]
+    assert keys == [[(1, 4)], [(1, 3)]], "of second 90 the higher id is last"
+    assert parts.known.index.tolist() == [0, 1, 4, 5, 6], "users with one or two events only teach; order stays"
+    assert list(parts.known.columns) == list(table.columns)
+
+
+def test_nobody_with_three_events_is_an_error() -> None:
+    with pytest.raises(DataError, match="Nobody has 3 events"):
+        leave_last_out(events((1, 50, 7), (1, 51, 8), (2, 5, 5)))
+
+
+# ---- metrics
+
+
+def world() -> tuple[np.ndarray, list[set[int]]]:
+    """Lists of 12 out of 40 movies for 30 users, some with holes; 1 to 25 held-out movies each."""
+    rng = np.random.default_rng(11)
+    lists = np.stack([rng.permutation(40)[:12] for _ in range(30)])
+    lists[3, 6:] = -1
+    lists[4, :] = -1
+    held = [set(rng.permutation(40)[: rng.integers(1, 26)].tolist()) for _ in range(30)]
+    return lists, held
+
+
+def flat(held: list[set[int]]) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(row, movie) for row, movies in enumerate(held) for movie in sorted(movies, reverse=True)]
+    return np.array([row for row, _ in pairs]), np.array([movie for _, movie in pairs])
+
+
+def test_metrics_equal_sums_by_hand() -> None:
+    lists, held = world()
+    found = list_values(lists, *flat(held))
+    for row, (ranked, relevant) in enumerate(zip(lists.tolist(), held, strict=True)):
+        hits, precisions = 0, 0.0
+        for rank, movie in enumerate(ranked[:10], start=1):
+            if movie in relevant:
+                hits += 1
+                precisions += hits / rank
+        n = len(relevant)
+        expected = [precisions / n, precisions / min(n, 10), hits / 10, hits / n]
+        assert found[row, 1:].tolist() == pytest.approx(expected, abs=1e-12), row
+
+
+def test_ndcg_equals_that_of_scikit_learn() -> None:
+    lists, held = world()
+    found = list_values(lists, *flat(held))[:, 0]
+    for row, (ranked, relevant) in enumerate(zip(lists.tolist(), held, strict=True)):
+        score = np.zeros(50)
+        score[[m for m in ranked if m >= 0]] = [12.0 - place for place, m in enumerate(ranked) if m >= 0]
+        score[40:] = np.arange(1, 11) / 100  # fills a short list with movies that nobody rated
+        truth = np.isin(np.arange(50), list(relevant)).astype(float)
+        assert found[row] == pytest.approx(ndcg_score([truth], [score], k=10), abs=1e-12), row
+
+
+def test_a_list_without_a_truth_or_a_truth_without_a_list_is_refused() -> None:
+    lists = np.array([[1], [2]])
+    for row in ([0], [0, 1, 2], [1]):
+        with pytest.raises(ValueError, match="every list needs"):
+            list_values(lists, np.array(row), np.zeros(len(row), dtype=np.int64))
+    with pytest.raises(ValueError, match="the same one twice"):
+        list_values(lists, np.array([0, 1, 1]), np.array([4, 5, 5]))
+
+
+def test_rank_values_are_the_metrics_of_replay_and_hits_at_50() -> None:
+    rank = np.array([1, 10, 11, 50, 51, 0])
+    found = rank_values(rank)
+    assert RANK_METRICS == ("ndcg@10", "hr@10", "hr@50", "mrr")
+    assert np.array_equal(found[:, [0, 1, 3]], event_values(rank, ["ndcg@10", "hr@10", "mrr"]))
+    assert found[:, 2].tolist() == [1, 1, 1, 1, 0, 0]
+
+
+# ---- tables
+
+
+def measured(shift: float = 0.2, noise: float = 0.05) -> dict[str, Any]:
+    """Two methods for 40 users; the system's NDCG@10 is `shift` above that of the other, more or less."""
+    rng = np.random.default_rng(2)
+    one = rng.random((40, len(LIST_METRICS)))
+    other = one.copy()
+    other[:, 0] -= shift + noise * rng.standard_normal(40)
+    found = summary(np.arange(40), {"a | <b>": other, "both": one}, LIST_METRICS, "both")
+    return {**found, "data": {"label": "planted"}, "says": "Made by hand."}
+
+
+def test_summary_holds_means_intervals_and_differences() -> None:
+    result = measured()
+    other, system = result["rows"]
+    assert system["system_minus"] is None
+    minus = system["metrics"]["ndcg@10"]["mean"] - other["metrics"]["ndcg@10"]["mean"]
+    assert other["system_minus"]["mean"] == pytest.approx(minus, abs=1e-12)
+    assert other["system_minus"]["low"] < minus < other["system_minus"]["high"]
+    assert result["n_users"] == 40
+    assert list(system["metrics"]) == list(LIST_METRICS)
+
+
+@pytest.mark.parametrize(
+    ("shift", "noise", "verdict"),
+    [(0.2, 0.05, "is ahead of"), (-0.2, 0.05, "is behind"), (0.0, 0.5, "cannot be told apart from")],
+)
+def test_the_finding_follows_the_interval(shift: float, noise: float, verdict: str) -> None:
+    assert f"the both {verdict} a | <b>" in finding(measured(shift, noise))
+
+
+def test_tables_name_data_rows_and_figures() -> None:
+    result = measured()
+    text, markdown = text_table(result), markdown_table(result)
+    ndcg = result["rows"][1]["metrics"]["ndcg@10"]
+    cell = f"{ndcg['mean']:.4f} [{ndcg['low']:.4f}, {ndcg['high']:.4f}]"
+    assert text.startswith("Data: planted. Made by hand.\n")
+    assert cell in next(line for line in text.splitlines() if line.startswith("both"))
+    assert f"| **both** | **{cell}** |" in markdown
+    assert "a \\| &lt;b>" in markdown
+    assert finding(result) in text

@@ -1,0 +1,57 @@
+"""Ranks come back as they were written, by event, and nothing else passes for them."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from recsys.errors import BundleError
+from recsys.evaluation.ranks import SCHEMA, read_ranks, write_ranks
+
+# Out of order, with a column that is not kept.
+FRAME = pd.DataFrame(
+    {
+        "rank": np.array([3, 0, 500, 1], dtype=np.int32),
+        "item_id": [7, 9, 8, 7],
+        "rating": [1.0, 2.0, 3.0, 4.0],
+        "user_id": [2, 1, 1, 1],
+        "timestamp": [50, 60, 50, 50],
+    }
+)
+
+
+def test_ranks_come_back_by_event(tmp_path: Path) -> None:
+    write_ranks(FRAME, tmp_path / "ranks.parquet")
+    back = read_ranks(tmp_path / "ranks.parquet")
+    assert list(back.columns) == ["user_id", "timestamp", "item_id", "rank"]
+    assert back.to_numpy().tolist() == [[1, 50, 7, 1], [1, 50, 8, 500], [1, 60, 9, 0], [2, 50, 7, 3]]
+    write_ranks(FRAME[::-1], tmp_path / "again.parquet")
+    assert (tmp_path / "again.parquet").read_bytes() == (tmp_path / "ranks.parquet").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (FRAME.drop(columns="item_id"), "lacks the columns item_id"),
+        (pd.concat([FRAME, FRAME[:1]]), "1 events are there twice"),
+        (FRAME.assign(rank=[1, 2, 3, 501]), "rank must lie in"),
+        (FRAME.assign(rank=[1.0, 2.0, 3.0, 4.0]), "whole numbers"),
+    ],
+)
+def test_what_cannot_be_ranks_is_not_written(frame: pd.DataFrame, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_ranks(frame, tmp_path / "ranks.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_files_are_not_read_as_ranks(tmp_path: Path) -> None:
+    path = tmp_path / "ranks.parquet"
+    path.write_bytes(b"no Parquet at all")
+    with pytest.raises(BundleError, match=r"ranks\.parquet cannot be read as Parquet .*; train again"):
+        read_ranks(path)
+    pq.write_table(pa.table({name: [1] for name in reversed(SCHEMA.names)}), path)
+    with pytest.raises(BundleError, match=r"has the columns \['rank', .*train again"):
+        read_ranks(path)

@@ -1,0 +1,315 @@
+"""`recsys models compare`: a drop that hides in overlapping intervals is found, on planted ranks and on a trained home.
+
+Stage: tests of register and compare. Absent: the bootstrap itself (tests/evaluation/test_bootstrap.py), and the rest of
+the registry (tests/test_registry.py).
+"""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import typer
+
+from pipelines.versions import print_comparison
+from recsys.artefacts import read_json, write_json
+from recsys.bundle import load_bundle
+from recsys.errors import RegistryError
+from recsys.evaluation.bootstrap import bootstrap_means
+from recsys.evaluation.metrics import event_values
+from recsys.evaluation.ranks import RANKS_FILE, read_ranks, write_ranks
+from recsys.registry import Registry, model_name_for
+from recsys.settings import read_settings
+from tests.conftest import TrainedHome, use_small_settings
+from tests.pipelines.conftest import said_by
+
+USERS, EVENTS = 150, 40
+KEPT = ("ndcg@10", "hr@10")
+Register = Callable[..., int]
+
+
+def planted_ranks(seed: int = 4) -> pd.DataFrame:
+    """150 users of 40 events each. Some users are easy and some are hard, which is what makes a mean uncertain."""
+    rng = np.random.default_rng(seed)
+    ease = rng.beta(0.6, 1.2, USERS)[:, None]
+    rank = np.where(rng.random((USERS, EVENTS)) < ease, rng.integers(1, 11, (USERS, EVENTS)), 0)
+    user, number = np.indices((USERS, EVENTS))
+    columns = {"user_id": user + 1, "timestamp": 1_000 + number, "item_id": number % 7 + 1, "rank": rank}
+    return pd.DataFrame({name: values.ravel() for name, values in columns.items()})
+
+
+def degraded(ranks: pd.DataFrame) -> pd.DataFrame:
+    """A tenth of the events lose their movie from the list."""
+    lost = np.random.default_rng(5).random(len(ranks)) < 0.1
+    return ranks.assign(rank=np.where(lost, 0, ranks["rank"]))
+
+
+# -- planted ranks ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    return Registry(None, tmp_path_factory.mktemp("registry") / "mlflow", model_name_for("demo"))
+
+
+@pytest.fixture(scope="module")
+def register(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Register:
+    """Register ranks with the metrics that follow from them; without ranks, with metrics alone. The version."""
+
+    def register(ranks: pd.DataFrame, *, keeps: bool = True, fingerprint: str = "a" * 64) -> int:
+        folder = tmp_path_factory.mktemp("bundle")
+        means = bootstrap_means(ranks["user_id"].to_numpy(), event_values(ranks["rank"].to_numpy(), KEPT))
+        metrics = {
+            name: {"mean": means.mean[m], "low": means.low[m], "high": means.high[m]} for m, name in enumerate(KEPT)
+        }
+        files = {}
+        if keeps:
+            write_ranks(ranks, folder / RANKS_FILE)
+            files = {RANKS_FILE: sha256(folder / RANKS_FILE)}
+        manifest = {
+            "bundle_id": folder.name,
+            "dataset": {"name": "demo", "synthetic": True, "fingerprint": fingerprint},
+            "trained_through": 999,
+            "role": "production",
+            "sibling_id": None,
+            "code_version": "test",
+            "metrics": {**metrics, "retrieval_ndcg@10": 0.01, "latency_p99_ms": 1.0},
+            "files": files,
+        }
+        write_json(folder / "bundle.json", manifest)
+        return registry.register(folder).version
+
+    return register
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def good(register: Register) -> int:
+    return register(planted_ranks())
+
+
+@pytest.fixture(scope="module")
+def harmed(register: Register) -> int:
+    return register(degraded(planted_ranks()))
+
+
+def compared(registry: Registry, a: int, b: int, capsys: pytest.CaptureFixture[str], **options: Any) -> list[str]:
+    print_comparison(SimpleNamespace(registry=registry), str(a), str(b), **options)  # type: ignore[arg-type]
+    return capsys.readouterr().out.splitlines()
+
+
+def by_hand(a: pd.DataFrame, b: pd.DataFrame) -> tuple[float, float]:
+    """Mean of b minus a of NDCG@10 with its standard error, by the linearised ratio of sums over users (Cochran 1977,
+    Sampling Techniques, ch. 6) in the place of a bootstrap."""
+    gains = [np.where((f["rank"] >= 1) & (f["rank"] <= 10), 1 / np.log2(f["rank"] + 1), 0.0) for f in (a, b)]
+    difference = gains[1] - gains[0]
+    mean = difference.mean()
+    per_user = pd.Series(difference - mean).groupby(a["user_id"].to_numpy()).sum()
+    return float(mean), float(np.sqrt((per_user**2).sum()) / len(difference))
+
+
+def test_a_drop_that_overlapping_intervals_hide_is_found(
+    registry: Registry, good: int, harmed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    comparison = registry.compare(good, harmed)
+    ndcg = next(m for m in comparison.metrics if m.name == "ndcg@10")
+    assert ndcg.separate is False, "the premise: the intervals of the two means overlap"
+    mean, error = by_hand(planted_ranks(), degraded(planted_ranks()))
+    found = comparison.pairing.differences["ndcg@10"]
+    assert found.mean == pytest.approx(mean, abs=1e-12)
+    assert ndcg.difference == pytest.approx(mean, abs=1e-12)
+    assert (found.low, found.high) == (
+        pytest.approx(mean - 1.96 * error, abs=0.3 * error),
+        pytest.approx(mean + 1.96 * error, abs=0.3 * error),
+    )
+    assert comparison.pairing.differences["hr@10"].high < 0
+    assert comparison.worse is True
+    assert comparison.verdict == (
+        f"Version {harmed} is worse than version {good}: NDCG@10 on demo (synthetic, not MovieLens) changes by"
+        f" {mean:+.4f} (95 % interval {found.low:+.4f} to {found.high:+.4f}), paired over 6,000 events of 150 users."
+    )
+    said = compared(registry, good, harmed, capsys)
+    assert said[0].endswith("difference  paired 95 % interval")
+    line = next(line for line in said if line.startswith("ndcg@10"))
+    assert line.endswith(f"{mean:+.4f}  {found.low:+.4f} to {found.high:+.4f}")
+    assert said[-1] == comparison.verdict
+    with pytest.raises(typer.Exit) as ended:
+        compared(registry, good, harmed, capsys, fail_if_worse=True)
+    assert ended.value.exit_code == 1
+
+
+def test_the_other_way_round_it_is_better(
+    registry: Registry, good: int, harmed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = compared(registry, harmed, good, capsys, fail_if_worse=True)
+    assert said[-1].startswith(f"Version {good} is better than version {harmed}: ")
+
+
+def test_equal_versions_cannot_be_told_apart(
+    registry: Registry, register: Register, good: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same ranks; and the ranks of some events swapped between neighbours, so that the mean is the same but users
+    differ: what one wins, another loses."""
+    ranks = planted_ranks()["rank"].to_numpy().reshape(USERS // 2, 2, EVENTS)
+    swapped = ranks.copy()
+    swapped[:, :, :3] = ranks[:, ::-1, :3]
+    for rank, width in ((ranks, 0.0), (swapped, 0.004)):
+        version = register(planted_ranks().assign(rank=rank.ravel()))
+        comparison = registry.compare(good, version)
+        found = comparison.pairing.differences["ndcg@10"]
+        assert comparison.worse is False
+        assert found.mean == pytest.approx(0.0, abs=1e-12)
+        assert found.low <= 0 <= found.high
+        assert found.high - found.low >= width
+        said = compared(registry, good, version, capsys, fail_if_worse=True)
+        assert said[-1].startswith(f"Versions {good} and {version} cannot be told apart: NDCG@10 on demo")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "options", "problem"),
+    [
+        (planted_ranks()[1:], {}, "were not asked about the same events: 1 only in the second, such as user_id 1"),
+        (planted_ranks(), {"keeps": False}, "was registered without the ranks of its test events. Train it again"),
+        (planted_ranks(), {"fingerprint": "b" * 64}, "were measured on different data"),
+    ],
+    ids=["other events", "no ranks", "other data"],
+)
+def test_without_a_pairing_it_says_why_and_decides_nothing(
+    registry: Registry,
+    register: Register,
+    good: int,
+    ranks: pd.DataFrame,
+    options: dict[str, Any],
+    problem: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    version = register(ranks, **options)
+    comparison = registry.compare(good, version)
+    assert comparison.worse is None
+    assert comparison.pairing.differences == {}
+    said = compared(registry, good, version, capsys)
+    assert said[0].endswith("difference")
+    assert said[-2].startswith("not compared event by event, so that only a large difference shows: ")
+    assert problem.replace("1 only in the second", "0 only in the first, 1 only in the second") in said[-2]
+    assert ("their intervals overlap" in said[-1]) == comparison.comparable
+    with pytest.raises(RegistryError, match="--fail-if-worse has nothing to decide by: "):
+        compared(registry, good, version, capsys, fail_if_worse=True)
+
+
+def test_events_of_one_user_decide_nothing(registry: Registry, register: Register) -> None:
+    ranks = planted_ranks().query("user_id == 1")
+    a, b = register(ranks), register(ranks.assign(rank=0))
+    comparison = registry.compare(a, b)
+    assert comparison.worse is None
+    assert comparison.pairing.problem == "All test events are of one user, which gives a difference no interval."
+
+
+def test_altered_or_lost_ranks_are_not_compared(
+    registry: Registry, register: Register, good: int, tmp_path: Path
+) -> None:
+    version = register(planted_ranks())
+    run_id = registry.resolve(version).run_id
+    stored = registry._backend.folder / "artifacts" / registry.model_name / run_id / "artifacts" / "bundle"
+    elsewhere = Registry(registry._backend.uri, tmp_path / "reader", registry.model_name)
+    pd.testing.assert_frame_equal(elsewhere.ranks(version), registry.ranks(version))
+    write_ranks(degraded(planted_ranks()), stored / RANKS_FILE)
+    with pytest.raises(RegistryError, match=f"The stored ranks of version {version} of recsys-demo were altered"):
+        registry.ranks(version)
+    (stored / RANKS_FILE).unlink()
+    with pytest.raises(RegistryError, match=f"Could not fetch the ranks of version {version}"):
+        registry.ranks(version)
+    comparison = registry.compare(good, version)
+    assert "Could not fetch the ranks" in str(comparison.pairing.problem)
+    assert "cannot be told apart: their intervals overlap. NDCG@10 on demo" in comparison.verdict
+
+
+def test_the_gate_refuses_what_is_worse_event_by_event(registry: Registry, register: Register, good: int) -> None:
+    """And passes it where no pairing is known: the mean lies inside the champion's interval."""
+    registry.promote(good)
+    harmed = register(degraded(planted_ranks()))
+    result = registry.judge(harmed, latency_budget_ms=50)
+    assert [c.name for c in result.checks if not c.passed] == ["ndcg_not_below_champion"]
+    assert result.reasons[0].endswith("below zero.")
+    unpaired = register(degraded(planted_ranks()), keeps=False)
+    assert registry.judge(unpaired, latency_budget_ms=50).passed
+    assert registry.judge(register(planted_ranks()), latency_budget_ms=50).passed
+
+
+# -- from end to end --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def home(trained_home: TrainedHome, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedHome]:
+    """A copy of the trained home with a second version, whose ranker has one tree and nothing to start from."""
+    import pipelines.config  # here and below, as in conftest: what is patched must not be bound before
+    from pipelines.training import open_job
+
+    root = tmp_path_factory.mktemp("compare") / "home"
+    shutil.copytree(trained_home.root, root)
+    copy = TrainedHome(root, trained_home.raw, trained_home.name)
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_settings(patch)
+        made_small = pipelines.config.config_for
+
+        def harmed(*arguments: Any, **options: Any) -> pipelines.config.PipelineConfig:
+            config = made_small(*arguments, **options)
+            return replace(config, ranker=replace(config.ranker, max_trees=1, start_from_logistic=False))
+
+        open_job(copy.name, read_settings(root)).store.apply()  # Feast's registry knows the place of the home
+        patch.setattr("pipelines.config.config_for", harmed)
+        assert copy.run("train") == 0
+        patch.setattr("pipelines.config.config_for", made_small)
+        yield copy
+
+
+def test_ranks_go_from_the_evaluation_into_the_version(trained_home: TrainedHome) -> None:
+    dataset = trained_home.dataset
+    folders = [
+        dataset.bundles / read_json(dataset.work / f"{role}.json")["bundle_id"] for role in ("evaluation", "production")
+    ]
+    for folder in folders:
+        load_bundle(folder)  # checks every digest
+        assert RANKS_FILE in read_json(folder / "bundle.json")["files"]
+    assert (folders[0] / RANKS_FILE).read_bytes() == (folders[1] / RANKS_FILE).read_bytes()
+    ranks = read_ranks(folders[1] / RANKS_FILE)
+    metrics = read_json(folders[1] / "bundle.json")["metrics"]
+    hits = ranks["rank"].between(1, 10)
+    assert len(ranks) == metrics["n_events"]
+    assert hits.mean() == pytest.approx(metrics["hr@10"]["mean"], abs=1e-12)
+    gains = (1 / np.log2(ranks["rank"][hits] + 1)).sum() / len(ranks)
+    assert gains == pytest.approx(metrics["ndcg@10"]["mean"], abs=1e-12)
+    t2 = read_json(folders[0] / "bundle.json")["trained_through"]
+    after = trained_home.events[trained_home.events["timestamp"] > t2]
+    keys = ["user_id", "timestamp", "item_id"]
+    assert set(map(tuple, ranks[keys].to_numpy())) == set(map(tuple, after[keys].to_numpy()))
+
+
+def test_a_harmed_ranker_is_refused_and_fails_the_check(home: TrainedHome) -> None:
+    code, said, _ = said_by("models", "compare", "1", "2", "--fail-if-worse", "--home", home.root)
+    assert code == 1, said
+    verdict = said.splitlines()[-1]
+    found = re.fullmatch(
+        r"Version 2 is worse than version 1: NDCG@10 on .* changes by (-0\.\d{4}) \(95 % interval (-0\.\d{4}) to"
+        r" (-0\.\d{4})\), paired over (\d+) events of (\d+) users\.",
+        verdict,
+    )
+    assert found, verdict
+    assert int(found[4]) == len(read_ranks(home.dataset.work / RANKS_FILE))
+    assert "setting ranker.max_trees: 40 -> 1" in said
+    assert "setting ranker.start_from_logistic: true -> false" in said
+    assert said_by("models", "compare", "1", "2", "--home", home.root)[0] == 0
+    assert said_by("models", "compare", "2", "1", "--fail-if-worse", "--home", home.root)[0] == 0
+    assert said_by("models", "compare", "1", "1", "--fail-if-worse", "--home", home.root)[0] == 0
+    listed = said_by("models", "list", "--home", home.root)[1]
+    assert re.search(r"NDCG@10 of version 2 is .* below zero\.", listed)
+    assert read_json(home.dataset.work / "registered.json") == {"version": 2, "champion": False}

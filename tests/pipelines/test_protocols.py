@@ -1,0 +1,260 @@
+"""`recsys evaluate --protocol` on a small home: against lists made by hand, and what it may not read.
+
+Stage: tests. Absent: splits and metrics (tests/evaluation/test_protocols.py), quality.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipelines.job import Job
+from pipelines.studies import leave_last_out as last_out
+from pipelines.studies import protocols, stratified
+from pipelines.training import open_job
+from recsys.artefacts import read_json
+from recsys.columns import EASE, IALS, ITEM_ID, ITEM_KNN, POPULARITY, SOURCES, TIMESTAMP, USER_ID
+from recsys.errors import DataError
+from recsys.evaluation.protocols import leave_last_out, stratified_by_movie
+from recsys.evaluation.replay import FULL_SYSTEM, LOGISTIC, MERGED
+from recsys.features.contexts import Contexts
+from recsys.retrieval.sources import KnownEvents
+from recsys.settings import read_settings
+from tests.conftest import TrainedHome, use_small_settings
+from tests.pipelines.conftest import said_by
+
+
+@pytest.fixture(scope="module")
+def home(trained_home: TrainedHome, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedHome]:
+    """A home with the tables alone: neither protocol needs a trained model."""
+    root = tmp_path_factory.mktemp("protocols") / "home"
+    shutil.copytree(trained_home.dataset.data, root / trained_home.name / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_settings(patch)
+        smaller = {name: grid[:2] for name, grid in stratified.GRID.items()}
+        patch.setattr(stratified, "GRID", smaller)
+        yield TrainedHome(root, trained_home.raw)
+
+
+def job_of(home: TrainedHome) -> Job:
+    return open_job(home.name, read_settings(home.root))
+
+
+def evaluated(home: TrainedHome, protocol: str, *more: str | Path) -> tuple[str, str, dict[str, Any]]:
+    """stdout, stderr and JSON of one run."""
+    code, out, err = said_by("evaluate", "--protocol", protocol, "--home", home.root, "--dataset", home.name, *more)
+    assert code == 0, err
+    return out, err, read_json(home.dataset.reports / f"protocol-{protocol}.json")
+
+
+def mean(result: dict[str, Any], method: str, metric: str) -> float:
+    return float(next(row for row in result["rows"] if row["name"] == method)["metrics"][metric]["mean"])
+
+
+# ---- stratified
+
+
+@pytest.fixture(scope="module")
+def by_movie(home: TrainedHome) -> tuple[str, str, dict[str, Any]]:
+    return evaluated(home, "stratified")
+
+
+def test_the_table_goes_to_stdout_and_to_the_reports(
+    by_movie: tuple[str, str, dict[str, Any]], home: TrainedHome
+) -> None:
+    out, err, result = by_movie
+    names = [row["name"] for row in result["rows"]]
+    assert names == [POPULARITY, ITEM_KNN, IALS, stratified.EASE_STRETCHES, EASE, MERGED, FULL_SYSTEM]
+    reports = home.dataset.reports
+    assert out == (reports / "protocol-stratified.txt").read_text(encoding="utf-8")
+    assert all(name in out for name in names)
+    assert f"| **{FULL_SYSTEM}** |" in (reports / "protocol-stratified.md").read_text(encoding="utf-8")
+    assert "synthetic, not MovieLens" in out
+    assert result["row_order"] == "tables"
+    assert "rows in the order of the tables" in err
+    assert result["about"]["command"] == "recsys evaluate --protocol stratified"
+
+
+def test_popularity_is_that_of_a_count_by_hand(by_movie: tuple[str, str, dict[str, Any]], home: TrainedHome) -> None:
+    events, result = home.events, by_movie[2]
+    trains = stratified_by_movie(events[ITEM_ID].to_numpy())
+    train, test = events[trains], events[~trains]
+    assert (result["n_train"], result["n_test"]) == (len(train), test[USER_ID].isin(train[USER_ID]).sum())
+    count = train[ITEM_ID].value_counts()
+    movies = sorted(count.index, key=lambda movie: (-count[movie], movie))
+    precision, recall = [], []
+    for user, mine in test.groupby(USER_ID)[ITEM_ID]:
+        seen = set(train.loc[train[USER_ID] == user, ITEM_ID])
+        if not seen:
+            continue
+        hits = len(set([movie for movie in movies if movie not in seen][:10]) & set(mine))
+        precision.append(hits / 10)
+        recall.append(hits / len(mine))
+    assert result["n_users"] == len(precision)
+    assert mean(result, POPULARITY, "precision@10") == pytest.approx(np.mean(precision), abs=1e-12)
+    assert mean(result, POPULARITY, "recall@10") == pytest.approx(np.mean(recall), abs=1e-12)
+
+
+def test_the_inner_split_chooses_the_best_of_what_it_tried(by_movie: tuple[str, str, dict[str, Any]]) -> None:
+    result = by_movie[2]
+    for name, tried in result["inner_ndcg@10"].items():
+        best = max(tried, key=lambda trial: trial["ndcg@10"])
+        assert {**result["settings"][name], "ndcg@10": best["ndcg@10"]} == best
+    assert 0 < result["inner_retrieved"] <= 1
+
+
+def test_nothing_is_learnt_from_what_is_held_out(by_movie: tuple[str, str, dict[str, Any]], home: TrainedHome) -> None:
+    """Held-out ratings go to other users at other times: all choices stay, the measured values move."""
+    job = job_of(home)
+    events = job.tables.events
+    trains = stratified_by_movie(events[ITEM_ID].to_numpy())
+    held = events[~trains].copy()
+    held[USER_ID] = np.roll(held[USER_ID].to_numpy(), 7)
+    held[TIMESTAMP] += 90_000_000
+    both = pd.concat([events[trains], held]).drop_duplicates([USER_ID, ITEM_ID]).sort_index()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stratified, "stratified_by_movie", lambda _: trains[both.index.to_numpy()])
+        moved = stratified.measure(job, both)
+    result = by_movie[2]
+    assert moved["settings"] == result["settings"]
+    assert moved["inner_ndcg@10"] == result["inner_ndcg@10"]
+    assert moved["ranker"] == result["ranker"]
+    assert mean(moved, FULL_SYSTEM, "ndcg@10") != mean(result, FULL_SYSTEM, "ndcg@10")
+
+
+def test_the_official_files_give_the_order_of_the_rows(home: TrainedHome) -> None:
+    raw = [line.split("::") for line in (home.raw / "ratings.dat").read_text().splitlines()]
+    events, of = protocols.events_in_file_order(job_of(home), home.raw)
+    assert of == "ratings.dat"
+    assert events[[USER_ID, ITEM_ID]].to_numpy().tolist() == [[int(r[0]), int(r[1])] for r in raw]
+    assert events[USER_ID].tolist() != home.events[USER_ID].tolist(), "else this test says nothing"
+
+
+def test_files_of_other_data_are_refused(home: TrainedHome, tmp_path: Path) -> None:
+    other = shutil.copytree(home.raw, tmp_path / "other")
+    with (other / "ratings.dat").open("a") as ratings:
+        ratings.write("\n")
+    with pytest.raises(DataError, match="holds other files"):
+        protocols.events_in_file_order(job_of(home), other)
+    job = job_of(home)
+    altered = replace(job, tables=replace(job.tables, events=job.tables.events.iloc[1:]))
+    with pytest.raises(DataError, match="differ in their rows"):
+        protocols.events_in_file_order(altered, home.raw)
+
+
+def test_too_few_events_are_an_error(home: TrainedHome) -> None:
+    job = job_of(home)
+    with pytest.raises(DataError, match="too few"):
+        stratified.measure(job, job.tables.events.iloc[:3])
+
+
+def test_stretches_cut_each_history_twice() -> None:
+    """Users 0 and 2 with five and two events, stretches of four: cut at 0, 4 and at 0, 2."""
+    users, movies = np.array([0, 0, 0, 0, 0, 2, 2]), np.array([10, 11, 12, 13, 14, 10, 15])
+    number, item_idx = stratified.stretches(KnownEvents(users, movies, np.arange(7), 20, 99), 4)
+    found = sorted(sorted(item_idx[number == n].tolist()) for n in np.unique(number))
+    assert found == sorted([[10, 11, 12, 13], [14], [10, 15], [10, 11], [12, 13, 14], [10, 15]])
+
+
+def test_states_hold_the_whole_history(home: TrainedHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = job_of(home)
+    part = stratified.Part(job, job.tables.events)
+    states = part.states(part.users)
+    assert states.item_idx.shape[1] == home.events.groupby(USER_ID).size().max() > 64
+    for row, user in enumerate(part.users):
+        mine = home.events[home.events[USER_ID] == user].sort_values([TIMESTAMP, ITEM_ID])
+        known = states.item_idx[row] >= 0
+        assert job.catalogue.to_ids(states.item_idx[row][known]).tolist() == mine[ITEM_ID].tolist()
+        assert states.timestamps[row][known].tolist() == mine[TIMESTAMP].tolist()
+        assert known[-len(mine) :].all()
+    monkeypatch.setattr(stratified, "LONGEST", 5)
+    short = part.states(part.users)
+    assert np.array_equal(short.item_idx, states.item_idx[:, -5:])
+    assert all(np.array_equal(a, b) for a, b in zip(short.seen_idx, states.seen_idx, strict=True))
+
+
+# ---- leave last out
+
+
+@pytest.fixture(scope="module")
+def last(home: TrainedHome) -> tuple[str, str, dict[str, Any]]:
+    return evaluated(home, "leave-last-out")
+
+
+def test_every_rung_is_measured_for_every_user(last: tuple[str, str, dict[str, Any]], home: TrainedHome) -> None:
+    out, _, result = last
+    assert [row["name"] for row in result["rows"]] == [*reversed(SOURCES), MERGED, LOGISTIC, FULL_SYSTEM]
+    users = int((home.events.groupby(USER_ID).size() >= 3).sum())
+    assert (result["n_users"], result["n_test"]) == (users, users)
+    assert result["n_train"] == len(home.events) - users
+    assert out == (home.dataset.reports / "protocol-leave-last-out.txt").read_text(encoding="utf-8")
+    for row in result["rows"]:
+        values = {name: cell["mean"] for name, cell in row["metrics"].items()}
+        assert 0 <= values["ndcg@10"] <= values["hr@10"] <= values["hr@50"] <= 1, row["name"]
+
+
+def test_popularity_ranks_all_movies_but_those_of_the_history(
+    last: tuple[str, str, dict[str, Any]], home: TrainedHome
+) -> None:
+    events, result = home.events, last[2]
+    by_user = events.sort_values([USER_ID, TIMESTAMP, ITEM_ID]).groupby(USER_ID)
+    test = by_user.tail(1)
+    known = events.drop(test.index)
+    half_life = result["parameters"]["sources"][POPULARITY]["half_life_days"]
+    age_days = (known[TIMESTAMP].max() - known[TIMESTAMP]) / 86_400
+    score = (0.5 ** (age_days / half_life) + 1e-3).groupby(known[ITEM_ID]).sum()
+    ranks = []
+    for user, movie in zip(test[USER_ID], test[ITEM_ID], strict=True):
+        fresh = score.drop(known.loc[known[USER_ID] == user, ITEM_ID])
+        ranks.append(1 + int((fresh > fresh[movie]).sum()) if movie in fresh.index else 10_000)
+    rank = np.array(ranks)
+    assert mean(result, POPULARITY, "hr@10") == pytest.approx(np.mean(rank <= 10), abs=1e-9)
+    assert mean(result, POPULARITY, "hr@50") == pytest.approx(np.mean(rank <= 50), abs=1e-9)
+    expected = np.where(rank <= 10, 1 / np.log2(rank + 1), 0).mean()
+    assert mean(result, POPULARITY, "ndcg@10") == pytest.approx(expected, abs=1e-9)
+
+
+def test_states_know_all_but_the_last_event_those_of_its_second_too(home: TrainedHome) -> None:
+    job = job_of(home)
+    events = job.tables.events.copy()
+    at = events.sort_values([USER_ID, TIMESTAMP, ITEM_ID]).groupby(USER_ID).tail(2)
+    latest = at.groupby(USER_ID)[TIMESTAMP].transform("max")
+    events.loc[at.index, TIMESTAMP] = latest  # the last two events of everybody fall into one second
+    parts = leave_last_out(events)
+    known = last_out.Known(job, pd.concat([parts.known, parts.validation]))
+    contexts = Contexts.from_events(parts.test)
+    states = known.states(contexts)
+    assert np.array_equal(states.now, contexts.timestamp)
+    target = dict(zip(parts.test[USER_ID], parts.test[ITEM_ID], strict=True))
+    for row, user in enumerate(contexts.user_id):
+        mine = set(events.loc[events[USER_ID] == user, ITEM_ID])
+        assert set(job.catalogue.to_ids(states.seen_idx[row]).tolist()) == mine - {target[user]}
+        assert states.timestamps[row, -1] == states.now[row]
+
+
+# ---- what does not go together
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--protocol", "stratified", "--dump", "ranks.parquet"), "--dump goes with --protocol replay"),
+        (("--protocol", "leave-last-out", "--data-dir", "."), "only matters to --protocol stratified"),
+        (("--data-dir", "."), "--data-dir goes with --protocol stratified"),
+    ],
+)
+def test_options_that_contradict_are_refused(home: TrainedHome, arguments: tuple[str, ...], says: str) -> None:
+    code, out, err = said_by("evaluate", "--home", home.root, "--dataset", home.name, *arguments)
+    assert (code, out) == (2, "")
+    assert says in err
+
+
+def test_an_unknown_protocol_is_refused(home: TrainedHome) -> None:
+    assert said_by("evaluate", "--protocol", "coin", "--home", home.root)[0] == 2
+    with pytest.raises(protocols.ConfigError, match="take replay, stratified or leave-last-out"):
+        protocols.run(job_of(home), "coin")

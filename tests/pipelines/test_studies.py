@@ -1,0 +1,325 @@
+"""The studies on a small trained home: against the ladder, against sums by hand, and stopped half-way.
+
+Stage: tests. Absent: the re-rank itself (tests/ranking/test_diversity.py).
+"""
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.job import Job
+from pipelines.studies import ablation, diversity
+from pipelines.studies.cli import app
+from recsys.artefacts import read_json, write_json
+from recsys.bundle import BundleFacts
+from recsys.columns import SOURCES
+from recsys.errors import BundleError, DataError, MissingArtefactError
+from recsys.evaluation.bootstrap import EVENT_KEY
+from recsys.evaluation.replay import FULL_SYSTEM
+from recsys.features.candidate import FEATURE_GROUPS, feature_names
+from recsys.settings import read_settings
+from tests.conftest import TrainedHome, use_small_settings
+
+PNG = b"\x89PNG\r\n"
+EXACT = 1e-12
+
+
+@pytest.fixture(scope="module")
+def home(trained_home: TrainedHome, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedHome]:
+    """A copy that the studies may write to."""
+    root = tmp_path_factory.mktemp("studies") / "home"
+    shutil.copytree(trained_home.root, root)
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_settings(patch)
+        copy = TrainedHome(root, trained_home.raw)
+        job_of(copy).store.apply()  # Feast's registry knows the place of the home
+        yield copy
+
+
+def job_of(home: TrainedHome) -> Job:
+    from pipelines.training import open_job  # not above: it binds the settings that conftest makes small
+
+    return open_job(home.name, read_settings(home.root))
+
+
+@pytest.fixture(scope="module")
+def full(home: TrainedHome) -> dict[str, Any]:
+    """What the evaluate stage measured of the full system, by its own replay with lists of 500."""
+    ladder = read_json(home.dataset.reports / "ladder.json")
+    return next(m for m in ladder["methods"] if m["name"] == FULL_SYSTEM)
+
+
+def said_by(home: TrainedHome, *arguments: str) -> str:
+    done = CliRunner().invoke(app, [*arguments, "--home", str(home.root), "--dataset", home.name])
+    assert done.exception is None, done.output
+    return str(done.stdout)
+
+
+# ---- diversity
+
+
+@pytest.fixture(scope="module")
+def curve(home: TrainedHome) -> tuple[str, dict[str, Any]]:
+    said = said_by(home, "diversity")
+    return said, read_json(home.dataset.reports / "diversity.json")
+
+
+def test_diversity_0_is_what_the_evaluate_stage_measured(
+    curve: tuple[str, dict[str, Any]], full: dict[str, Any]
+) -> None:
+    first = curve[1]["rows"][0]
+    assert first["diversity"] == 0.0
+    for name in ("ndcg@10", "hr@10"):
+        for part in ("mean", "low", "high"):
+            assert first[name][part] == pytest.approx(full["segments"]["all"]["metrics"][name][part], abs=EXACT)
+    assert first["coverage@10"] == full["coverage@10"]
+    assert first["beyond_accuracy"] == pytest.approx(full["beyond_accuracy"], abs=EXACT)
+    assert first["difference"]["mean"] == first["difference"]["low"] == first["difference"]["high"] == 0.0
+
+
+def test_each_degree_is_more_varied_and_its_difference_is_that_of_the_means(
+    curve: tuple[str, dict[str, Any]], home: TrainedHome
+) -> None:
+    result = curve[1]
+    assert [row["diversity"] for row in result["rows"]] == [0.0, 0.1, 0.2, 0.3, 0.5, 0.7]
+    variety = [row["beyond_accuracy"]["diversity@10"] for row in result["rows"]]
+    assert (np.diff(variety) > 0.005).all()
+    for row in result["rows"]:
+        minus = row["ndcg@10"]["mean"] - result["rows"][0]["ndcg@10"]["mean"]
+        assert row["difference"]["mean"] == pytest.approx(minus, abs=EXACT)
+    after = home.events[home.events["timestamp"] > job_of(home).split.t2]
+    assert (result["n_events"], result["n_users"]) == (len(after), after["user_id"].nunique())
+    assert (
+        result["n_contexts"] == result["n_contexts_in_window"] == len(after[["user_id", "timestamp"]].drop_duplicates())
+    )
+
+
+def test_the_table_and_the_picture_are_written(curve: tuple[str, dict[str, Any]], home: TrainedHome) -> None:
+    said, result = curve
+    assert (home.dataset.reports / "diversity.png").read_bytes().startswith(PNG)
+    assert (home.dataset.reports / "diversity.md").read_text() == said
+    assert "synthetic" in said.split("The test window")[0]
+    assert "sample" not in said
+    lines = [line for line in said.splitlines() if re.match(r"\| \d", line)]
+    assert len(lines) == 6
+    for line, row in zip(lines, result["rows"], strict=True):
+        assert line.startswith(f"| {row['diversity']:g} | {row['ndcg@10']['mean']:.4f} [")
+        assert f"| {row['beyond_accuracy']['diversity@10']:.3f} |" in line
+
+
+def test_a_sample_says_that_it_is_one(curve: tuple[str, dict[str, Any]], home: TrainedHome) -> None:
+    result = diversity.run(job_of(home), 15)
+    assert (result["n_contexts"], result["n_contexts_in_window"]) == (15, curve[1]["n_contexts"])
+    said = diversity.markdown(result)
+    assert f"at 15 moments, a random sample of the {curve[1]['n_contexts']:,} in the test window." in said
+    assert result["about"]["command"] == "recsys diversity --contexts 15"
+
+
+def test_the_finding_is_the_largest_degree_that_cannot_be_told_apart(curve: tuple[str, dict[str, Any]]) -> None:
+    result = curve[1]
+    cost = {d: {"mean": -0.1, "low": -0.2, "high": high} for d, high in ((0.1, 0.1), (0.2, 0.0), (0.3, -0.01))}
+    rows = [{**row, "difference": cost.get(row["diversity"], cost[0.3])} for row in result["rows"]]
+    assert diversity.finding({**result, "rows": rows}).startswith("Diversity 0.2 changes intra-list diversity from ")
+    rows = [{**row, "difference": cost[0.3]} for row in rows]
+    assert diversity.finding({**result, "rows": rows}) == "Every degree of diversity costs NDCG@10."
+
+
+def test_movies_without_genres_are_refused(home: TrainedHome) -> None:
+    job = job_of(home)
+    job.__dict__["catalogue"] = replace(job.catalogue, genres=np.zeros_like(job.catalogue.genres))
+    with pytest.raises(DataError, match="No movie of synthetic has a genre"):
+        diversity.run(job)
+
+
+# ---- ablation
+
+
+@pytest.fixture(scope="module")
+def stopped(home: TrainedHome) -> dict[str, Any]:
+    """What is kept of a run that Ctrl-C stopped while the third row was fitted."""
+    original, fitted = ablation.fit_boosted, []
+
+    def fit(*arguments: Any, **options: Any) -> Any:
+        if len(fitted) == 2:
+            raise KeyboardInterrupt
+        fitted.append(1)
+        return original(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ablation, "fit_boosted", fit)
+        with pytest.raises(KeyboardInterrupt):
+            ablation.run(job_of(home))
+    return read_json(home.dataset.reports / "ablation.json")
+
+
+@pytest.fixture(scope="module")
+def table(stopped: dict[str, Any], home: TrainedHome) -> tuple[str, dict[str, Any]]:
+    """Of the run that went on from there."""
+    assert list(stopped["rows"]) == sorted(stopped["rows"])
+    said = said_by(home, "ablate")
+    return said, read_json(home.dataset.reports / "ablation.json")
+
+
+def test_a_stopped_run_keeps_its_rows_and_goes_on(stopped: dict[str, Any], table: tuple[str, dict[str, Any]]) -> None:
+    first_group = f"without features: {next(iter(FEATURE_GROUPS))}"
+    assert set(stopped["rows"]) == {"everything", first_group}
+    for name, row in stopped["rows"].items():
+        assert table[1]["rows"][name] == row, "measured once"
+    assert set(table[1]["rows"]) == set(table[1]["order"])
+
+
+def test_everything_is_what_the_evaluate_stage_measured(
+    table: tuple[str, dict[str, Any]], full: dict[str, Any]
+) -> None:
+    row = table[1]["rows"]["everything"]
+    for name, cell in row["metrics"].items():
+        assert cell == pytest.approx(full["segments"]["all"]["metrics"][name], abs=EXACT)
+    assert row["n_features"] == len(feature_names(SOURCES))
+    assert all(d["mean"] == d["low"] == d["high"] == 0.0 for d in row["differences"].values())
+
+
+def test_each_row_lacks_its_part(table: tuple[str, dict[str, Any]]) -> None:
+    names = feature_names(SOURCES)
+    rows = table[1]["rows"]
+    assert table[1]["order"] == [
+        "everything",
+        *(f"without {name}" for name in SOURCES),
+        *(f"without features: {name}" for name in FEATURE_GROUPS),
+    ]
+    for name in SOURCES:
+        row = rows[f"without {name}"]
+        assert row["n_features"] == len(names) - sum(n.startswith(f"{name}_") and n in _scores(name) for n in names)
+        assert (row["source"], row["group"]) == (name, None)
+    for group, pattern in FEATURE_GROUPS.items():
+        row = rows[f"without features: {group}"]
+        assert row["n_features"] == sum(re.fullmatch(pattern, n) is None for n in names) < len(names)
+        assert (row["source"], row["group"]) == (None, group)
+    for row in rows.values():
+        for name, difference in row["differences"].items():
+            minus = row["metrics"][name]["mean"] - rows["everything"]["metrics"][name]["mean"]
+            assert difference["mean"] == pytest.approx(minus, abs=EXACT)
+            assert difference["low"] <= difference["mean"] <= difference["high"]
+    changed = [row for row in rows.values() if row["metrics"] != rows["everything"]["metrics"]]
+    assert len(changed) == len(rows) - 1, "no part is without any effect"
+
+
+def _scores(source: str) -> set[str]:
+    return {f"{source}_{what}" for what in ("score", "score_below_best", "rank")}
+
+
+def test_a_second_run_measures_nothing_unless_forced_or_the_identity_changed(
+    table: tuple[str, dict[str, Any]], home: TrainedHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("fitted")
+
+    monkeypatch.setattr(ablation, "fit_boosted", refuse)
+    assert ablation.run(job_of(home))["rows"] == table[1]["rows"]
+    with pytest.raises(RuntimeError, match="fitted"):
+        ablation.run(job_of(home), force=True)
+    path = home.dataset.reports / "ablation.json"
+    write_json(path, {**table[1], "key": "of another run"})
+    with pytest.raises(RuntimeError, match="fitted"):
+        ablation.run(job_of(home))
+    write_json(path, table[1])
+    monkeypatch.setattr(ablation, "code_version", lambda: "another commit")
+    ranks = next(home.dataset.work.glob("ablation.*.parquet"))
+    kept = ranks.read_bytes()
+    with pytest.raises(RuntimeError, match="fitted"):
+        ablation.run(job_of(home))
+    assert not ranks.exists(), "ranks that no row may be compared with"
+    ranks.write_bytes(kept)
+
+
+def test_the_table_and_the_picture_of_the_ablation(table: tuple[str, dict[str, Any]], home: TrainedHome) -> None:
+    said, result = table
+    assert (home.dataset.reports / "ablation.png").read_bytes().startswith(PNG)
+    assert (home.dataset.reports / "ablation.md").read_text() == said
+    lines = [line for line in said.splitlines() if line.startswith(("| everything", "| without"))]
+    assert [line.split(" | ")[0][2:] for line in lines] == result["order"]
+    for line, name in zip(lines, result["order"], strict=True):
+        row = result["rows"][name]
+        assert f" | {row['metrics']['ndcg@10']['mean']:.4f} [" in line
+        assert (f"{row['differences']['ndcg@10']['mean']:+.4f}" in line) == (name != "everything")
+
+
+def test_the_kept_ranks_are_those_of_every_event(table: tuple[str, dict[str, Any]], home: TrainedHome) -> None:
+    (path,) = home.dataset.work.glob("ablation.*.parquet")
+    frame = pd.read_parquet(path)
+    after = home.events[home.events["timestamp"] > job_of(home).split.t2]
+    key = list(EVENT_KEY)
+    assert set(frame[key].itertuples(index=False, name=None)) == set(after[key].itertuples(index=False, name=None))
+    hits = frame["rank"].between(1, 10).mean()
+    assert table[1]["rows"]["everything"]["metrics"]["hr@10"]["mean"] == pytest.approx(hits, abs=EXACT)
+
+
+def test_the_finding_names_what_the_intervals_show() -> None:
+    def row(name: str, low: float, high: float) -> dict[str, Any]:
+        return {"name": name, "differences": {"ndcg@10": {"mean": (low + high) / 2, "low": low, "high": high}}}
+
+    rows = {
+        r["name"]: r for r in (row("everything", 0, 0), row("a", -0.3, -0.1), row("b", -0.1, 0.2), row("c", 0.1, 0.3))
+    }
+    said = ablation.finding({"order": [*rows], "rows": rows})
+    assert said == "NDCG@10 falls a (-0.2000). NDCG@10 rises c (+0.2000). For 1 of 3 rows the interval holds 0."
+
+
+def test_one_source_alone_cannot_be_left_out() -> None:
+    assert [v.source for v in ablation.variants(["ease"])] == [None] * (1 + len(FEATURE_GROUPS))
+    assert [v.source for v in ablation.variants(["ease", "popularity"])][1:3] == ["ease", "popularity"]
+
+
+def test_every_feature_is_in_one_group() -> None:
+    for name in feature_names(SOURCES):
+        assert sum(re.fullmatch(pattern, name) is not None for pattern in FEATURE_GROUPS.values()) == 1, name
+    groups = {name: [n for n in feature_names(["ease"]) if re.fullmatch(p, n)] for name, p in FEATURE_GROUPS.items()}
+    assert all(groups.values()), "no group is empty"
+    assert {"ease_rank", "merged_score"} <= set(groups["source scores"])
+    assert {"similarity_last", "covisitation_last"} <= set(groups["similarity"])
+    assert {"genre_affinity", "decade", "user_decade"} <= set(groups["genres and decades"])
+    assert {"popularity_7d", "days_since_last_rated"} <= set(groups["movie statistics"])
+    assert {"user_events", "user_popularity"} <= set(groups["user habits"])
+
+
+def test_a_blinkered_ranker_sees_its_columns_alone() -> None:
+    class Sum:
+        feature_names = ("a", "c")
+
+        def score(self, rows: np.ndarray) -> np.ndarray:
+            assert rows.shape[1] == 2
+            return rows @ np.array([1.0, 10.0], np.float32)
+
+    ranker = ablation.Blinkered(Sum(), ("a", "b", "c"), np.array([0, 2]))
+    assert ranker.score(np.array([[1, 99, 2], [3, 99, 4]], np.float32)).tolist() == [21.0, 43.0]
+
+
+def test_sources_of_the_windows_that_are_gone_are_named(home: TrainedHome, tmp_path: Path) -> None:
+    place = home.dataset.work / "sources_t1"
+    place.rename(tmp_path / "away")
+    with pytest.raises(MissingArtefactError, match=r"sources_t1 is not there. Run `recsys train` first"):
+        ablation.run(job_of(home))
+    (tmp_path / "away").rename(place)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"ranker": {"of_the_past": 1}}])
+def test_settings_that_this_code_does_not_know_are_refused(
+    parameters: dict[str, Any], home: TrainedHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = ablation.evaluation_bundle
+
+    def of_the_past(job: Job) -> Any:
+        bundle = original(job)
+        facts: BundleFacts = replace(bundle.facts, parameters=parameters)
+        return replace(bundle, facts=facts)
+
+    monkeypatch.setattr(ablation, "evaluation_bundle", of_the_past)
+    with pytest.raises(BundleError, match="was trained with other settings than this code has"):
+        ablation.run(job_of(home))

@@ -1,0 +1,174 @@
+"""Maximal marginal relevance against a loop over sets; what a re-rank may not change; its price.
+
+Stage: tests. Absent: how much diversity is worth (tests/pipelines/test_studies.py).
+"""
+
+import numpy as np
+import pytest
+
+from recsys.errors import ConfigError
+from recsys.ranking.diversity import most_diverse, pool_size, relevance, unit_genres
+from recsys.recommender import Context, Recommender, RecommenderSettings
+from tests.planted import (
+    DAY,
+    N_MOVIES,
+    RECOMMENDER,
+    planted_catalogue,
+    planted_histories,
+    planted_recommender,
+    planted_split,
+    planted_timeline,
+)
+
+NOW = planted_split().t2 + 1
+STEPS = (0.05, 0.1, 0.3, 0.5, 0.7, 1.0)
+
+
+def pool(rng: np.random.Generator, absent: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of 4 users and 12 movies, best first, and genre vectors of 5 genres; one movie has none."""
+    scores = -np.sort(-rng.normal(0.0, 2.0, (4, 12)).astype(np.float32), axis=1)
+    genres = (rng.random((4, 12, 5)) < 0.4).astype(np.float32)
+    genres[:, 3] = 0.0
+    scores[:, 12 - absent :] = -np.inf
+    return scores, np.stack([unit_genres(g) for g in genres])
+
+
+def assert_by_hand(got: list[int], scores: list[float], vectors: list[list[float]], k: int, d: float) -> None:
+    """Every place holds a movie of the largest value by the definition, one set at a time, in double precision."""
+    there = [j for j, s in enumerate(scores) if s != -np.inf]
+    low, high = min(scores[j] for j in there), max(scores[j] for j in there)
+    assert len(got) == k
+    for place, choice in enumerate(got[: len(there)]):
+        chosen = got[:place]
+
+        def value(j: int, chosen: list[int] = chosen) -> float:
+            fit = (scores[j] - low) / (high - low)
+            alike = [sum(x * y for x, y in zip(vectors[j], vectors[c], strict=True)) for c in chosen]
+            return (1 - d) * fit - d * max(alike, default=0.0)
+
+        left = [j for j in there if j not in chosen]
+        assert choice in left
+        assert value(choice) >= max(map(value, left)) - 1e-6
+
+
+@pytest.mark.parametrize("absent", [0, 5])
+@pytest.mark.parametrize("diversity", STEPS)
+def test_the_order_is_that_of_the_definition(diversity: float, absent: int) -> None:
+    for seed in range(20):
+        scores, vectors = pool(np.random.default_rng(seed), absent)
+        got = most_diverse(scores, vectors, 9, diversity)
+        for b in range(len(scores)):
+            assert_by_hand(got[b].tolist(), scores[b].tolist(), vectors[b].tolist(), 9, diversity)
+
+
+def test_equal_values_go_to_the_better_score() -> None:
+    scores = np.array([[3.0, 3.0, 3.0, 3.0]], np.float32)
+    vectors = np.array([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]], np.float32)
+    assert most_diverse(scores, vectors, 4, 0.5).tolist() == [[0, 2, 1, 3]]
+
+
+def test_three_movies_worked_out() -> None:
+    """Relevance 1, 0.9, 0. The second is a copy of the first, the third is of another genre. From the second place on,
+    the copy is worth 0.9(1 - d) - d and the other 0: they change places at d = 0.9/1.9 = 0.474."""
+    scores = np.array([[2.0, 1.8, 0.0]], np.float32)
+    vectors = np.array([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]], np.float32)
+    assert most_diverse(scores, vectors, 3, 0.47).tolist() == [[0, 1, 2]]
+    assert most_diverse(scores, vectors, 3, 0.48).tolist() == [[0, 2, 1]]
+
+
+def test_absent_candidates_come_last_and_nothing_is_chosen_twice() -> None:
+    scores, vectors = pool(np.random.default_rng(1), absent=5)
+    for diversity in STEPS:
+        chosen = most_diverse(scores, vectors, 50, diversity)
+        assert chosen.shape == (4, 12)
+        assert (np.sort(chosen, axis=1) == np.arange(12)).all()
+        assert (chosen[:, :7] < 7).all()
+    nothing = np.full((2, 3), -np.inf, np.float32)
+    assert most_diverse(nothing, np.zeros((2, 3, 5), np.float32), 2, 0.5).shape == (2, 2)
+    assert not relevance(nothing).any()
+
+
+@pytest.mark.parametrize("diversity", [-0.01, 1.01, float("nan")])
+def test_a_diversity_outside_0_to_1_is_refused(diversity: float) -> None:
+    with pytest.raises(ConfigError, match="diversity must lie between 0"):
+        planted_recommender().recommend(states(), context(), 3, diversity=diversity)
+    with pytest.raises(ConfigError, match="diversity must lie between 0"):
+        most_diverse(*pool(np.random.default_rng(0)), 3, diversity)
+
+
+# ---- through the one path
+
+
+def context() -> Context:
+    return Context(planted_timeline().as_of(NOW // DAY))
+
+
+def states():
+    return planted_histories().states_at(planted_histories().user_ids, NOW)
+
+
+def test_diversity_0_is_the_answer_of_before_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a re-rank was paid for")
+
+    before = planted_recommender().recommend(states(), context(), 10)
+    monkeypatch.setattr("recsys.recommender.most_diverse", refuse)
+    got = planted_recommender().recommend(states(), context(), 10, diversity=0.0)
+    for name in ("item_ids", "scores", "position"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(before, name))
+
+
+@pytest.mark.parametrize("k", [1, 5, N_MOVIES])
+@pytest.mark.parametrize("diversity", [0.3, 1.0])
+def test_an_answer_holds_what_the_ranker_said_of_each_movie(k: int, diversity: float) -> None:
+    """Scores and places belong to their movies; the first is the ranker's first; who needs more than the ranker saw
+    gets the rest in the order in which it was."""
+    plain = planted_recommender().recommend(states(), context(), N_MOVIES)
+    got = planted_recommender().recommend(states(), context(), k, diversity=diversity)
+    assert got.item_ids.shape == got.scores.shape == got.position.shape == (len(states()), k)
+    np.testing.assert_array_equal(got.item_ids[:, 0], plain.item_ids[:, 0])
+    seen = min(pool_size(k), RECOMMENDER.rank)
+    for b in range(len(states())):
+        there = got.item_ids[b] >= 0
+        assert len(set(got.item_ids[b][there])) == there.sum()
+        of = {int(i): (s, p) for i, s, p in zip(plain.item_ids[b], plain.scores[b], plain.position[b], strict=True)}
+        assert [of[int(i)] for i in got.item_ids[b]] == list(zip(got.scores[b], got.position[b], strict=True))
+        assert set(got.item_ids[b]) <= set(plain.item_ids[b, : max(seen, k)])
+        np.testing.assert_array_equal(got.item_ids[b, seen:], plain.item_ids[b, seen:k])
+
+
+def genre_spread(item_ids: np.ndarray) -> float:
+    """Mean 1 - cosine over all pairs of all lists, by loops."""
+    genres = planted_catalogue().genres
+    found = []
+    for row in planted_catalogue().to_idx(item_ids):
+        for i, a in enumerate(row):
+            for b in row[:i]:
+                length = float(np.sqrt(genres[a].sum() * genres[b].sum()))
+                found.append(1.0 - float(genres[a] @ genres[b]) / length if length else 1.0)
+    return float(np.mean(found))
+
+
+def test_lists_become_more_varied_and_less_relevant_with_diversity() -> None:
+    """The planted lists are of one taste each, so there is variety to gain."""
+    answers = [planted_recommender().recommend(states(), context(), 5, diversity=d) for d in (0.0, 0.2, 0.5, 1.0)]
+    spread = [genre_spread(a.item_ids) for a in answers]
+    score = [float(a.scores.mean()) for a in answers]
+    assert spread[0] + 0.1 < spread[-1]
+    assert spread == sorted(spread)
+    assert score == sorted(score, reverse=True)
+    assert len({*score}) == len(score)
+
+
+def test_without_a_ranker_the_merged_order_is_re_ranked() -> None:
+    whole = planted_recommender()
+    settings = RecommenderSettings(fetch=15, keep=25, rank=15)
+    recommender = Recommender(whole.catalogue, whole.sources, None, settings)
+    got = recommender.recommend(states(), context(), 4, diversity=0.6)
+    merged = recommender.retrieve(states())
+    vectors = unit_genres(planted_catalogue().genres)
+    for b in range(len(states())):
+        top = merged.item_idx[b, :15]
+        assert (top >= 0).all()
+        assert_by_hand(got.position[b].tolist(), merged.fused[b, :15].tolist(), vectors[top].tolist(), 4, 0.6)
+        assert got.item_ids[b].tolist() == planted_catalogue().to_ids(top[got.position[b]]).tolist()

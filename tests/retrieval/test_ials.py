@@ -1,0 +1,128 @@
+"""iALS against the equations that it solves, written as least squares, and against `implicit`. Stage: retrieval."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from implicit.cpu.als import AlternatingLeastSquares
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from recsys.features.state import HISTORY_LENGTH
+from recsys.retrieval.ials import Ials
+from tests.retrieval.histories import every, state
+
+N, USERS, DIM = 15, 40, 5
+REGULARISATION, ALPHA = 2.0, 3.0
+NOBODY = [4, 11]  # movies without events
+
+
+def events() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(2)
+    user, item = np.nonzero(
+        rng.random((USERS, N)) < np.where(np.arange(N) % 2 == np.arange(USERS)[:, None] % 2, 0.5, 0.1)
+    )
+    kept = ~np.isin(item, NOBODY)
+    return user[kept], item[kept]
+
+
+def fit(iterations: int = 15, power: float = 1.0, seed: int = 7, user_idx: np.ndarray | None = None) -> Ials:
+    user, item = events()
+    settings = {"dim": DIM, "regularisation": REGULARISATION, "alpha": ALPHA, "iterations": iterations}
+    return Ials.fit(user if user_idx is None else user_idx, item, N, power=power, seed=seed, **settings)
+
+
+def least_squares(vectors: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The vector u that minimises REGULARISATION |u|^2 + sum_j c_j (p_j - y_j u)^2 over all rows y_j of `vectors`.
+
+    A row of weight w is mixed of w parts "rated" (confidence 1 + ALPHA, target 1) and 1 - w parts "not rated"
+    (confidence 1, target 0), so that c = 1 + ALPHA w and p = (1 + ALPHA) w / c."""
+    confidence = 1.0 + ALPHA * weights
+    target = (1.0 + ALPHA) * weights / confidence
+    root = np.sqrt(confidence)
+    rows = np.concatenate([root[:, None] * vectors, np.sqrt(REGULARISATION) * np.eye(DIM)])
+    return np.linalg.lstsq(rows, np.append(root * target, np.zeros(DIM)), rcond=None)[0]
+
+
+@pytest.mark.parametrize("power", [0.0, 0.8])
+def test_the_folded_in_vector_is_the_least_squares_solution(power: float) -> None:
+    """Steps back 3, 2, 1, 0, of which the middle two share a second and the mean of their weights."""
+    fitted = fit(power=power)
+    weight = (1.0 + np.arange(3, -1, -1)) ** -power
+    weights = np.zeros(N)
+    weights[[9, 2, 7, 0]] = [weight[0], weight[1:3].mean(), weight[1:3].mean(), weight[3]]
+    states = state([9, 2, 7, 0], [10, 20, 20, 30])
+    expected = least_squares(fitted.factors.astype(np.float64), weights)
+    np.testing.assert_allclose(fitted.encode(states)[0], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(every(fitted, states, N)[0], fitted.factors @ expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_history_that_fills_the_state_is_folded_in_whole() -> None:
+    fitted = fit(power=0.5)
+    movies = np.random.default_rng(1).integers(0, N, HISTORY_LENGTH)
+    weights = np.bincount(movies, (1.0 + np.arange(HISTORY_LENGTH)[::-1]) ** -0.5, minlength=N)
+    expected = least_squares(fitted.factors.astype(np.float64), weights)
+    np.testing.assert_allclose(fitted.encode(state(movies.tolist()))[0], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_with_even_weights_it_is_the_fold_in_of_the_library() -> None:
+    """The library calls the whole confidence of an event alpha, the paper writes 1 + alpha."""
+    fitted, rated = fit(power=0.0), [1, 3, 8, 12]
+    library = AlternatingLeastSquares(DIM, regularization=REGULARISATION, alpha=1.0 + ALPHA, num_threads=1)
+    library.item_factors = fitted.factors
+    x = sp.csr_matrix((np.ones(4, np.float32), ([0] * 4, rated)), shape=(1, N))
+    np.testing.assert_allclose(fitted.encode(state(rated))[0], library.recalculate_user(0, x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_fit_stands_still_under_the_equations_of_the_fold_in() -> None:
+    """After many rounds: a movie's vector solves the same equation over the folded-in vectors of all users."""
+    fitted, (user, item) = fit(iterations=300, power=0.0), events()
+    users = np.array([fitted.encode(state(item[user == u].tolist()))[0] for u in range(USERS)], dtype=np.float64)
+    for movie in set(item.tolist()):
+        weights = np.isin(np.arange(USERS), user[item == movie]).astype(float)
+        np.testing.assert_allclose(fitted.factors[movie], least_squares(users, weights), rtol=5e-3, atol=5e-4)
+
+
+def test_movies_without_events_are_never_returned() -> None:
+    fitted = fit()
+    assert not fitted.factors[NOBODY].any()
+    item_idx, _ = fitted.answer(state([1, 3])).top(N)
+    assert set(item_idx[0].tolist()) == set(range(N)) - {1, 3, *NOBODY} | {-1}
+
+
+def test_somebody_cold_gets_zeros() -> None:
+    fitted = fit()
+    np.testing.assert_array_equal(fitted.encode(state([])), np.zeros((1, DIM), np.float32))
+    assert fitted.answer(state([])).top(3)[0].tolist() == [[-1, -1, -1]]
+
+
+def test_a_movie_rated_twice_is_one_interaction() -> None:
+    user, item = events()
+    settings = {"dim": DIM, "regularisation": REGULARISATION, "alpha": ALPHA, "iterations": 15, "power": 1.0}
+    doubled = Ials.fit(np.append(user, user[:30]), np.append(item, item[:30]), N, **settings)
+    np.testing.assert_array_equal(doubled.factors, fit().factors)
+
+
+def test_the_seed_decides_every_bit_and_the_row_numbers_of_users_none() -> None:
+    """Row numbers have gaps where somebody rated only after the cutoff."""
+    np.testing.assert_array_equal(fit().factors, fit().factors)
+    assert (fit().factors != fit(seed=8).factors).any()
+    np.testing.assert_array_equal(fit(user_idx=3 * events()[0] + 5).factors, fit().factors)
+
+
+def blas_threads() -> list[int]:
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+def test_the_callers_threads_change_nothing_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library looks at BLAS once a process and warns where it has several threads; a warning is an error here."""
+    expected = fit().factors
+    monkeypatch.setattr("implicit.utils._checked_blas_config", False)
+    with threadpool_limits(2, "blas"):
+        assert set(blas_threads()) == {2}
+        np.testing.assert_array_equal(fit().factors, expected)
+        assert set(blas_threads()) == {2}
+
+
+def test_events_of_nobody_give_no_opinion() -> None:
+    nothing = np.array([], dtype=np.int64)
+    fitted = Ials.fit(nothing, nothing, N, dim=DIM, regularisation=1.0, alpha=1.0, iterations=2, power=1.0)
+    assert fitted.answer(state([1, 2])).top(2)[0].tolist() == [[-1, -1]]

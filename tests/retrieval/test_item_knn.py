@@ -1,0 +1,107 @@
+"""Item-kNN against scikit-learn and loops. Stage: retrieval. Absent: the contract (`tests/contracts/test_sources`)."""
+
+import numpy as np
+import pytest
+from sklearn.metrics.pairwise import cosine_similarity
+
+from recsys.retrieval import item_knn
+from recsys.retrieval.item_knn import ItemKnn
+from tests.retrieval.histories import every, state
+
+N, USERS = 14, 25
+NOBODY = 6  # a movie without events
+
+
+def events() -> tuple[np.ndarray, np.ndarray]:
+    """Each user's movies, some of them rated twice."""
+    rng = np.random.default_rng(8)
+    user, item = np.nonzero(rng.random((USERS, N)) < np.linspace(0.1, 0.7, N))
+    user, item = user[item != NOBODY], item[item != NOBODY]
+    twice = rng.integers(0, len(user), 20)
+    return np.append(user, user[twice]), np.append(item, item[twice])
+
+
+def interactions() -> np.ndarray:
+    """(USERS, N) 1 where there is at least one event."""
+    x = np.zeros((USERS, N))
+    x[events()] = 1.0
+    return x
+
+
+def fit(shrinkage: float = 0.0, neighbours: int = N, power: float = 0.0) -> ItemKnn:
+    return ItemKnn.fit(*events(), N, shrinkage=shrinkage, neighbours=neighbours, power=power)
+
+
+def oracle(shrinkage: float) -> np.ndarray:
+    """(N, N) by counting users, pair by pair."""
+    fans = [set(np.flatnonzero(column).tolist()) for column in interactions().T]
+    table = np.zeros((N, N))
+    for i in range(N):
+        for j in range(N):
+            if i != j and fans[i] & fans[j]:
+                table[i, j] = len(fans[i] & fans[j]) / (np.sqrt(len(fans[i]) * len(fans[j])) + shrinkage)
+    return table
+
+
+def test_without_shrinkage_it_is_the_cosine_of_columns() -> None:
+    """A movie rated twice counts once, none is its own neighbour, a movie without events is nobody's."""
+    expected = cosine_similarity(interactions().T)
+    np.fill_diagonal(expected, 0.0)
+    table = fit().table
+    np.testing.assert_allclose(table.toarray(), expected, rtol=1e-6, atol=1e-7)
+    assert table.dtype == np.float32
+    assert not expected[NOBODY].any()
+    assert not expected[:, NOBODY].any()
+    assert (table.data > 0).all(), "nothing is stored that says nothing"
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 1.0, 12.5])
+def test_shrinkage_is_added_to_the_norm(shrinkage: float) -> None:
+    np.testing.assert_allclose(fit(shrinkage).table.toarray(), oracle(shrinkage), rtol=1e-6)
+
+
+def test_a_similarity_worked_out_by_hand() -> None:
+    """Movie 0 has three users and movie 1 two of them: 2 / (sqrt(6) + 4); movie 2 shares one user with each."""
+    user, item = np.array([0, 0, 0, 1, 1, 2, 2]), np.array([0, 1, 2, 0, 1, 0, 0])
+    got = ItemKnn.fit(user, item, 3, shrinkage=4.0, neighbours=3, power=0.0).table.toarray()
+    ab, ac, bc = 2 / (np.sqrt(6) + 4), 1 / (np.sqrt(3) + 4), 1 / (np.sqrt(2) + 4)
+    np.testing.assert_allclose(got, [[0, ab, ac], [ab, 0, bc], [ac, bc, 0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("neighbours", [1, 4, 9])
+def test_only_the_nearest_neighbours_of_a_row_are_kept(neighbours: int) -> None:
+    whole, pruned = fit(1.0).table.toarray(), fit(1.0, neighbours).table.toarray()
+    assert (np.count_nonzero(whole, axis=1) > neighbours).any(), "something is pruned"
+    for row in range(N):
+        nearest = sorted(np.flatnonzero(whole[row]), key=lambda j, row=row: (-whole[row, j], j))[:neighbours]
+        expected = np.zeros(N, np.float32)
+        expected[nearest] = whole[row, nearest]
+        np.testing.assert_array_equal(pruned[row], expected)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5, N, 99])
+def test_the_table_does_not_depend_on_how_many_rows_are_made_at_once(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit(2.0, 5).table
+    monkeypatch.setattr(item_knn, "ROWS_AT_ONCE", rows)
+    parts = fit(2.0, 5).table
+    for name in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+
+
+def test_a_history_adds_the_rows_of_its_movies_recent_ones_more() -> None:
+    """Steps back 3, 2, 1, 0; the two newest came in one second and share the mean of their weights."""
+    fitted, table = fit(1.0, power=1.0), oracle(1.0)
+    scores = every(fitted, state([2, 3, 5, 9], [10, 20, 30, 30]), N)[0]
+    expected = table[2] / 4 + table[3] / 3 + 0.75 * table[5] + 0.75 * table[9]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+    assert not every(fitted, state([]), N).any()
+    assert not every(fitted, state([NOBODY]), N).any()
+
+
+def test_events_of_nobody_give_an_empty_table() -> None:
+    nothing = np.array([], dtype=np.int64)
+    fitted = ItemKnn.fit(nothing, nothing, N, shrinkage=0.0, neighbours=3, power=1.0)
+    assert fitted.table.nnz == 0
+    assert fitted.answer(state([1, 2])).top(2)[0].tolist() == [[-1, -1]]

@@ -1,0 +1,145 @@
+"""The two losses against their formulas written with loops, and the gradient against autograd. Stage: retrieval."""
+
+import numpy as np
+import pytest
+import torch
+
+from recsys.retrieval import softmax
+from recsys.retrieval.softmax import full_softmax_loss, sampled_softmax_loss
+
+Pairs = tuple[np.ndarray, np.ndarray]
+NOTHING_SEEN: Pairs = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+SEEN: Pairs = (np.array([0, 0, 2, 3, 3]), np.array([1, 4, 8, 2, 6]))  # query 3 has seen movie 2, one of its targets
+
+
+def loss_arrays(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    users, items = rng.standard_normal((4, 5)), rng.standard_normal((9, 5))
+    return users, items, np.array([0, 0, 1, 2, 3, 3]), np.array([2, 7, 2, 0, 5, 2])
+
+
+def torch_loss(
+    users: np.ndarray,
+    items: np.ndarray,
+    query: np.ndarray,
+    target: np.ndarray,
+    uniform: np.ndarray | None,
+    seen: Pairs = NOTHING_SEEN,
+) -> float:
+    arrays = [torch.from_numpy(a) for a in (users, items, query, target, *seen)]
+    if uniform is None:
+        return float(full_softmax_loss(*arrays))
+    return float(sampled_softmax_loss(*arrays, torch.from_numpy(uniform)))
+
+
+def full_loss(
+    users: np.ndarray, items: np.ndarray, query: np.ndarray, target: np.ndarray, seen: Pairs = NOTHING_SEEN
+) -> float:
+    total = 0.0
+    targets_of = {q: set(target[query == q]) for q in query}
+    for q, t in zip(query, target, strict=True):
+        left_out = set(seen[1][seen[0] == q]) - targets_of[q]
+        logits = items @ users[q]
+        total -= np.log(np.exp(logits[t]) / sum(np.exp(logits[j]) for j in range(len(items)) if j not in left_out))
+    return total / len(target)
+
+
+def sampled_loss(
+    users: np.ndarray, items: np.ndarray, query: np.ndarray, target: np.ndarray, uniform: np.ndarray
+) -> float:
+    """The formula with loops: pool = targets and draws; weight 1 / expected count; equals of the target left out."""
+    pool = [*target, *uniform]
+    expected = [list(target).count(j) + len(uniform) / len(items) for j in range(len(items))]
+    total = 0.0
+    for q, t in zip(query, target, strict=True):
+        positive = np.exp(items[t] @ users[q])
+        others = sum(np.exp(items[j] @ users[q]) / expected[j] for j in pool if j != t)
+        total -= np.log(positive / (positive + others))
+    return total / len(target)
+
+
+def test_the_full_loss_is_the_formula() -> None:
+    arrays = loss_arrays()
+    assert torch_loss(*arrays, None) == pytest.approx(full_loss(*arrays), rel=1e-10)
+
+
+@pytest.mark.parametrize("drawn", [1, 4, 30])
+def test_the_sampled_loss_is_the_formula_with_logq_and_without_accidental_hits(drawn: int) -> None:
+    arrays = loss_arrays(drawn)
+    uniform = np.random.default_rng(drawn).integers(0, 9, drawn)
+    uniform[0] = 2  # an accidental hit of three targets
+    assert torch_loss(*arrays, uniform) == pytest.approx(sampled_loss(*arrays, uniform), rel=1e-10)
+
+
+def test_a_pool_of_nothing_but_the_target_costs_nothing() -> None:
+    users, items, _, _ = loss_arrays()
+    assert torch_loss(users, items, np.array([0]), np.array([3]), np.array([3, 3])) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_with_every_movie_drawn_equally_often_the_sampled_loss_is_the_full_one() -> None:
+    """A single target and each movie m times: every other movie weighs m / (m N / N) = 1."""
+    users, items, _, _ = loss_arrays()
+    query, target = np.array([1]), np.array([4])
+    for m in (1, 5):
+        uniform = np.tile(np.arange(len(items)), m)
+        assert torch_loss(users, items, query, target, uniform) == pytest.approx(full_loss(users, items, query, target))
+
+
+def test_the_estimate_of_the_partition_sum_is_unbiased_and_tightens_with_the_pool() -> None:
+    """exp(loss) x exp(positive) is the estimated sum over all movies; its mean over draws is the true sum."""
+    users, items, query, target = (a for a in loss_arrays())
+    one = (users[:1], items, np.array([0]), np.array([2]))
+    positive = np.exp(items[2] @ users[0])
+    truth = np.exp(items @ users[0]).sum()
+    rng = np.random.default_rng(0)
+    spread = []
+    for drawn in (8, 64, 512):
+        sums = np.array([np.exp(torch_loss(*one, rng.integers(0, 9, drawn))) * positive for _ in range(1_500)])
+        assert sums.mean() == pytest.approx(truth, abs=4 * sums.std() / np.sqrt(len(sums)))
+        spread.append(sums.std())
+    assert spread[1] == pytest.approx(spread[0] / np.sqrt(8), rel=0.15)
+    assert spread[2] == pytest.approx(spread[1] / np.sqrt(8), rel=0.15)
+    whole = torch_loss(users, items, query, target, rng.integers(0, 9, 400_000))
+    assert whole == pytest.approx(full_loss(users, items, query, target), abs=0.01)
+
+
+def test_what_was_seen_is_left_out_and_a_target_never_is() -> None:
+    arrays = loss_arrays()
+    assert torch_loss(*arrays, None, SEEN) == pytest.approx(full_loss(*arrays, SEEN), rel=1e-10)
+    assert torch_loss(*arrays, None, SEEN) < torch_loss(*arrays, None)
+
+
+@pytest.mark.parametrize("slice_size", [1, 3, 256])
+def test_the_gradient_is_that_of_autograd(slice_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(softmax, "SLICE", slice_size)
+    users, items, query, target = (torch.from_numpy(a) for a in loss_arrays(3))
+    seen = tuple(torch.from_numpy(a) for a in SEEN)
+    ours, theirs = [(users.clone().requires_grad_(), items.clone().requires_grad_()) for _ in range(2)]
+    (3 * full_softmax_loss(*ours, query, target, *seen)).backward()
+    left_out = torch.zeros(len(users), len(items), dtype=torch.bool)
+    left_out[seen] = True
+    left_out[query, target] = False
+    logits = (theirs[0] @ theirs[1].T).masked_fill(left_out, float("-inf"))
+    (3 * torch.nn.functional.cross_entropy(logits[query], target)).backward()
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, reference.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_a_movie_rated_twice_in_one_second_counts_twice() -> None:
+    users, items, _, _ = (torch.from_numpy(a).requires_grad_() for a in loss_arrays()[:2] * 2)
+    query, target = torch.tensor([0, 0, 1]), torch.tensor([2, 2, 5])
+    full_softmax_loss(users, items, query, target, *(torch.zeros(0, dtype=torch.int64),) * 2).backward()
+    found = users.grad.clone()
+    users.grad = None
+    torch.nn.functional.cross_entropy((users @ items.T)[query], target).backward()
+    torch.testing.assert_close(found, users.grad)
+
+
+def test_the_sampled_loss_leaves_out_what_was_seen() -> None:
+    """With a huge pool it comes to the full loss over what was not seen; single targets, so that no other is masked."""
+    users, items, _, _ = loss_arrays()
+    query, target = np.array([0]), np.array([2])
+    seen = (np.array([0, 0]), np.array([1, 4]))
+    uniform = np.tile(np.arange(len(items)), 3)
+    expected = full_loss(users, items, query, target, seen)
+    assert torch_loss(users, items, query, target, uniform, seen) == pytest.approx(expected, rel=1e-10)

@@ -1,0 +1,63 @@
+"""The table of sources: every name can be fitted with its default settings, saved and loaded. Stage: retrieval."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.config import config_for
+from recsys.bundle import save_sources
+from recsys.columns import ITEM_ID, SOURCES, TIMESTAMP, TWO_TOWER, USER_ID
+from recsys.errors import BundleError
+from recsys.retrieval.sources import KnownEvents, fit_source, load_sources
+from tests.planted import (
+    N_MOVIES,
+    planted_catalogue,
+    planted_histories,
+    planted_sources,
+    planted_split,
+    planted_tables,
+)
+
+
+def known(cutoff: int) -> KnownEvents:
+    return KnownEvents.through(planted_histories(), N_MOVIES, cutoff)
+
+
+@pytest.mark.parametrize("cutoff", [0, planted_split().t1, planted_split().end])
+def test_known_events_are_those_up_to_the_cutoff_by_user_time_and_movie(cutoff: int) -> None:
+    h, made = planted_histories(), known(cutoff)
+    got = zip(h.user_ids[made.user_idx], made.timestamps, planted_catalogue().to_ids(made.item_idx), strict=True)
+    events = planted_tables().events
+    columns = [events[events[TIMESTAMP] <= cutoff][name].tolist() for name in (USER_ID, TIMESTAMP, ITEM_ID)]
+    assert [tuple(map(int, row)) for row in got] == sorted(zip(*columns, strict=True))
+    assert (made.cutoff, made.n_items) == (cutoff, N_MOVIES)
+
+
+def test_every_source_but_the_towers_has_default_settings() -> None:
+    assert set(config_for(planted_tables().events).sources) == set(SOURCES) - {TWO_TOWER}
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != TWO_TOWER])
+def test_each_is_fitted_by_name_and_comes_back_as_itself(name: str, tmp_path: Path) -> None:
+    made = fit_source(name, known(planted_split().end), config_for(planted_tables().events).sources[name])
+    assert made.name == name
+    save_sources([made], tmp_path)
+    (loaded,) = load_sources(tmp_path, planted_catalogue())
+    assert type(loaded) is type(made)
+    assert loaded.name == name
+    states = planted_histories().states_at(planted_histories().user_ids, planted_split().end)
+    for first, second in zip(made.answer(states).top(N_MOVIES), loaded.answer(states).top(N_MOVIES), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_a_folder_gives_what_it_holds_in_the_order_of_the_vocabulary(tmp_path: Path) -> None:
+    save_sources(planted_sources()[::-1], tmp_path / "all")
+    assert tuple(s.name for s in load_sources(tmp_path / "all", planted_catalogue())) == SOURCES
+    save_sources([planted_sources()[4], planted_sources()[1]], tmp_path / "some")
+    assert tuple(s.name for s in load_sources(tmp_path / "some", planted_catalogue())) == (SOURCES[1], SOURCES[4])
+
+
+def test_a_folder_without_sources_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="holds no candidate source; train again with `recsys train`"):
+        load_sources(tmp_path, planted_catalogue())

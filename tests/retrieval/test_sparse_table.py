@@ -1,0 +1,52 @@
+"""Pruning and storing sparse tables, against sorted lists. Stage: retrieval. Absent: what the entries mean."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from safetensors.numpy import load, save
+
+from recsys.retrieval.sparse_table import best_of_rows, table_arrays, table_from_arrays
+
+
+def random_table(n: int = 30) -> sp.csr_matrix:
+    """Few distinct values, so that ties stand at every cut; rows of every length, the first empty, columns unsorted."""
+    rng = np.random.default_rng(4)
+    dense = rng.integers(1, 4, (n, n)) * (rng.random((n, n)) < np.linspace(0, 1, n)[:, None])
+    table = sp.csr_matrix(dense.astype(np.float32))
+    for row in range(n):
+        part = slice(table.indptr[row], table.indptr[row + 1])
+        order = rng.permutation(table.indptr[row + 1] - table.indptr[row])
+        table.data[part], table.indices[part] = table.data[part][order], table.indices[part][order]
+    table.has_sorted_indices = False
+    assert table.toarray().tolist() == dense.tolist()
+    return table
+
+
+@pytest.mark.parametrize("most", [1, 2, 7, 29, 30, 99])
+def test_the_largest_of_each_row_ties_to_the_lower_column(most: int) -> None:
+    table = random_table()
+    kept = best_of_rows(table, most)
+    assert kept.shape == table.shape
+    assert kept.dtype == np.float32
+    for row, whole in enumerate(table.toarray()):
+        best = sorted(np.flatnonzero(whole).tolist(), key=lambda c, whole=whole: (-whole[c], c))[:most]
+        part = slice(kept.indptr[row], kept.indptr[row + 1])
+        assert kept.indices[part].tolist() == sorted(best)
+        assert kept.data[part].tolist() == whole[sorted(best)].tolist()
+
+
+def test_the_table_that_was_given_is_left_alone() -> None:
+    table = random_table()
+    before = table.data.copy(), table.indices.copy()
+    best_of_rows(table, 3)
+    np.testing.assert_array_equal(table.data, before[0])
+    np.testing.assert_array_equal(table.indices, before[1])
+
+
+@pytest.mark.parametrize("table", [random_table(), sp.csr_matrix((5, 5), dtype=np.float32)], ids=["full", "empty"])
+def test_stored_and_read_it_is_the_same(table: sp.csr_matrix) -> None:
+    """Through the bytes of a safetensors file."""
+    read = table_from_arrays(load(save(table_arrays(table))))
+    assert read.shape == table.shape
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read.toarray(), table.toarray())
