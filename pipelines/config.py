@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from recsys.artefacts import read_json
-from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, TIMESTAMP, TWO_TOWER
+from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, SOURCES, TIMESTAMP, TWO_TOWER
 from recsys.errors import ConfigError
 from recsys.ranking.training import RankerSettings
 from recsys.recommender import RecommenderSettings

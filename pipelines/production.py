@@ -13,6 +13,7 @@ from pipelines.evaluation import facts_of
 from pipelines.job import Job
 from recsys.artefacts import read_json, write_json
 from recsys.bundle import save_bundle
+from recsys.errors import MissingArtefactError
 from recsys.evaluation.ranks import RANKS_FILE
 from recsys.ranking.calibration import Probabilities
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
@@ -24,8 +25,11 @@ PICTURES = (
 
 
 def run(job: Job) -> None:
-    """Write the production bundle."""
+    """Write the production bundle. Raises MissingArtefactError where the evaluation has left no ranks."""
     evaluation = read_json(job.work("evaluation.json"))
+    ranks = job.home.bundles / evaluation["bundle_id"] / RANKS_FILE
+    if not ranks.exists():
+        raise MissingArtefactError(f"{ranks} is not there. Run `recsys train --only evaluate --force` first.")
     refit = job.config.refit
     bundle_id = new_bundle_id(job.home.name, "production")
     facts = facts_of(job, bundle_id, "production", job.split.end if refit else job.split.t2, evaluation["bundle_id"])
@@ -39,7 +43,7 @@ def run(job: Job) -> None:
         LogisticRanker.load(ranker),
         job.config.recommender,
         Probabilities.load(ranker),
-        [job.home.bundles / evaluation["bundle_id"] / RANKS_FILE],
+        [ranks],
     )
     write_json(job.work("production.json"), {"bundle_id": bundle_id})
 

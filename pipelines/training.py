@@ -6,7 +6,7 @@ Absent: argv (`cli`), and the stages themselves (`stages`).
 
 import typer
 
-from pipelines import config as defaults
+from pipelines.config import config_for
 from pipelines.job import Job, run_stages
 from pipelines.stages import stages
 from recsys.data.tables import load_tables
@@ -34,7 +34,7 @@ def open_job(
     home = root.choose(dataset or settings.dataset)
     tables = load_tables(home.data)
     source = tables.source
-    config = defaults.config_for(
+    config = config_for(
         tables.events,
         device=device,
         epochs=epochs,

@@ -22,9 +22,10 @@ REFUSED = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }
-ORDER = (
-    *("quickstart", "data", "train", "evaluate", "recommend", "batch", "serve", "bench", "models"),
-    *("diversity", "ablate", "tune"),
+ORDER = (  # commands first, then groups: Typer lists them so
+    *("quickstart", "data", "train", "evaluate", "recommend", "batch", "serve"),
+    *("diversity", "ablate", "tune", "keep"),
+    *("bench", "models"),
 )
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from recsys import command
+from recsys.bundle import read_facts
 from recsys.data.synthetic import WorldSize, generate_world
 from recsys.home import DatasetHome, Home
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pipelines.config import PipelineConfig
 
 WORLD = WorldSize(n_users=120, n_movies=150, n_events=6_000)
+SMALL_DIM = 16  # of the two-tower model
 SILENT_USERS = (500, 501)  # in users.dat, without ratings
 
 
@@ -58,22 +60,25 @@ def small(config: "PipelineConfig") -> "PipelineConfig":
     """The same recipe with models that train in a second. One thread: other tests may be running beside."""
     return replace(
         config,
-        tower=replace(config.tower, dim=16, layers=1, max_length=32, batch_events=400),
+        tower=replace(config.tower, dim=SMALL_DIM, layers=1, max_length=32, batch_events=400),
         ranker=replace(config.ranker, max_trees=40, learning_rate=0.1, early_stopping=10, negatives=30, threads=1),
     )
 
 
 def use_small_settings(patch: pytest.MonkeyPatch) -> None:
-    """Small models, few latency requests, and no notice of files that somebody edits while the tests run."""
-    import pipelines.config  # here, so that tests of one module need not load everything
+    """Small models, few latency requests, and no notice of files that somebody edits while the tests run.
 
-    original: Callable[..., PipelineConfig] = pipelines.config.config_for
+    The settings are changed where `training` looks them up; `trained_home` checks that they arrived.
+    """
+    from pipelines import training  # here, so that tests of one module need not load everything
+
+    original: Callable[..., PipelineConfig] = training.config_for
 
     def config_for(*arguments: Any, **options: Any) -> "PipelineConfig":
         epochs = options.pop("epochs", None) or 2
         return small(original(*arguments, epochs=epochs, **options))
 
-    patch.setattr("pipelines.config.config_for", config_for)
+    patch.setattr(training, "config_for", config_for)
     patch.setattr("pipelines.evaluation.LATENCY_REQUESTS", 20)
     patch.setattr("pipelines.evaluation.LATENCY_WARM_UP", 2)
     patch.setattr("pipelines.job._code_fingerprint", lambda: "this code")
@@ -103,5 +108,7 @@ def trained_home(world_files: Path, tmp_path_factory: pytest.TempPathFactory) ->
         use_small_settings(patch)
         assert home.run("data", "--data-dir", str(world_files), "--dataset", home.name) == 0
         assert home.run("train") == 0
+    (bundle, *_) = sorted(home.dataset.bundles.iterdir())
+    assert read_facts(bundle).parameters["tower"]["dim"] == SMALL_DIM, "trained with settings that are not small"
     yield home
     shutil.rmtree(home.root)

@@ -69,7 +69,11 @@ ALL = dict(commands(typer.main.get_command(command.build())))
 
 def test_the_commands_are_those_of_the_design_in_the_order_of_use() -> None:
     top = [path[0] for path in ALL if len(path) == 1]
-    assert top == ["quickstart", "data", "train", "evaluate", "recommend", "batch", "serve", "bench", "models"]
+    assert top == [
+        *("quickstart", "data", "train", "evaluate", "recommend", "batch", "serve"),
+        *("diversity", "ablate", "tune", "keep"),
+        *("bench", "models"),
+    ]
     assert {path for path in ALL if path[:1] == ("models",)} == {
         ("models",),
         *(("models", name) for name in ("list", "compare", "promote", "rollback")),

@@ -266,11 +266,11 @@ def picture(result: dict[str, Any]) -> bytes:
     """The difference in NDCG@10 of each row, with whiskers, from top to bottom in the order of the table."""
     rows = [result["rows"][name] for name in result["order"][1:]]
     labels = [row["name"] for row in rows]
-    figure, axes = plots._figure(height=1.9 + 0.36 * len(rows), labels=labels, foot=0.85)
+    figure, axes = plots.new_figure(height=1.9 + 0.36 * len(rows), labels=labels, foot=0.85)
     for y, row in enumerate(rows):
         cell = row["differences"]["ndcg@10"]
         colour = plots.SYSTEM if row["source"] else plots.SINGLE
-        axes.errorbar(cell["mean"], y, xerr=plots._whiskers(cell), fmt="o", color=colour, ecolor=plots.INK, capsize=3)
+        axes.errorbar(cell["mean"], y, xerr=plots.whiskers(cell), fmt="o", color=colour, ecolor=plots.INK, capsize=3)
     axes.axvline(0.0, color=plots.MUTED, linewidth=1.0)
     axes.set_yticks(range(len(rows)), labels)
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -281,5 +281,5 @@ def picture(result: dict[str, Any]) -> bytes:
         f"Everything: {base['metrics']['ndcg@10']['mean']:.4f}. The same {base['n_events']:,} test events of "
         f"{base['n_users']:,} users. Whiskers: {result['bootstrap']['level']:.0%} bootstrap interval over users."
     )
-    plots._words(figure, "What each part is worth", result["data"], note)
-    return plots._png(figure)
+    plots.words(figure, "What each part is worth", result["data"], note)
+    return plots.png(figure)

@@ -88,6 +88,22 @@ def tune(
     print(tuning_report.summary(result), end="")
 
 
+@app.command()
+def keep(
+    folder: Annotated[Path, typer.Argument(help="Where to; a folder named after the data set is made in it.")],
+    dataset: Dataset = None,
+    home: HomeFolder = None,
+) -> None:
+    """Copy the tables and pictures of a data set's reports: everything that evaluate, ablate, diversity and tune wrote.
+
+    Example: `recsys keep docs/results --dataset ml-100k`
+    """
+    from pipelines.studies.keeping import keep as kept
+
+    for path in kept(_job(dataset, home), folder):
+        print(path)
+
+
 def _job(dataset: str | None, home: Path | None) -> "Job":
     from pipelines.training import open_job
     from recsys.settings import read_settings

@@ -173,10 +173,10 @@ def finding(result: dict[str, Any]) -> str:
 def picture(result: dict[str, Any]) -> bytes:
     """NDCG@10 with whiskers against intra-list diversity, a point a degree; those without a pair are left out."""
     rows = [row for row in result["rows"] if row["beyond_accuracy"]["diversity@10"] is not None]
-    figure, axes = plots._figure(height=4.6, foot=0.82)
+    figure, axes = plots.new_figure(height=4.6, foot=0.82)
     x = [row["beyond_accuracy"]["diversity@10"] for row in rows]
     y = [row["ndcg@10"]["mean"] for row in rows]
-    whiskers = np.hstack([plots._whiskers(row["ndcg@10"]) for row in rows]) if rows else None
+    whiskers = np.hstack([plots.whiskers(row["ndcg@10"]) for row in rows]) if rows else None
     axes.errorbar(x, y, yerr=whiskers, color=plots.SYSTEM, marker="o", capsize=3, linewidth=1.4, ecolor=plots.MUTED)
     for at, up, row in zip(x, y, rows, strict=True):
         words = f"{row['diversity']:g}"
@@ -189,8 +189,8 @@ def picture(result: dict[str, Any]) -> bytes:
         f"Beside each point its diversity. {result['n_events']:,} test events of {result['n_users']:,} users. "
         f"Whiskers: {result['bootstrap']['level']:.0%} bootstrap interval over users."
     )
-    plots._words(figure, "What variety costs", result["data"], note)
-    return plots._png(figure)
+    plots.words(figure, "What variety costs", result["data"], note)
+    return plots.png(figure)
 
 
 def _shown(value: float | None, form: str) -> str:

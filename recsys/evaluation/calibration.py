@@ -190,15 +190,15 @@ def calibration_markdown(measured: Mapping[str, Any]) -> str:
 
 def calibration_png(measured: Mapping[str, Any]) -> bytes:
     """Observed share against predicted probability, a panel each; below, how many examples lie where."""
-    figure, first = plots._figure(height=5.4, foot=0.6)
+    figure, first = plots.new_figure(height=5.4, foot=0.6)
     figure.delaxes(first)
     for column, name in enumerate((WATCH, LIKE)):
         _panel(figure, 0.085 + 0.49 * column, name, measured[name])
     note = (
         f"{BINS} bins of equal size, whiskers: 95 % interval of the observed share. On the diagonal a promise is kept."
     )
-    plots._words(figure, "Do the probabilities keep their word?", measured["data"], note)
-    return plots._png(figure)
+    plots.words(figure, "Do the probabilities keep their word?", measured["data"], note)
+    return plots.png(figure)
 
 
 def _panel(figure: Any, left: float, name: str, m: Mapping[str, Any]) -> None:

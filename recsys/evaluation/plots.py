@@ -33,7 +33,7 @@ def ladder_png(ladder: Mapping[str, Any]) -> bytes:
     A method without events keeps its line, with "no events" in place of a bar.
     """
     methods = ladder["methods"]
-    figure, axes = _figure(height=1.6 + 0.4 * len(methods), labels=[m["name"] for m in methods])
+    figure, axes = new_figure(height=1.6 + 0.4 * len(methods), labels=[m["name"] for m in methods])
     cells = [m["segments"]["all"]["metrics"][METRIC] for m in methods]
     top = max([c["high"] for c in cells if c] + [1e-9])
     for y, (method, cell) in enumerate(zip(methods, cells, strict=True)):
@@ -41,7 +41,7 @@ def ladder_png(ladder: Mapping[str, Any]) -> bytes:
             _no_events(axes, top, y)
             continue
         axes.barh(y, cell["mean"], height=0.62, color=SYSTEM if method["kind"] == "system" else SINGLE)
-        axes.errorbar(cell["mean"], y, xerr=_whiskers(cell), color=INK, capsize=3, linewidth=1.1)
+        axes.errorbar(cell["mean"], y, xerr=whiskers(cell), color=INK, capsize=3, linewidth=1.1)
         bold = "bold" if method["name"] == ladder["system"] else "normal"
         at = max(cell["high"], cell["mean"]) + top * 0.015
         axes.text(at, y, f"{cell['mean']:.4f}", va="center", color=INK, fontsize=9, weight=bold)
@@ -56,7 +56,7 @@ def ladder_png(ladder: Mapping[str, Any]) -> bytes:
         f"Mean over {size['n_events']:,} test events of {size['n_users']:,} users. "
         f"Whiskers: {ladder['bootstrap']['level']:.0%} bootstrap interval over users."
     )
-    _words(figure, f"{LABELS[METRIC]} of each method", ladder["data"], note)
+    words(figure, f"{LABELS[METRIC]} of each method", ladder["data"], note)
     if len(kinds := {m["kind"] for m in methods}) > 1:
         from matplotlib.patches import Patch
 
@@ -69,7 +69,7 @@ def ladder_png(ladder: Mapping[str, Any]) -> bytes:
             bbox_to_anchor=(0.985, 1 - 0.06 / figure.get_figheight()),
             **_LEGEND,
         )
-    return _png(figure)
+    return png(figure)
 
 
 def cohorts_png(ladder: Mapping[str, Any], names: Sequence[str]) -> bytes:
@@ -83,7 +83,7 @@ def cohorts_png(ladder: Mapping[str, Any], names: Sequence[str]) -> bytes:
         raise ValueError(f"Unknown methods {unknown if names else names}; the ladder holds {', '.join(by_name)}.")
     sizes = by_name[names[0]]["segments"]
     labels = [f"{segment}: {sizes[segment]['n_events']:,}" for segment in SEGMENTS]
-    figure, axes = _figure(height=2.2 + 0.11 * len(SEGMENTS) * (len(names) + 1), labels=labels, foot=0.95)
+    figure, axes = new_figure(height=2.2 + 0.11 * len(SEGMENTS) * (len(names) + 1), labels=labels, foot=0.95)
     cells = {name: [by_name[name]["segments"][segment]["metrics"][METRIC] for segment in SEGMENTS] for name in names}
     top = max([cell["high"] for column in cells.values() for cell in column if cell] + [1e-9])
     for number, (name, column) in enumerate(cells.items()):
@@ -93,7 +93,7 @@ def cohorts_png(ladder: Mapping[str, Any], names: Sequence[str]) -> bytes:
         axes.errorbar(
             [cell["mean"] for cell, _ in drawn],
             [y for _, y in drawn],
-            xerr=np.hstack([_whiskers(cell) for cell, _ in drawn]) if drawn else None,
+            xerr=np.hstack([whiskers(cell) for cell, _ in drawn]) if drawn else None,
             fmt=marker,
             color=colour,
             markersize=5,
@@ -115,8 +115,8 @@ def cohorts_png(ladder: Mapping[str, Any], names: Sequence[str]) -> bytes:
         f"Beside each cohort its number of events; cohorts overlap. Whiskers: {ladder['bootstrap']['level']:.0%} "
         "bootstrap interval over users."
     )
-    _words(figure, f"{LABELS[METRIC]} by cohort", ladder["data"], note)
-    return _png(figure)
+    words(figure, f"{LABELS[METRIC]} by cohort", ladder["data"], note)
+    return png(figure)
 
 
 def retrieval_png(ranks: Mapping[str, Ints], data: Mapping[str, Any]) -> bytes:
@@ -126,7 +126,7 @@ def retrieval_png(ranks: Mapping[str, Ints], data: Mapping[str, Any]) -> bytes:
     """
     if not ranks:
         raise ValueError("A retrieval picture needs the ranks of at least one method.")
-    figure, axes = _figure(height=4.6, right=0.73, foot=0.82)
+    figure, axes = new_figure(height=4.6, right=0.73, foot=0.82)
     curves = {name: recall_curve(rank, KS) for name, rank in ranks.items()}
     for i, name in enumerate(sorted(curves, key=lambda n: (-curves[n][-1], n))):
         colour, style = LINES[i % len(LINES)], STYLES[i // len(LINES) % len(STYLES)]
@@ -142,8 +142,8 @@ def retrieval_png(ranks: Mapping[str, Ints], data: Mapping[str, Any]) -> bytes:
     legend.get_title().set(fontsize=9, color=MUTED)
     n_events = {len(rank) for rank in ranks.values()}
     note = f"Share of {max(n_events):,} test events whose movie is among the first k candidates."
-    _words(figure, "Recall of retrieval", data, note)
-    return _png(figure)
+    words(figure, "Recall of retrieval", data, note)
+    return png(figure)
 
 
 def importance_png(gains: Mapping[str, float], data: Mapping[str, Any]) -> bytes:
@@ -156,7 +156,7 @@ def importance_png(gains: Mapping[str, float], data: Mapping[str, Any]) -> bytes
         raise ValueError("Feature gains must be a non-empty mapping of numbers >= 0.")
     total = float(values.sum()) or 1.0  # a ranker that never split: all bars are 0
     shown = sorted(gains, key=lambda name: (-gains[name], name))[:FEATURES]
-    figure, axes = _figure(height=1.6 + 0.27 * len(shown), labels=shown)
+    figure, axes = new_figure(height=1.6 + 0.27 * len(shown), labels=shown)
     shares = [gains[name] / total for name in shown]
     axes.barh(range(len(shown)), shares, height=0.66, color=SYSTEM)
     for y, share in enumerate(shares):
@@ -168,14 +168,14 @@ def importance_png(gains: Mapping[str, float], data: Mapping[str, Any]) -> bytes
     axes.grid(axis="x", color=GRID)
     rest = f" The other {len(gains) - len(shown)} are left out." if len(gains) > len(shown) else ""
     note = f"Share of the total gain of all splits, of {len(gains)} features.{rest} Gain is not causation."
-    _words(figure, "What the ranker looks at", data, note)
-    return _png(figure)
+    words(figure, "What the ranker looks at", data, note)
+    return png(figure)
 
 
 _LEGEND: Final[dict[str, Any]] = {"frameon": False, "fontsize": 9, "labelcolor": INK}
 
 
-def _figure(height: float, labels: Sequence[str] = (), right: float = 0.985, foot: float = 0.6) -> tuple[Any, Any]:
+def new_figure(height: float, labels: Sequence[str] = (), right: float = 0.985, foot: float = 0.6) -> tuple[Any, Any]:
     """A figure 8.4 inches wide with one bare pair of axes, two lines above it and `foot` inches below it.
 
     The left margin is as wide as the longest of the row labels needs.
@@ -194,7 +194,7 @@ def _figure(height: float, labels: Sequence[str] = (), right: float = 0.985, foo
     return figure, axes
 
 
-def _whiskers(cell: Mapping[str, float]) -> Floats:
+def whiskers(cell: Mapping[str, float]) -> Floats:
     """(2, 1) lengths to the left and to the right of the mean; rounding may not make one negative."""
     return np.maximum([[cell["mean"] - cell["low"]], [cell["high"] - cell["mean"]]], 0.0)
 
@@ -203,7 +203,7 @@ def _no_events(axes: Any, top: float, y: float) -> None:
     axes.text(top * 0.01, y, "no events", va="center", color=MUTED, fontsize=9, style="italic")
 
 
-def _words(figure: Any, title: str, data: Mapping[str, Any], note: str) -> None:
+def words(figure: Any, title: str, data: Mapping[str, Any], note: str) -> None:
     """Title, data set and note, at the same distance from the edges whatever the height."""
     height = figure.get_figheight()
     synthetic = bool(data["synthetic"])
@@ -221,7 +221,7 @@ def _plain(text: str, longest: int) -> str:
     return (line if len(line) <= longest else line[: longest - 1] + "…").replace("$", r"\$")
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
     """The same figure gives the same bytes: no date, no version."""
     out = io.BytesIO()
     with warnings.catch_warnings():

@@ -89,7 +89,7 @@ class RankerSettings:
     whole_lists: contexts a window that are kept with all of their candidates, for the probabilities."""
 
     objective: Literal["binary", "lambdarank"] = "binary"
-    max_trees: int = 400
+    max_trees: int = 300
     learning_rate: float = 0.05
     leaves: int = 15
     min_rows_in_leaf: int = 200
@@ -160,7 +160,7 @@ def fit_early(
         ],
     )
     best = max(history["late"][f"ndcg@{STOPPING_DEPTH}"])
-    report(f"ranker: {_trees(booster)} trees, NDCG@{STOPPING_DEPTH} {best:.4f} on the last contexts")
+    report(f"ranker: {_trees(booster)} trees on the first contexts, NDCG@{STOPPING_DEPTH} {best:.4f} on the last")
     return BoostedRanker(booster, settings.threads, base)
 
 
@@ -171,12 +171,14 @@ def fit_boosted(
     early: BoostedRanker | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> BoostedRanker:
-    """The ranker of all contexts, with as many trees as the early one kept. `early` is what `fit_early` gave for this
-    table and these settings; without it, that is fitted first. Raises DataError as it does."""
+    """The ranker of all contexts, with more trees than the early one kept in the proportion in which it has more
+    contexts (at most `max_trees`). `early` is what `fit_early` gave for this table and these settings; without it, that
+    is fitted first. Raises DataError as it does."""
     early = early or fit_early(table, settings, report=report)
     base = fit_logistic(table) if settings.start_from_logistic else None
     whole = _dataset(table, slice(0, len(table.group_sizes)), _bounds(table), settings, base)
-    booster = lgb.train(_parameters(table, settings), whole, _trees(early.booster))
+    trees = round(_trees(early.booster) * len(table.group_sizes) / early_contexts(table, settings))
+    booster = lgb.train(_parameters(table, settings), whole, min(trees, settings.max_trees))
     return BoostedRanker(booster, settings.threads, base)
 
 

@@ -19,7 +19,7 @@ from tests.planted import (
 )
 
 
-@pytest.fixture(params=[0, 1], ids=["lambdarank", "logistic"])
+@pytest.fixture(params=[0, 1], ids=["trees", "logistic"])
 def ranker(request: pytest.FixtureRequest) -> Ranker:
     return planted_rankers()[request.param]
 

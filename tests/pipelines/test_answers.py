@@ -14,7 +14,7 @@ from recsys.evaluation.metrics import METRICS
 from recsys.evaluation.replay import FULL_SYSTEM
 from recsys.home import Home
 from tests.conftest import SILENT_USERS, TrainedHome
-from tests.pipelines.conftest import CycleHome, said_by
+from tests.pipelines.conftest import CycleHome, said_by, snapshot
 from tests.pipelines.cycle_world import CLUSTER, SILENT, USERS, in_a
 
 pytestmark = pytest.mark.usefixtures("small_settings")
@@ -166,6 +166,7 @@ def test_recommendations_stay_in_the_users_cluster(cycle_home: CycleHome, tmp_pa
 def test_evaluate_dumps_what_anyone_can_score(trained_home: TrainedHome, tmp_path: Path) -> None:
     dump = tmp_path / "ranks.parquet"
     before = read_json(trained_home.dataset.reports / "ladder.json")
+    files = snapshot(trained_home.dataset.root)
     code, _, told = said_by("evaluate", "--dump", dump, "--home", trained_home.root, "--dataset", trained_home.name)
     assert code == 0
     assert f"lists of every test event: {dump}" in told
@@ -194,6 +195,9 @@ def test_evaluate_dumps_what_anyone_can_score(trained_home: TrainedHome, tmp_pat
         assert metric(pd.Series(ranks).to_numpy()).mean() == pytest.approx(measured[name]["mean"], abs=1e-12), name
     again = read_json(trained_home.dataset.reports / "ladder.json")
     assert again == before, "the same events, the same model, the same ladder"
+    written = {name for name, stat in snapshot(trained_home.dataset.root).items() if files.get(name) != stat}
+    assert written == {name for name in files if name.startswith("reports/")}, "all of the report, and nothing else"
+    assert written >= {f"reports/{n}" for n in ("cohorts.md", "beyond_accuracy.md", "calibration.json", "report.html")}
 
 
 # ---- models (in this order: each test leaves version 2 champion)

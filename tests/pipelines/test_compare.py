@@ -18,6 +18,8 @@ import pandas as pd
 import pytest
 import typer
 
+from pipelines import training
+from pipelines.config import PipelineConfig
 from pipelines.versions import print_comparison
 from recsys.artefacts import read_json, write_json
 from recsys.bundle import load_bundle
@@ -251,24 +253,21 @@ def test_the_gate_refuses_what_is_worse_event_by_event(registry: Registry, regis
 @pytest.fixture(scope="module")
 def home(trained_home: TrainedHome, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedHome]:
     """A copy of the trained home with a second version, whose ranker has one tree and nothing to start from."""
-    import pipelines.config  # here and below, as in conftest: what is patched must not be bound before
-    from pipelines.training import open_job
-
     root = tmp_path_factory.mktemp("compare") / "home"
     shutil.copytree(trained_home.root, root)
     copy = TrainedHome(root, trained_home.raw, trained_home.name)
     with pytest.MonkeyPatch.context() as patch:
         use_small_settings(patch)
-        made_small = pipelines.config.config_for
+        made_small = training.config_for
 
-        def harmed(*arguments: Any, **options: Any) -> pipelines.config.PipelineConfig:
+        def harmed(*arguments: Any, **options: Any) -> PipelineConfig:
             config = made_small(*arguments, **options)
             return replace(config, ranker=replace(config.ranker, max_trees=1, start_from_logistic=False))
 
-        open_job(copy.name, read_settings(root)).store.apply()  # Feast's registry knows the place of the home
-        patch.setattr("pipelines.config.config_for", harmed)
+        training.open_job(copy.name, read_settings(root)).store.apply()  # Feast's registry knows the place of the home
+        patch.setattr(training, "config_for", harmed)
         assert copy.run("train") == 0
-        patch.setattr("pipelines.config.config_for", made_small)
+        patch.setattr(training, "config_for", made_small)
         yield copy
 
 

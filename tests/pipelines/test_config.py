@@ -16,15 +16,12 @@ from pipelines.config import config_for, tuned_path
 from pipelines.training import open_job
 from pipelines.training import train as train_job
 from recsys.artefacts import read_json, write_json
-from recsys.columns import POPULARITY
 from recsys.errors import ConfigError
 from recsys.ranking.training import RankerSettings
 from recsys.retrieval.two_tower_training import TowerSettings
 from recsys.settings import read_settings
 from tests.conftest import TrainedHome
-from tests.planted import (
-    planted_tables,
-)
+from tests.planted import planted_tables
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +49,7 @@ def test_tuned_settings_lie_over_the_rules(tuned: Callable[[Any], Path]) -> None
         {
             "sources": {"ease": {"power": 0.5}, "ials": {"dim": 64}},
             "fusion": {"ease": 0.7},
-            "ranker": {"leaves": 15},
+            "ranker": {"leaves": 9},
             "tower": {"dropout": 0.3},
             "about": {"data": "anything"},
         }
@@ -65,8 +62,8 @@ def test_tuned_settings_lie_over_the_rules(tuned: Callable[[Any], Path]) -> None
     assert over.sources["ease"] == {**rules.sources["ease"], "power": 0.5}
     assert over.sources["ials"] == {**rules.sources["ials"], "dim": 64}
     assert over.sources["popularity"] == rules.sources["popularity"]
-    assert over.recommender.fusion == {POPULARITY: 0.25, "ease": 0.7}
-    assert over.ranker == replace(RankerSettings(), seed=3, leaves=15)
+    assert over.recommender.fusion == {**rules.recommender.fusion, "ease": 0.7}
+    assert over.ranker == replace(RankerSettings(), seed=3, leaves=9)
     assert isinstance(over.tower, TowerSettings)
     assert over.tower == replace(rules.tower, dropout=0.3)
 

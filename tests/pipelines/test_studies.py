@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from pipelines.job import Job
 from pipelines.studies import ablation, diversity
 from pipelines.studies.cli import app
+from pipelines.training import open_job
 from recsys.artefacts import read_json, write_json
 from recsys.bundle import BundleFacts
 from recsys.columns import SOURCES
@@ -45,8 +46,6 @@ def home(trained_home: TrainedHome, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def job_of(home: TrainedHome) -> Job:
-    from pipelines.training import open_job  # not above: it binds the settings that conftest makes small
-
     return open_job(home.name, read_settings(home.root))
 
 

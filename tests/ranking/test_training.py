@@ -55,7 +55,7 @@ def first_in_every_context(ranker_scores: np.ndarray, of: TrainingTable) -> bool
     return all(of.labels[a + ranker_scores[a:b].argmax()] == 1 for a, b in pairwise(bounds))
 
 
-def test_lambdarank_puts_the_planted_positives_first_also_where_it_has_not_learnt() -> None:
+def test_the_trees_put_the_planted_positives_first_also_where_they_have_not_learnt() -> None:
     said: list[str] = []
     ranker = fit_boosted(table(), SETTINGS, report=said.append)
     assert first_in_every_context(ranker.score(table().features), table())
@@ -64,7 +64,14 @@ def test_lambdarank_puts_the_planted_positives_first_also_where_it_has_not_learn
     gains = ranker.importance()
     assert max(gains, key=lambda name: gains[name]) == NAMES[TELLING]
     assert ranker.feature_names == NAMES
-    assert said == [f"ranker: {ranker.booster.num_trees()} trees, NDCG@{STOPPING_DEPTH} 1.0000 on the last contexts"]
+    assert said == [f"ranker: 1 trees on the first contexts, NDCG@{STOPPING_DEPTH} 1.0000 on the last"]
+
+
+def test_lambdarank_is_still_an_objective_and_another_one() -> None:
+    ranker = fit_boosted(table(), replace(SETTINGS, objective="lambdarank"))
+    assert "objective=lambdarank" in ranker.booster.model_to_string()
+    assert "objective=binary" in fit_boosted(table(), SETTINGS).booster.model_to_string()
+    assert first_in_every_context(ranker.score(table(seed=1).features), table(seed=1))
 
 
 def test_the_same_table_and_seed_give_the_same_trees() -> None:
@@ -78,7 +85,16 @@ def test_early_stopping_looks_at_the_last_contexts_only() -> None:
     turned.features[:, [c for c in range(5) if c != TELLING]] = 0.0
     split = int(60 * (1 - SETTINGS.holdout)) * 10
     turned.features[split:, TELLING] *= -1
-    assert fit_boosted(turned, SETTINGS).booster.num_trees() == 1
+    assert fit_early(turned, SETTINGS).booster.best_iteration == 1
+
+
+@pytest.mark.parametrize(("kept", "expected"), [(7, 9), (6, 8), (23, 30), (0, 1)])
+def test_the_whole_fit_takes_more_trees_in_proportion_up_to_the_most(kept: int, expected: int) -> None:
+    """45 of 60 contexts come early, so 7 trees become 9.3 and 6 become 8; 23 would become 30.7, and 30 are the most."""
+    settings = replace(SETTINGS, holdout=0.25)
+    early = fit_early(table(), settings)
+    early.booster.best_iteration = kept
+    assert fit_boosted(table(), settings, early=early).booster.num_trees() == expected
 
 
 def test_the_early_ranker_learns_from_the_first_contexts_alone() -> None:
@@ -93,7 +109,7 @@ def test_the_early_ranker_learns_from_the_first_contexts_alone() -> None:
     final = fit_boosted(moved, SETTINGS, early=early)
     assert final.base is not None
     assert final.base.weights[0] > early.base.weights[0] + 0.1
-    assert final.booster.num_trees() == max(early.booster.best_iteration, 1)
+    assert final.booster.num_trees() == 2 * early.booster.best_iteration
     alone = fit_boosted(moved, SETTINGS)
     assert alone.booster.model_to_string() == final.booster.model_to_string(), "the same with or without it at hand"
 
