@@ -6,7 +6,7 @@ events), bundles.
 
 The recipe is that of the pipeline with "time" replaced by "place in the history". Sources fitted without the last two
 events of each user retrieve candidates for the last but one: that event decides the epochs of the two-tower model and
-labels what LambdaRank learns from. The sources are then fitted again without the last event, which is predicted.
+labels what the ranker learns from. The sources are then fitted again without the last event, which is predicted.
 
 Shapes: C contexts, one a user; B contexts of a batch.
 """

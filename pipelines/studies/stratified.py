@@ -10,7 +10,7 @@ as if each were a user.
 
 Settings and the ranker come from inner splits of the training part, made in the same way: its ratings are dealt into
 FOLDS folds a movie, and what is fitted without one fold is judged, or labelled, by that fold. The first fold picks the
-settings of each source; LambdaRank learns from the candidates of all folds. Then the sources are fitted on the whole
+settings of each source; the ranker learns from the candidates of all folds. Then the sources are fitted on the whole
 training part. The held-out quarter is read once, at the end.
 
 Shapes: U users, L history length, E events.
@@ -185,7 +185,7 @@ def measure(job: Job, events: pd.DataFrame) -> dict[str, Any]:
 def learn(
     job: Job, train: pd.DataFrame
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]], TrainingTable, float]:
-    """From the training part alone: the settings of each source, NDCG@10 of all that were tried, what LambdaRank
+    """From the training part alone: the settings of each source, NDCG@10 of all that were tried, what the ranker
     learns from, and the share of held-out ratings among the candidates."""
     fold = movie_folds(train[ITEM_ID].to_numpy(), FOLDS, SPLIT_SEED)
     n_users = train[USER_ID].nunique()
