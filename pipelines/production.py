@@ -20,6 +20,7 @@ from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 
 PICTURES = (
     *("ladder.json", "ladder.txt", "ladder.png", "retrieval.png", "importance.png"),
+    *("cohorts.md", "cohorts.png", "beyond_accuracy.md"),
     *("calibration.json", "calibration.md", "calibration.png", "report.html"),
 )
 
