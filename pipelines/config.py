@@ -7,10 +7,11 @@ and the search that finds tuned settings (`studies.tuning`).
 The rules below were found on validation windows (docs/experiments.md, docs/tuning.md), never on the test window.
 """
 
+import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,8 @@ from recsys.retrieval.index import Kind
 from recsys.retrieval.two_tower_training import TowerSettings
 
 TUNED: Final = Path(__file__).resolve().parent / "tuned"  # a file a data set, as `recsys tune --save` writes it
-ABOUT: Final = "about"  # of a tuned file: where its settings come from; not a setting
+OF_SOURCES, FUSION, RANKER, TOWER = "sources", "fusion", "ranker", "tower"  # sections of a tuned file
+ABOUT: Final = "about"  # and where they come from; not a setting
 CHOSEN: Final = ("seed", "epochs", "device", "threads")  # by whoever runs a training, hence never by a file
 
 
@@ -54,10 +56,8 @@ def config_for(
     refit: bool = True,
     latency_budget_ms: float = 50.0,
     feature_store: str = "sqlite",
-    dataset: str | None = None,
 ) -> PipelineConfig:
     """Defaults for a data set. Larger data: fewer passes of the two-tower model, stronger EASE regularisation.
-    Over them lie the tuned settings of `dataset`, where there are any.
 
     Only the first seven tenths in time are looked at, so that nothing of the later windows enters by way of a setting.
     The half-life of popularity is the time that the last fifth of those events took.
@@ -76,7 +76,7 @@ def config_for(
         device=device,
         seed=seed,
     )
-    config = PipelineConfig(
+    return PipelineConfig(
         tower=tower,
         sources={
             EASE: {"regularisation": float(np.clip(0.015 * n, 500, 2_000)), "power": 0.95},
@@ -94,8 +94,20 @@ def config_for(
         refit=refit,
         feature_store=feature_store,
     )
-    tuned = None if dataset is None else tuned_path(dataset)
-    return config if tuned is None or not tuned.exists() else with_tuned(config, tuned)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A file of tuned settings as it was read; `with_tuned` checks them.
+
+    fingerprint  of the data that were searched (`recsys.data.tables.Source`)
+    content      {"sources": {name: {...}}, "fusion": {name: weight}, "ranker": {...}, "tower": {...}}, all optional,
+                 and "about"
+    """
+
+    path: Path
+    fingerprint: str
+    content: Mapping[str, Any]
 
 
 def tuned_path(dataset: str) -> Path:
@@ -103,43 +115,81 @@ def tuned_path(dataset: str) -> Path:
     return TUNED / f"{dataset}.json"
 
 
-def with_tuned(config: PipelineConfig, path: Path) -> PipelineConfig:
-    """The settings that a file names, laid over `config`: {"sources": {name: {...}}, "fusion": {name: weight},
-    "ranker": {...}, "tower": {...}}, all optional. Raises ConfigError for a key that there is no setting for, and for
-    a value that is no number."""
-    tuned = read_json(path)
-    parts = _checked(tuned, ("sources", "fusion", "ranker", "tower", ABOUT), path, "")
-    sources = _checked(parts.get("sources", {}), config.sources, path, "sources.")
-    over = {name: _numbers(sources[name], config.sources[name], path, f"sources.{name}.") for name in sources}
-    fusion = _numbers(parts.get("fusion", {}), SOURCES, path, "fusion.")
-    ranker = _numbers(parts.get("ranker", {}), _tunable(RankerSettings), path, "ranker.")
-    tower = _numbers(parts.get("tower", {}), _tunable(TowerSettings), path, "tower.")
-    return replace(
-        config,
-        sources={name: {**settings, **over.get(name, {})} for name, settings in config.sources.items()},
-        recommender=replace(config.recommender, fusion={**config.recommender.fusion, **fusion}),
-        ranker=replace(config.ranker, **ranker),
-        tower=replace(config.tower, **tower),
-        tuned=path.stem,
-    )
+def read_tuned(path: Path) -> Tuned:
+    """Raises ConfigError for a file that is no JSON object, or does not say which data were searched."""
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise ConfigError(f"{path} is no JSON: {error}. Correct it, or take it away and search again.") from error
+    value = _object(content, path, "the file")
+    for key in (ABOUT, "data"):
+        value = _object(value.get(key, {}), path, key)
+    fingerprint = value.get("fingerprint")
+    if not isinstance(fingerprint, str):
+        raise ConfigError(
+            f"{path}: {ABOUT}.data.fingerprint must name the data that were searched, as `recsys tune --save` does."
+        )
+    return Tuned(path, fingerprint, content)
 
 
-def _tunable(settings: type[RankerSettings | TowerSettings]) -> list[str]:
-    return [field.name for field in fields(settings) if field.name not in CHOSEN]
+def with_tuned(config: PipelineConfig, tuned: Tuned) -> PipelineConfig:
+    """The settings that a file names, laid over `config`.
+
+    Raises ConfigError, with file and key, for a key that is no setting or not one to tune, and for a value that has
+    not the setting's type, is not finite or is below 0. A whole number may stand for a float.
+    """
+    path = tuned.path
+    parts = _checked(tuned.content, (OF_SOURCES, FUSION, RANKER, TOWER, ABOUT), path, "")
+    sources = _checked(parts.get(OF_SOURCES, {}), config.sources, path, "sources.")
+    over = {
+        name: _values(sources[name], {key: type(value) for key, value in settings.items()}, path, f"sources.{name}.")
+        for name, settings in config.sources.items()
+        if name in sources
+    }
+    fusion = _values(parts.get(FUSION, {}), dict.fromkeys(SOURCES, float), path, "fusion.")
+    ranker = _values(parts.get(RANKER, {}), _tunable(RankerSettings), path, "ranker.")
+    tower = _values(parts.get(TOWER, {}), _tunable(TowerSettings), path, "tower.")
+    try:
+        return replace(
+            config,
+            sources={name: {**settings, **over.get(name, {})} for name, settings in config.sources.items()},
+            recommender=replace(config.recommender, fusion={**config.recommender.fusion, **fusion}),
+            ranker=replace(config.ranker, **ranker),
+            tower=replace(config.tower, **tower),
+            tuned=path.stem,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
-def _checked(part: Any, known: Iterable[str], path: Path, where: str) -> Mapping[str, Any]:
-    names = list(known)
-    if not isinstance(part, Mapping):
-        raise ConfigError(f"{path}: {where.rstrip('.') or 'the file'} must be an object with settings, not {part!r}.")
-    for key in part:
-        if key not in names:
-            raise ConfigError(f"{path}: there is no setting {where}{key}; known are {', '.join(names)}.")
+def _tunable(settings: type[RankerSettings | TowerSettings]) -> dict[str, type]:
+    """The numbers among the settings, with their types."""
+    hints = get_type_hints(settings)
+    return {name: hint for name, hint in hints.items() if hint in (int, float) and name not in CHOSEN}
+
+
+def _object(part: Any, path: Path, what: str) -> Mapping[str, Any]:
+    if not isinstance(part, dict):
+        raise ConfigError(f"{path}: {what} must be an object with settings, not {part!r}.")
     return part
 
 
-def _numbers(part: Any, known: Iterable[str], path: Path, where: str) -> dict[str, Any]:
+def _checked(part: Any, known: Iterable[str], path: Path, where: str) -> Mapping[str, Any]:
+    names, settings = list(known), _object(part, path, where.rstrip(".") or "the file")
+    for key in settings:
+        if key not in names:
+            raise ConfigError(f"{path}: there is no setting {where}{key} to tune; known are {', '.join(names)}.")
+    return settings
+
+
+def _values(part: Any, known: Mapping[str, type], path: Path, where: str) -> dict[str, Any]:
+    out = {}
     for key, value in _checked(part, known, path, where).items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigError(f"{path}: {where}{key} must be a number, not {value!r}.")
-    return dict(part)
+        if known[key] is int and not isinstance(value, int):
+            raise ConfigError(f"{path}: {where}{key} must be a whole number, not {value!r}.")
+        if not 0 <= value <= sys.float_info.max:
+            raise ConfigError(f"{path}: {where}{key} must be finite and at least 0, not {value!r}.")
+        out[key] = known[key](value)
+    return out

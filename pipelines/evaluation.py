@@ -22,7 +22,7 @@ from recsys.evaluation.latency import measure_in_process
 from recsys.evaluation.ranks import RANKS_FILE, write_ranks
 from recsys.evaluation.replay import FULL_SYSTEM, MERGED, replay, test_events
 from recsys.evaluation.report import write_report
-from recsys.evaluation.tables import differences_table, text_table
+from recsys.evaluation.tables import BUNDLE, differences_table, text_table
 from recsys.features.item_stats import ItemStatsTimeline, day_of, snapshots
 from recsys.ranking.calibration import Probabilities
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
@@ -114,14 +114,15 @@ def measure(
         write_ranks(next(m.frame for m in methods if m.name == FULL_SYSTEM), ranks)
     retrieved = {m.name: m.frame["rank"].to_numpy(np.int64) for m in methods if m.kind == "single" or m.name == MERGED}
     facts = read_json(job.work("ranker_t2") / "facts.json")
+    run = {**about(command), BUNDLE: bundle.facts.bundle_id}
     page = write_report(
         folder,
         ladder,
         compared=[FULL_SYSTEM, MERGED, *best_singles(ladder, 2)],
         retrieval_ranks=retrieved,
         importance=facts["importance"],
-        calibration=write_calibration(folder, predicted.measured(ladder["data"])),
-        about={**about(command), "latency, one user in process, p50 / p99 ms": _shown(latency)},
+        calibration=write_calibration(folder, predicted.measured(ladder["data"], run)),
+        about={**run, "latency, one user in process, p50 / p99 ms": _shown(latency)},
         stages=stage_seconds(job),
     )
     job.report(f"{text_table(ladder)}\n\n{differences_table(ladder)}\n")

@@ -109,7 +109,7 @@ def run_stages(job: Job, stages: Sequence[Stage], *, only: str | None = None, fo
     if only is not None and only not in {s.name for s in stages}:
         raise ConfigError(f"There is no stage {only!r}; the stages are {', '.join(s.name for s in stages)}.")
     keys: dict[str, str] = {}
-    code = _code_fingerprint()
+    code = code_fingerprint()
     data = job.tables.source.fingerprint
     for number, stage in enumerate(stages, start=1):
         key = fingerprint_value([code, data, stage.settings(job.config), [keys[name] for name in stage.after]])
@@ -157,6 +157,7 @@ def _finished(job: Job, stage: str) -> str | None:
     return str(read_json(record)["finished_utc"]) if record.exists() else None
 
 
-def _code_fingerprint() -> str:
+def code_fingerprint() -> str:
+    """Of every line that can change what a stage or a study writes; the names and bytes of the Python files."""
     files = [p for folder in ("recsys", "pipelines", "feature_repo") for p in (REPOSITORY / folder).rglob("*.py")]
     return fingerprint_value(sorted([str(p.relative_to(REPOSITORY)), fingerprint_files([p])] for p in files))

@@ -4,12 +4,14 @@ Stage: all of the offline track. In: settings and what the user chose. Out: a `J
 Absent: argv (`cli`), and the stages themselves (`stages`).
 """
 
+from collections.abc import Callable
+
 import typer
 
-from pipelines.config import config_for
+from pipelines.config import PipelineConfig, config_for, read_tuned, tuned_path, with_tuned
 from pipelines.job import Job, run_stages
 from pipelines.stages import stages
-from recsys.data.tables import load_tables
+from recsys.data.tables import Source, load_tables
 from recsys.retrieval.index import Kind
 from recsys.settings import Settings
 
@@ -28,7 +30,8 @@ def open_job(
 ) -> Job:
     """The job of a data set that has been prepared: the named one, or the one used last.
 
-    `tuned` False leaves the tuned settings of a data set aside. A synthetic world has none, whatever its name.
+    `tuned` False leaves the tuned settings of a data set aside. A synthetic world has none, whatever its name. Raises
+    ConfigError for a bad file of tuned settings.
     """
     root = settings.paths()
     home = root.choose(dataset or settings.dataset)
@@ -43,9 +46,27 @@ def open_job(
         refit=refit,
         latency_budget_ms=budget_ms,
         feature_store=f"{settings.online_store} {settings.redis_connection} {settings.registry_path}",
-        dataset=source.name if tuned and not source.synthetic else None,
     )
-    return Job(root, home, settings, config, tables, report=lambda line: typer.echo(line, err=True))
+    if tuned:
+        config = _tuned(config, source, _report)
+    return Job(root, home, settings, config, tables, report=_report)
+
+
+def _report(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _tuned(config: PipelineConfig, source: Source, report: Callable[[str], None]) -> PipelineConfig:
+    """The rules with the tuned settings of these very data over them. A name alone is not enough: a data set may be
+    published anew under its old name."""
+    path = tuned_path(source.name)
+    if source.synthetic or not path.exists():
+        return config
+    found = read_tuned(path)
+    if found.fingerprint == source.fingerprint:
+        return with_tuned(config, found)
+    report(f"settings: {path} was searched on other data than this {source.name}; the rules hold (docs/tuning.md)")
+    return config
 
 
 def train(job: Job, *, only: str | None = None, force: bool = False) -> None:

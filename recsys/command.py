@@ -35,6 +35,7 @@ def build() -> typer.Typer:
         name="recsys",
         help="A two-stage recommender from raw ratings to ranked recommendations over HTTP.\n\n"
         "In order: data, train, evaluate, recommend, batch, serve, bench, models. "
+        "Studies of a trained system: diversity, ablate, tune; keep copies what they and evaluate wrote. "
         "All that a run writes lies below RECSYS_HOME (default .recsys/).",
         no_args_is_help=True,
         add_completion=False,

@@ -81,7 +81,7 @@ def use_small_settings(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(training, "config_for", config_for)
     patch.setattr("pipelines.evaluation.LATENCY_REQUESTS", 20)
     patch.setattr("pipelines.evaluation.LATENCY_WARM_UP", 2)
-    patch.setattr("pipelines.job._code_fingerprint", lambda: "this code")
+    patch.setattr("pipelines.job.code_fingerprint", lambda: "this code")
     for name in ("RECSYS_HOME", "RECSYS_DATASET", "MLFLOW_TRACKING_URI"):
         patch.delenv(name, raising=False)
 

@@ -111,6 +111,7 @@ def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str])
     assert command.run([]) == 2
     said = capsys.readouterr()
     assert "In order: data, train" in plain(said.out + said.err)
+    assert "Studies of a trained system: diversity, ablate, tune" in " ".join(plain(said.out + said.err).split())
 
 
 def test_the_console_script_itself() -> None:

@@ -8,14 +8,15 @@ Without a source its candidates are gone and so are its features. What else read
 similarity features without the two-tower model, `covisitation_last` without co-visitation. The candidates are then
 others, so the ranker's table is built again. Without a group of features the table stays and loses columns.
 
-A finished row is kept in `ablation.json` under the identity of the run: the bundle, the code, the settings. A run that
-was stopped goes on with the rows that it lacks.
+A finished row is kept in `ablation.json` under the identity of the run: the bundle, the sources of the ranker's
+windows, the code, the settings. A run that was stopped goes on with the rows that it lacks.
 """
 
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -23,10 +24,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipelines import rankers
-from pipelines.about import about, code_version
+from pipelines.about import about
 from pipelines.evaluation import evaluation_bundle
-from pipelines.job import Job
-from recsys.artefacts import fingerprint_value, read_json, replacing_file, write_json
+from pipelines.job import Job, code_fingerprint
+from recsys.artefacts import fingerprint_files, fingerprint_value, read_json, replacing_file, write_json
 from recsys.bundle import Bundle
 from recsys.columns import RANK, USER_ID
 from recsys.errors import BundleError, MissingArtefactError
@@ -35,6 +36,7 @@ from recsys.evaluation.bootstrap import EVENT_KEY, LEVEL, N_BOOT, SEED, bootstra
 from recsys.evaluation.ladder import data_of
 from recsys.evaluation.metrics import LABELS, event_values
 from recsys.evaluation.replay import replay, test_events
+from recsys.evaluation.tables import BUNDLE, with_facts
 from recsys.features.candidate import FEATURE_GROUPS
 from recsys.features.item_stats import snapshots
 from recsys.ranking.ranker import Ranker
@@ -129,7 +131,9 @@ class _Study:
         self._events = test_events(job.tables.events, bundle.facts.trained_through)
         self._full: TrainingTable | None = None
         settings = [asdict(job.config.ranker), asdict(job.config.recommender)]
-        self._key = fingerprint_value([bundle.facts.bundle_id, code_version(), settings])
+        sources = [_digest(job.work(stage)) for stage, _, _ in rankers.windows_t2(job)]
+        self._key = fingerprint_value([bundle.facts.bundle_id, sources, code_fingerprint(), settings])
+        self._about = about("recsys ablate")
         self._json = job.home.reports / "ablation.json"
         # ranks of every event with everything, which each row is compared with
         self._ranks = job.work(f"ablation.{self._key[:12]}.parquet")
@@ -138,7 +142,10 @@ class _Study:
                 other.unlink()
         if not force and self._json.exists() and self._ranks.exists():
             stored = read_json(self._json)
-            self.rows = stored["rows"] if stored["key"] == self._key else {}
+            if stored["key"] == self._key:
+                self.rows = stored["rows"]
+                if len(self.rows) == len(self.variants):  # nothing is left to measure
+                    self._about = stored["about"]
 
     def measure(self, variant: Variant) -> None:
         """Fit, replay, compare and keep one row."""
@@ -174,7 +181,7 @@ class _Study:
             "key": self._key,
             "data": data_of(self.job.tables.source),
             "bundle_id": self.bundle.facts.bundle_id,
-            "about": about("recsys ablate"),
+            "about": self._about,
             "bootstrap": {"n_boot": N_BOOT, "seed": SEED, "level": LEVEL},
             "order": [variant.name for variant in self.variants],
             "rows": self.rows,
@@ -215,6 +222,12 @@ class _Study:
         return full.frame[[*EVENT_KEY, RANK]]
 
 
+def _digest(folder: Path) -> str:
+    """Of the names and bytes of every file below."""
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    return fingerprint_value(sorted([str(p.relative_to(folder)), fingerprint_files([p])] for p in files))
+
+
 def columns_without(names: Sequence[str], group: str) -> npt.NDArray[np.int64]:
     """Positions of the features that do not belong to the group."""
     pattern = re.compile(FEATURE_GROUPS[group])
@@ -245,7 +258,8 @@ def markdown(result: dict[str, Any]) -> str:
                 same = row["name"] == EVERYTHING
                 cells.append("" if same else f"{minus['mean']:+.4f} [{minus['low']:+.4f}, {minus['high']:+.4f}]")
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", finding(result)]) + "\n"
+    text = "\n".join([*lines, "", finding(result)])
+    return with_facts(text, {**result["about"], BUNDLE: result["bundle_id"]})
 
 
 def finding(result: dict[str, Any]) -> str:

@@ -29,8 +29,9 @@ from recsys.evaluation.beyond_accuracy import Movies, Shown
 from recsys.evaluation.bootstrap import LEVEL, N_BOOT, SEED, bootstrap_means_of_each, paired_difference
 from recsys.evaluation.cohorts import Trained
 from recsys.evaluation.ladder import data_of
-from recsys.evaluation.metrics import LABELS, coverage, event_values
+from recsys.evaluation.metrics import LABELS, coverage, event_values, rank_in
 from recsys.evaluation.replay import test_events
+from recsys.evaluation.tables import BUNDLE, with_facts
 from recsys.features.contexts import Contexts
 from recsys.features.item_stats import ItemStatsTimeline, day_of, snapshots
 from recsys.recommender import Context
@@ -112,13 +113,12 @@ def _replay(job: Job, bundle: Bundle, contexts: Contexts) -> tuple[list[pd.DataF
 
 def _ranks(contexts: Contexts, lists: npt.NDArray[np.int64]) -> pd.DataFrame:
     """A row for each event, `lists` (C, K) ids."""
-    hit = lists[contexts.event_context] == contexts.event_item_id[:, None]  # (E, K)
     return pd.DataFrame(
         {
             USER_ID: contexts.user_id[contexts.event_context],
             TIMESTAMP: contexts.timestamp[contexts.event_context],
             ITEM_ID: contexts.event_item_id,
-            RANK: np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0),
+            RANK: rank_in(lists[contexts.event_context], contexts.event_item_id),
         }
     )
 
@@ -152,7 +152,8 @@ def markdown(result: dict[str, Any]) -> str:
             f"{row['coverage@10']:.4f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", finding(result)]) + "\n"
+    text = "\n".join([*lines, "", finding(result)])
+    return with_facts(text, {**result["about"], BUNDLE: result["bundle_id"]})
 
 
 def finding(result: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from recsys.data.validate import BadRows
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation.ladder import data_of
 from recsys.evaluation.protocols import LEAVE_LAST_OUT, STRATIFIED, markdown_table, text_table
+from recsys.evaluation.tables import with_facts
 
 
 def run(job: Job, protocol: str, data_dir: Path | None = None) -> dict[str, Any]:
@@ -47,7 +48,8 @@ def run(job: Job, protocol: str, data_dir: Path | None = None) -> dict[str, Any]
     result = {"protocol": protocol, "data": data_of(job.tables.source), "about": about(command), **found}
     place = job.home.reports / f"protocol-{protocol}.json"
     write_json(place, result)
-    for ending, text in ((".txt", text_table(result)), (".md", markdown_table(result))):
+    page = with_facts(markdown_table(result), result["about"])
+    for ending, text in ((".txt", text_table(result)), (".md", page)):
         with replacing_file(place.with_suffix(ending)) as beside:
             beside.write_text(text, encoding="utf-8")
     job.report(f"tables: {place.with_suffix('.md')}")

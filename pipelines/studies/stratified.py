@@ -69,6 +69,16 @@ GRID: Final[dict[str, list[dict[str, Any]]]] = {
     POPULARITY: [{"half_life_days": 1e12}],  # every rating counts alike
 }
 RECOMMENDER: Final = RecommenderSettings(fetch=100, keep=150, rank=100, fusion={ITEM_KNN: 0.3, POPULARITY: 0.1})
+RANKER: Final[dict[str, Any]] = {  # set by hand on an inner split: a list has dozens of right answers here
+    "objective": "lambdarank",
+    "leaves": 4,
+    "learning_rate": 0.03,
+    "max_trees": 400,
+    "min_rows_in_leaf": 500,
+    "feature_fraction": 0.6,
+    "start_from_logistic": False,
+    "negatives": RECOMMENDER.rank,
+}
 
 
 @dataclass(frozen=True)
@@ -157,9 +167,7 @@ def measure(job: Job, events: pd.DataFrame) -> dict[str, Any]:
     if len(test) == 0 or len(train) < FOLDS:
         raise DataError(f"{len(train)} events to train on and {len(test)} to test on are too few. Take more data.")
     chosen, tried, ranker_table, retrieved = learn(job, train)
-    settings = replace(
-        job.config.ranker, leaves=4, min_rows_in_leaf=500, start_from_logistic=False, negatives=RECOMMENDER.rank
-    )
+    settings = replace(job.config.ranker, **RANKER)
     ranker = fit_boosted(ranker_table, settings, report=job.report)
     part = Part(job, train)
     sources = [part.fit(name, chosen[name]) for name in GRID]

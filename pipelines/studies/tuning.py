@@ -13,7 +13,7 @@ Where one of these changes, a new study begins.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
@@ -25,11 +25,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipelines import sources as saved
 from pipelines.about import about
-from pipelines.config import ABOUT, tuned_path, with_tuned
+from pipelines.config import FUSION, RANKER, TOWER
 from pipelines.job import Job
 from pipelines.studies import objectives, tuning_report
 from pipelines.studies.objectives import Fusion, Past, RankerTrials
-from recsys.artefacts import fingerprint_files, fingerprint_value, read_json, write_json
+from recsys.artefacts import fingerprint_files, fingerprint_value, read_json
 from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, SOURCES, TWO_TOWER
 from recsys.data.datasets import DATASETS
 from recsys.errors import ConfigError, MissingArtefactError
@@ -42,7 +42,6 @@ Settings = dict[str, Any]
 Space = dict[str, BaseDistribution]
 
 VERSION: Final = 1  # of the objectives: raise it where one of them changes its meaning
-FUSION, RANKER, TOWER = "fusion", "ranker", "tower"
 NDCG: Final = "NDCG@10"
 FUSED: Final = f"NDCG@10 + {objectives.RECALL_WEIGHT:g} · Recall@100"
 SEED: Final = 7
@@ -110,30 +109,32 @@ def run(
     """Search each part until `trials` of it are complete, those of earlier runs counted; write the reports; return
     what `tuning.json` holds. The job's settings are the defaults that the search starts from.
 
+    parts     of USUAL, what cannot run yet is left out with a line; of any other choice, it is refused
     minutes   for all parts together, shared evenly among those that are left; a trial that has begun is finished
-    save      also keep the result in the repository, for `recsys train`
-    Raises ConfigError for an unknown part, and for `save` with data that are not an official data set;
-    MissingArtefactError where a part needs saved sources that are not there or are of other data.
+    save      also keep what these parts found in the repository, for `recsys train`
+    Raises, before the first trial, ConfigError for an unknown part, and for `save` with data that are not an official
+    data set or a file there that no training could use; MissingArtefactError where a part needs saved sources that
+    are not there or are of other data.
     """
     if unknown := [name for name in parts if name not in PARTS]:
         raise ConfigError(f"tune: there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}.")
     if save:
         _require_official(job)
+        tuning_report.require_sound(job)
     until = None if minutes is None else time.perf_counter() + 60 * minutes
     chosen = [name for name in PARTS if name in parts]  # fusion uses what the sources' studies found
     with _storage(job) as storage:
         search = Search(job, storage)
+        chosen = search.runnable(chosen, skip=tuple(parts) == USUAL)
         for number, name in enumerate(chosen):
             left = len(chosen) - number
             now = time.perf_counter()
             search.run(name, trials, None if until is None else now + (until - now) / left)
             result = search.result()
-            tuning_report.write(job, result, _tuned(result))
+            tuning_report.write(job, result)
     job.report(f"tune: every trial in {job.home.reports / 'tuning.md'}, the best settings in tuned.json beside it")
-    if FUSION in result["parts"] and FUSION not in _tuned(result):
-        job.report("tune: fusion was searched without the two-tower model, so tuned.json leaves it out; train first")
     if save:
-        _save(job)
+        tuning_report.save(job, result, chosen)
     else:
         job.report("tune: `recsys tune --save` copies them to where `recsys train` looks")
     return result
@@ -159,6 +160,20 @@ class Search:
         self.past = Past.of(job.tables)
         self._storage = storage
         self._stamps: dict[str, dict[str, str]] = {}
+
+    def runnable(self, names: Sequence[str], *, skip: bool) -> list[str]:
+        """The parts that have what they need. Any other is left out with a line, or refused by MissingArtefactError."""
+        able = []
+        for name in names:
+            try:
+                self.part(name)
+            except MissingArtefactError as error:
+                if not skip:
+                    raise MissingArtefactError(f"tune: {name} cannot be searched yet. {error}") from error
+                self.job.report(f"tune: {name} is left out. {error}")
+            else:
+                able.append(name)
+        return able
 
     def run(self, name: str, trials: int, until: float | None) -> None:
         """Complete the part's study. `until` is a moment of the performance counter; at least one trial is made."""
@@ -255,12 +270,13 @@ class Search:
         return lambda s: objectives.tower_ndcg(self.past, replace(tower, **s), self.job.report)
 
     def _fusion(self) -> Part:
-        """The sources at the best settings so far, and the two-tower model where it is saved."""
+        """The sources at the best settings so far, and the saved two-tower model. There is no search without that one:
+        only the ratios of weights mean something, so its own could not be placed afterwards."""
         job, settings = self.job, self.job.config.recommender
         fits = {name: {**job.config.sources[name], **self._best(name)} for name in job.config.sources}
         tower = job.work("sources_t1") / TWO_TOWER
-        names = [name for name in SOURCES if name in fits or (name == TWO_TOWER and tower.is_dir())]
-        stamp = self._stamp("sources_t1", self.past.split.t1)[TWO_TOWER] if tower.is_dir() else None
+        names = [name for name in SOURCES if name in fits or name == TWO_TOWER]
+        stamp = self._stamp("sources_t1", self.past.split.t1)[TWO_TOWER]
 
         def fitted(name: str) -> Source:
             if name == TWO_TOWER:
@@ -295,13 +311,15 @@ class Search:
         return Part(RANKER, NDCG, space, default, [whole, asdict(recommender), stamps], prepare)
 
     def _stamp(self, stage: str, cutoff: int) -> dict[str, str]:
-        """SHA-256 of each saved source. Raises MissingArtefactError where they are missing or were fitted up to
-        another moment."""
+        """SHA-256 of each saved source. Raises MissingArtefactError where they or the two-tower model among them are
+        missing, or were fitted up to another moment."""
         folder = self.job.work(stage)
         if not (folder / "log.json").exists():
             raise MissingArtefactError(f"{folder} is not there. Run `recsys train` first.")
         if read_json(folder / "log.json")["cutoff"] != cutoff:
             raise MissingArtefactError(f"{folder} was fitted on other data. Run `recsys train` again.")
+        if not (folder / TWO_TOWER).is_dir():
+            raise MissingArtefactError(f"{folder} lacks the two-tower model. Run `recsys train --force`.")
         if stage not in self._stamps:
             self._stamps[stage] = {
                 source.name: fingerprint_files(path for path in source.rglob("*") if path.is_file())
@@ -343,31 +361,6 @@ def best_of(trials: Sequence[FrozenTrial]) -> int:
     return int(np.argmax([trial.values[0] for trial in trials]))
 
 
-def _tuned(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What `pipelines.config.with_tuned` reads: the best settings of every part, and where they come from.
-
-    Fusion that was searched without the two-tower model is left out: only ratios of weights mean something.
-    """
-    best = {name: part["trials"][part["best"]]["settings"] for name, part in result["parts"].items()}
-    tuned = {name: best[name] for name in (FUSION, RANKER, TOWER) if name in best}
-    if TWO_TOWER not in tuned.get(FUSION, {TWO_TOWER}):
-        del tuned[FUSION]
-    measured = {
-        name: {
-            "objective": part["objective"],
-            "default": part["trials"][0]["value"],
-            "best": part["trials"][part["best"]]["value"],
-            "trials": len(part["trials"]),
-        }
-        for name, part in result["parts"].items()
-    }
-    return {
-        **tuned,
-        "sources": {name: best[name] for name in SINGLES if name in best},
-        ABOUT: {"data": result["data"], "run": result["about"], "validation": measured},
-    }
-
-
 def _require_official(job: Job) -> None:
     source = job.tables.source
     if source.synthetic or source.name not in DATASETS:
@@ -375,10 +368,3 @@ def _require_official(job: Job) -> None:
             f"tune --save keeps settings for official data sets, and {source.label} is none. Its search is in "
             f"{job.home.reports}; the rules of pipelines/config.py set its defaults."
         )
-
-
-def _save(job: Job) -> None:
-    path, found = tuned_path(job.tables.source.name), job.home.reports / "tuned.json"
-    with_tuned(job.config, found)  # refuses what a later training would refuse
-    write_json(path, read_json(found))
-    job.report(f"tune: saved as {path}; `recsys train` uses it from now on. Check it in: git add {path}")

@@ -28,6 +28,7 @@ from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 from recsys.artefacts import replacing_file, write_json
 from recsys.columns import LIKED_RATING
 from recsys.evaluation import plots
+from recsys.evaluation.tables import with_facts
 from recsys.features.contexts import Contexts
 from recsys.recommender import Recommendations
 
@@ -78,13 +79,14 @@ class Predicted:
         row = np.repeat(np.arange(len(rows)), [len(part) for part in events])
         return np.concatenate([*events, np.empty(0, dtype=np.int64)]).astype(np.int64), row
 
-    def measured(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """What `calibration.json` holds. `data` is the ladder's: which data set this was."""
+    def measured(self, data: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+        """What `calibration.json` holds. `data` is the ladder's: which data set this was; `about` is the run."""
         none = (np.empty(0), np.empty(0, dtype=bool))
         parts = {WATCH: [*self._watch, none], LIKE: [*self._like, none]}
         joined = {name: [np.concatenate(arrays) for arrays in zip(*p, strict=True)] for name, p in parts.items()}
         return {
             "data": dict(data),
+            "about": dict(about),
             "says": SAYS,
             "top": TOP,
             "liked_rating": LIKED_RATING,
@@ -185,7 +187,7 @@ def calibration_markdown(measured: Mapping[str, Any]) -> str:
             f"| {b['n']:,} | {b['mean_probability']:.4f} | {b['share']:.4f} | {b['low']:.4f} to {b['high']:.4f} |"
             for b in measured[name]["bins"]
         ]
-    return "\n".join(lines) + "\n"
+    return with_facts("\n".join(lines) + "\n", measured["about"])
 
 
 def calibration_png(measured: Mapping[str, Any]) -> bytes:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from recsys.columns import LIKED_RATING, RATING
+from recsys.features.candidate import SESSION_GAP_S
 from recsys.features.histories import Histories
 
 Int = npt.NDArray[np.int64]
@@ -26,7 +27,6 @@ NEW_USER: Final = "new_user"  # the user has no event up to T2
 RATERS: Final = "raters"  # users who rated the movie up to T2
 FACTS: Final = (N_HISTORY, GAP_S, NEW_USER, RATERS)
 
-VISIT_GAP_S: Final = 3_600  # a longer pause ends a visit
 RARE: Final = 9  # a rare movie has at most this many raters, and at least one
 HISTORY_BRACKETS: Final = {
     "history 1-5": (1, 5),
@@ -81,7 +81,7 @@ def segment_masks(events: pd.DataFrame) -> dict[str, Mask]:
         "cold": n_history == 0,
         "liked": events[RATING].to_numpy() >= LIKED_RATING,
         **{name: (n_history >= low) & (n_history <= high) for name, (low, high) in HISTORY_BRACKETS.items()},
-        "return visit": events[GAP_S].to_numpy() > VISIT_GAP_S,
+        "return visit": events[GAP_S].to_numpy() > SESSION_GAP_S,
         "new user": events[NEW_USER].to_numpy(dtype=bool),
         "new movie": raters == 0,
         "rare movie": (raters >= 1) & (raters <= RARE),

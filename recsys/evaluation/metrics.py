@@ -38,6 +38,17 @@ def check_rank(rank: Ints) -> Ints:
     return rank
 
 
+def rank_in(lists: Ints, target: Ints) -> npt.NDArray[np.int64]:
+    """(E,) the place of each `target` (E,) in its row of `lists` (E, k), best first: 1 is the top, 0 where it is not in
+    it. The first place counts where it stands twice.
+
+    >>> rank_in(np.array([[7, 8, 9], [7, 8, 9], [4, 4, -1]]), np.array([9, 5, 4])).tolist()
+    [3, 0, 1]
+    """
+    hit = lists == target[:, None]  # (E, k)
+    return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)
+
+
 def hit_at(rank: Ints, k: int) -> Floats:
     """hit@k_e = 1 if 1 <= rank_e <= k else 0. Its mean is HR@k, and with one relevant item also Recall@k.
 

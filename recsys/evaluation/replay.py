@@ -43,7 +43,7 @@ from recsys.errors import DataError
 from recsys.evaluation.beyond_accuracy import Movies, Shown
 from recsys.evaluation.cohorts import GAP_S, N_HISTORY, NEW_USER, RATERS, Trained
 from recsys.evaluation.ladder import MethodRanks
-from recsys.evaluation.metrics import LIST_LENGTH
+from recsys.evaluation.metrics import LIST_LENGTH, rank_in
 from recsys.features.contexts import Contexts
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, day_of
@@ -132,8 +132,7 @@ def replay(
             row_of = np.repeat(np.arange(len(rows)), starts[rows + 1] - starts[rows])
             full, lists = _answers(bundle, states, Context(stats), singles, ladder)
             for name, ranked in lists.items():
-                hit = ranked[row_of] == target[mine, None]
-                columns[name].ranks[mine] = np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)
+                columns[name].ranks[mine] = rank_in(ranked[row_of], target[mine])
                 columns[name].shown.add(ranked[:, :TOP])
             n_history[mine] = states.n_events[row_of]
             gap_s[mine] = np.where(states.cold, -1, states.now - states.timestamps[:, -1])[row_of]

@@ -18,6 +18,7 @@ from recsys.evaluation.tables import (
     differences_table,
     markdown_table,
     text_table,
+    with_facts,
 )
 
 
@@ -35,7 +36,7 @@ def write_report(
     """Write the tables, the pictures that were given data, and `report.html`, whose path is returned.
 
     compared         methods in the picture of cohorts      retrieval_ranks  ranks (E,) by retrieval method
-    importance       gain by feature of the ranker          about            machine, versions, date, command
+    importance       gain by feature of the ranker          about            machine, versions, date, command, bundle
     stages           seconds by stage, in order             calibration      the picture of `calibration`
     """
     pictures = {"ladder": ladder_png(ladder)}
@@ -53,9 +54,9 @@ def write_report(
     page = folder / "report.html"
     texts = {
         "ladder.txt": f"{text_table(ladder)}\n\n{differences_table(ladder)}\n",
-        "ladder.md": markdown_table(ladder) + "\n",
-        "cohorts.md": cohorts_markdown(ladder),
-        "beyond_accuracy.md": beyond_accuracy_markdown(ladder),
+        "ladder.md": with_facts(markdown_table(ladder), about or {}),
+        "cohorts.md": with_facts(cohorts_markdown(ladder), about or {}),
+        "beyond_accuracy.md": with_facts(beyond_accuracy_markdown(ladder), about or {}),
         page.name: report_html(ladder, pictures, about or {}, stages or {}),
     }
     for name, text in texts.items():

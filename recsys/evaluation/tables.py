@@ -1,9 +1,11 @@
-"""Tables of the ladder as text: for the terminal, for Markdown, and the sentence that says what was found.
+"""Tables of the ladder as text: for the terminal, for Markdown, the sentence that says what was found, and the line
+that says how it was measured.
 
 Stage: evaluate. In: the dict of `ladder`. Out: strings, one line a row, in which no name can move a cursor or break a
 column. Absent: files (`report`), the page (`report_html`), measuring.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -16,6 +18,8 @@ NOTHING: Final = "n/a"  # a segment without events, a measure of nothing shown
 COVERAGE: Final = "coverage@10"
 COHORT_METRIC: Final = "ndcg@10"  # what cohorts are compared by at a glance
 WITH_INTERVAL: Final = ("ndcg@10", "hr@10")  # in the two narrow tables; the page shows every interval
+BUNDLE: Final = "bundle"
+FACTS_OF_A_RUN: Final = ("command", BUNDLE, "code", "date (UTC)", "machine", "python", "versions")
 BEYOND_SAYS: Final = (
     "Over the top ten of every test moment, each list once. Coverage: share of the catalogue that was shown to "
     "anybody. Novelty: mean of -log2 of the share of users who rated the movie up to T2. Diversity: mean of 1 - cosine "
@@ -69,6 +73,21 @@ def beyond_accuracy_markdown(ladder: Mapping[str, Any]) -> str:
     header, rows = beyond_accuracy_cells(ladder)
     lines = ["# Beyond accuracy", "", _markdown(f"{_caption(ladder, 'all')[0]} {BEYOND_SAYS}"), ""]
     return "\n".join([*lines, *_markdown_lines(header, rows, ladder["system"])]) + "\n"
+
+
+def with_facts(text: str, about: Mapping[str, Any]) -> str:
+    """Markdown with a last line that says how it was measured; as it was where `about` has none of FACTS_OF_A_RUN."""
+    facts = "; ".join(f"{name}: {about[name]}" for name in FACTS_OF_A_RUN if name in about)
+    return f"{text.rstrip()}\n\n{_markdown(f'Measured: {facts}.')}\n" if facts else text
+
+
+def bundle_of(text: str) -> str | None:
+    """Which bundle the last line of a Markdown file names; "" where it names none, None where it is no such line."""
+    *_, last = ["", *text.splitlines()]
+    if not last.startswith("Measured: "):
+        return None
+    named = re.search(rf"[:;] {BUNDLE}: ([^;]+?)(?:;|\.$)", last)
+    return named[1] if named else ""
 
 
 def differences_table(ladder: Mapping[str, Any]) -> str:

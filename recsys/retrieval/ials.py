@@ -1,7 +1,8 @@
 """iALS: implicit-feedback matrix factorisation; a request's user vector is folded in from a recency-weighted history.
 
 Stage: retrieval. In: events up to a cutoff. Out: a vector for every movie and a score for every movie. Absent: stored
-user vectors. Most test events belong to users whom training never saw, so every vector is made at request time.
+user vectors. Most test events belong to users whom training never saw, so every vector is made at request time. Only
+`fit` imports the library that fits, so a service does without it.
 
 Source: Y. Hu, Y. Koren, C. Volinsky, Collaborative Filtering for Implicit Feedback Datasets, ICDM 2008; the fit is that
 of the library `implicit`, with confidence 1 + alpha of what was rated and 1 of the rest. Fold-in solves
@@ -16,9 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-from implicit.cpu.als import AlternatingLeastSquares
 from safetensors.numpy import load_file, save_file
-from threadpoolctl import threadpool_limits
 
 from recsys.columns import IALS
 from recsys.features.state import StateBatch
@@ -55,6 +54,9 @@ class Ials:
     ) -> "Ials":
         """From (E,) events. The random start depends on how many users have events, not on their row numbers: somebody
         who comes after the cutoff changes nothing."""
+        from implicit.cpu.als import AlternatingLeastSquares
+        from threadpoolctl import threadpool_limits
+
         users, row = np.unique(user_idx, return_inverse=True)
         x = sp.csr_matrix((np.ones(len(row), dtype=np.float32), (row, item_idx)), shape=(len(users), n_items))
         x.data[:] = 1.0  # a movie rated twice is one interaction

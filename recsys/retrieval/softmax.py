@@ -106,9 +106,17 @@ def sampled_softmax_loss(
     in_batch = torch.bincount(target_item, minlength=n_items).to(users.dtype)
     expected = in_batch + len(uniform) / n_items  # (N,) count of each movie in the pool
     logits = users @ item_vectors[pool].T - torch.log(expected)[pool]  # (Q, P)
-    seen = torch.zeros(len(users), n_items, dtype=torch.bool, device=users.device)
-    seen[seen_query, seen_item] = True
-    logits = logits.masked_fill(seen[:, pool], float("-inf"))
+    logits = logits.masked_fill(_seen_in_pool(len(users), pool, seen_query, seen_item), float("-inf"))
     positive = (users[target_query] * item_vectors[target_item]).sum(dim=1)  # (T,)
     others = logits[target_query].masked_fill(pool[None, :] == target_item[:, None], float("-inf"))  # (T, P)
     return (torch.logsumexp(torch.cat([positive[:, None], others], dim=1), dim=1) - positive).mean()
+
+
+def _seen_in_pool(n_queries: int, pool: Tensor, seen_query: Tensor, seen_item: Tensor) -> Tensor:
+    """(Q, P) whether the query's user has seen the movie; found by the pairs, so that no (Q, N) matrix is made."""
+    movies, column = torch.unique(pool, return_inverse=True)  # ascending, (P,)
+    place = torch.searchsorted(movies, seen_item).clamp(max=len(movies) - 1)  # (S,)
+    met = movies[place] == seen_item
+    seen = torch.zeros(n_queries, len(movies), dtype=torch.bool, device=pool.device)
+    seen[seen_query[met], place[met]] = True
+    return seen[:, column]

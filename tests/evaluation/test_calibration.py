@@ -97,7 +97,7 @@ def test_outcomes_that_are_all_the_same(outcome: bool) -> None:
 
 
 def test_nothing_measured_is_none_and_drawn_as_such() -> None:
-    found = Predicted().measured(DATA)
+    found = Predicted().measured(DATA, {})
     for name in ("watch", "like"):
         assert found[name]["n"] == 0
         assert {v for k, v in found[name].items() if k not in ("n", "bins")} == {None}
@@ -137,7 +137,7 @@ def test_a_replay_by_loops() -> None:
                 unranked += 1
             else:
                 like.append((p, rating >= 4))
-    found = predicted.measured(DATA)
+    found = predicted.measured(DATA, {})
     assert found["n_events_not_ranked"] == unranked
     for name, pairs in (("watch", watch), ("like", like)):
         p, y = np.array([a for a, _ in pairs]), np.array([b for _, b in pairs])
@@ -160,7 +160,7 @@ def test_events_of_one_second_and_what_is_not_ranked() -> None:
     )
     predicted = Predicted()
     predicted.observe(answer, np.array([0, 1]), Contexts.from_events(events))
-    found = predicted.measured(DATA)
+    found = predicted.measured(DATA, {})
     assert [(b["mean_probability"], b["share"]) for b in found["watch"]["bins"]] == [
         (0.0625, 0.0),
         (0.125, 0.0),
@@ -175,7 +175,8 @@ def test_files_are_written_whole_and_name_the_data(tmp_path: Path) -> None:
     predicted = Predicted()
     rng = np.random.default_rng(0)
     predicted._watch.append((rng.random(100), rng.random(100) < 0.5))
-    found = predicted.measured(make(TWO, name="worlds", synthetic=True)["data"])
+    about = {"command": "recsys train", "bundle": "b1"}
+    found = predicted.measured(make(TWO, name="worlds", synthetic=True)["data"], about)
     png = write_calibration(tmp_path, found)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["calibration.json", "calibration.md", "calibration.png"]
     assert (tmp_path / "calibration.png").read_bytes() == png == calibration_png(found)
@@ -184,4 +185,5 @@ def test_files_are_written_whole_and_name_the_data(tmp_path: Path) -> None:
     text = (tmp_path / "calibration.md").read_text()
     assert text.startswith("# Calibration on worlds (synthetic, not MovieLens)")
     assert "| P(watch) | 100 | " in text
+    assert text.endswith("|\n\nMeasured: command: recsys train; bundle: b1.\n")
     assert text.count("\n| 7 |") + text.count("\n| 6 |") == BINS

@@ -15,11 +15,23 @@ from recsys.evaluation.metrics import (
     event_values,
     hit_at,
     ndcg_at,
+    rank_in,
     recall_curve,
     reciprocal_rank,
 )
 
 RANK = np.array([1, 2, 3, 10, 11, 100, 101, 500, 0], dtype=np.int32)
+
+
+def test_the_rank_in_a_list_is_that_of_plain_python() -> None:
+    rng = np.random.default_rng(0)
+    lists, target = rng.integers(0, 12, (200, 7)), rng.integers(0, 12, 200)
+    expected = [row.index(t) + 1 if t in row else 0 for row, t in zip(lists.tolist(), target.tolist(), strict=True)]
+    found = rank_in(lists, target)
+    assert found.tolist() == expected
+    assert set(expected) == set(range(8)), "every place and a miss"
+    assert np.issubdtype(found.dtype, np.integer)
+    assert rank_in(np.zeros((0, 5), dtype=np.int64), np.zeros(0, dtype=np.int64)).tolist() == []
 
 
 def test_hits_include_the_cutoff_and_exclude_misses() -> None:

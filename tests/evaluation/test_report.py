@@ -28,7 +28,7 @@ def test_every_table_and_picture_is_written(tmp_path: Path) -> None:
         compared=["full", "popular"],
         retrieval_ranks={"popular": np.arange(1, 9)},
         importance={"source_score": 3.0, "age_days": 1.0},
-        about={"Machine": "2 cores", "Command": "recsys evaluate"},
+        about={"machine": "2 cores", "command": "recsys evaluate", "bundle": "b1", "p50 ms": 3},
         stages={"data": 1.25, "train": 1000.0},
     )
     assert page == tmp_path / "out" / "report.html"
@@ -43,16 +43,18 @@ def test_every_table_and_picture_is_written(tmp_path: Path) -> None:
         assert (width, height) > (1000, 300)
         assert base64.b64encode(png).decode("ascii") in text, name
     said = {name: (page.parent / name).read_text(encoding="utf-8") for name in TABLES}
-    assert said["ladder.md"].startswith(markdown_table(ladder))
+    facts = "\nMeasured: command: recsys evaluate; bundle: b1; machine: 2 cores.\n"
+    assert said["ladder.md"] == markdown_table(ladder) + facts
     assert said["ladder.txt"].startswith(text_table(ladder))
     assert differences_table(ladder) in said["ladder.txt"]
-    assert said["cohorts.md"] == cohorts_markdown(ladder)
-    assert said["beyond_accuracy.md"] == beyond_accuracy_markdown(ladder)
+    assert said["cohorts.md"] == cohorts_markdown(ladder) + facts
+    assert said["beyond_accuracy.md"] == beyond_accuracy_markdown(ladder) + facts
 
 
 def test_without_data_there_is_no_picture(tmp_path: Path) -> None:
     write_report(tmp_path, make(TWO))
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["ladder.png", *TABLES, "report.html"])
+    assert (tmp_path / "ladder.md").read_text(encoding="utf-8") == markdown_table(make(TWO))
 
 
 def test_importing_the_report_loads_no_matplotlib() -> None:

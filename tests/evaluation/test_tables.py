@@ -7,11 +7,13 @@ import pytest
 from recsys.evaluation.cohorts import SEGMENTS
 from recsys.evaluation.tables import (
     beyond_accuracy_markdown,
+    bundle_of,
     cohorts_markdown,
     differences_table,
     finding,
     markdown_table,
     text_table,
+    with_facts,
 )
 from tests.evaluation.ladders import NASTY, TWO, make
 
@@ -121,3 +123,27 @@ def test_one_user_is_flagged_in_every_table() -> None:
     ladder = make(TWO, users=1)
     assert "0.5000 [one user]" in text_table(ladder)
     assert "one user" in differences_table(ladder)
+
+
+def test_the_last_line_says_how_it_was_measured() -> None:
+    about = {"versions": "torch 2", "date (UTC)": "2020-01-01", "mood": "good", "code": "abc", "command": "recsys x"}
+    text = with_facts("# Table\n\n| a |\n", about)
+    line = "Measured: command: recsys x; code: abc; date (UTC): 2020-01-01; versions: torch 2."
+    assert text == f"# Table\n\n| a |\n\n{line}\n"
+    assert with_facts("# Table\n", {"mood": "good"}) == "# Table\n"
+    assert "<script" not in with_facts("", {"command": NASTY})
+
+
+@pytest.mark.parametrize(
+    ("about", "bundle"),
+    [
+        ({"bundle": "b.1_x-2"}, "b.1_x-2"),
+        ({"command": "c", "bundle": "b1", "code": "d"}, "b1"),
+        ({"command": "c", "code": "d"}, ""),
+        ({}, None),
+    ],
+)
+def test_the_bundle_is_read_from_the_last_line(about: dict[str, str], bundle: str | None) -> None:
+    assert bundle_of(with_facts("# Table\n", about)) == bundle
+    assert bundle_of(with_facts("# Table\n", about) + "\nMore.\n") is None
+    assert bundle_of("") is None

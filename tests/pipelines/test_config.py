@@ -3,6 +3,7 @@
 Stage: tests. Absent: the rules that follow the data's size, and the search.
 """
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 
 import pipelines.config
-from pipelines.config import config_for, tuned_path
+from pipelines.config import PipelineConfig, config_for, read_tuned, tuned_path, with_tuned
 from pipelines.training import open_job
 from pipelines.training import train as train_job
 from recsys.artefacts import read_json, write_json
+from recsys.data.datasets import DATASETS
 from recsys.errors import ConfigError
 from recsys.ranking.training import RankerSettings
 from recsys.retrieval.two_tower_training import TowerSettings
@@ -38,29 +40,38 @@ def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Pa
     monkeypatch.setattr(pipelines.config, "TUNED", tmp_path)
 
     def write(value: Any) -> Path:
-        write_json(tuned_path("ml-100k"), value)
-        return tuned_path("ml-100k")
+        path = tuned_path("ml-100k")
+        path.write_text(json.dumps(value), encoding="utf-8")
+        return path
 
     return write
 
 
+def searched(fingerprint: str) -> dict[str, Any]:
+    """What a file must say of its data."""
+    return {"about": {"data": {"fingerprint": fingerprint}}}
+
+
+def laid_over(path: Path, seed: int = 7) -> PipelineConfig:
+    return with_tuned(config_for(planted_tables().events, seed=seed), read_tuned(path))
+
+
 def test_tuned_settings_lie_over_the_rules(tuned: Callable[[Any], Path]) -> None:
-    tuned(
+    path = tuned(
         {
-            "sources": {"ease": {"power": 0.5}, "ials": {"dim": 64}},
+            "sources": {"ease": {"power": 0.5}, "ials": {"dim": 64, "alpha": 2}},
             "fusion": {"ease": 0.7},
             "ranker": {"leaves": 9},
             "tower": {"dropout": 0.3},
-            "about": {"data": "anything"},
+            **searched("0" * 64),
         }
     )
-    events = planted_tables().events
-    rules, over = config_for(events, seed=3), config_for(events, seed=3, dataset="ml-100k")
-    assert config_for(events, seed=3, dataset="ml-1m") == rules
+    rules, over = config_for(planted_tables().events, seed=3), laid_over(path, seed=3)
     assert over.tuned == "ml-100k"
     assert rules.tuned is None
     assert over.sources["ease"] == {**rules.sources["ease"], "power": 0.5}
-    assert over.sources["ials"] == {**rules.sources["ials"], "dim": 64}
+    assert over.sources["ials"] == {**rules.sources["ials"], "dim": 64, "alpha": 2.0}
+    assert type(over.sources["ials"]["alpha"]) is float, "a whole number may stand for a float"
     assert over.sources["popularity"] == rules.sources["popularity"]
     assert over.recommender.fusion == {**rules.recommender.fusion, "ease": 0.7}
     assert over.ranker == replace(RankerSettings(), seed=3, leaves=9)
@@ -71,32 +82,83 @@ def test_tuned_settings_lie_over_the_rules(tuned: Callable[[Any], Path]) -> None
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ({"source": {}}, r"ml-100k.json: there is no setting source; known are sources, fusion"),
-        ({"sources": {"als": {}}}, r"ml-100k.json: there is no setting sources.als; known are ease"),
-        ({"sources": {"ease": {"lambda": 1}}}, r"no setting sources.ease.lambda; known are regularisation, power"),
-        ({"fusion": {"als": 1}}, r"no setting fusion.als; known are two_tower"),
-        ({"ranker": {"leafs": 7}}, r"no setting ranker.leafs; known are .*leaves"),
-        ({"tower": {"seed": 7}}, r"no setting tower.seed; known are dim"),
+        ({"source": {}}, r"ml-100k.json: there is no setting source to tune; known are sources, fusion"),
+        ({"sources": {"als": {}}}, r"ml-100k.json: there is no setting sources.als to tune; known are ease"),
+        (
+            {"sources": {"ease": {"lambda": 1}}},
+            r"no setting sources.ease.lambda to tune; known are regularisation, power",
+        ),
+        ({"fusion": {"als": 1}}, r"no setting fusion.als to tune; known are two_tower"),
+        ({"ranker": {"leafs": 7}}, r"no setting ranker.leafs to tune; known are .*leaves"),
+        ({"tower": {"seed": 7}}, r"no setting tower.seed to tune; known are dim"),
+        (
+            {"ranker": {"objective": "lambdarank"}},
+            r"no setting ranker.objective to tune; known are max_trees, (?!objec)",
+        ),
+        ({"ranker": {"start_from_logistic": 1}}, r"no setting ranker.start_from_logistic to tune"),
+        ({"tower": {"negatives": 1}}, r"no setting tower.negatives to tune"),
+        ({"ranker": {"leaves": 7.0}}, r"ml-100k.json: ranker.leaves must be a whole number, not 7.0"),
+        ({"sources": {"ials": {"dim": 64.5}}}, r"sources.ials.dim must be a whole number, not 64.5"),
+        ({"sources": {"ease": {"power": float("nan")}}}, r"sources.ease.power must be finite and at least 0, not nan"),
+        ({"tower": {"dropout": float("inf")}}, r"tower.dropout must be finite and at least 0, not inf"),
+        ({"fusion": {"ease": -0.1}}, r"ml-100k.json: fusion.ease must be finite and at least 0, not -0.1"),
+        ({"fusion": {"ease": 10**400}}, r"fusion.ease must be finite and at least 0"),
+        ({"tower": {"dim": 33}}, r"ml-100k.json: two-tower: dim 33 cannot be divided"),
         ({"ranker": {"leaves": "7"}}, r"ml-100k.json: ranker.leaves must be a number, not '7'"),
         ({"fusion": {"ease": True}}, r"fusion.ease must be a number, not True"),
         ({"sources": {"ease": 7}}, r"sources.ease must be an object with settings, not 7"),
-        ([], r"ml-100k.json: the file must be an object with settings, not \[\]"),
     ],
 )
-def test_tuned_settings_that_nobody_knows_are_named(value: Any, said: str, tuned: Callable[[Any], Path]) -> None:
-    tuned(value)
+def test_a_bad_setting_is_named_with_its_file(value: Any, said: str, tuned: Callable[[Any], Path]) -> None:
+    path = tuned({**searched("0" * 64), **value})
     with pytest.raises(ConfigError, match=said):
-        config_for(planted_tables().events, dataset="ml-100k")
+        laid_over(path)
 
 
-def test_train_says_that_it_uses_tuned_settings(
-    home: TrainedHome, tuned: Callable[[Any], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The home's data under an official name; stages do not run here."""
-    tuned({"sources": {"ease": {"power": 0.5}}})
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([], r"ml-100k.json: the file must be an object with settings, not \[\]"),
+        ({}, r"ml-100k.json: about.data.fingerprint must name the data that were searched"),
+        ({"about": 7}, r"ml-100k.json: about must be an object with settings, not 7"),
+        ({"about": {"data": "ml-100k"}}, r"ml-100k.json: data must be an object with settings, not 'ml-100k'"),
+        ({"about": {"data": {"fingerprint": None}}}, r"about.data.fingerprint must name the data"),
+    ],
+)
+def test_a_file_must_say_which_data_were_searched(value: Any, said: str, tuned: Callable[[Any], Path]) -> None:
+    path = tuned(value)
+    with pytest.raises(ConfigError, match=said):
+        read_tuned(path)
+
+
+def test_what_is_checked_in_can_be_used() -> None:
+    paths = sorted(pipelines.config.TUNED.glob("*"))
+    assert paths
+    for path in paths:
+        assert path.suffix == ".json"
+        assert path.stem in DATASETS
+        found, over = read_tuned(path), laid_over(path)
+        assert len(found.fingerprint) == 64
+        assert over.tuned == path.stem
+        assert over.sources == {**config_for(planted_tables().events).sources, **found.content["sources"]}
+        assert found.content.get("fusion", {}).items() <= over.recommender.fusion.items()
+
+
+def test_a_file_that_is_no_json_is_named(tuned: Callable[[Any], Path]) -> None:
+    path = tuned({})
+    for broken in (b"{", b"\xff"):
+        path.write_bytes(broken)
+        with pytest.raises(ConfigError, match=r"ml-100k.json is no JSON: .*search again"):
+            read_tuned(path)
+
+
+@pytest.fixture
+def said(home: TrainedHome, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Opens the home's data under another name and begins a training, whose stages do not run here; gives the power of
+    EASE and what was printed."""
     monkeypatch.setattr("pipelines.training.run_stages", lambda *_, **__: None)
 
-    def said(named: str, synthetic: bool, **options: Any) -> tuple[float, str]:
+    def train(named: str, synthetic: bool, **options: Any) -> tuple[float, str]:
         record = home.dataset.data / "source.json"
         kept = read_json(record)
         write_json(record, {**kept, "name": named, "synthetic": synthetic})
@@ -104,10 +166,20 @@ def test_train_says_that_it_uses_tuned_settings(
             job = open_job(home.name, read_settings(home.root), **options)
         finally:
             write_json(record, kept)
-        lines: list[str] = []
-        train_job(replace(job, report=lines.append))
-        return job.config.sources["ease"]["power"], "\n".join(lines)
+        train_job(job)
+        return job.config.sources["ease"]["power"], capsys.readouterr().err
 
+    return train
+
+
+def fingerprint_of(home: TrainedHome) -> str:
+    return str(read_json(home.dataset.data / "source.json")["fingerprint"])
+
+
+def test_train_says_that_it_uses_tuned_settings(
+    home: TrainedHome, tuned: Callable[[Any], Path], said: Callable[..., Any]
+) -> None:
+    tuned({"sources": {"ease": {"power": 0.5}}, **searched(fingerprint_of(home))})
     power, line = said("ml-100k", False)
     assert power == 0.5
     assert line.startswith("settings: tuned for ml-100k (docs/tuning.md); --no-tuned leaves them aside\n")
@@ -119,3 +191,22 @@ def test_train_says_that_it_uses_tuned_settings(
         power, line = said(named, synthetic, **options)
         assert power == 0.95
         assert "settings:" not in line
+
+
+def test_settings_that_were_searched_on_other_data_are_left_aside(
+    tuned: Callable[[Any], Path], said: Callable[..., Any]
+) -> None:
+    """The name is the same, the files are not."""
+    path = tuned({"sources": {"ease": {"power": 0.5}}, **searched("1" * 64)})
+    power, line = said("ml-100k", False)
+    assert power == 0.95
+    assert line.startswith(f"settings: {path} was searched on other data than this ml-100k; the rules hold")
+    assert line.count("settings:") == 1
+
+
+def test_a_bad_file_stops_a_training_before_it_begins(
+    home: TrainedHome, tuned: Callable[[Any], Path], said: Callable[..., Any]
+) -> None:
+    tuned({"sources": {"ease": {"power": -1}}, **searched(fingerprint_of(home))})
+    with pytest.raises(ConfigError, match=r"ml-100k.json: sources.ease.power"):
+        said("ml-100k", False)

@@ -1,9 +1,15 @@
 """`recsys keep`: what of the reports lands in the documentation. Stage: studies."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from pipelines.studies.keeping import keep
+from pipelines.training import open_job
+from recsys.artefacts import read_json
+from recsys.evaluation.tables import with_facts
+from recsys.settings import read_settings
 from tests.conftest import TrainedHome
 
 
@@ -28,3 +34,51 @@ def test_without_a_report_it_says_what_to_run(
     assert command.run(["keep", str(tmp_path / "results"), "--home", str(home)]) == 2
     assert "recsys train" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
+
+
+@pytest.fixture
+def copied(trained_home: TrainedHome, tmp_path: Path) -> TrainedHome:
+    """Tables and reports alone, to be changed."""
+    home = TrainedHome(tmp_path / "home", trained_home.raw)
+    for folder in ("data", "reports"):
+        shutil.copytree(trained_home.root / trained_home.name / folder, home.root / home.name / folder)
+    return home
+
+
+def warned(home: TrainedHome, folder: Path) -> list[str]:
+    """What is said while keeping, line by line."""
+    said: list[str] = []
+    job = open_job(home.name, read_settings(home.root))
+    job.report = said.append
+    keep(job, folder)
+    return said
+
+
+def test_every_table_of_an_evaluation_names_its_bundle(
+    copied: TrainedHome, trained_home: TrainedHome, tmp_path: Path
+) -> None:
+    bundle = read_json(trained_home.dataset.work / "evaluation.json")["bundle_id"]
+    for name in ("ladder.md", "cohorts.md", "beyond_accuracy.md", "calibration.md"):
+        last = (copied.dataset.reports / name).read_text(encoding="utf-8").splitlines()[-1]
+        assert last.startswith(f"Measured: command: recsys train; bundle: {bundle}; code: "), name
+        for fact in ("date (UTC): 20", "machine: ", "versions: torch "):
+            assert f"; {fact}" in last, name
+    assert warned(copied, tmp_path / "kept") == []
+
+
+def test_tables_of_another_model_are_named_and_kept(copied: TrainedHome, tmp_path: Path) -> None:
+    reports = copied.dataset.reports
+    about = {"command": "recsys x"}
+    (reports / "ablation.md").write_text(with_facts("# Ablation\n", {**about, "bundle": "of-before"}))
+    (reports / "diversity.md").write_text("# Of a time when nothing was said\n")
+    (reports / "tuning.md").write_text(with_facts("# Search\n", about))
+    (line,) = warned(copied, tmp_path / "kept")
+    assert line.startswith("warning: ablation.md, diversity.md: not of the model of ladder.md, or it is not said.")
+    for name in ("ablation.md", "diversity.md", "tuning.md"):
+        assert (tmp_path / "kept" / copied.name / name).read_bytes() == (reports / name).read_bytes()
+
+
+def test_a_ladder_that_says_nothing_cannot_be_compared_with(copied: TrainedHome, tmp_path: Path) -> None:
+    (copied.dataset.reports / "ladder.md").write_text("# Of a time when nothing was said\n")
+    (line,) = warned(copied, tmp_path / "kept")
+    assert line.startswith("warning: beyond_accuracy.md, calibration.md, cohorts.md, ladder.md: ")

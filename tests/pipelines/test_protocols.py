@@ -73,7 +73,9 @@ def test_the_table_goes_to_stdout_and_to_the_reports(
     reports = home.dataset.reports
     assert out == (reports / "protocol-stratified.txt").read_text(encoding="utf-8")
     assert all(name in out for name in names)
-    assert f"| **{FULL_SYSTEM}** |" in (reports / "protocol-stratified.md").read_text(encoding="utf-8")
+    page = (reports / "protocol-stratified.md").read_text(encoding="utf-8")
+    assert f"| **{FULL_SYSTEM}** |" in page
+    assert page.splitlines()[-1].startswith("Measured: command: recsys evaluate --protocol stratified; code: ")
     assert "synthetic, not MovieLens" in out
     assert result["row_order"] == "tables"
     assert "rows in the order of the tables" in err

@@ -63,7 +63,7 @@ FROM_T0 = [name for name in ALL if name != "features"]
 
 @pytest.fixture
 def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Notes:
-    monkeypatch.setattr(module, "_code_fingerprint", lambda: "code")
+    monkeypatch.setattr(module, "code_fingerprint", lambda: "code")
     return Notes(tmp_path)
 
 
@@ -134,7 +134,7 @@ def test_other_data_or_other_code_reruns_everything(notes: Notes, monkeypatch: p
     tables = planted.planted_tables()
     save_tables(replace(tables, source=replace(tables.source, fingerprint="1" * 64)), notes.home.data)
     assert notes.run() == ALL
-    monkeypatch.setattr(module, "_code_fingerprint", lambda: "other code")
+    monkeypatch.setattr(module, "code_fingerprint", lambda: "other code")
     assert notes.run() == ALL
 
 
@@ -143,14 +143,14 @@ def test_the_code_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "a.py").write_text("1")
     monkeypatch.setattr(module, "REPOSITORY", tmp_path)
-    before = module._code_fingerprint()
+    before = module.code_fingerprint()
     (tmp_path / "tests" / "a.py").write_text("2")
-    assert module._code_fingerprint() == before
+    assert module.code_fingerprint() == before
     for folder in ("recsys/deep", "pipelines", "feature_repo"):
         (tmp_path / folder / "a.py").write_text("2")
-        assert module._code_fingerprint() != before
+        assert module.code_fingerprint() != before
         (tmp_path / folder / "a.py").write_text("1")
-    assert module._code_fingerprint() == before
+    assert module.code_fingerprint() == before
 
 
 def test_a_lost_output_is_made_again_with_all_that_was_made_from_it(notes: Notes) -> None:

@@ -40,6 +40,7 @@ def home(trained_home: TrainedHome, tmp_path_factory: pytest.TempPathFactory) ->
     shutil.copytree(trained_home.root, root)
     with pytest.MonkeyPatch.context() as patch:
         use_small_settings(patch)
+        patch.setattr(ablation, "code_fingerprint", lambda: "this code")
         copy = TrainedHome(root, trained_home.raw)
         job_of(copy).store.apply()  # Feast's registry knows the place of the home
         yield copy
@@ -120,6 +121,8 @@ def test_a_sample_says_that_it_is_one(curve: tuple[str, dict[str, Any]], home: T
     said = diversity.markdown(result)
     assert f"at 15 moments, a random sample of the {curve[1]['n_contexts']:,} in the test window." in said
     assert result["about"]["command"] == "recsys diversity --contexts 15"
+    bundle = read_json(home.dataset.work / "evaluation.json")["bundle_id"]
+    assert said.splitlines()[-1].startswith(f"Measured: command: recsys diversity --contexts 15; bundle: {bundle}; ")
 
 
 def test_the_finding_is_the_largest_degree_that_cannot_be_told_apart(curve: tuple[str, dict[str, Any]]) -> None:
@@ -229,13 +232,47 @@ def test_a_second_run_measures_nothing_unless_forced_or_the_identity_changed(
     with pytest.raises(RuntimeError, match="fitted"):
         ablation.run(job_of(home))
     write_json(path, table[1])
-    monkeypatch.setattr(ablation, "code_version", lambda: "another commit")
     ranks = next(home.dataset.work.glob("ablation.*.parquet"))
     kept = ranks.read_bytes()
-    with pytest.raises(RuntimeError, match="fitted"):
-        ablation.run(job_of(home))
+    with monkeypatch.context() as patch:
+        patch.setattr(ablation, "code_fingerprint", lambda: "other code")
+        with pytest.raises(RuntimeError, match="fitted"):
+            ablation.run(job_of(home))
     assert not ranks.exists(), "ranks that no row may be compared with"
     ranks.write_bytes(kept)
+    assert ablation.run(job_of(home))["rows"] == table[1]["rows"]
+
+
+@pytest.mark.parametrize("stage", ["sources_t0", "sources_t1"])
+def test_other_sources_of_the_windows_are_another_run(
+    stage: str, table: tuple[str, dict[str, Any]], home: TrainedHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("fitted")
+
+    monkeypatch.setattr(ablation, "fit_boosted", refuse)
+    ranks = next(home.dataset.work.glob("ablation.*.parquet"))
+    kept = ranks.read_bytes()
+    changed = next(p for p in sorted((home.dataset.work / stage).rglob("*.json")))
+    before = changed.read_bytes()
+    changed.write_bytes(before + b" ")
+    with pytest.raises(RuntimeError, match="fitted"):
+        ablation.run(job_of(home))
+    changed.write_bytes(before)
+    ranks.write_bytes(kept)
+    assert ablation.run(job_of(home))["rows"] == table[1]["rows"]
+
+
+def test_a_run_that_measures_nothing_keeps_the_date_of_the_figures(
+    table: tuple[str, dict[str, Any]], home: TrainedHome
+) -> None:
+    path = home.dataset.reports / "ablation.json"
+    write_json(path, {**table[1], "about": {**table[1]["about"], "date (UTC)": "of old"}})
+    said = said_by(home, "ablate")
+    assert f"Measured: command: recsys ablate; bundle: {table[1]['bundle_id']}; code: " in said.splitlines()[-1]
+    assert "; date (UTC): of old; machine: " in said.splitlines()[-1]
+    write_json(path, table[1])
+    assert said_by(home, "ablate") == table[0]
 
 
 def test_the_table_and_the_picture_of_the_ablation(table: tuple[str, dict[str, Any]], home: TrainedHome) -> None:

@@ -16,13 +16,14 @@ import pytest
 from typer.testing import CliRunner
 
 import pipelines.config
-from pipelines.config import PipelineConfig, config_for, tuned_path, with_tuned
+from pipelines.config import PipelineConfig, config_for, read_tuned, tuned_path, with_tuned
 from pipelines.job import Job
 from pipelines.studies import objectives, tuning
 from pipelines.studies.cli import app
 from pipelines.studies.objectives import Past, RankerTrials
 from pipelines.training import open_job
 from recsys.artefacts import read_json, write_json
+from recsys.bundle import save_sources
 from recsys.columns import ITEM_ID, POPULARITY, RATING, SOURCES, TIMESTAMP, TWO_TOWER
 from recsys.data.tables import Tables
 from recsys.errors import ConfigError, MissingArtefactError
@@ -50,6 +51,28 @@ def job_at(root: Path, tables: Tables | None = None, config: PipelineConfig | No
     return job
 
 
+def leave_sources(job: Job) -> Job:
+    """What a training leaves, as far as the search reads it."""
+    for stage, cutoff in (("sources_t0", planted_split().t0), ("sources_t1", planted_split().t1)):
+        save_sources(planted_sources(cutoff), job.work(stage))
+        write_json(job.work(stage) / "log.json", {"cutoff": cutoff})
+    return job
+
+
+def official(root: Path, fingerprint: str = "0" * 64) -> Job:
+    """The planted tables under the name of an official data set."""
+    tables = planted_tables()
+    source = replace(tables.source, name="ml-1m", synthetic=False, fingerprint=fingerprint)
+    return job_at(root, replace(tables, source=source))
+
+
+def no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> float:
+        raise AssertionError("a trial has begun")
+
+    monkeypatch.setattr(objectives, "source_ndcg", fails)
+
+
 def lines_of(job: Job) -> str:
     return "\n".join(job.lines)  # type: ignore[attr-defined]
 
@@ -75,8 +98,8 @@ def with_other_future(tables: Tables) -> Tables:
 
 def test_what_lies_after_t2_changes_nothing(tmp_path: Path) -> None:
     parts = ("ease", "popularity", "covisitation", "fusion")
-    one = tuning.run(job_at(tmp_path / "one"), parts, trials=2)
-    two = tuning.run(job_at(tmp_path / "two", with_other_future(planted_tables())), parts, trials=2)
+    one = tuning.run(leave_sources(job_at(tmp_path / "one")), parts, trials=2)
+    two = tuning.run(leave_sources(job_at(tmp_path / "two", with_other_future(planted_tables()))), parts, trials=2)
     assert [values(one, p) for p in parts] == [values(two, p) for p in parts]
     assert Past.of(planted_tables()).events[TIMESTAMP].max() == planted_split().t2
     assert Past.of(planted_tables()).histories.timestamps.max() == planted_split().t2
@@ -197,16 +220,15 @@ def test_another_search_space_begins_a_new_study(tmp_path: Path, monkeypatch: py
     assert len(values(tuning.run(job_at(tmp_path), ["popularity"], trials=1), "popularity")) == 1
 
 
-def test_fusion_without_the_tower_is_measured_and_not_kept(tmp_path: Path) -> None:
-    job = job_at(tmp_path)
+def test_fusion_begins_anew_where_its_sources_have_changed(tmp_path: Path) -> None:
+    job = leave_sources(job_at(tmp_path))
     result = tuning.run(job, ["fusion", "ease"], trials=3)
-    assert set(result["parts"]["fusion"]["trials"][0]["settings"]) == set(SOURCES) - {TWO_TOWER}
-    assert result["parts"]["fusion"]["trials"][0]["settings"][POPULARITY] == 0.25
-    assert set(read_json(job.home.reports / "tuned.json")) == {"about", "sources"}
-    assert "fusion was searched without the two-tower model" in lines_of(job)
+    fusion = result["parts"]["fusion"]
+    assert fusion["trials"][0]["settings"] == dict(job.config.recommender.fusion)
+    assert read_json(job.home.reports / "tuned.json")["fusion"] == fusion["trials"][fusion["best"]]["settings"]
     more = tuning.run(job, ["ease"], trials=40)
     best = more["parts"]["ease"]["best"]
-    assert (best == result["parts"]["ease"]["best"]) == ("fusion" in more["parts"]), "its sources have changed"
+    assert (best == result["parts"]["ease"]["best"]) == ("fusion" in more["parts"])
 
 
 def test_an_unknown_part_is_named(tmp_path: Path) -> None:
@@ -215,12 +237,30 @@ def test_an_unknown_part_is_named(tmp_path: Path) -> None:
     assert not job_at(tmp_path).home.root.exists(), "nothing was begun"
 
 
-def test_the_ranker_needs_what_train_leaves(tmp_path: Path) -> None:
-    with pytest.raises(MissingArtefactError, match=r"sources_t0 is not there. Run `recsys train` first"):
-        tuning.run(job_at(tmp_path), ["ranker"], trials=1)
-    write_json(job_at(tmp_path).work("sources_t0") / "log.json", {"cutoff": 1})
-    with pytest.raises(MissingArtefactError, match=r"sources_t0 was fitted on other data"):
-        tuning.run(job_at(tmp_path), ["ranker"], trials=1)
+@pytest.mark.parametrize(("part", "lacks"), [("ranker", "sources_t0"), ("fusion", "sources_t1")])
+def test_a_part_that_cannot_run_is_refused_before_any_trial(
+    part: str, lacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_trial(monkeypatch)
+    job, parts = job_at(tmp_path), ["popularity", part]
+    with pytest.raises(MissingArtefactError, match=rf"{part} cannot .*{lacks} is not there. Run `recsys train` first"):
+        tuning.run(job, parts, trials=1)
+    write_json(job.work(lacks) / "log.json", {"cutoff": 1})
+    with pytest.raises(MissingArtefactError, match=rf"{part} cannot .*{lacks} was fitted on other data"):
+        tuning.run(job, parts, trials=1)
+    shutil.rmtree(job.work(lacks))
+    leave_sources(job)
+    shutil.rmtree(job.work(lacks) / TWO_TOWER)
+    with pytest.raises(MissingArtefactError, match=rf"{part} cannot .*{lacks} lacks the two-tower model"):
+        tuning.run(job, parts, trials=1)
+    assert not (job.home.reports / "tuning.json").exists()
+
+
+def test_of_the_usual_parts_what_cannot_run_is_left_out(tmp_path: Path) -> None:
+    job = job_at(tmp_path)
+    assert list(tuning.run(job, trials=1)["parts"]) == list(tuning.SINGLES)
+    for part, lacks in (("fusion", "sources_t1"), ("ranker", "sources_t0")):
+        assert f"tune: {part} is left out. {job.work(lacks)} is not there. Run `recsys train` first." in lines_of(job)
 
 
 # On a trained home, through the command.
@@ -251,7 +291,7 @@ def test_every_part_runs_on_what_train_left(home: TrainedHome) -> None:
     assert set(tuned) == {"about", "fusion", "ranker", "sources"}
     assert set(tuned["fusion"]) == set(SOURCES)
     job = open_job(home.name, read_settings(home.root))
-    over = with_tuned(job.config, home.dataset.reports / "tuned.json")
+    over = with_tuned(job.config, read_tuned(home.dataset.reports / "tuned.json"))
     assert over.sources == tuned["sources"]
     assert over.recommender.fusion == tuned["fusion"]
     assert replace(job.config.ranker, **tuned["ranker"]) == over.ranker
@@ -262,16 +302,96 @@ def test_every_part_runs_on_what_train_left(home: TrainedHome) -> None:
     assert set(read_json(home.dataset.reports / "tuned.json")["tower"]) == set(tuning.SPACES["tower"])
 
 
-def test_save_is_for_official_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# In the repository.
+
+
+@pytest.fixture
+def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where `--save` writes for ml-1m, in a folder of the test's own."""
     monkeypatch.setattr(pipelines.config, "TUNED", tmp_path / "tuned")
-    job = job_at(tmp_path)
+    return tmp_path / "tuned" / "ml-1m.json"
+
+
+def test_save_is_for_official_data(tmp_path: Path, saved: Path) -> None:
     with pytest.raises(ConfigError, match=r"--save keeps settings for official data sets, and planted \(synthetic"):
-        tuning.run(job, ["popularity"], trials=1, save=True)
-    tables = planted_tables()
-    source = replace(tables.source, name="ml-1m", synthetic=False)
-    job = job_at(tmp_path, replace(tables, source=source))
+        tuning.run(job_at(tmp_path), ["popularity"], trials=1, save=True)
+    job = official(tmp_path)
     tuning.run(job, ["popularity"], trials=2, save=True)
-    path = tuned_path("ml-1m")
-    assert path == tmp_path / "tuned" / "ml-1m.json"
-    assert read_json(path) == read_json(job.home.reports / "tuned.json")
-    assert f"git add {path}" in lines_of(job)
+    assert saved == tuned_path("ml-1m")
+    assert read_json(saved) == read_json(job.home.reports / "tuned.json")
+    assert read_tuned(saved).fingerprint == job.tables.source.fingerprint
+    assert f"git add {saved}" in lines_of(job)
+
+
+def test_save_leaves_the_other_parts_with_their_facts(tmp_path: Path, saved: Path) -> None:
+    """Searches of three machines: none knows the studies of another."""
+    earlier = {
+        "sources": {"ease": {"power": 0.5}, "popularity": {"half_life_days": 3.0}},
+        "ranker": {"leaves": 9},
+        "fusion": {"ease": 0.7},
+        "about": {
+            "data": {"fingerprint": "0" * 64},
+            "run": {"machine": "the first"},
+            "validation": {
+                "ease": {"best": 0.25, "trials": 150},
+                "popularity": {"best": 0.125, "trials": 150},
+                "ranker": {"best": 0.5, "trials": 9, "run": {"machine": "an older one"}},
+            },
+        },
+    }
+    write_json(saved, earlier)
+    job = official(tmp_path / "second")
+    result = tuning.run(job, ["popularity"], trials=2, save=True)
+    content = read_json(saved)
+    found = result["parts"]["popularity"]
+    assert content["sources"] == {
+        "ease": {"power": 0.5},
+        "popularity": found["trials"][found["best"]]["settings"],
+    }
+    assert (content["ranker"], content["fusion"]) == (earlier["ranker"], earlier["fusion"])
+    assert content["about"]["data"]["fingerprint"] == "0" * 64
+    assert content["about"]["run"] == result["about"] != {"machine": "the first"}
+    facts = content["about"]["validation"]
+    assert facts["ease"] == {"best": 0.25, "trials": 150, "run": {"machine": "the first"}}
+    assert facts["ranker"] == {"best": 0.5, "trials": 9, "run": {"machine": "an older one"}}
+    assert facts["fusion"] == {"run": {"machine": "the first"}}, "of it no more was known"
+    assert facts["popularity"]["trials"] == 2
+    assert "run" not in facts["popularity"]
+    assert "kept from earlier searches: ease, fusion, ranker, as found" in lines_of(job)
+    third = official(tmp_path / "third")
+    tuning.run(third, ["covisitation"], trials=1, save=True)
+    again = read_json(saved)["about"]["validation"]
+    assert again["popularity"] == {**facts["popularity"], "run": result["about"]}
+    assert {name: again[name] for name in ("ease", "ranker", "fusion")} == {
+        name: facts[name] for name in ("ease", "ranker", "fusion")
+    }
+    assert set(read_json(saved)["sources"]) == {"ease", "popularity", "covisitation"}
+
+
+def test_save_takes_only_the_parts_that_were_named(tmp_path: Path, saved: Path) -> None:
+    """The studies of a home may hold a short trial run of another part."""
+    tuning.run(official(tmp_path), ["ease"], trials=1)
+    job = official(tmp_path)
+    result = tuning.run(job, ["popularity"], trials=1, save=True)
+    assert list(result["parts"]) == ["ease", "popularity"]
+    assert set(read_json(saved)["sources"]) == set(read_json(saved)["about"]["validation"]) == {"popularity"}
+    assert "not saved, because this command did not name them: ease" in lines_of(job)
+
+
+def test_save_begins_the_file_of_other_data_anew(tmp_path: Path, saved: Path) -> None:
+    tuning.run(official(tmp_path / "one"), ["ease", "popularity"], trials=1, save=True)
+    job = official(tmp_path / "two", fingerprint="1" * 64)
+    tuning.run(job, ["popularity"], trials=1, save=True)
+    assert read_tuned(saved).fingerprint == "1" * 64
+    assert set(read_json(saved)["sources"]) == set(read_json(saved)["about"]["validation"]) == {"popularity"}
+    assert f"{saved} was searched on other data of that name; it begins anew" in lines_of(job)
+    assert "kept from earlier" not in lines_of(job)
+
+
+def test_save_refuses_a_bad_file_before_any_trial(tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_trial(monkeypatch)
+    bad = {"ranker": {"leaves": 7.5}, "about": {"data": {"fingerprint": "0" * 64}}}
+    write_json(saved, bad)
+    with pytest.raises(ConfigError, match=r"ml-1m.json: ranker.leaves must be a whole number"):
+        tuning.run(official(tmp_path), ["popularity"], trials=1, save=True)
+    assert read_json(saved) == bad

@@ -1,5 +1,8 @@
 """iALS against the equations that it solves, written as least squares, and against `implicit`. Stage: retrieval."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -126,3 +129,10 @@ def test_events_of_nobody_give_no_opinion() -> None:
     nothing = np.array([], dtype=np.int64)
     fitted = Ials.fit(nothing, nothing, N, dim=DIM, regularisation=1.0, alpha=1.0, iterations=2, power=1.0)
     assert fitted.answer(state([1, 2])).top(2)[0].tolist() == [[-1, -1]]
+
+
+def test_a_service_does_without_the_library_that_fits() -> None:
+    """Everything that serving imports, the loading of a bundle with this source among it."""
+    code = "import sys, serving.app; print('recsys.retrieval.ials' in sys.modules, 'implicit' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "True False\n"

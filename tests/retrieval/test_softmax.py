@@ -1,8 +1,11 @@
 """The two losses against their formulas written with loops, and the gradient against autograd. Stage: retrieval."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from recsys.retrieval import softmax
 from recsys.retrieval.softmax import full_softmax_loss, sampled_softmax_loss
@@ -45,15 +48,22 @@ def full_loss(
 
 
 def sampled_loss(
-    users: np.ndarray, items: np.ndarray, query: np.ndarray, target: np.ndarray, uniform: np.ndarray
+    users: np.ndarray,
+    items: np.ndarray,
+    query: np.ndarray,
+    target: np.ndarray,
+    uniform: np.ndarray,
+    seen: Pairs = NOTHING_SEEN,
 ) -> float:
-    """The formula with loops: pool = targets and draws; weight 1 / expected count; equals of the target left out."""
+    """The formula with loops: pool = targets and draws; weight 1 / expected count; equals of the target and what was
+    seen left out."""
     pool = [*target, *uniform]
     expected = [list(target).count(j) + len(uniform) / len(items) for j in range(len(items))]
     total = 0.0
     for q, t in zip(query, target, strict=True):
         positive = np.exp(items[t] @ users[q])
-        others = sum(np.exp(items[j] @ users[q]) / expected[j] for j in pool if j != t)
+        left_out = {t, *seen[1][seen[0] == q]}
+        others = sum(np.exp(items[j] @ users[q]) / expected[j] for j in pool if j not in left_out)
         total -= np.log(positive / (positive + others))
     return total / len(target)
 
@@ -143,3 +153,31 @@ def test_the_sampled_loss_leaves_out_what_was_seen() -> None:
     uniform = np.tile(np.arange(len(items)), 3)
     expected = full_loss(users, items, query, target, seen)
     assert torch_loss(users, items, query, target, uniform, seen) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("uniform", [[6], [8, 8, 1], [2, 6, 6, 3, 8, 1, 4, 4, 0]])
+def test_the_sampled_loss_leaves_out_what_was_seen_of_the_pool(uniform: list[int]) -> None:
+    """Movies seen outside the pool, in it, in it twice, and as a target; movie 8 in the pool or not."""
+    drawn = np.array(uniform)
+    found = torch_loss(*loss_arrays(), drawn, SEEN)
+    assert found == pytest.approx(sampled_loss(*loss_arrays(), drawn, SEEN), rel=1e-10)
+    assert found < torch_loss(*loss_arrays(), drawn), "something of the pool was seen"
+
+
+def test_the_sampled_loss_makes_no_matrix_of_queries_and_movies() -> None:
+    n_queries, n_items, drawn = 50, 10_000, 30
+    largest = 0
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            for made in result if isinstance(result, tuple) else (result,):
+                largest = max(largest, made.numel() if isinstance(made, torch.Tensor) else 0)
+            return result
+
+    each = torch.arange(n_queries)
+    users, items = torch.ones(n_queries, 1), torch.ones(n_items, 1)
+    with Watch():
+        sampled_softmax_loss(users, items, each, each, each, each + 1, torch.arange(drawn))
+    assert n_queries * (n_queries + drawn) <= largest <= n_items
