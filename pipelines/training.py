@@ -4,8 +4,6 @@ Stage: all of the offline track. In: settings and what the user chose. Out: a `J
 Absent: argv (`cli`), and the stages themselves (`stages`).
 """
 
-from collections.abc import Callable
-
 import typer
 
 from pipelines.config import PipelineConfig, config_for, read_tuned, tuned_path, with_tuned
@@ -48,7 +46,7 @@ def open_job(
         feature_store=f"{settings.online_store} {settings.redis_connection} {settings.registry_path}",
     )
     if tuned:
-        config = _tuned(config, source, _report)
+        config = _tuned(config, source)
     return Job(root, home, settings, config, tables, report=_report)
 
 
@@ -56,7 +54,7 @@ def _report(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _tuned(config: PipelineConfig, source: Source, report: Callable[[str], None]) -> PipelineConfig:
+def _tuned(config: PipelineConfig, source: Source) -> PipelineConfig:
     """The rules with the tuned settings of these very data over them. A name alone is not enough: a data set may be
     published anew under its old name."""
     path = tuned_path(source.name)
@@ -65,7 +63,7 @@ def _tuned(config: PipelineConfig, source: Source, report: Callable[[str], None]
     found = read_tuned(path)
     if found.fingerprint == source.fingerprint:
         return with_tuned(config, found)
-    report(f"settings: {path} was searched on other data than this {source.name}; the rules hold (docs/tuning.md)")
+    _report(f"settings: {path} was searched on other data than this {source.name}; the rules hold (docs/tuning.md)")
     return config
 
 

@@ -109,9 +109,8 @@ def test_the_large_commands_show_an_example() -> None:
 
 def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.run([]) == 2
-    said = capsys.readouterr()
-    assert "In order: data, train" in plain(said.out + said.err)
-    assert "Studies of a trained system: diversity, ablate, tune" in " ".join(plain(said.out + said.err).split())
+    said = " ".join(plain("".join(capsys.readouterr())).split())
+    assert re.search(r"In order: data, train, .* Studies of a trained system: diversity, ablate, tune;", said), said
 
 
 def test_the_console_script_itself() -> None:
