@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from recsys.columns import EASE
 from recsys.features.state import StateBatch
 from recsys.retrieval.source import DenseAnswer, recency_weights
+from recsys.retrieval.sparse_table import interactions
 
 MAX_HEAD = 6_000  # the dense inverse of more costs minutes and gigabytes
 
@@ -64,11 +65,7 @@ class Ease:
         position = np.full(n_items, -1, dtype=np.int64)
         position[head] = np.arange(len(head))
         kept = position[item_idx] >= 0
-        x = sp.csr_matrix(
-            (np.ones(int(kept.sum()), dtype=np.float32), (user_idx[kept], position[item_idx[kept]])),
-            shape=(int(user_idx.max(initial=0)) + 1, len(head)),
-        )
-        x.data[:] = 1.0  # a movie rated twice is one interaction
+        x = interactions(user_idx[kept], position[item_idx[kept]], len(head))
         gram = np.asarray((x.T @ x).todense(), dtype=np.float32)
         gram[np.diag_indices_from(gram)] += regularisation
         inverse = scipy.linalg.inv(gram, overwrite_a=True, check_finite=False)

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
 
 from recsys.columns import IALS
 from recsys.features.state import StateBatch
 from recsys.retrieval.source import DenseAnswer, recency_weights
+from recsys.retrieval.sparse_table import interactions
 
 Float = npt.NDArray[np.float32]
 
@@ -57,9 +57,7 @@ class Ials:
         from implicit.cpu.als import AlternatingLeastSquares
         from threadpoolctl import threadpool_limits
 
-        users, row = np.unique(user_idx, return_inverse=True)
-        x = sp.csr_matrix((np.ones(len(row), dtype=np.float32), (row, item_idx)), shape=(len(users), n_items))
-        x.data[:] = 1.0  # a movie rated twice is one interaction
+        x = interactions(user_idx, item_idx, n_items)
         with threadpool_limits(1, "blas"):  # `implicit` warns of more, and sums would depend on their number
             model = AlternatingLeastSquares(
                 factors=dim,

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from recsys.columns import ITEM_KNN
 from recsys.features.state import StateBatch
 from recsys.retrieval.source import DenseAnswer, history_matrix, recency_weights
-from recsys.retrieval.sparse_table import best_of_rows, table_arrays, table_from_arrays
+from recsys.retrieval.sparse_table import best_of_rows, interactions, table_arrays, table_from_arrays
 
 ROWS_AT_ONCE = 500  # of the co-occurrence matrix: its rows are dense where movies are popular, and not all fit memory
 
@@ -45,11 +45,7 @@ class ItemKnn:
         power: float,
     ) -> "ItemKnn":
         """From (E,) events."""
-        x = sp.csr_matrix(
-            (np.ones(len(user_idx), dtype=np.float32), (user_idx, item_idx)),
-            shape=(int(user_idx.max(initial=0)) + 1, n_items),
-        )
-        x.data[:] = 1.0  # a movie rated twice is one interaction
+        x = interactions(user_idx, item_idx, n_items)
         by_item = sp.csr_matrix(x.T)
         norm = np.sqrt(np.asarray(x.sum(axis=0)).ravel())
         parts = []

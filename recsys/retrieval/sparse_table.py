@@ -1,7 +1,7 @@
-"""Sparse (N, N) tables of movies against movies: pruned row by row, saved as plain arrays.
+"""Sparse matrices: who rated what, and (N, N) tables of movies against movies, pruned and saved as plain arrays.
 
-Stage: retrieval. In: scipy matrices. Out: the same, smaller, or their arrays. Absent: what the entries mean
-(`covisitation`, `item_knn`).
+Stage: retrieval. In: events or scipy matrices. Out: scipy matrices or their arrays. Absent: what the entries of a table
+mean (`covisitation`, `item_knn`).
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
+
+
+def interactions(user_idx: npt.NDArray[np.int64], item_idx: npt.NDArray[np.int64], n_items: int) -> sp.csr_matrix:
+    """(U, N) ones from (E,) events; a row for each user who has one, and a movie rated twice is one interaction.
+
+    >>> interactions(np.array([7, 7, 7, 9]), np.array([0, 2, 2, 1]), 3).toarray().tolist()
+    [[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
+    """
+    users, row = np.unique(user_idx, return_inverse=True)
+    x = sp.csr_matrix((np.ones(len(row), dtype=np.float32), (row, item_idx)), shape=(len(users), n_items))
+    x.data[:] = 1.0
+    return x
 
 
 def best_of_rows(table: sp.csr_matrix, most: int) -> sp.csr_matrix:
