@@ -1,6 +1,6 @@
 """Fitting the two probabilities on the later contexts of the ranker's windows.
 
-Stage: ranking, offline. In: a `TrainingTable` and the early ranker, which has not seen the later contexts. Out:
+Stage: ranking, offline. In: a `TrainingTable` and the early ranker, which has not learnt from the later contexts. Out:
 `Probabilities` and what was measured on the way. Absent: the test window, and the order of answers.
 
 P(watch) is fitted on the sample of whole candidate lists: contexts of which retrieval found nothing count, and no
