@@ -7,6 +7,7 @@ all call `Recommender.recommend`, so what was measured is what is served.
 Shapes: B users, N movies, K candidates, k answers, S sources, F features.
 """
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -88,7 +89,7 @@ class Filters:
 @dataclass(frozen=True)
 class Context:
     """What a request knows besides its user. stats: of the last day that ended before `now`; budget_ms: time that
-    retrieval and features may take before ranking is skipped, None for no limit."""
+    retrieval may take; where it takes longer, features and ranking are skipped. None for no limit."""
 
     stats: ItemStats
     budget_ms: float | None = None
@@ -135,15 +136,14 @@ class Recommender:
         features than these sources give."""
         self.catalogue = catalogue
         self.sources = tuple(sources)
-        self.ranker = ranker
         if not sources:
             raise ConfigError("a recommender needs at least one candidate source")
         self.settings = settings
-        self.probabilities = probabilities
         self.feature_names = feature_names([s.name for s in sources])
-        for name, fitted in (("ranker was", ranker), ("probabilities were", probabilities)):
-            if fitted is not None and fitted.feature_names != self.feature_names:
-                raise ConfigError(f"the {name} trained on other features than this code computes; train again")
+        self._check_features("ranker was", ranker)
+        self._check_features("probabilities were", probabilities)
+        self.ranker = ranker
+        self.probabilities = probabilities
         vectors = next((s.item_vectors for s in sources if isinstance(s, TwoTowerSource)), None)
         self._has_vectors = vectors is not None
         if vectors is None:
@@ -151,6 +151,19 @@ class Recommender:
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         self.unit_vectors: Float = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
         self._covisitation = next((s for s in sources if isinstance(s, Covisitation)), None)
+
+    def with_ranker(self, ranker: Ranker | None) -> "Recommender":
+        """Another recommender that differs in its ranker alone and shares the rest; this one stays as it is, so that
+        requests under way are not disturbed. The probabilities go on as they are: they suit a ranker with the same
+        scores, such as a compiled one. Raises ConfigError for a ranker of other features."""
+        self._check_features("ranker was", ranker)
+        other = copy.copy(self)
+        other.ranker = ranker
+        return other
+
+    def _check_features(self, name: str, fitted: Ranker | Probabilities | None) -> None:
+        if fitted is not None and fitted.feature_names != self.feature_names:
+            raise ConfigError(f"the {name} trained on other features than this code computes; train again")
 
     def recommend(
         self,
@@ -173,7 +186,7 @@ class Recommender:
         clock.mark("retrieval")
         features: Float | None = None
         degraded: tuple[str, ...] = ()
-        scores = self._retrieval_scores(candidates)
+        scores = candidates.fused
         if self.ranker is not None:
             if context.budget_ms is not None and clock.total_ms() > context.budget_ms:
                 degraded = ("ranking",)
@@ -239,14 +252,15 @@ class Recommender:
     def ranked_scores(self, candidates: Candidates, features: Float, ranker: Ranker) -> Float:
         """(B, K) scores: the ranker's for the candidates it saw; the rest keep the retrieval order below them."""
         b, depth, f = features.shape
-        scores = self._retrieval_scores(candidates)
+        present = candidates.item_idx >= 0
         ranked = ranker.score(features.reshape(b * depth, f)).reshape(b, depth)
-        present = candidates.item_idx[:, :depth] >= 0
-        lowest = np.where(present, ranked, np.inf).min(axis=1, keepdims=True, initial=np.inf)
-        below = np.arange(1, scores.shape[1] - depth + 1, dtype=np.float32)[None, :]
-        scores[:, :depth] = np.where(present, ranked, -np.inf)
-        tail = candidates.item_idx[:, depth:] >= 0
-        scores[:, depth:] = np.where(tail, np.where(np.isfinite(lowest), lowest, 0.0) - below, -np.inf)
+        lowest = np.where(present[:, :depth], ranked, np.inf).min(axis=1, keepdims=True, initial=np.inf)
+        scores = np.empty(present.shape, dtype=np.float32)
+        scores[:, :depth] = ranked
+        # one below the last ranked one, two below, and so on
+        scores[:, depth:] = np.where(np.isfinite(lowest), lowest, 0.0)
+        scores[:, depth:] -= np.arange(1, present.shape[1] - depth + 1, dtype=np.float32)
+        np.copyto(scores, np.float32(-np.inf), where=~present)
         return scores
 
     @cached_property
@@ -272,10 +286,6 @@ class Recommender:
             return np.full(position.shape, np.nan, dtype=np.float32), np.full(position.shape, np.nan, dtype=np.float32)
         ranked = scores[:, : features.shape[1]]
         return self.probabilities.watch(ranked, position), self.probabilities.like(features, position)
-
-    @staticmethod
-    def _retrieval_scores(candidates: Candidates) -> Float:
-        return candidates.fused.copy()
 
 
 def order(candidates: Candidates, scores: Float, k: int) -> tuple[Idx, Float, Idx]:

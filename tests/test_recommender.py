@@ -341,6 +341,23 @@ def test_a_ranker_of_other_features_is_refused() -> None:
         Recommender(planted_catalogue(), planted_sources(), LogisticRanker(names[:-1], one, one, one, 0.0), RECOMMENDER)
 
 
+def test_a_spent_budget_with_diversity_re_ranks_the_order_of_retrieval() -> None:
+    states = users()
+    answer = planted_recommender().recommend(states, context(budget_ms=0.0), 12, diversity=0.4)
+    unranked = planted_recommender().with_ranker(None).recommend(states, context(), 12, diversity=0.4)
+    assert answer.degraded == ("ranking",)
+    np.testing.assert_array_equal(answer.item_ids, unranked.item_ids)
+    assert np.isnan(answer.watch_probability).all()
+
+
+def test_an_answer_does_not_change_its_candidates() -> None:
+    """Scores are made beside what retrieval returned, not in it."""
+    recommender, states = planted_recommender(), users()
+    for one in (recommender, recommender.with_ranker(None)):
+        answer = one.recommend(states, context(), 12, diversity=0.5)
+        np.testing.assert_array_equal(answer.candidates.fused, recommender.retrieve(states).fused)
+
+
 def test_the_future_of_the_events_changes_no_answer() -> None:
     """States and statistics as of the start of T2's day + 1, with and without the events after it."""
     moment = (planted_split().t1 // DAY + 1) * DAY

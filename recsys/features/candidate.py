@@ -10,23 +10,23 @@ year of a movie without one) and a neutral value elsewhere. A cold user has zero
 Shapes: B users, K candidates, L history length, S sources, N movies, D dimensions, G genres, F features.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from recsys.columns import LIKED_RATING
 from recsys.features.catalogue import Catalogue
-from recsys.features.item_stats import SECONDS_PER_DAY, ItemStats
+from recsys.features.item_stats import ITEM_FEATURES, POPULARITY_ALL, SECONDS_PER_DAY, ItemStats
 from recsys.features.state import StateBatch
 
 Float = npt.NDArray[np.float32]
+Double = npt.NDArray[np.float64]
 Idx = npt.NDArray[np.int64]
-Put = Callable[[str, npt.NDArray[Any]], None]  # writes one column, broadcast to (B, K)
 
-PRIOR_RATINGS, PRIOR_MEAN = 5.0, 3.5  # a movie's mean rating is shrunk as if it had five ratings of 3.5
+ONE: Final = np.float32(1)  # keeps divisors and bounds in single precision
 SESSION_GAP_S = 3_600
 RECENT = 5  # "the last few movies"
 LONGEST_GAP_S = 365 * SECONDS_PER_DAY
@@ -49,15 +49,7 @@ _FEATURES = (
     "genre_share_last",
     "decade_distance",
     # movie, as of the day before
-    "popularity_7d",
-    "popularity_30d",
-    "popularity_365d",
-    "popularity_all",
-    "popularity_trend",
-    "mean_rating",
-    "liked_share",
-    "days_since_first_rated",
-    "days_since_last_rated",
+    *ITEM_FEATURES,
     "decade",
     "popularity_distance",
     # the user's habits
@@ -81,6 +73,9 @@ FEATURE_GROUPS: Final = {
     "movie statistics": r"popularity_(?!score|rank)\w+|mean_rating|liked_share|days_since_\w+",
     "user habits": r"user_(?!decade)\w+",
 }
+
+
+_PLACE: Final = {name: place for place, name in enumerate(_FEATURES)}
 
 
 def feature_names(source_names: Sequence[str]) -> tuple[str, ...]:
@@ -114,118 +109,125 @@ def candidate_features(
     unit_vectors: Float,
 ) -> Float:
     """(B, K, F) features. `unit_vectors` (N, D) are the movie vectors scaled to length 1. Rows of absent candidates
-    (item_idx -1) hold numbers without meaning and must not be read."""
-    b, k = signals.item_idx.shape
-    names = feature_names(signals.source_names)
-    out = np.empty((b, k, len(names)), dtype=np.float32)
-    column = {name: i for i, name in enumerate(names)}
+    (item_idx -1) hold numbers without meaning and must not be read.
 
-    def put(name: str, values: npt.NDArray[Any]) -> None:
-        out[:, :, column[name]] = values
-
+    A request has one user and a few hundred candidates, so that the number of NumPy calls decides the time: columns
+    that stand side by side are written together, and what depends on the movie alone is kept with the statistics and
+    the catalogue and only gathered here.
+    """
+    n_users, k = signals.item_idx.shape
+    first = len(signals.source_names) * len(_SOURCE_FEATURES)
+    out = np.empty((n_users, k, first + len(_FEATURES)), dtype=np.float32)
+    rest = out[:, :, first:]
     safe = np.maximum(signals.item_idx, 0)
-    present = signals.item_idx >= 0
-    _put_sources(put, signals, present)
-    history = np.maximum(states.item_idx, 0)  # (B, L)
-    known = (states.item_idx >= 0).astype(np.float32)
-    count = known.sum(axis=1)  # (B,)
-    _put_similarity(put, states, safe, history, known, unit_vectors)
-    put("covisitation_last", signals.covisitation_last)
+    past = _Past(states)
+    _put_sources(out[:, :, :first], signals)
+    rest[:, :, _PLACE["merged_score"]] = signals.merged_score
+    rest[:, :, _PLACE["merged_rank"]] = np.arange(1, k + 1)
+    _put_similarity(rest, past, safe, unit_vectors)
+    rest[:, :, _PLACE["covisitation_last"]] = signals.covisitation_last
+    _put_genres(rest, past, safe, catalogue)
 
-    # genres and decades
-    n = np.maximum(count, 1.0)[:, None]
-    mean_rating = states.rating_sum / np.maximum(states.n_events, 1.0)  # (B,)
-    genres = catalogue.genres[history] * known[:, :, None]  # (B, L, G)
-    share = genres.sum(axis=1) / n  # (B, G)
-    centred = np.where(states.item_idx >= 0, states.ratings - mean_rating[:, None], 0.0).astype(np.float32)
-    liking = np.einsum("blg,bl->bg", genres, centred) / (genres.sum(axis=1) + 3.0)
-    candidate_genres = catalogue.genres[safe]  # (B, K, G)
-    n_genres = np.maximum(candidate_genres.sum(axis=2), 1.0)
-    put("genre_affinity", np.einsum("bkg,bg->bk", candidate_genres, share) / n_genres)
-    put("genre_rating_affinity", np.einsum("bkg,bg->bk", candidate_genres, liking) / n_genres)
-    last_genres = genres[:, -1] / np.maximum(genres[:, -1].sum(axis=1, keepdims=True), 1.0)
-    put("genre_share_last", np.einsum("bkg,bg->bk", candidate_genres, last_genres))
-    decade = catalogue.decades
-    user_decade = np.where(count > 0, (decade[history] * known).sum(axis=1) / n[:, 0], np.float32(np.mean(decade)))
-    put("decade_distance", np.abs(decade[safe] - user_decade[:, None]))
-    put("decade", np.where(np.isnan(catalogue.years[safe]), np.nan, decade[safe]))
-    put("user_decade", user_decade[:, None])
-
-    popularity = _put_movie(put, safe, stats)
-    user_popularity = (popularity[history] * known)[:, -2 * RECENT :].sum(axis=1) / np.maximum(
-        known[:, -2 * RECENT :].sum(axis=1), 1.0
-    )
-    put("popularity_distance", popularity[safe] - user_popularity[:, None])
-    put("user_popularity", user_popularity[:, None])
-    _put_habits(put, states, mean_rating)
+    # movies, and how far they are from the user's: user columns (B,)
+    known_decades = np.where(past.known, catalogue.decades[past.item_idx], np.float32(0))
+    user_decade = np.where(past.count > 0, known_decades.sum(axis=1) / past.n[:, 0], catalogue.mean_decade)
+    rest[:, :, _PLACE["decade_distance"]] = np.abs(catalogue.decades[safe] - user_decade[:, None])
+    rest[:, :, _PLACE["decade"]] = catalogue.known_decades[safe]
+    columns = stats.columns
+    rest[:, :, _PLACE[ITEM_FEATURES[0]] : _PLACE[ITEM_FEATURES[-1]] + 1] = columns.take(safe, axis=0)
+    lately = slice(-2 * RECENT, None)
+    seen_popularity = columns[past.item_idx[:, lately], POPULARITY_ALL] * past.known[:, lately]
+    user_popularity = seen_popularity.sum(axis=1) / np.maximum(past.known[:, lately].sum(axis=1), ONE)
+    popularity = rest[:, :, _PLACE["popularity_all"]]
+    rest[:, :, _PLACE["popularity_distance"]] = popularity - user_popularity[:, None]
+    habits = np.stack([*_habits(past), user_popularity, user_decade], axis=1)  # (B, columns to the end)
+    rest[:, :, _PLACE["user_events"] :] = habits[:, None, :]
     return out
 
 
-def _put_sources(put: Put, signals: CandidateSignals, present: npt.NDArray[np.bool_]) -> None:
-    for s, name in enumerate(signals.source_names):
-        scores = signals.scores[:, :, s]
-        best = np.where(present, scores, -np.inf).max(axis=1, keepdims=True, initial=-np.inf)
-        put(f"{name}_score", scores)
-        put(f"{name}_score_below_best", scores - np.where(np.isfinite(best), best, 0.0))
-        put(f"{name}_rank", np.where(signals.ranks[:, :, s] > 0, signals.ranks[:, :, s], np.nan))
-    put("merged_score", signals.merged_score)
-    put("merged_rank", np.arange(1, present.shape[1] + 1)[None, :])
+class _Past:
+    """What several groups of features read of the users' histories.
+
+    item_idx     (B, L) 0 where there is no event; known (B, L) float32 1 where there is one
+    count        (B,) float32 events in the window; n (B, 1) the same, at least 1
+    mean_rating  (B,) over the whole history, 0 without one
+    """
+
+    def __init__(self, states: StateBatch) -> None:
+        self.states = states
+        self.present = states.item_idx >= 0
+        self.item_idx = np.maximum(states.item_idx, 0)
+        self.known = self.present.astype(np.float32)
+        self.count = self.known.sum(axis=1)
+        self.n = np.maximum(self.count, ONE)[:, None]
+        self.n_events = np.maximum(states.n_events, 1.0)
+        self.mean_rating = states.rating_sum / self.n_events
 
 
-def _put_similarity(put: Put, states: StateBatch, safe: Idx, history: Idx, known: Float, unit_vectors: Float) -> None:
-    candidates = unit_vectors[safe]  # (B, K, D)
-    past = unit_vectors[history] * known[:, :, None]  # (B, L, D)
-    similarity = np.matmul(candidates, past[:, -RECENT:].transpose(0, 2, 1))  # (B, K, RECENT)
-    recent_known = known[:, -RECENT:]
-    n_recent = np.maximum(recent_known.sum(axis=1), 1.0)[:, None]
-    put("similarity_last", similarity[:, :, -1])
-    put("similarity_recent_mean", similarity.sum(axis=2) / n_recent)
-    put("similarity_recent_max", np.where(recent_known[:, None, :] > 0, similarity, -1.0).max(axis=2))
-    whole = past.sum(axis=1) / np.maximum(known.sum(axis=1), 1.0)[:, None]  # (B, D)
-    put("similarity_history", np.einsum("bkd,bd->bk", candidates, whole))
-    liked = known * (states.ratings >= LIKED_RATING)
-    liked_mean = np.einsum("bld,bl->bd", past, liked) / np.maximum(liked.sum(axis=1), 1.0)[:, None]
-    put("similarity_liked", np.einsum("bkd,bd->bk", candidates, liked_mean))
+def _put_sources(out: Float, signals: CandidateSignals) -> None:
+    """`out` (B, K, 3 S)"""
+    columns = out.reshape(*out.shape[:2], len(signals.source_names), len(_SOURCE_FEATURES))  # a view of it
+    present = (signals.item_idx >= 0)[:, None, :]
+    best = np.where(present, signals.scores.transpose(0, 2, 1), np.float32(-np.inf)).max(axis=2, initial=-np.inf)
+    columns[:, :, :, 0] = signals.scores
+    columns[:, :, :, 1] = signals.scores - np.where(np.isfinite(best), best, np.float32(0))[:, None, :]
+    columns[:, :, :, 2] = np.where(signals.ranks > 0, signals.ranks, np.float32(np.nan))
 
 
-def _put_movie(put: Put, safe: Idx, stats: ItemStats) -> Float:
-    """Movie columns; returns log(1 + ratings so far) of every movie, (N,)."""
-    decayed = np.log1p(stats.decayed)  # (N, H)
-    everything: Float = np.log1p(stats.n_ratings)
-    for i, name in enumerate(("popularity_7d", "popularity_30d", "popularity_365d")):
-        put(name, decayed[safe, i])
-    put("popularity_all", everything[safe])
-    put("popularity_trend", (decayed[:, 0] - decayed[:, 1])[safe])
-    mean = (stats.rating_sum + PRIOR_RATINGS * PRIOR_MEAN) / (stats.n_ratings + PRIOR_RATINGS)
-    put("mean_rating", mean[safe])
-    put("liked_share", ((stats.n_liked + 0.5 * PRIOR_RATINGS) / (stats.n_ratings + PRIOR_RATINGS))[safe])
-    rated = stats.n_ratings > 0
-    now = stats.day * SECONDS_PER_DAY
-    for name, moment in (("days_since_first_rated", stats.first_rated), ("days_since_last_rated", stats.last_rated)):
-        days = np.where(rated, (now - moment) / SECONDS_PER_DAY, np.nan)
-        put(name, np.log1p(np.maximum(days, 0.0))[safe])
-    return everything
+def _put_similarity(rest: Float, past: _Past, safe: Idx, unit_vectors: Float) -> None:
+    """Cosines with the newest movies, and with means over the history."""
+    candidates = unit_vectors.take(safe, axis=0)  # (B, K, D)
+    vectors = unit_vectors.take(past.item_idx, axis=0)  # (B, L, D)
+    vectors *= past.known[:, :, None]
+    similarity = np.matmul(vectors[:, -RECENT:], candidates.transpose(0, 2, 1))  # (B, RECENT, K)
+    recent = past.known[:, -RECENT:, None]
+    rest[:, :, _PLACE["similarity_last"]] = similarity[:, -1]
+    rest[:, :, _PLACE["similarity_recent_mean"]] = similarity.sum(axis=1) / np.maximum(recent.sum(axis=1), ONE)
+    rest[:, :, _PLACE["similarity_recent_max"]] = np.where(recent > 0, similarity, -ONE).max(axis=1)
+    mean = vectors.sum(axis=1) / past.n  # (B, D)
+    rest[:, :, _PLACE["similarity_history"]] = np.einsum("bkd,bd->bk", candidates, mean)
+    liked = past.known * (past.states.ratings >= LIKED_RATING)
+    liked_mean = np.einsum("bld,bl->bd", vectors, liked) / np.maximum(liked.sum(axis=1, keepdims=True), ONE)
+    rest[:, :, _PLACE["similarity_liked"]] = np.einsum("bkd,bd->bk", candidates, liked_mean)
 
 
-def _put_habits(put: Put, states: StateBatch, mean_rating: npt.NDArray[np.float64]) -> None:
-    n = np.maximum(states.n_events, 1.0)
-    variance = np.maximum(states.rating_square_sum / n - mean_rating**2, 0.0)
-    known = states.item_idx >= 0
+def _put_genres(rest: Float, past: _Past, safe: Idx, catalogue: Catalogue) -> None:
+    """The candidate's genres against how often the user meets them, how they are rated, and the newest movie's."""
+    candidates = catalogue.genres.take(safe, axis=0)  # (B, K, G)
+    n_genres = catalogue.genre_counts[safe]
+    seen = catalogue.genres.take(past.item_idx, axis=0)  # (B, L, G)
+    seen *= past.known[:, :, None]
+    times_seen = seen.sum(axis=1)  # (B, G)
+    centred = np.where(past.present, past.states.ratings - past.mean_rating[:, None], 0.0).astype(np.float32)
+    liking = np.einsum("blg,bl->bg", seen, centred) / (times_seen + np.float32(3))
+    last = seen[:, -1] / np.maximum(seen[:, -1].sum(axis=1, keepdims=True), ONE)
+    rest[:, :, _PLACE["genre_affinity"]] = np.einsum("bkg,bg->bk", candidates, times_seen / past.n) / n_genres
+    rest[:, :, _PLACE["genre_rating_affinity"]] = np.einsum("bkg,bg->bk", candidates, liking) / n_genres
+    rest[:, :, _PLACE["genre_share_last"]] = np.einsum("bkg,bg->bk", candidates, last)
+
+
+def _habits(past: _Past) -> tuple[npt.NDArray[np.floating], ...]:
+    """The user's columns (B,), in their order from user_events to user_same_second_share."""
+    states, known, n = past.states, past.present, past.n_events
+    variance = np.maximum(states.rating_square_sum / n - past.mean_rating**2, 0.0)
     times = states.timestamps
-    gap = np.diff(times, axis=1)
+    gap = times[:, 1:] - times[:, :-1]
     both = known[:, 1:] & known[:, :-1]
     # events since the last pause: count back from the newest until a gap longer than SESSION_GAP_S
     pause = both & (gap > SESSION_GAP_S)
     length = known.shape[1]
     last_pause = np.where(pause.any(axis=1), length - 2 - pause[:, ::-1].argmax(axis=1), -1)
+    since_last = np.maximum(np.where(known[:, -1], states.now - times[:, -1], LONGEST_GAP_S), 0)
+    since_last = np.minimum(since_last, LONGEST_GAP_S)
     session = np.minimum(length - 1 - last_pause, known.sum(axis=1))
-    since_last = np.where(known[:, -1], np.clip(states.now - times[:, -1], 0, LONGEST_GAP_S), LONGEST_GAP_S)
     session = np.where(since_last > SESSION_GAP_S, 0, session)
-    put("user_events", np.log1p(states.n_events)[:, None])
-    put("user_mean_rating", mean_rating[:, None])
-    put("user_rating_std", np.sqrt(variance)[:, None])
-    put("user_liked_share", (states.n_liked / n)[:, None])
-    put("user_last_rating", states.ratings[:, -1:])
-    put("user_gap", np.log1p(since_last)[:, None])
-    put("user_session_length", np.log1p(session)[:, None])
-    put("user_same_second_share", ((both & (gap == 0)).sum(axis=1) / np.maximum(both.sum(axis=1), 1))[:, None])
+    return (
+        np.log1p(states.n_events),
+        past.mean_rating,
+        np.sqrt(variance),
+        states.n_liked / n,
+        states.ratings[:, -1],
+        np.log1p(since_last),
+        np.log1p(session),
+        (both & (gap == 0)).sum(axis=1) / np.maximum(both.sum(axis=1), 1),
+    )

@@ -8,6 +8,7 @@ Shapes: N movies in the order of their ids, G genres, W title words in the vocab
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -50,22 +51,22 @@ class Profiles:
         """Number of values of (gender, age bracket, occupation)."""
         return len(GENDERS), len(AGE_BRACKETS) + 1, len(self.occupations)
 
-    def encode(
-        self, gender: npt.NDArray[np.object_], age: npt.NDArray[np.float64], occupation: npt.NDArray[np.object_]
-    ) -> IntArray:
+    def encode(self, gender: Sequence[str], age: npt.NDArray[np.float64], occupation: Sequence[str]) -> IntArray:
         """(B, 3) indices of gender, age bracket and occupation. Empty text, age <= 0 or NaN, unseen labels give 0."""
-        known_age = np.nan_to_num(age, nan=0.0) > 0
-        bracket = np.where(known_age, np.searchsorted(AGE_BRACKETS, np.nan_to_num(age), side="right"), 0)
-        genders = {label: i for i, label in enumerate(GENDERS)}
-        labels = {label: i for i, label in enumerate(self.occupations)}
-        return np.stack(
-            [
-                np.array([genders.get(g or "", 0) for g in gender], dtype=np.int64),
-                bracket.astype(np.int64),
-                np.array([labels.get(o or "", 0) for o in occupation], dtype=np.int64),
-            ],
-            axis=1,
-        ).reshape(len(gender), 3)
+        bracket = np.where(age > 0, np.searchsorted(AGE_BRACKETS, age, side="right"), 0)  # NaN is not above 0
+        out = np.empty((len(gender), 3), dtype=np.int64)
+        out[:, 0] = [self._gender_idx.get(g, 0) for g in gender]
+        out[:, 1] = bracket
+        out[:, 2] = [self._occupation_idx.get(o, 0) for o in occupation]
+        return out
+
+    @cached_property
+    def _gender_idx(self) -> dict[str, int]:
+        return {label: i for i, label in enumerate(GENDERS)}
+
+    @cached_property
+    def _occupation_idx(self) -> dict[str, int]:
+        return {label: i for i, label in enumerate(self.occupations)}
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,22 @@ class Catalogue:
         known = self.years[~np.isnan(self.years)]
         middle = float(np.median(known)) if len(known) else 2000.0
         return np.where(np.isnan(self.years), middle, self.years).astype(np.float32) / np.float32(10.0)
+
+    @cached_property
+    def known_decades(self) -> FloatArray:
+        """(N,) year / 10, NaN where unknown."""
+        return np.where(np.isnan(self.years), np.float32(np.nan), self.decades)
+
+    @cached_property
+    def mean_decade(self) -> np.float32:
+        """Of all movies; stands for the taste of somebody of whom nothing is known."""
+        return np.float32(np.mean(self.decades))
+
+    @cached_property
+    def genre_counts(self) -> FloatArray:
+        """(N,) genres of each movie, at least 1: what a mean over them is divided by."""
+        counts: FloatArray = np.maximum(self.genres.sum(axis=1), np.float32(1))
+        return counts
 
     def genres_of(self, item_idx: int) -> list[str]:
         return [self.genre_names[g] for g in np.flatnonzero(self.genres[item_idx])]

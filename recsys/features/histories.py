@@ -52,9 +52,9 @@ class Histories:
         ratings = events[RATING].to_numpy(np.float32)
         exact = ratings.astype(np.float64)
         encoded = catalogue.profiles.encode(
-            users[GENDER].fillna("").to_numpy(object),
+            users[GENDER].fillna("").tolist(),
             users[AGE].to_numpy(np.float64, na_value=np.nan),
-            users[OCCUPATION].fillna("").to_numpy(object),
+            users[OCCUPATION].fillna("").tolist(),
         )
         profile = np.zeros((len(user_ids), 3), dtype=np.int64)
         profile[np.searchsorted(user_ids, users[USER_ID].to_numpy(np.int64))] = encoded

@@ -12,6 +12,8 @@ Shapes: N movies, H = len(HALF_LIVES_DAYS).
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,22 @@ SECONDS_PER_DAY = 86_400
 HALF_LIVES_DAYS = (7, 30, 365)
 DECAYED = tuple(f"decayed_{h}d" for h in HALF_LIVES_DAYS)
 STATS_COLUMNS = ("snapshot_day", "n_ratings", "n_liked", "rating_sum", *DECAYED, "first_rated", "last_rated")
+
+PRIOR_RATINGS, PRIOR_MEAN = 5.0, 3.5  # a movie's mean rating is shrunk as if it had five ratings of 3.5
+
+# The ranking features that depend on the movie and the day alone, in the order of `ItemStats.columns`.
+ITEM_FEATURES: Final = (
+    "popularity_7d",
+    "popularity_30d",
+    "popularity_365d",
+    "popularity_all",
+    "popularity_trend",
+    "mean_rating",
+    "liked_share",
+    "days_since_first_rated",
+    "days_since_last_rated",
+)
+POPULARITY_ALL: Final = ITEM_FEATURES.index("popularity_all")  # log(1 + ratings so far)
 
 
 def day_of(timestamp: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -122,6 +140,23 @@ class ItemStats:
 
     def __len__(self) -> int:
         return len(self.n_ratings)
+
+    @cached_property
+    def columns(self) -> npt.NDArray[np.float32]:
+        """(N, len(ITEM_FEATURES)): made once for a day, because every answer of that day reads them. NaN for days since
+        a rating where there has been none."""
+        popularity = np.log1p(self.decayed)  # (N, H)
+        n, now = self.n_ratings, self.day * SECONDS_PER_DAY
+        out = np.empty((len(self), len(ITEM_FEATURES)), dtype=np.float32)
+        out[:, :3] = popularity
+        out[:, POPULARITY_ALL] = np.log1p(n)
+        out[:, 4] = popularity[:, 0] - popularity[:, 1]
+        out[:, 5] = (self.rating_sum + PRIOR_RATINGS * PRIOR_MEAN) / (n + PRIOR_RATINGS)
+        out[:, 6] = (self.n_liked + 0.5 * PRIOR_RATINGS) / (n + PRIOR_RATINGS)
+        for column, moment in ((7, self.first_rated), (8, self.last_rated)):
+            days = np.where(n > 0, (now - moment) / SECONDS_PER_DAY, np.nan)
+            out[:, column] = np.log1p(np.maximum(days, 0.0))
+        return out
 
     @classmethod
     def from_rows(cls, catalogue: Catalogue, rows: pd.DataFrame, day: int) -> "ItemStats":

@@ -151,19 +151,21 @@ def state_batch(
     timestamps = np.zeros((size, HISTORY_LENGTH), dtype=np.int64)
     seen_idx: list[npt.NDArray[np.int64]] = []
     for row, (state, seen) in enumerate(zip(states, seen_item_ids, strict=True)):
-        idx = catalogue.to_idx(np.asarray(state.item_ids, dtype=np.int64))
+        window = len(state.item_ids)
+        ids = np.asarray(state.item_ids, dtype=np.int64), np.asarray(seen, dtype=np.int64)
+        both = catalogue.to_idx(np.concatenate(ids))
+        seen_idx.append(_distinct(both))
+        idx = both[:window]
         known = idx >= 0
         count = int(known.sum())
         if count:
             item_idx[row, -count:] = idx[known]
             ratings[row, -count:] = np.asarray(state.ratings, dtype=np.float32)[known]
             timestamps[row, -count:] = np.asarray(state.timestamps, dtype=np.int64)[known]
-        all_seen = np.union1d(catalogue.to_idx(np.asarray(seen, dtype=np.int64)), idx)
-        seen_idx.append(all_seen[all_seen >= 0])
     profile = catalogue.profiles.encode(
-        np.array([s.gender for s in states], dtype=object),
+        [s.gender for s in states],
         np.array([s.age for s in states], dtype=np.float64),
-        np.array([s.occupation for s in states], dtype=object),
+        [s.occupation for s in states],
     )
     return StateBatch(
         now=np.broadcast_to(np.asarray(now, dtype=np.int64), (size,)).copy(),
@@ -177,3 +179,14 @@ def state_batch(
         profile=profile,
         seen_idx=seen_idx,
     )
+
+
+def _distinct(item_idx: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The row numbers of any order that are not -1, ascending, each once. `np.unique` takes three times as long for a
+    few hundred."""
+    ordered = np.sort(item_idx)
+    first = np.empty(len(ordered), dtype=bool)
+    first[:1] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    first &= ordered >= 0
+    return ordered[first]

@@ -82,13 +82,16 @@ def most_diverse(scores: Float, vectors: Float, k: int, diversity: float) -> Idx
     """
     check_diversity(diversity)
     size, pool = scores.shape
-    rows = np.arange(size)
     gain = np.where(np.isfinite(scores), np.float32(1.0 - diversity) * relevance(scores), np.float32(ABSENT))
-    nearest = np.zeros((size, pool), dtype=np.float32)  # largest similarity to what was chosen
     chosen = np.empty((size, min(k, pool)), dtype=np.int64)
-    for place in range(chosen.shape[1]):
-        column = (gain - np.float32(diversity) * nearest).argmax(axis=1)
-        chosen[:, place] = column
-        gain[rows, column] = TAKEN
-        np.maximum(nearest, np.matmul(vectors, vectors[rows, column, :, None])[:, :, 0], out=nearest)
+    for row in range(size):
+        # (P, P): what a movie, across, is worth beside one already chosen, down. The least of these over all that were
+        # chosen is its value, because the largest similarity is what counts.
+        beside = gain[row] - np.float32(diversity) * (vectors[row] @ vectors[row].T)
+        value = gain[row].copy()
+        for place in range(chosen.shape[1]):
+            column = int(value.argmax())
+            chosen[row, place] = column
+            np.minimum(value, beside[column], out=value)
+            value[column] = TAKEN
     return chosen

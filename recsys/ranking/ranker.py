@@ -18,6 +18,7 @@ from recsys.artefacts import read_json, write_json
 from recsys.errors import BundleError
 
 Float = npt.NDArray[np.float32]
+Double = npt.NDArray[np.float64]
 LOGISTIC, BASE = "logistic.json", "ranker_base.json"
 
 
@@ -46,8 +47,12 @@ class BoostedRanker:
         self.feature_names: tuple[str, ...] = tuple(booster.feature_name())
 
     def score(self, rows: Float) -> Float:
-        scores = np.asarray(self.booster.predict(rows, raw_score=True, num_threads=self.threads), dtype=np.float32)
+        scores: Float = self.tree_scores(rows).astype(np.float32)
         return scores if self.base is None else scores + self.base.score(rows)
+
+    def tree_scores(self, rows: Float) -> Double:
+        """(R,) what the trees add up to, without the logistic score."""
+        return np.asarray(self.booster.predict(rows, raw_score=True, num_threads=self.threads), dtype=np.float64)
 
     def importance(self) -> dict[str, float]:
         """Total gain of each feature."""
@@ -77,8 +82,14 @@ class LogisticRanker:
         self.mean, self.scale, self.weights, self.intercept = mean, scale, weights, intercept
 
     def score(self, rows: Float) -> Float:
-        standard = np.nan_to_num((rows - self.mean) / self.scale, nan=0.0)
-        return np.asarray(standard @ self.weights + self.intercept, dtype=np.float32)
+        return np.asarray(self.standardised(rows) @ self.weights + self.intercept, dtype=np.float32)
+
+    def standardised(self, rows: Float) -> Float:
+        """(R, F) in standard deviations from the mean; 0 where the value is missing."""
+        standard = rows - self.mean
+        standard /= self.scale
+        np.copyto(standard, 0.0, where=np.isnan(standard))
+        return standard
 
     def save(self, folder: Path, name: str = LOGISTIC) -> None:
         write_json(

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from recsys.columns import COVISITATION
 from recsys.features.state import StateBatch
-from recsys.retrieval.source import DenseAnswer, history_matrix
-from recsys.retrieval.sparse_table import best_of_rows, table_arrays, table_from_arrays
+from recsys.retrieval.source import DenseAnswer
+from recsys.retrieval.sparse_table import best_of_rows, table_arrays, table_from_arrays, weighted_rows
+from recsys.retrieval.tensor_file import map_tensors
 
 MAX_STEPS = 20
 MAX_NEIGHBOURS = 300
@@ -63,16 +64,20 @@ class Covisitation:
 
     def answer(self, states: StateBatch) -> DenseAnswer:
         recent = states.item_idx[:, -MAX_STEPS:]
-        steps_back = np.arange(recent.shape[1] - 1, -1, -1)
-        weights = np.where(recent >= 0, self.history_decay**steps_back, 0.0).astype(np.float32)
-        history = history_matrix(recent, weights, self.table.shape[0])
-        return DenseAnswer((history @ self.table).toarray(), states.seen_idx)
+        by_step = (self.history_decay ** np.arange(recent.shape[1] - 1, -1, -1)).astype(np.float32)
+        weights = np.broadcast_to(by_step, recent.shape)
+        return DenseAnswer(weighted_rows(self.table, recent, weights), states.seen_idx)
 
     def after(self, last_idx: npt.NDArray[np.int64], item_idx: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """(B, K) table entries of the (B,) newest movies for (B, K) candidates; 0 where either is -1."""
-        dense = self.table[np.maximum(last_idx, 0)].toarray()  # (B, N)
-        values = np.take_along_axis(dense, np.maximum(item_idx, 0), axis=1)
-        return np.where((last_idx >= 0)[:, None] & (item_idx >= 0), values, np.float32(0))
+        out = np.zeros(item_idx.shape, dtype=np.float32)
+        for row, last in enumerate(last_idx.tolist()):
+            if last >= 0:
+                entries = slice(self.table.indptr[last], self.table.indptr[last + 1])
+                dense = np.zeros(self.table.shape[1] + 1, dtype=np.float32)  # -1 reads the last place, which stays 0
+                dense[self.table.indices[entries]] = self.table.data[entries]
+                out[row] = dense[item_idx[row]]
+        return out
 
     def save(self, folder: Path) -> None:
         arrays = {**table_arrays(self.table), "history_decay": np.array([self.history_decay], dtype=np.float64)}
@@ -80,5 +85,5 @@ class Covisitation:
 
     @classmethod
     def load(cls, folder: Path) -> "Covisitation":
-        stored = load_file(folder / "covisitation.safetensors")
+        stored = map_tensors(folder / "covisitation.safetensors")
         return cls(table_from_arrays(stored), float(stored["history_decay"][0]))

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
-import scipy.sparse as sp
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from recsys.columns import EASE
 from recsys.features.state import StateBatch
 from recsys.retrieval.source import DenseAnswer, recency_weights
 from recsys.retrieval.sparse_table import interactions
+from recsys.retrieval.tensor_file import map_tensors
 
 MAX_HEAD = 6_000  # the dense inverse of more costs minutes and gigabytes
 
@@ -32,20 +32,14 @@ class Ease:
     def __init__(
         self, head: npt.NDArray[np.int64], weights: npt.NDArray[np.float32], n_items: int, power: float
     ) -> None:
-        """`head` (M,) row numbers, ascending; `weights` (M, M), row = history movie, column = scored movie."""
+        """`head` (M,) row numbers, ascending; `weights` (M, M), row = history movie, column = scored movie. They are
+        not copied, and must be row-major: safetensors writes a buffer as it lies."""
         self.head = head
+        self.weights = weights
         self.n_items = n_items
         self.power = power
-        self._row_of = np.full(n_items + 1, len(head), dtype=np.int64)  # -1 and tail movies hit a row of zeros
+        self._row_of = np.full(n_items + 1, -1, dtype=np.int64)  # tail movies and, at the end, "no event" have none
         self._row_of[head] = np.arange(len(head))
-        self._padded = np.zeros((len(head) + 1, len(head)), dtype=np.float32)  # the last row is for movies without one
-        self._padded[:-1] = weights
-
-    @property
-    def weights(self) -> npt.NDArray[np.float32]:
-        """(M, M), row-major: safetensors writes a buffer as it lies, and LAPACK's column-major result would come back
-        transposed."""
-        return self._padded[:-1]
 
     @classmethod
     def fit(
@@ -71,19 +65,15 @@ class Ease:
         inverse = scipy.linalg.inv(gram, overwrite_a=True, check_finite=False)
         weights = -inverse / np.diag(inverse)
         weights[np.diag_indices_from(weights)] = 0.0
-        return cls(head, weights.astype(np.float32), n_items, power)
+        return cls(head, weights.astype(np.float32, order="C"), n_items, power)  # LAPACK's result is column-major
 
     def answer(self, states: StateBatch) -> DenseAnswer:
-        history = sp.csr_matrix(
-            (
-                recency_weights(states, self.power).ravel(),
-                self._row_of[states.item_idx].ravel(),
-                np.arange(len(states) + 1) * states.item_idx.shape[1],
-            ),
-            shape=(len(states), len(self._padded)),
-        )
+        weights = recency_weights(states, self.power)
+        rows = self._row_of[states.item_idx]  # (B, L)
         scores = np.zeros((len(states), self.n_items), dtype=np.float32)
-        scores[:, self.head] = history @ self._padded
+        for user, row in enumerate(rows):
+            known = row >= 0
+            scores[user, self.head] = weights[user, known] @ self.weights[row[known]]
         return DenseAnswer(scores, states.seen_idx)
 
     def save(self, folder: Path) -> None:
@@ -99,5 +89,5 @@ class Ease:
 
     @classmethod
     def load(cls, folder: Path) -> "Ease":
-        stored = load_file(folder / "ease.safetensors")
+        stored = map_tensors(folder / "ease.safetensors")
         return cls(stored["head"], stored["weights"], int(stored["n_items"][0]), float(stored["power"][0]))

@@ -9,19 +9,20 @@ of the library `implicit`, with confidence 1 + alpha of what was rated and 1 of 
 (Y'Y + lambda I + alpha sum_i w_i y_i y_i') u = (1 + alpha) sum_i w_i y_i. Its weights w_i = (1 + s)^-power, s = steps
 back, say how much of an event counts: 1 is the equation of the fit, 0 is as if it had not happened.
 
-Shapes: N movies, D factors, U users, B users of a request, L history length.
+Shapes: N movies, D factors, U users, B users of a request, L history length, T events that exist.
 """
 
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from recsys.columns import IALS
 from recsys.features.state import StateBatch
 from recsys.retrieval.source import DenseAnswer, recency_weights
 from recsys.retrieval.sparse_table import interactions
+from recsys.retrieval.tensor_file import map_tensors
 
 Float = npt.NDArray[np.float32]
 
@@ -31,12 +32,10 @@ class Ials:
 
     def __init__(self, factors: Float, regularisation: float, alpha: float, power: float) -> None:
         """`factors` (N, D); a movie without events has zeros and is never returned."""
-        self._padded: Float = np.zeros((len(factors) + 1, factors.shape[1]), dtype=np.float32)
-        self._padded[:-1] = factors  # the last row stands for "no event"
-        self.factors = self._padded[:-1]
+        self.factors = factors
         self.regularisation, self.alpha, self.power = regularisation, alpha, power
-        gram = self.factors.T @ self.factors
-        self._gram: Float = gram + regularisation * np.eye(len(gram), dtype=np.float32)
+        gram = (factors.T @ factors).astype(np.float64)
+        self._inverse: Float = np.linalg.inv(gram + regularisation * np.eye(len(gram))).astype(np.float32)
 
     @classmethod
     def fit(
@@ -72,14 +71,29 @@ class Ials:
 
     def encode(self, states: StateBatch) -> Float:
         """(B, D) user vectors; zeros where the history is empty."""
+        users = np.zeros((len(states), self.factors.shape[1]), dtype=np.float32)
         weights = recency_weights(states, self.power)  # (B, L)
-        past = self._padded[states.item_idx]  # (B, L, D); -1 is the last row
-        left = self._gram + np.matmul((past * (self.alpha * weights)[:, :, None]).transpose(0, 2, 1), past)
-        right = ((1.0 + self.alpha) * weights)[:, None, :] @ past  # (B, 1, D)
-        return np.asarray(np.linalg.solve(left, right.transpose(0, 2, 1))[:, :, 0], dtype=np.float32)
+        for row, movies in enumerate(states.item_idx):
+            known = movies >= 0
+            if known.any():
+                users[row] = self._fold_in(movies[known], weights[row, known])
+        return users
+
+    def _fold_in(self, movies: npt.NDArray[np.int64], weights: Float) -> Float:
+        """(D,) from (T,) events. With A = Y'Y + lambda I, whose inverse is kept, and R the rows sqrt(w_i) y_i:
+        (A + alpha R'R)^-1 R' = A^-1 R' (I + alpha R A^-1 R')^-1, a system of T equations instead of D."""
+        root = np.sqrt(weights)
+        rows = self.factors[movies] * root[:, None]  # (T, D)
+        solved = rows @ self._inverse
+        system = solved @ (np.float32(self.alpha) * rows.T)  # (T, T)
+        np.einsum("ii->i", system)[:] += np.float32(1.0)
+        return np.asarray(np.linalg.solve(system, np.float32(1.0 + self.alpha) * root) @ solved, dtype=np.float32)
 
     def answer(self, states: StateBatch) -> DenseAnswer:
-        return DenseAnswer(self.encode(states) @ self.factors.T, states.seen_idx)
+        scores = np.empty((len(states), len(self.factors)), dtype=np.float32)
+        for row, user in enumerate(self.encode(states)):
+            scores[row] = self.factors @ user
+        return DenseAnswer(scores, states.seen_idx)
 
     def save(self, folder: Path) -> None:
         settings = np.array([self.regularisation, self.alpha, self.power], dtype=np.float64)
@@ -87,6 +101,6 @@ class Ials:
 
     @classmethod
     def load(cls, folder: Path) -> "Ials":
-        stored = load_file(folder / "ials.safetensors")
+        stored = map_tensors(folder / "ials.safetensors")
         regularisation, alpha, power = stored["settings"].tolist()
         return cls(stored["factors"], regularisation, alpha, power)

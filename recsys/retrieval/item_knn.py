@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from recsys.columns import ITEM_KNN
 from recsys.features.state import StateBatch
-from recsys.retrieval.source import DenseAnswer, history_matrix, recency_weights
-from recsys.retrieval.sparse_table import best_of_rows, interactions, table_arrays, table_from_arrays
+from recsys.retrieval.source import DenseAnswer, recency_weights
+from recsys.retrieval.sparse_table import best_of_rows, interactions, table_arrays, table_from_arrays, weighted_rows
+from recsys.retrieval.tensor_file import map_tensors
 
 ROWS_AT_ONCE = 500  # of the co-occurrence matrix: its rows are dense where movies are popular, and not all fit memory
 
@@ -59,8 +60,8 @@ class ItemKnn:
         return cls(sp.csr_matrix(sp.vstack(parts)), power)
 
     def answer(self, states: StateBatch) -> DenseAnswer:
-        history = history_matrix(states.item_idx, recency_weights(states, self.power), self.table.shape[0])
-        return DenseAnswer((history @ self.table).toarray(), states.seen_idx)
+        weights = recency_weights(states, self.power)
+        return DenseAnswer(weighted_rows(self.table, states.item_idx, weights), states.seen_idx)
 
     def save(self, folder: Path) -> None:
         arrays = {**table_arrays(self.table), "power": np.array([self.power], dtype=np.float64)}
@@ -68,5 +69,5 @@ class ItemKnn:
 
     @classmethod
     def load(cls, folder: Path) -> "ItemKnn":
-        stored = load_file(folder / "item_knn.safetensors")
+        stored = map_tensors(folder / "item_knn.safetensors")
         return cls(table_from_arrays(stored), float(stored["power"][0]))

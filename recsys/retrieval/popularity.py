@@ -5,17 +5,41 @@ Stage: retrieval. In: events up to a cutoff. Out: one score a movie, the same fo
 A rating counts 2^(-age / half-life) as of the cutoff. A small share of the all-time count orders the long tail.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from recsys.columns import POPULARITY
 from recsys.features.state import StateBatch
-from recsys.retrieval.source import DenseAnswer, Scores
+from recsys.retrieval.source import Idx, Scores, filled
+from recsys.retrieval.tensor_file import map_tensors
 
 TAIL_SHARE = 1e-3  # weight of an old rating against a fresh one
+
+
+class PopularityAnswer:
+    """As `DenseAnswer` with one row of scores for all, whose order is known beforehand."""
+
+    def __init__(self, scores: Scores, order: Idx, seen_idx: Sequence[Idx]) -> None:
+        """`scores` (N,); `order` row numbers of those that are not 0, best first, ties by row number."""
+        self._scores = scores
+        self._order = order
+        self._seen_idx = seen_idx
+
+    def top(self, k: int) -> tuple[Idx, Scores]:
+        lists = []
+        for seen in self._seen_idx:
+            unseen = np.ones(len(self._scores), dtype=bool)
+            unseen[seen] = False
+            best = self._order[: k + len(seen)]
+            lists.append((self._scores, best[unseen[best]][:k]))
+        return filled(lists, k)
+
+    def at(self, item_idx: Idx) -> Scores:
+        return np.where(item_idx >= 0, self._scores[item_idx], np.float32(0))  # -1 reads the last movie
 
 
 class Popularity:
@@ -24,6 +48,8 @@ class Popularity:
     def __init__(self, scores: Scores) -> None:
         """`scores` (N,)"""
         self.scores = scores
+        order = np.argsort(-scores, kind="stable")
+        self._order = order[scores[order] != 0]
 
     @classmethod
     def fit(
@@ -40,12 +66,12 @@ class Popularity:
         weights = np.exp2(-age_days / half_life_days) + TAIL_SHARE
         return cls(np.bincount(item_idx, weights, minlength=n_items).astype(np.float32))
 
-    def answer(self, states: StateBatch) -> DenseAnswer:
-        return DenseAnswer(np.broadcast_to(self.scores, (len(states), len(self.scores))), states.seen_idx)
+    def answer(self, states: StateBatch) -> "PopularityAnswer":
+        return PopularityAnswer(self.scores, self._order, states.seen_idx)
 
     def save(self, folder: Path) -> None:
         save_file({"scores": self.scores}, folder / "popularity.safetensors")
 
     @classmethod
     def load(cls, folder: Path) -> "Popularity":
-        return cls(load_file(folder / "popularity.safetensors")["scores"])
+        return cls(map_tensors(folder / "popularity.safetensors")["scores"])

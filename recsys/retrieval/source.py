@@ -8,12 +8,12 @@ where a source has nothing more to say. Shapes: B users, N movies, k asked for, 
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
 
 from recsys.features.state import StateBatch
 
@@ -51,32 +51,37 @@ def top_k(scores: Scores, k: int) -> tuple[Idx, Scores]:
     >>> idx.tolist()
     [[1, 2, 0, -1]]
     """
-    size, n = scores.shape
-    depth = min(k, n)
-    if depth < n:
-        best = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
-        _lowest_at_the_cut(scores, best)
-        best.sort(axis=1)  # ties inside the cut break by row number
-    else:
-        best = np.broadcast_to(np.arange(n), (size, n)).copy()
-    values = np.take_along_axis(scores, best, axis=1)
-    order = np.argsort(-values, axis=1, kind="stable")
-    item_idx = np.full((size, k), -1, dtype=np.int64)
-    out = np.full((size, k), -np.inf, dtype=np.float32)
-    item_idx[:, :depth] = np.take_along_axis(best, order, axis=1)
-    out[:, :depth] = np.take_along_axis(values, order, axis=1)
-    item_idx[np.isneginf(out)] = -1
+    return filled([(row, _best(row, k, -np.inf)) for row in scores], k)
+
+
+def _best(scores: Scores, k: int, silent: float) -> Idx:
+    """Up to k positions of (N,) scores, best first, none where the score is `silent`.
+
+    Where enough scores are positive the rest need no look: many movies tie at 0, and equal values slow a partition
+    down. The value at the cut comes from `partition`, because `argpartition` is slower and picks at random among those
+    that tie there; here the lower row numbers get in.
+    """
+    said = np.flatnonzero(scores > 0)
+    if len(said) < k:
+        said = np.flatnonzero(scores != silent)
+    values = scores[said]
+    if len(values) > k:
+        cut = np.partition(values, len(values) - k)[len(values) - k]
+        kept = np.flatnonzero(values >= cut)
+        if len(kept) > k:
+            kept = np.delete(kept, np.flatnonzero(values[kept] == cut)[k - len(kept) :])
+        said, values = said[kept], values[kept]
+    return said[np.argsort(-values, kind="stable")]  # ascending before: ties break by row number
+
+
+def filled(lists: Sequence[tuple[Scores, Idx]], k: int) -> tuple[Idx, Scores]:
+    """(B, k) arrays from every user's (N,) scores and best movies, filled up with -1 and -inf."""
+    item_idx = np.full((len(lists), k), -1, dtype=np.int64)
+    out = np.full((len(lists), k), -np.inf, dtype=np.float32)
+    for row, (scores, best) in enumerate(lists):
+        item_idx[row, : len(best)] = best
+        out[row, : len(best)] = scores[best]
     return item_idx, out
-
-
-def _lowest_at_the_cut(scores: Scores, best: Idx) -> None:
-    """Where movies inside and outside the cut tie for its last places, let the lower row numbers in; in place.
-    `argpartition` picks among them at random."""
-    worst = np.take_along_axis(scores, best, axis=1).min(axis=1, keepdims=True)
-    crowded = ((scores >= worst).sum(axis=1) > best.shape[1]) & ~np.isneginf(worst[:, 0])
-    for row in np.flatnonzero(crowded):
-        above, level = np.flatnonzero(scores[row] > worst[row]), np.flatnonzero(scores[row] == worst[row])
-        best[row] = np.concatenate([above, level[: best.shape[1] - len(above)]])
 
 
 def mask_seen(scores: Scores, seen_idx: Sequence[Idx]) -> None:
@@ -94,13 +99,19 @@ class DenseAnswer:
         self._seen_idx = seen_idx
 
     def top(self, k: int) -> tuple[Idx, Scores]:
-        masked = np.where(self._scores == 0, np.float32(-np.inf), self._scores)
-        mask_seen(masked, self._seen_idx)
-        return top_k(masked, k)
+        lists = []
+        for scores, seen in zip(self._scores, self._seen_idx, strict=True):
+            unseen = scores.copy()
+            unseen[seen] = 0.0
+            lists.append((scores, _best(unseen, k, silent=0.0)))
+        return filled(lists, k)
 
     def at(self, item_idx: Idx) -> Scores:
-        values = np.take_along_axis(self._scores, np.maximum(item_idx, 0), axis=1)
-        return np.where(item_idx >= 0, values, np.float32(0))
+        out = np.empty(item_idx.shape, dtype=np.float32)
+        for row, movies in enumerate(item_idx):
+            out[row] = self._scores[row, movies]  # -1 reads the last movie
+        out[item_idx < 0] = 0.0
+        return out
 
 
 def recency_weights(states: StateBatch, power: float) -> npt.NDArray[np.float32]:
@@ -109,21 +120,22 @@ def recency_weights(states: StateBatch, power: float) -> npt.NDArray[np.float32]
     Events of one second share the mean of their weights, because their order carries no meaning.
     """
     length = states.item_idx.shape[1]
-    steps = np.arange(length - 1, -1, -1, dtype=np.float64)
-    weights = np.where(states.item_idx >= 0, (1.0 + steps) ** -power, 0.0)
-    starts = np.ones(weights.shape, dtype=bool)
-    starts[:, 1:] = states.timestamps[:, 1:] != states.timestamps[:, :-1]
-    group = np.cumsum(starts.ravel()) - 1
-    valid = (states.item_idx >= 0).ravel()
-    total = np.bincount(group, weights.ravel())
-    count = np.bincount(group, valid)
-    mean = total / np.maximum(count, 1)
-    return np.where(valid, mean[group], 0.0).reshape(weights.shape).astype(np.float32)
+    by_step = _powers(length, power)
+    weights = np.zeros(states.item_idx.shape, dtype=np.float32)
+    for row in range(len(states)):
+        first = length - np.count_nonzero(states.item_idx[row] >= 0)
+        times = states.timestamps[row, first:]
+        if len(times):
+            second = np.zeros(len(times), dtype=np.int64)
+            np.cumsum(times[1:] != times[:-1], out=second[1:])
+            mean = np.bincount(second, by_step[first:]) / np.bincount(second)
+            weights[row, first:] = mean[second]
+    return weights
 
 
-def history_matrix(item_idx: Idx, weights: npt.NDArray[np.float32], n_items: int) -> sp.csr_matrix:
-    """(B, N) sparse: the weight of every movie of (B, L) histories; -1 is no movie."""
-    size, length = item_idx.shape
-    return sp.csr_matrix(
-        (weights.ravel(), np.maximum(item_idx, 0).ravel(), np.arange(size + 1) * length), shape=(size, n_items)
-    )
+@lru_cache
+def _powers(length: int, power: float) -> npt.NDArray[np.float64]:
+    """(L,) weights of the steps back L - 1, .. 1, 0; whoever reads must not write."""
+    weights = (1.0 + np.arange(length - 1, -1, -1, dtype=np.float64)) ** -power
+    weights.flags.writeable = False
+    return weights

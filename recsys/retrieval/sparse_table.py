@@ -49,6 +49,31 @@ def best_of_rows(table: sp.csr_matrix, most: int) -> sp.csr_matrix:
     return best_ones
 
 
+def weighted_rows(
+    table: sp.csr_matrix, item_idx: npt.NDArray[np.int64], weights: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """(B, N) sum of the rows of (B, L) movies, each times its weight; -1 is no movie.
+
+    The rows are slices of the table's arrays: for the few rows of one history a sparse product costs more in preparing
+    than in multiplying.
+
+    >>> weighted_rows(sp.csr_matrix([[0.0, 1.0], [4.0, 2.0]]), np.array([[-1, 1, 0]]), np.array([[9.0, 0.5, 1.0]]))
+    array([[2., 2.]], dtype=float32)
+    """
+    scores = np.zeros((len(item_idx), table.shape[1]), dtype=np.float32)
+    for row, history in enumerate(item_idx):
+        known = history >= 0
+        movies = history[known]
+        if len(movies):
+            first, end = table.indptr[movies], table.indptr[movies + 1]
+            spans = [slice(low, high) for low, high in zip(first.tolist(), end.tolist(), strict=True)]
+            columns = np.concatenate([table.indices[span] for span in spans])
+            values = np.concatenate([table.data[span] for span in spans])
+            values *= np.repeat(weights[row, known], end - first)
+            np.add.at(scores[row], columns, values)
+    return scores
+
+
 def table_arrays(table: sp.csr_matrix) -> dict[str, npt.NDArray[Any]]:
     """What safetensors writes."""
     return {
@@ -59,6 +84,10 @@ def table_arrays(table: sp.csr_matrix) -> dict[str, npt.NDArray[Any]]:
 
 
 def table_from_arrays(stored: Mapping[str, npt.NDArray[Any]]) -> sp.csr_matrix:
-    """What `table_arrays` gave, as a square matrix."""
+    """What `table_arrays` gave, as a square matrix over the same memory. scipy's constructor would copy what is a view
+    of a larger file."""
     n_items = len(stored["indptr"]) - 1
-    return sp.csr_matrix((stored["data"], stored["indices"], stored["indptr"]), shape=(n_items, n_items))
+    table = sp.csr_matrix((n_items, n_items), dtype=np.float32)
+    table.data, table.indices = stored["data"], stored["indices"]
+    table.indptr = stored["indptr"].astype(np.int32)  # as scipy has it where the entries are fewer than 2^31
+    return table

@@ -1,7 +1,8 @@
 """The two-tower model: a causal sequence encoder for users, id embedding plus content for movies.
 
 Stage: retrieval. In: histories as arrays and the catalogue's content. Out: vectors whose inner product is the score.
-Absent: the training loop (`two_tower_training`), the index (`index`), and any knowledge of how a batch was cut.
+Absent: the training loop (`two_tower_training`), the index (`index`), any knowledge of how a batch was cut, and the
+path of a request, which does without torch (`tower_inference`).
 
 The user tower sees tokens (movie, stars, time since the previous event), a start token that carries the static
 profile, and, at the end, the time since the last event. Attention has a learned bias by distance instead of absolute
@@ -12,8 +13,6 @@ gets a useful vector.
 Shapes: B rows, L tokens, D dimensions, N movies, G genres, W words, H heads, Q queries.
 """
 
-from dataclasses import asdict, dataclass
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,40 +20,9 @@ from torch import Tensor, nn
 
 from recsys.features.catalogue import Catalogue
 from recsys.features.state import StateBatch
+from recsys.retrieval.tower_inputs import GAP_LEVELS, RATING_LEVELS, TowerShape, TowerWeights, tokens_of
 
-RATING_LEVELS = 11  # half stars 0.5 to 5.0 are 1 to 10; 0 is padding
-GAP_EDGES_S = (0, 1, 5, 15, 30, 60, 120, 300, 900, 3_600, 86_400, 7 * 86_400, 30 * 86_400, 365 * 86_400)
-GAP_LEVELS = len(GAP_EDGES_S) + 1
 FIRST_YEAR, YEARS_PER_LEVEL, YEAR_LEVELS = 1900, 5, 30
-
-
-@dataclass(frozen=True)
-class TowerShape:
-    """Sizes that the weights depend on."""
-
-    n_items: int
-    n_genres: int
-    n_words: int
-    profile_sizes: tuple[int, int, int]
-    dim: int = 64
-    layers: int = 2
-    heads: int = 2
-    max_length: int = 64
-    dropout: float = 0.2
-    id_dropout: float = 0.1
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
-
-
-def gap_levels(gap_s: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Bucket of a time span in seconds; 0 for a span of zero or less."""
-    return np.searchsorted(GAP_EDGES_S, gap_s, side="right").astype(np.int64) * (gap_s > 0)
-
-
-def rating_levels(ratings: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """Half stars as integers 1 to 10; 0 where there is no rating."""
-    return np.clip(np.rint(ratings * 2), 0, RATING_LEVELS - 1).astype(np.int64)
 
 
 class ItemTower(nn.Module):
@@ -183,30 +151,35 @@ class TwoTower(nn.Module):
         users: Tensor = self.head(hidden + self.query_gap(gaps))
         return users
 
+    def export(self) -> tuple[TowerWeights, npt.NDArray[np.float32]]:
+        """The weights and every movie's vector (N, D): all that inference needs, without torch. Copies: the model may
+        be trained further. It must be in eval mode."""
+        with torch.inference_mode():
+            arrays = {name: values.cpu().numpy().copy() for name, values in self.state_dict().items()}
+            return TowerWeights(self.shape, arrays), np.ascontiguousarray(self.item_vectors().cpu().numpy())
+
 
 def encode_states(model: TwoTower, states: StateBatch) -> npt.NDArray[np.float32]:
-    """(B, D) user vectors of states; the model must be in eval mode."""
-    length = min(model.shape.max_length, states.item_idx.shape[1])
+    """(B, D) user vectors of states; the model must be in eval mode. For validation while training: afterwards
+    `tower_inference` gives the same vectors."""
+    read = [tokens_of(states, row, model.shape.max_length) for row in range(len(states))]
+    count = np.array([len(tokens.item_idx) for tokens in read], dtype=np.int64)
+    length = int(count.max(initial=0))
     # Left-aligned as the windows of training are, so that the start token is as far away as it was there.
-    count = (states.item_idx[:, -length:] >= 0).sum(axis=1)  # (B,)
-    column = np.arange(-length, 0)[None, :] + (length - count)[:, None]
-    present = column < 0  # (B, length)
-    gather = np.minimum(column, -1) + states.item_idx.shape[1]
-    item_idx = np.where(present, np.take_along_axis(states.item_idx, gather, axis=1), -1)
-    ratings = np.where(present, np.take_along_axis(states.ratings, gather, axis=1), np.float32(0))
-    times = np.take_along_axis(states.timestamps, gather, axis=1)  # beyond the end: the newest again, so its gap is 0
-    gap = np.zeros(times.shape, dtype=np.int64)
-    gap[:, 1:] = times[:, 1:] - times[:, :-1]
-    since_last = np.where(count > 0, states.now - times[:, -1], 0)
+    item_idx = np.full((len(states), length), -1, dtype=np.int64)
+    ratings, gaps = np.zeros_like(item_idx), np.zeros_like(item_idx)
+    for row, tokens in enumerate(read):
+        filled = slice(0, count[row])
+        item_idx[row, filled], ratings[row, filled], gaps[row, filled] = tokens.item_idx, tokens.ratings, tokens.gaps
+    query_gaps = np.array([tokens.query_gap for tokens in read], dtype=np.int64)
     device = model.start.device
+
+    def tensor(values: npt.NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(values).to(device)
+
     with torch.inference_mode():
-        hidden = model.encode(
-            torch.from_numpy(item_idx).to(device),
-            torch.from_numpy(rating_levels(ratings)).to(device),
-            torch.from_numpy(gap_levels(gap)).to(device),
-            torch.from_numpy(states.profile).to(device),
-        )
-        hidden = hidden[torch.arange(len(states), device=device), torch.from_numpy(count).to(device)]
-        users = model.query(hidden, torch.from_numpy(gap_levels(since_last)).to(device))
+        hidden = model.encode(tensor(item_idx), tensor(ratings), tensor(gaps), tensor(states.profile))
+        hidden = hidden[torch.arange(len(states), device=device), tensor(count)]
+        users = model.query(hidden, tensor(query_gaps))
     vectors: npt.NDArray[np.float32] = users.cpu().numpy()
     return vectors

@@ -33,7 +33,8 @@ from recsys.features.histories import Histories
 from recsys.features.state import StateBatch
 from recsys.retrieval.softmax import full_softmax_loss, sampled_softmax_loss
 from recsys.retrieval.source import mask_seen, top_k
-from recsys.retrieval.two_tower import TowerShape, TwoTower, encode_states
+from recsys.retrieval.tower_inputs import TowerShape
+from recsys.retrieval.two_tower import TwoTower, encode_states
 from recsys.retrieval.windows import Int, WindowCutter, Windows
 
 FULL_SOFTMAX = 12_000  # movies up to which summing over all of them is cheaper than sampling well

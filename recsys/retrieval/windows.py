@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys.features.histories import Histories
-from recsys.retrieval.two_tower import gap_levels, rating_levels
+from recsys.retrieval.tower_inputs import gap_levels, rating_levels
 
 Int = npt.NDArray[np.int64]
 

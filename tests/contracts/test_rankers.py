@@ -1,4 +1,4 @@
-"""The contract that both rankers meet. Stage: ranking. Absent: what they learn (`tests/ranking`)."""
+"""The contract that every ranker meets. Stage: ranking. Absent: what they learn (`tests/ranking`)."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import pytest
 
 from recsys.errors import BundleError, ConfigError
 from recsys.features.candidate import feature_names
+from recsys.ranking.compiled import CompiledRanker, compile_ranker
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker, Ranker
 from recsys.recommender import Recommender
 from tests.contracts.no_code import assert_no_pickle
@@ -19,9 +20,12 @@ from tests.planted import (
 )
 
 
-@pytest.fixture(params=[0, 1], ids=["trees", "logistic"])
+@pytest.fixture(params=["trees", "logistic", "compiled"])
 def ranker(request: pytest.FixtureRequest) -> Ranker:
-    return planted_rankers()[request.param]
+    trees, logistic = planted_rankers()
+    made: Ranker = {"trees": trees, "logistic": logistic}.get(request.param) or compile_ranker(trees)
+    assert isinstance(made, CompiledRanker) == (request.param == "compiled")
+    return made
 
 
 def test_names_are_those_of_the_training_table_in_order(ranker: Ranker) -> None:
@@ -58,7 +62,7 @@ def test_saved_and_loaded_it_scores_identically(ranker: Ranker, tmp_path: Path) 
     assert isinstance(ranker, BoostedRanker | LogisticRanker)
     ranker.save(tmp_path)
     assert_no_pickle(tmp_path)
-    loaded = type(ranker).load(tmp_path)
+    loaded = (LogisticRanker if isinstance(ranker, LogisticRanker) else BoostedRanker).load(tmp_path)
     assert loaded.feature_names == ranker.feature_names
     np.testing.assert_array_equal(loaded.score(rows), ranker.score(rows))
 

@@ -245,3 +245,27 @@ def test_a_candidate_does_not_see_its_neighbours_but_for_the_best_score_and_its_
 def test_a_row_without_any_candidate_is_computed_without_a_warning() -> None:
     s = replace(signals(), item_idx=np.full((B, K), -1))
     assert candidate_features(histories(), s, stats(), CATALOGUE, unit_vectors()).shape[:2] == (B, K)
+
+
+def test_one_user_alone_equals_the_rows_of_the_batch_where_no_product_is_summed() -> None:
+    """Bit for bit, but for the columns of matrix products, whose order of summing may follow the size of the batch."""
+    s = signals()
+    together = candidate_features(histories(), s, stats(), CATALOGUE, unit_vectors())
+    exact = [i for i, n in enumerate(feature_names(SOURCES)) if not n.startswith(("similarity_", "genre_"))]
+    for b in range(B):
+        row = slice(b, b + 1)
+        one = CandidateSignals(
+            SOURCES, s.item_idx[row], s.merged_score[row], s.scores[row], s.ranks[row], s.covisitation_last[row]
+        )
+        alone = candidate_features(histories().rows(row), one, stats(), CATALOGUE, unit_vectors())
+        present = s.item_idx[b] >= 0
+        np.testing.assert_array_equal(alone[0, present][:, exact], together[b, present][:, exact])
+
+
+def test_without_a_candidate_there_is_no_row() -> None:
+    s = signals()
+    none = CandidateSignals(
+        SOURCES, s.item_idx[:, :0], s.merged_score[:, :0], s.scores[:, :0], s.ranks[:, :0], s.covisitation_last[:, :0]
+    )
+    got = candidate_features(histories(), none, stats(), CATALOGUE, unit_vectors())
+    assert got.shape == (B, 0, len(feature_names(SOURCES)))

@@ -104,3 +104,18 @@ def test_profiles_become_small_integers_and_0_is_unknown() -> None:
     assert encoded.max(axis=0)[1] < profiles.sizes[1]
     nobody = np.zeros(0)
     assert profiles.encode(nobody.astype(object), nobody, nobody.astype(object)).shape == (0, 3)
+
+
+def test_what_features_read_of_every_movie() -> None:
+    """Years 1950, 1990 and 1980; the last one is unknown and stands at the median where a number is needed."""
+    np.testing.assert_array_equal(CATALOGUE.decades, np.array([195, 199, 198, 198], np.float32))
+    np.testing.assert_array_equal(CATALOGUE.known_decades, np.array([195, 199, 198, np.nan], np.float32))
+    assert CATALOGUE.mean_decade == 197.5
+    assert CATALOGUE.genre_counts.tolist() == [1, 1, 2, 1], "at least 1"
+
+
+def test_profiles_of_several_users() -> None:
+    profiles = Profiles(("", "artist", "writer"))
+    got = profiles.encode(["F", "", "M", "X"], np.array([17.0, np.nan, 56.0, 0.0]), ["writer", "", "king", "artist"])
+    assert got.tolist() == [[1, 1, 2], [0, 0, 0], [2, 7, 0], [0, 0, 1]]
+    assert profiles.encode([], np.zeros(0), []).shape == (0, 3)

@@ -25,6 +25,7 @@ from recsys.features.catalogue import Catalogue
 from recsys.features.item_stats import (
     DECAYED,
     HALF_LIVES_DAYS,
+    ITEM_FEATURES,
     SECONDS_PER_DAY,
     STATS_COLUMNS,
     ItemStats,
@@ -180,3 +181,31 @@ def test_null_rows_and_unknown_movies_leave_zeros() -> None:
     assert not ItemStats.from_rows(CATALOGUE, null, D0 + 6).n_ratings.any()
     shuffled = ItemStats.from_rows(CATALOGUE, rows.iloc[::-1], D0 + 6)
     np.testing.assert_array_equal(shuffled.last_rated, stats.last_rated)
+
+
+def test_the_columns_of_the_ranking_features_by_hand_made_once() -> None:
+    """Movie 4 was rated 4 and 2 stars, ten and three days before; the others never."""
+    rows = [Row(4, 4.0, D0 * DAY), Row(4, 2.0, (D0 + 7) * DAY)]
+    stats = ItemStatsTimeline(CATALOGUE, snapshots(frame(rows))).as_of(D0 + 10)
+    row = dict(zip(ITEM_FEATURES, stats.columns[0].tolist(), strict=True))
+    decayed = [2 ** (-9 / h) + 2 ** (-2 / h) for h in (7, 30, 365)]
+    assert stats.columns.dtype == np.float32
+    assert row == pytest.approx(
+        {
+            "popularity_7d": np.log(1 + decayed[0]),
+            "popularity_30d": np.log(1 + decayed[1]),
+            "popularity_365d": np.log(1 + decayed[2]),
+            "popularity_all": np.log(3),
+            "popularity_trend": np.log((1 + decayed[0]) / (1 + decayed[1])),
+            "mean_rating": (6 + 5 * 3.5) / 7,
+            "liked_share": (1 + 2.5) / 7,
+            "days_since_first_rated": np.log(11),
+            "days_since_last_rated": np.log(4),
+        },
+        rel=1e-5,
+    )
+    never = stats.columns[1].tolist()
+    assert never[:5] == [0.0] * 5
+    assert never[5:7] == [3.5, 0.5]
+    assert np.isnan(never[7:]).all()
+    assert stats.columns is stats.columns

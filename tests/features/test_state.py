@@ -152,6 +152,13 @@ def test_what_the_window_shows_counts_as_seen_even_if_the_list_of_seen_movies_la
     assert batch.seen_idx[0].tolist() == [1, 5]
 
 
+def test_seen_movies_come_in_any_order_twice_or_unknown_and_leave_once_in_the_order_of_rows() -> None:
+    """15 is row 5 and 11 row 1; 999 is no movie."""
+    batch = state_batch(CATALOGUE, [fold([Event(11, 4.0, 1)]), UserState(8)], [np.array([15, 999, 11, 15]), ()], 10)
+    assert [seen.tolist() for seen in batch.seen_idx] == [[1, 5], []]
+    assert all(seen.dtype == np.int64 for seen in batch.seen_idx)
+
+
 def test_profiles_reach_the_batch_by_both_ways() -> None:
     h = histories([Event(11, 4.0, 1)])
     batch = h.states_at([7, 9, 55], 100)

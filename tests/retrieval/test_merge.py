@@ -1,6 +1,7 @@
 """Reciprocal rank fusion against loops. Stage: retrieval. Absent: sources."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,3 +120,35 @@ def test_retrieve_asks_every_source_in_order() -> None:
     for name in ("item_idx", "fused", "source_scores", "source_ranks"):
         np.testing.assert_array_equal(getattr(got, name), getattr(by_hand, name))
     assert got.source_names == tuple(s.name for s in sources)
+
+
+@pytest.mark.parametrize("restricted", [False, True])
+def test_a_batch_gives_the_same_bits_as_its_rows_one_by_one(restricted: bool) -> None:
+    """What was measured on batches of replay is what one request gets."""
+    h = planted_histories()
+    states = h.states_at(np.append(h.user_ids, 123_456), START + 30 * DAY)
+    allowed = np.random.default_rng(2).random(N_MOVIES) < 0.4 if restricted else None
+    together = retrieve(planted_sources(), {}, states, N_MOVIES, fetch=15, keep=25, allowed=allowed)
+    for row in range(len(states)):
+        one_state = states.rows(slice(row, row + 1))
+        alone = retrieve(planted_sources(), {}, one_state, N_MOVIES, fetch=15, keep=25, allowed=allowed)
+        for name in ("item_idx", "fused", "source_scores", "source_ranks"):
+            np.testing.assert_array_equal(getattr(alone, name)[0], getattr(together, name)[row])
+
+
+def test_a_filter_hides_what_it_forbids_beside_what_was_seen() -> None:
+    """As if the forbidden movies had been seen, whether they were or not; sources fill their lists from the rest."""
+    h = planted_histories()
+    states = h.states_at(h.user_ids[:8], START + 400 * DAY)
+    allowed = np.random.default_rng(4).random(N_MOVIES) < 0.3
+    got = retrieve(planted_sources(), {}, states, N_MOVIES, fetch=6, keep=20, allowed=allowed)
+    union = [np.union1d(seen, np.flatnonzero(~allowed)) for seen in states.seen_idx]
+    assert any(allowed[seen].any() and (~allowed[seen]).any() for seen in states.seen_idx)
+    by_hand = replace(states, seen_idx=union)
+    expected = retrieve(planted_sources(), {}, by_hand, N_MOVIES, fetch=6, keep=20)
+    for name in ("item_idx", "fused", "source_scores", "source_ranks"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
+    for row, seen in enumerate(states.seen_idx):
+        assert set(got.item_idx[row].tolist()) - {-1} == set(np.flatnonzero(allowed).tolist()) - set(seen.tolist())
+    nothing = retrieve(planted_sources(), {}, states, N_MOVIES, fetch=6, keep=4, allowed=np.zeros(N_MOVIES, bool))
+    assert (nothing.item_idx == -1).all()

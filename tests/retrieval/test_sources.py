@@ -7,9 +7,26 @@ import pytest
 
 from pipelines.config import config_for
 from recsys.bundle import save_sources
-from recsys.columns import ITEM_ID, SOURCES, TIMESTAMP, TWO_TOWER, USER_ID
+from recsys.columns import (
+    COVISITATION,
+    EASE,
+    IALS,
+    ITEM_ID,
+    ITEM_KNN,
+    POPULARITY,
+    SOURCES,
+    TIMESTAMP,
+    TWO_TOWER,
+    USER_ID,
+)
 from recsys.errors import BundleError
+from recsys.retrieval.covisitation import Covisitation
+from recsys.retrieval.ease import Ease
+from recsys.retrieval.ials import Ials
+from recsys.retrieval.item_knn import ItemKnn
+from recsys.retrieval.popularity import Popularity
 from recsys.retrieval.sources import KnownEvents, fit_source, load_sources
+from recsys.retrieval.two_tower_source import TwoTowerSource
 from tests.planted import (
     N_MOVIES,
     planted_catalogue,
@@ -49,6 +66,26 @@ def test_each_is_fitted_by_name_and_comes_back_as_itself(name: str, tmp_path: Pa
     states = planted_histories().states_at(planted_histories().user_ids, planted_split().end)
     for first, second in zip(made.answer(states).top(N_MOVIES), loaded.answer(states).top(N_MOVIES), strict=True):
         np.testing.assert_array_equal(first, second)
+
+
+def test_loaded_sources_keep_their_large_arrays_in_the_mapped_files(tmp_path: Path) -> None:
+    """What cannot be written to is the file's own memory, which workers share; a copy could be written to."""
+    save_sources(planted_sources(), tmp_path)
+    towers, ease, item_knn, ials, covisitation, popularity = (
+        {source.name: source for source in load_sources(tmp_path, planted_catalogue())}[name]
+        for name in (TWO_TOWER, EASE, ITEM_KNN, IALS, COVISITATION, POPULARITY)
+    )
+    assert isinstance(towers, TwoTowerSource)
+    assert isinstance(ease, Ease)
+    assert isinstance(ials, Ials)
+    assert isinstance(popularity, Popularity)
+    large = [towers.item_vectors, *towers.model.arrays.values(), ease.weights, ials.factors, popularity.scores]
+    for table in (item_knn, covisitation):
+        assert isinstance(table, ItemKnn | Covisitation)
+        large += [table.table.data, table.table.indices]
+    for values in large:
+        assert not values.flags.owndata
+        assert not values.flags.writeable
 
 
 def test_a_folder_gives_what_it_holds_in_the_order_of_the_vocabulary(tmp_path: Path) -> None:

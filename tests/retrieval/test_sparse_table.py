@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 from safetensors.numpy import load, save
 
-from recsys.retrieval.sparse_table import best_of_rows, table_arrays, table_from_arrays
+from recsys.retrieval.sparse_table import best_of_rows, table_arrays, table_from_arrays, weighted_rows
 
 
 def random_table(n: int = 30) -> sp.csr_matrix:
@@ -50,3 +50,29 @@ def test_stored_and_read_it_is_the_same(table: sp.csr_matrix) -> None:
     assert read.shape == table.shape
     assert read.dtype == np.float32
     np.testing.assert_array_equal(read.toarray(), table.toarray())
+
+
+def test_weighted_rows_are_the_product_with_the_dense_table() -> None:
+    """Movies named twice, rows without entries, users without events, -1 anywhere."""
+    rng = np.random.default_rng(1)
+    table = random_table()
+    item_idx = rng.integers(-1, 30, (20, 12))
+    item_idx[0], item_idx[1] = -1, 0  # row 0 of the table is empty
+    weights = rng.random((20, 12)).astype(np.float32)
+    expected = np.zeros((20, 30))
+    for user, movie in zip(*np.nonzero(item_idx >= 0), strict=True):
+        expected[user] += weights[user, movie] * table.toarray()[item_idx[user, movie]]
+    got = weighted_rows(table, item_idx, weights)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    assert not got[:2].any()
+    for user in range(20):
+        np.testing.assert_array_equal(
+            weighted_rows(table, item_idx[user : user + 1], weights[user : user + 1])[0], got[user]
+        )
+
+
+def test_weighted_rows_of_an_empty_table_and_of_nobody() -> None:
+    empty = sp.csr_matrix((4, 4), dtype=np.float32)
+    assert weighted_rows(empty, np.array([[0, 3]]), np.ones((1, 2), np.float32)).tolist() == [[0.0] * 4]
+    assert weighted_rows(empty, np.zeros((0, 2), int), np.ones((0, 2), np.float32)).shape == (0, 4)

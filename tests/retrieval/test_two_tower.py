@@ -10,7 +10,8 @@ import torch
 from recsys.artefacts import read_json, write_json
 from recsys.errors import BundleError
 from recsys.features.catalogue import Catalogue
-from recsys.retrieval.two_tower import TowerShape, TwoTower, encode_states, gap_levels, rating_levels
+from recsys.retrieval.tower_inputs import TowerShape, gap_levels, rating_levels
+from recsys.retrieval.two_tower import TwoTower, encode_states
 from recsys.retrieval.two_tower_source import TwoTowerSource
 from recsys.retrieval.windows import WindowCutter
 from tests.planted import DAY, N_MOVIES, START, planted_catalogue, planted_histories, planted_sources, planted_tables

@@ -7,7 +7,7 @@ import pytest
 from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, RATING, TIMESTAMP, TITLE, USER_ID, YEAR
 from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
-from recsys.retrieval.two_tower import gap_levels, rating_levels
+from recsys.retrieval.tower_inputs import gap_levels, rating_levels
 from recsys.retrieval.windows import WindowCutter
 
 LENGTH, CUTOFF = 8, 8_000

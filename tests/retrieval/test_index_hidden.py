@@ -1,0 +1,68 @@
+"""What the index may not return. Stage: retrieval. Absent: the rest of the contract (`contracts/test_indexes`)."""
+
+import numpy as np
+import pytest
+
+from recsys.retrieval.index import VectorIndex
+
+N, D, B, K = 2_000, 8, 12, 40
+RNG = np.random.default_rng(5)
+VECTORS = RNG.standard_normal((N, D)).astype(np.float32)
+QUERIES = RNG.standard_normal((B, D)).astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=["exact", "hnsw", "ivf"])
+def index(request: pytest.FixtureRequest) -> VectorIndex:
+    return VectorIndex.build(VECTORS, request.param)
+
+
+def shown(query: np.ndarray, hidden: np.ndarray, k: int) -> list[int]:
+    scores = VECTORS @ query
+    scores[hidden] = -np.inf
+    return np.argsort(-scores, kind="stable")[: min(k, N - len(hidden))].tolist()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.97])
+def test_what_is_hidden_is_never_returned_and_what_is_best_of_the_rest_is(index: VectorIndex, share: float) -> None:
+    """Also where little is left to choose from: IVF looks into all lists at most, the others find everything."""
+    rng = np.random.default_rng(9)
+    hidden = [np.flatnonzero(rng.random(N) < share) for _ in range(B)]
+    hidden[0] = np.argsort(-(VECTORS @ QUERIES[0]))[:300]  # the best ones; in no order
+    found, scores = index.search(QUERIES, K, hidden)
+    right = []
+    for row in range(B):
+        assert not set(found[row].tolist()) & set(hidden[row].tolist())
+        expected = shown(QUERIES[row], hidden[row], K)
+        right.append(len(set(found[row].tolist()) & set(expected)) / len(expected))
+        if index.kind == "exact":
+            assert found[row].tolist() == expected
+            np.testing.assert_allclose(scores[row], VECTORS[expected] @ QUERIES[row], rtol=1e-5, atol=1e-5)
+    assert np.mean(right) >= {"exact": 1.0, "hnsw": 0.99, "ivf": 0.9}[index.kind]
+
+
+def test_where_fewer_are_left_than_asked_for_the_rest_is_padding(index: VectorIndex) -> None:
+    left = np.array([3, 77, 1_234])
+    found, scores = index.search(QUERIES[:1], 5, [np.setdiff1d(np.arange(N), left)])
+    if index.kind != "ivf":  # which may not look where they are
+        assert sorted(found[0, :3].tolist()) == left.tolist()
+        assert found[0, 3:].tolist() == [-1, -1]
+    assert set(found[0].tolist()) <= {*left.tolist(), -1}
+    assert (scores[0, found[0] < 0] == np.finfo(np.float32).min).all()
+    nothing, _ = index.search(QUERIES[:1], 5, [np.arange(N)])
+    assert nothing.tolist() == [[-1] * 5]
+
+
+def test_hiding_nothing_is_no_hiding(index: VectorIndex) -> None:
+    empty = [np.empty(0, dtype=np.int64)] * B
+    for first, second in zip(index.search(QUERIES, K, empty), index.search(QUERIES, K), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_a_batch_gives_the_same_bits_as_its_rows_one_by_one(index: VectorIndex) -> None:
+    """FAISS itself multiplies 20 queries or more as one matrix, whose sums differ in the last bit."""
+    many = np.random.default_rng(10).standard_normal((30, D)).astype(np.float32)
+    found, scores = index.search(many, K)
+    for row in range(30):
+        one, one_scores = index.search(many[row : row + 1], K)
+        np.testing.assert_array_equal(one[0], found[row])
+        np.testing.assert_array_equal(one_scores[0], scores[row])

@@ -1,0 +1,181 @@
+"""The user tower in NumPy against torch. Stage: retrieval. Absent: what the model learns (`test_two_tower`)."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import ndtr
+
+from recsys.bundle import save_sources
+from recsys.features.state import HISTORY_LENGTH, StateBatch
+from recsys.retrieval.tower_inference import TowerEncoder, gelu, normalised
+from recsys.retrieval.tower_inputs import GAP_EDGES_S, TowerShape, gap_levels, rating_levels, tokens_of
+from recsys.retrieval.two_tower import TwoTower, encode_states
+from tests.planted import N_MOVIES, planted_catalogue, planted_histories, planted_sources
+
+USERS = 120
+NOW = 2_000_000_000
+
+
+def model(**changes: object) -> TwoTower:
+    """Random weights everywhere, also where a fresh model has zeros that would hide a path."""
+    catalogue = planted_catalogue()
+    shape = TowerShape(
+        n_items=N_MOVIES,
+        n_genres=len(catalogue.genre_names),
+        n_words=len(catalogue.vocabulary),
+        profile_sizes=catalogue.profiles.sizes,
+        dim=16,
+    )
+    torch.manual_seed(3)
+    made = TwoTower(replace(shape, **changes), catalogue).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return made
+
+
+def encoder(made: TwoTower) -> TowerEncoder:
+    return TowerEncoder(*made.export())
+
+
+def random_states(seed: int = 0) -> StateBatch:
+    """Users of 0, 1, 2, 63 and 64 events and of every length between, with every profile, stars unknown for a tenth of
+    the events, and spans that reach every gap level, the time since the last event among them."""
+    rng = np.random.default_rng(seed)
+    cold = planted_histories().states_at(np.full(USERS, -1), NOW)
+    item_idx, ratings, times = cold.item_idx.copy(), cold.ratings.copy(), cold.timestamps.copy()
+    spans = np.append(GAP_EDGES_S, GAP_EDGES_S[1:] - 1)
+    for row in range(USERS):
+        count = [0, 1, 2, HISTORY_LENGTH - 1, HISTORY_LENGTH][row] if row < 5 else int(rng.integers(0, 65))
+        if count:
+            item_idx[row, -count:] = rng.integers(0, N_MOVIES, count)
+            ratings[row, -count:] = rng.integers(1, 11, count) / 2 * (rng.random(count) > 0.1)
+            times[row, -count:] = NOW - np.cumsum(rng.choice(spans, count))[::-1]
+    sizes = planted_catalogue().profiles.sizes
+    profile = np.stack([rng.integers(0, size, USERS) for size in sizes], axis=1)
+    return replace(cold, item_idx=item_idx, ratings=ratings, timestamps=times, profile=profile)
+
+
+def test_the_random_states_reach_every_level() -> None:
+    states = random_states()
+    read = [tokens_of(states, row, HISTORY_LENGTH) for row in range(USERS)]
+    every = set(gap_levels(GAP_EDGES_S.repeat(2) + np.tile([0, 1], len(GAP_EDGES_S))).tolist())
+    assert set(np.concatenate([tokens.gaps for tokens in read]).tolist()) == every
+    assert {tokens.query_gap for tokens in read} == every
+    assert set(np.concatenate([tokens.ratings for tokens in read]).tolist()) == set(range(11))
+    assert {0, 1, 2, 63, 64} <= {len(tokens.item_idx) for tokens in read}
+    for column, size in enumerate(planted_catalogue().profiles.sizes):
+        assert set(states.profile[:, column].tolist()) == set(range(size))
+
+
+@pytest.mark.parametrize("changes", [{}, {"layers": 1}, {"layers": 3, "heads": 4}, {"heads": 1}, {"max_length": 10}])
+def test_the_vectors_are_those_of_torch(changes: dict[str, object]) -> None:
+    made = model(**changes)
+    states = random_states()
+    expected = encode_states(made, states)
+    assert np.abs(expected).max() > 1.0
+    np.testing.assert_allclose(encoder(made).encode(states), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_without_layers_the_newest_token_alone_is_read() -> None:
+    made = model(layers=0)
+    np.testing.assert_allclose(
+        encoder(made).encode(random_states()), encode_states(made, random_states()), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_scores_of_attention_that_exp_cannot_hold_are_no_trouble() -> None:
+    """exp overflows float32 above 88. The softmax is all but one-hot then; torch agrees to what float32 leaves of such
+    sums."""
+    made = model()
+    with torch.no_grad():
+        for block in made.blocks:
+            block.qkv.weight.mul_(12.0)
+    states = random_states()
+    q = made.blocks[0].qkv(torch.nn.functional.layer_norm(made.item_vectors(), (16,)))[:, :16]
+    assert (q.norm(dim=1).max() ** 2 / np.sqrt(8)).item() > 200
+    np.testing.assert_allclose(encoder(made).encode(states), encode_states(made, states), rtol=1e-3, atol=1e-3)
+
+
+def test_a_batch_gives_the_same_bits_as_its_rows_one_by_one() -> None:
+    made, states = encoder(model()), random_states()
+    together = made.encode(states)
+    assert together.dtype == np.float32
+    for row in range(USERS):
+        np.testing.assert_array_equal(made.encode(states.rows(slice(row, row + 1)))[0], together[row])
+    assert made.encode(states.rows(slice(0, 0))).shape == (0, 16)
+
+
+def test_gelu_is_x_times_the_normal_distribution_function() -> None:
+    x = np.linspace(-12, 12, 100_001).astype(np.float32)
+    np.testing.assert_allclose(gelu(x), x * ndtr(x.astype(np.float64)), rtol=0, atol=4e-7)
+    assert gelu(np.float32([-100.0, 0.0, 100.0])).tolist() == [0.0, 0.0, 100.0]
+
+
+def test_normalised_rows_of_mean_zero_are_those_of_the_layer_norm() -> None:
+    x = np.random.default_rng(0).standard_normal((5, 16)).astype(np.float32)
+    x -= x.mean(axis=1, keepdims=True)
+    expected = torch.nn.functional.layer_norm(torch.from_numpy(x), (16,)).numpy()
+    np.testing.assert_allclose(normalised(x), expected, rtol=1e-5, atol=1e-6)
+    assert normalised(np.zeros((1, 16), np.float32)).tolist() == [[0.0] * 16]
+
+
+def test_the_tokens_of_a_state_worked_out_by_hand() -> None:
+    """Three events, 90 s and two days apart, read an hour later; the first of them is outside of two tokens."""
+    cold = planted_histories().states_at(np.array([-1]), NOW)
+    item_idx, ratings, times = cold.item_idx.copy(), cold.ratings.copy(), cold.timestamps.copy()
+    item_idx[0, -3:], ratings[0, -3:] = [7, 5, 9], [4.5, 0.0, 0.5]
+    times[0, -3:] = NOW - 3_600 - np.array([2 * 86_400 + 90, 2 * 86_400, 0])
+    states = replace(cold, item_idx=item_idx, ratings=ratings, timestamps=times)
+    tokens = tokens_of(states, 0, 64)
+    assert tokens.item_idx.tolist() == [7, 5, 9]
+    assert tokens.ratings.tolist() == [9, 0, 1]
+    assert tokens.gaps.tolist() == [0, *gap_levels(np.array([90, 2 * 86_400])).tolist()]
+    assert tokens.query_gap == gap_levels(np.array([3_600]))[0]
+    short = tokens_of(states, 0, 2)
+    assert (short.item_idx.tolist(), short.gaps.tolist()) == ([5, 9], [0, tokens.gaps[2]])
+    nobody = tokens_of(cold, 0, 64)
+    assert (len(nobody.item_idx), len(nobody.gaps), nobody.query_gap) == (0, 0, 0)
+
+
+def test_levels_are_half_stars_and_buckets_of_time() -> None:
+    assert rating_levels(np.float32([0.0, 0.5, 3.0, 5.0, 9.0])).tolist() == [0, 1, 6, 10, 10]
+    assert gap_levels(np.array([-5, 0, 1, 4, 5, 14, 10**12])).tolist() == [0, 0, 2, 2, 3, 3, 14]
+
+
+def test_what_is_exported_stays_when_the_model_trains_on() -> None:
+    made, states = model(), random_states()
+    exported = encoder(made)
+    before = exported.encode(states)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(2.0)
+    np.testing.assert_array_equal(exported.encode(states), before)
+
+
+def test_sources_are_loaded_and_answer_without_torch(tmp_path: Path) -> None:
+    """In a process of its own, because here torch is there already."""
+    save_sources(planted_sources(), tmp_path / "sources")
+    planted_catalogue().save(tmp_path)
+    code = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from recsys.bundle import load_bundle
+from recsys.features.catalogue import Catalogue
+from recsys.features.state import UserState, state_batch
+from recsys.retrieval.merge import retrieve
+from recsys.retrieval.sources import load_sources
+catalogue = Catalogue.load(Path({str(tmp_path)!r}))
+sources = load_sources(Path({str(tmp_path / "sources")!r}), catalogue)
+states = state_batch(catalogue, [UserState(1, (5, 8), (4.0, 3.0), (10, 20))], [[5, 8]], 30)
+found = retrieve(sources, {{}}, states, len(catalogue), fetch=5, keep=5)
+print(len(sources), (found.item_idx >= 0).sum(), "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "6 5 False\n"
