@@ -4,7 +4,7 @@ VENV ?= .venv
 DATASET ?= ml-100k
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint types contracts pytest format clean help
+.PHONY: quickstart test lint types contracts pytest format audit up down clean help
 
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -17,6 +17,7 @@ test: lint types contracts pytest  ## everything that must hold: lint, types, im
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml recsys serving pipelines
 
 types: $(VENV)/.installed
 	$(BIN)/mypy
@@ -30,6 +31,21 @@ pytest: $(VENV)/.installed
 format: $(VENV)/.installed  ## rewrite the code in the agreed form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Asks pypi.org about every pinned version; it needs the network, and is no part of `make test` for that. In an
+# environment of its own, since what it brings has no place beside the pins. Without --strict, versions that could not
+# be looked up would pass as clean.
+audit: $(VENV)/.installed  ## known weaknesses of the pinned dependencies (asks pypi.org) and of the code
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml recsys serving pipelines
+	test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && \
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
+	$(VENV)/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
+
+up:  ## train, serve and watch in containers; secrets in .env, see serving/monitoring/example.env
+	docker compose up --build --detach
+
+down:  ## stop the containers; data stay in their volumes
+	docker compose down
 
 clean:  ## remove the virtual environment (runs and data in RECSYS_HOME stay)
 	rm -rf $(VENV)

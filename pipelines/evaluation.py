@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from pipelines import sources
-from pipelines.about import about, code_version, new_bundle_id, now_utc
 from pipelines.job import Job
+from pipelines.naming import new_bundle_id
 from recsys.artefacts import read_json, write_json
 from recsys.bundle import Bundle, BundleFacts, load_bundle, save_bundle, with_metrics
 from recsys.errors import BundleError, MissingArtefactError
+from recsys.evaluation.about import about, code_version, now_utc
 from recsys.evaluation.calibration import Predicted, write_calibration
 from recsys.evaluation.ladder import best_singles, build_ladder, save_ladder
 from recsys.evaluation.latency import measure_in_process

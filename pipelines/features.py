@@ -1,8 +1,11 @@
 """Stage `features`: events become the tables that Feast keeps, and its online store.
 
-In: the typed tables. Out: `features/*.parquet`, Feast's registry and online store. Absent: anything learnt.
+In: the typed tables, the service's event log. Out: `features/*.parquet`, Feast's registry and online store. Absent:
+anything learnt.
 
-The newest state of every user goes online; past states are written for the contexts from which rankers learn.
+The newest state of every user goes online; past states are written for the contexts from which rankers learn. Logged
+events are in the newest states, the seen movies and the movie statistics, and in no past state: nothing that was known
+before changes. A service may run meanwhile, and loses none.
 """
 
 from itertools import pairwise
@@ -12,7 +15,7 @@ import pandas as pd
 
 from pipelines.job import Job
 from recsys.columns import ITEM_STATS_VIEW, TIMESTAMP, USER_ID, USER_SEEN_VIEW, USER_STATE_VIEW
-from recsys.feature_store import write_feature_tables
+from recsys.feature_store import Latest, history_path, write_feature_tables
 from recsys.features.contexts import Contexts
 from recsys.features.item_stats import snapshots
 
@@ -27,7 +30,8 @@ def ranker_contexts(job: Job, after: int, through: int) -> Contexts:
 def outputs(job: Job) -> list[Path]:
     """The tables, and those stores that are files."""
     config = job.store.config
-    files = [job.home.features / f"{view}.parquet" for view in (USER_STATE_VIEW, USER_SEEN_VIEW, ITEM_STATS_VIEW)]
+    names = (USER_STATE_VIEW, USER_SEEN_VIEW, ITEM_STATS_VIEW)
+    files = [*(job.home.features / f"{view}.parquet" for view in names), history_path(job.home)]
     return [*files, *(path for path in (config.registry_file, config.online_file) if path is not None)]
 
 
@@ -36,6 +40,9 @@ def run(job: Job) -> None:
     edges = (split.t0, split.t1, split.t2, split.end)
     windows = [ranker_contexts(job, after, through) for after, through in pairwise(edges)]
     contexts = pd.concat([pd.DataFrame({USER_ID: c.user_id, TIMESTAMP: c.timestamp}) for c in windows])
-    write_feature_tables(job.home, job.histories, snapshots(job.tables.events), contexts)
+    latest = Latest.of(job.histories, job.tables.events, job.tables.users, job.home.events)
+    if latest.received:
+        job.report(f"features: {len(latest.received):,} users moved by the event log")
+    write_feature_tables(job.home, job.histories, snapshots(latest.known), contexts, latest)
     job.store.apply()
     job.store.materialize()

@@ -8,9 +8,9 @@ champion. Absent: evaluation; a production version carries its sibling's metrics
 from dataclasses import replace
 
 from pipelines import sources
-from pipelines.about import new_bundle_id
 from pipelines.evaluation import facts_of
 from pipelines.job import Job
+from pipelines.naming import new_bundle_id
 from recsys.artefacts import read_json, write_json
 from recsys.bundle import save_bundle
 from recsys.errors import MissingArtefactError

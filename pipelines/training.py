@@ -71,6 +71,9 @@ def train(job: Job, *, only: str | None = None, force: bool = False) -> None:
     """Run what is not up to date and say where the time went."""
     if job.config.tuned is not None:
         job.report(f"settings: tuned for {job.config.tuned} (docs/tuning.md); --no-tuned leaves them aside")
-    run_stages(job, stages(job.config.refit), only=only, force=force)
+    try:
+        run_stages(job, stages(job.config.refit), only=only, force=force)
+    finally:
+        job.store.close()
     parts = ", ".join(f"{name} {seconds:.0f}" for name, seconds in job.seconds.items())
     job.report(f"where the time went, seconds: {parts}; {sum(job.seconds.values()):.0f} in all")

@@ -24,8 +24,8 @@ REFUSED = {
 }
 ORDER = (  # commands first, then groups: Typer lists them so
     *("quickstart", "data", "train", "evaluate", "recommend", "batch", "serve"),
-    *("diversity", "ablate", "tune", "keep"),
-    *("bench", "models"),
+    *("diversity", "ablate", "tune", "keep", "skew"),
+    *("bench", "logs", "models"),
 )
 
 

@@ -9,13 +9,14 @@ Absent: the environment (`recsys.settings` reads it) and the contents of the fil
       <dataset>/
         data/                     events.parquet movies.parquet users.parquet source.json [quarantine.csv]
         raw/                      the official files as downloaded or generated
-        features/                 Parquet tables that Feast reads
-        feast/                    Feast's registry and online store
+        features/                 Parquet tables that Feast reads; history.parquet: every user's whole history
+        feast/                    Feast's registry and online store, the users' locks, how far the log was read
         stages/                   one JSON file a finished stage: its inputs' fingerprint, its seconds
         work/                     what stages hand to one another
         bundles/                  one folder a bundle
         reports/                  ladder, plots, pages
         events/                   the service's event log
+        predictions/              the prediction log
 """
 
 import json

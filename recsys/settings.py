@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from recsys.errors import ConfigError
@@ -20,7 +20,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 class Settings(BaseSettings):
-    """Where a run writes and which servers it talks to; every default is embedded, no server needed."""
+    """Where a run writes and which servers it talks to; every default is embedded, no server needed.
+
+    `api_key` opens the service's writes; `otel_endpoint` is where it sends spans.
+    """
 
     model_config = SettingsConfigDict(env_prefix="RECSYS_", frozen=True, extra="ignore")
 
@@ -30,6 +33,8 @@ class Settings(BaseSettings):
     online_store: Literal["sqlite", "redis"] = "sqlite"
     redis_connection: str | None = None
     registry_path: str | None = None
+    api_key: SecretStr | None = Field(default=None, min_length=16)
+    otel_endpoint: str | None = None
     mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
 
     def paths(self) -> Home:
@@ -47,15 +52,18 @@ class Settings(BaseSettings):
 
 FEAST_OWN = {"RECSYS_FEATURES"}  # what `feature_repo` reads when the `feast` command is used; see also RECSYS_FEAST_*
 
+SECRETS = {"RECSYS_API_KEY"}  # never shown, not even when they are wrong
+
 
 def read_settings(home: Path | None = None) -> Settings:
     """The environment's settings, with the command's home on top. Raises ConfigError for a value that cannot be and for
     a variable that begins with RECSYS_ and means nothing."""
-    known = {f"RECSYS_{name.upper()}" for name in Settings.model_fields} | FEAST_OWN
+    fields = Settings.model_fields
+    known = {f"RECSYS_{name.upper()}" for name in fields if not fields[name].validation_alias} | FEAST_OWN
     given = {name.upper() for name in os.environ if name.upper().startswith("RECSYS_")}
     strange = sorted(n for n in given - known if not n.startswith("RECSYS_FEAST_"))
     if strange:
-        names = ", ".join(sorted(known))
+        names = ", ".join([*sorted(known), "MLFLOW_TRACKING_URI"])
         raise ConfigError(f"The environment sets {strange[0]}, which means nothing here; known are {names}.")
     try:
         return Settings() if home is None else Settings(home=home)
@@ -63,4 +71,6 @@ def read_settings(home: Path | None = None) -> Settings:
         first = error.errors()[0]
         name = str(first["loc"][0]).upper()
         name = name if name.startswith("MLFLOW_") else f"RECSYS_{name}"
+        if name in SECRETS:  # without its cause: a traceback would show what was given
+            raise ConfigError(f"The setting {name} cannot be used: {first['msg']}.") from None
         raise ConfigError(f"The setting {name} is {first.get('input')!r}: {first['msg']}.") from error

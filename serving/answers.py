@@ -1,19 +1,21 @@
-"""One answer and its fallbacks.
+"""Lists of movies and their fallbacks.
 
-Stage: serving. In: what is known of a user, k, filters, a `Call`. Out: `Recommended`. Absent: HTTP, the store, and
-any ordering of movies of its own: an answer comes from `Recommender.recommend`, or from a list that it made at start.
+Stage: serving. In: a model, what is known of users, a `Call`. Out: answers as plain dicts, ready for JSON. Absent:
+HTTP, the store, and any ordering of movies of its own: an answer comes from `Recommender.recommend`, or from a list
+that the model made when it was loaded.
 
-An answer degrades rather than fails: first no state, then no ranking, then the cold-start list. Each step is named in
-the answer, counted and logged.
+An answer degrades rather than fails: first no explanation, then no state, then no ranking, then the cold-start list.
+Each step is named in the answer, counted and logged.
+
+Shapes: n movies of a list, S sources.
 """
 
 import logging
-import math
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import isnan
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,30 +23,19 @@ import numpy.typing as npt
 from recsys.errors import ConfigError, StoreError
 from recsys.features.state import StateBatch, state_batch
 from recsys.recommender import Context, Filters, Recommendations
-from serving.model import ServedModel, single_threaded
-from serving.schemas import Recommended, RecommendedMovie
+from serving.explain import Explainer
+from serving.logs import RateLimited
+from serving.metrics import Metrics
+from serving.model import ServedModel
+from serving.paging import LONGEST_LIST, Header, Rest
+from serving.prediction_log import PredictionLog
 from serving.settings import ServiceSettings
 from serving.states import Known
 
-STATE, RANKING, RETRIEVAL = "user_state", "ranking", "retrieval"
+STATE, RANKING, RETRIEVAL, EXPLAIN = "user_state", "ranking", "retrieval", "explain"
 NO_TIME = "the budget is spent"
+Body = dict[str, Any]
 log = logging.getLogger(__name__)
-
-
-class Counters:
-    """Counts by name, shared between threads."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def add(self, name: str) -> None:
-        with self._lock:
-            self._counts[name] += 1
-
-    def as_dict(self) -> dict[str, int]:
-        with self._lock:
-            return dict(sorted(self._counts.items()))
 
 
 @dataclass
@@ -54,67 +45,167 @@ class Call:
     request_id: str
     started: float
     degraded: list[str] = field(default_factory=list)
+    timings_ms: dict[str, float] = field(default_factory=dict)
 
     def elapsed_ms(self) -> float:
         return (time.perf_counter() - self.started) * 1e3
+
+    def begin(self) -> None:
+        """Its turn has come: what passed so far was the queue."""
+        self.timings_ms["queue"] = self.elapsed_ms()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """k: movies shown; paginate: make a list of LONGEST_LIST and show its first k."""
+
+    k: int
+    filters: Filters = field(default_factory=Filters)
+    diversity: float = 0.0
+    explain: bool = False
+    paginate: bool = False
+
+    @property
+    def length(self) -> int:
+        return max(self.k, LONGEST_LIST) if self.paginate else self.k
+
+
+@dataclass(frozen=True)
+class MovieList:
+    """One user's list, best first. watch, like: NaN where there is no probability; sources: bit s for source s."""
+
+    item_idx: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+    watch: npt.NDArray[np.float32]
+    like: npt.NDArray[np.float32]
+    sources: npt.NDArray[np.uint32]
+    cold: bool
 
 
 class Answers:
     """Safe to share between threads."""
 
     def __init__(
-        self, settings: ServiceSettings, model: ServedModel, counters: Counters, clock: Callable[[], float]
+        self, settings: ServiceSettings, metrics: Metrics, predictions: PredictionLog, clock: Callable[[], float]
     ) -> None:
-        self._settings, self._model, self._counters, self._clock = settings, model, counters, clock
+        self._settings, self._metrics, self._predictions, self._clock = settings, metrics, predictions, clock
+        self._explainer = Explainer()
+        self._warn = RateLimited()
 
-    def recommend(self, call: Call, user_id: int | None, known: Known, k: int, filters: Filters) -> Recommended:
-        """Raises ConfigError where the filters name something that does not exist."""
-        model = self._model
-        # At least a second after the last event: what the state holds is known, even if it happened just now.
-        now = max(int(self._clock()), max(known.state.timestamps, default=0) + 1)
-        states = state_batch(model.catalogue, [known.state], [known.seen_ids], now)
-        timings = {"state": call.elapsed_ms()}
-        found = self._ranked(call, states, k, filters)
-        if found is not None:
-            timings |= found.timings_ms
-            items = self._items(found)
-        else:
-            items = self._stranger_items(states.seen_idx[0], k, filters)
-        timings["total"] = call.elapsed_ms()
-        cold = bool(states.cold[0])
-        self._counters.add("requests")
-        if cold:
-            self._counters.add("cold_start")
-        return Recommended(
-            request_id=call.request_id,
-            user_id=user_id,
-            dataset=model.dataset(),
-            model=model.info(),
-            cold_start=cold,
-            degraded=call.degraded,
-            items=items,
-            timings_ms={stage: round(ms, 3) for stage, ms in timings.items()},
+    def recommend(
+        self, model: ServedModel, call: Call, user_id: int | None, known: Known, wanted: Wanted
+    ) -> tuple[Body, Rest | None]:
+        """The answer, and what is left of the list for further pages. Raises ConfigError where the filters name
+        something that does not exist."""
+        states, found, (movies,) = self._lists(model, call, [known], wanted)
+        items = self._items(model, movies, wanted.k)
+        if wanted.explain:
+            self._explain(model, call, states, found, wanted, items)
+        self._predictions.offer(call, model, [user_id], states, found, [movies.item_idx[: wanted.k]], wanted)
+        self._count(movies.cold)
+        rest = None
+        if wanted.paginate and len(movies.item_idx) > wanted.k:
+            rest = self._rest(model, call, user_id, movies).after(wanted.k, wanted.k)
+        body = {
+            "request_id": call.request_id,
+            "user_id": user_id,
+            **about(model),
+            "cold_start": movies.cold,
+            "degraded": call.degraded,
+            "items": items,
+            "next_cursor": None,
+            "timings_ms": self.timings(call),
+        }
+        return body, rest
+
+    def recommend_many(
+        self, model: ServedModel, call: Call, knowns: Sequence[Known], wanted: Wanted
+    ) -> list[tuple[bool, list[Body]]]:
+        """Whether each user is a stranger, and the movies: one batch, in the order given."""
+        states, found, lists = self._lists(model, call, knowns, wanted)
+        user_ids = [known.state.user_id for known in knowns]
+        self._predictions.offer(
+            call, model, user_ids, states, found, [movies.item_idx[: wanted.k] for movies in lists], wanted
         )
+        for movies in lists:
+            self._count(movies.cold)
+        return [(movies.cold, self._items(model, movies, wanted.k)) for movies in lists]
+
+    def page(
+        self, model: ServedModel, call: Call, rest: Rest, seen_ids: npt.NDArray[np.int64], k: int
+    ) -> tuple[Body, Rest | None]:
+        """The next k of a list that was made before, without what was seen since or is no longer in the catalogue."""
+        header = rest.header
+        idx = model.catalogue.to_idx(rest.item_ids)
+        shown = np.flatnonzero((idx >= 0) & ~np.isin(rest.item_ids, seen_ids))
+        end = int(shown[k]) if len(shown) > k else len(idx)
+        shown = shown[:k]
+        movies = MovieList(
+            idx[shown], rest.scores[shown], rest.watch[shown], rest.like[shown], rest.sources[shown], header.cold_start
+        )
+        self._predictions.offer_page(call, header, rest.item_ids[shown], header.shown + 1, k)
+        self._metrics.count("pages")
+        body = {
+            "request_id": call.request_id,
+            "user_id": header.user_id,
+            **about(model),
+            "model": {"version": header.version, "bundle_id": header.bundle_id},
+            "cold_start": header.cold_start,
+            "degraded": list(dict.fromkeys([*header.degraded, *call.degraded])),
+            "items": self._items(model, movies, k, tuple(header.source_names), header.shown),
+            "next_cursor": None,
+            "timings_ms": self.timings(call),
+        }
+        return body, rest.after(end, len(shown)) if end < len(idx) else None
 
     def degrade(self, call: Call, part: str, why: str | Exception) -> None:
-        """Note that a part was left out: in the answer, the counters and the log."""
-        call.degraded.append(part)
-        self._counters.add(f"degraded.{part}")
+        """Note that a part was left out: in the answer, the metrics and, a few times a second at most, the log."""
+        if part not in call.degraded:
+            call.degraded.append(part)
+        self._metrics.degraded(part)
         unexpected = isinstance(why, Exception) and not isinstance(why, StoreError)
-        log.warning("%s answered without %s: %s", call.request_id, part, why, exc_info=unexpected)
+        text = "%s answered without %s: %s"
+        self._warn(log, logging.WARNING, f"degraded.{part}", text, call.request_id, part, why, exc_info=unexpected)
 
-    def _ranked(self, call: Call, states: StateBatch, k: int, filters: Filters) -> Recommendations | None:
-        """The full answer; without the ranker where that fails or time runs out; None where retrieval does too."""
-        budget_ms = self._settings.budget_ms
-        stats = self._model.stats
+    def timings(self, call: Call) -> dict[str, float]:
+        """The stages so far and the total, measured and rounded for the answer."""
+        call.timings_ms["total"] = call.elapsed_ms()
+        for stage, ms in call.timings_ms.items():
+            self._metrics.stage(stage, ms)
+        return {stage: round(ms, 3) for stage, ms in call.timings_ms.items()}
+
+    # -- the list -------------------------------------------------------------------------------------------------
+
+    def _lists(
+        self, model: ServedModel, call: Call, knowns: Sequence[Known], wanted: Wanted
+    ) -> tuple[StateBatch, Recommendations | None, list[MovieList]]:
+        # At least a second after the last event: what the state holds is known, even if it happened just now.
+        now = int(self._clock())
+        moments = [max(now, max(known.state.timestamps, default=0) + 1) for known in knowns]
+        states = state_batch(
+            model.catalogue, [known.state for known in knowns], [known.seen_ids for known in knowns], moments
+        )
+        call.timings_ms["state"] = call.elapsed_ms() - call.timings_ms.get("queue", 0.0)
+        found = self._ranked(model, call, states, wanted)
+        cold = states.cold.tolist()
+        if found is None:
+            rows = range(len(knowns))
+            return states, None, [self._stranger_list(model, states.seen_idx[r], cold[r], wanted) for r in rows]
+        call.timings_ms |= found.timings_ms
+        return states, found, _movie_lists(model, found, cold)
+
+    def _ranked(self, model: ServedModel, call: Call, states: StateBatch, wanted: Wanted) -> Recommendations | None:
+        """The full answer; without the ranker where that fails or time runs out; None where retrieval does too.
+        Several users in one call have as many budgets."""
+        budget_ms = self._settings.budget_ms * len(states)
+        asked = (wanted.length, wanted.filters, wanted.diversity)
         if call.elapsed_ms() > budget_ms * self._settings.last_share:
             self.degrade(call, RANKING, NO_TIME)
             self.degrade(call, RETRIEVAL, NO_TIME)
             return None
-        single_threaded()
         left_ms = max(budget_ms * self._settings.retrieval_share - call.elapsed_ms(), 0.0)
         try:
-            found = self._model.recommender.recommend(states, Context(stats, left_ms), k, filters)
+            found = model.recommender.recommend(states, Context(model.stats, left_ms), *asked)
         except ConfigError:
             raise  # what was asked for does not exist: no fallback would change that
         except Exception as error:
@@ -124,49 +215,130 @@ class Answers:
                 self.degrade(call, part, NO_TIME)
             return found
         try:
-            return self._model.retrieval_only.recommend(states, Context(stats), k, filters)
+            return model.retrieval_only.recommend(states, Context(model.stats), *asked)
         except Exception as error:
             self.degrade(call, RETRIEVAL, error)
             return None
 
-    def _items(self, found: Recommendations) -> list[RecommendedMovie]:
-        names = np.array(found.candidates.source_names)
-        idx = self._model.catalogue.to_idx(found.item_ids[0])
-        out = []
-        for place, (i, position) in enumerate(zip(idx, found.position[0], strict=True)):
-            if i < 0:
-                break  # the catalogue has no more; the rest is empty too
-            sources = names[found.candidates.source_ranks[0, position] > 0].tolist()
-            watch, like = (float(p[0, place]) for p in (found.watch_probability, found.like_probability))
-            out.append(self._item(int(i), place + 1, float(found.scores[0, place]), sources, watch, like))
-        return out
-
-    def _stranger_items(self, seen_idx: npt.NDArray[np.int64], k: int, filters: Filters) -> list[RecommendedMovie]:
+    def _stranger_list(
+        self, model: ServedModel, seen_idx: npt.NDArray[np.int64], cold: bool, wanted: Wanted
+    ) -> MovieList:
         """The list made at start, without what was seen or is not allowed."""
-        idx, scores = self._model.stranger_idx, self._model.stranger_scores
+        idx = model.stranger_idx
         keep = ~np.isin(idx, seen_idx)
-        allowed = filters.allowed(self._model.catalogue, self._model.stats)
+        allowed = wanted.filters.allowed(model.catalogue, model.stats)
         if allowed is not None:
             keep &= allowed[idx]
-        best = np.flatnonzero(keep)[:k]
-        return [self._item(int(idx[p]), rank, float(scores[p]), []) for rank, p in enumerate(best, start=1)]
+        best = np.flatnonzero(keep)[: wanted.length]
+        none = np.full(len(best), np.nan, dtype=np.float32)
+        nobody = np.zeros(len(best), dtype=np.uint32)
+        return MovieList(idx[best], model.stranger_scores[best], none, none, nobody, cold)
 
-    def _item(
+    # -- what is told of it ---------------------------------------------------------------------------------------
+
+    def _items(
         self,
-        item_idx: int,
-        rank: int,
-        score: float,
-        sources: list[str],
-        watch: float = math.nan,
-        like: float = math.nan,
-    ) -> RecommendedMovie:
-        """`watch`, `like`: probabilities, NaN where there is none."""
-        movie = self._model.movie(item_idx).model_dump()
-        return RecommendedMovie(
-            rank=rank,
-            score=round(score, 6),
-            watch_probability=None if math.isnan(watch) else round(watch, 6),
-            like_probability=None if math.isnan(like) else round(like, 6),
-            sources=sources,
-            **movie,
+        model: ServedModel,
+        movies: MovieList,
+        k: int,
+        source_names: tuple[str, ...] | None = None,
+        shown: int = 0,
+    ) -> list[Body]:
+        """The first k as dicts; `shown` movies came before them on earlier pages."""
+        names = source_names or tuple(source.name for source in model.recommender.sources)
+        facts = model.movies.facts
+        columns = zip(
+            movies.item_idx[:k].tolist(),
+            movies.scores[:k].tolist(),
+            movies.watch[:k].tolist(),
+            movies.like[:k].tolist(),
+            movies.sources[:k].tolist(),
+            strict=True,
         )
+        return [
+            {
+                **facts[item_idx],
+                "rank": rank,
+                "score": round(score, 6),
+                "watch_probability": None if isnan(watch) else round(watch, 6),
+                "like_probability": None if isnan(like) else round(like, 6),
+                "sources": [name for s, name in enumerate(names) if bits >> s & 1],
+                "explanation": None,
+            }
+            for rank, (item_idx, score, watch, like, bits) in enumerate(columns, start=shown + 1)
+        ]
+
+    def _explain(
+        self,
+        model: ServedModel,
+        call: Call,
+        states: StateBatch,
+        found: Recommendations | None,
+        wanted: Wanted,
+        items: list[Body],
+    ) -> None:
+        """Put an explanation into each item, as much of it as time allows."""
+        began = call.elapsed_ms()
+        left_ms = self._settings.budget_ms * self._settings.explain_share - began
+        if found is None or left_ms <= 0:
+            self.degrade(call, EXPLAIN, "there is no ranking to explain" if found is None else NO_TIME)
+            return
+        try:
+            explained = self._explainer.explain(model, states, found, len(items), wanted.diversity, left_ms)
+        except Exception as error:
+            self.degrade(call, EXPLAIN, error)
+            return
+        for item, explanation in zip(items, explained.explanations, strict=True):
+            item["explanation"] = explanation
+        if explained.missing is not None:
+            self.degrade(call, EXPLAIN, explained.missing)
+        call.timings_ms["explain"] = call.elapsed_ms() - began
+
+    def _rest(self, model: ServedModel, call: Call, user_id: int | None, movies: MovieList) -> Rest:
+        header = Header(
+            user_id=user_id,
+            version=model.version,
+            bundle_id=model.bundle.facts.bundle_id,
+            cold_start=movies.cold,
+            degraded=[part for part in call.degraded if part != EXPLAIN],
+            source_names=[source.name for source in model.recommender.sources],
+            shown=0,
+            n=len(movies.item_idx),
+        )
+        ids = model.catalogue.to_ids(movies.item_idx)
+        return Rest(header, ids, movies.scores, movies.watch, movies.like, movies.sources)
+
+    def _count(self, cold: bool) -> None:
+        self._metrics.count("requests")
+        if cold:
+            self._metrics.cold_start()
+
+
+def about(model: ServedModel) -> Body:
+    """Data set and model of an answer."""
+    facts = model.bundle.facts
+    source = facts.dataset
+    return {
+        "dataset": {"name": source.name, "synthetic": source.synthetic, "label": source.label},
+        "model": {"version": model.version, "bundle_id": facts.bundle_id},
+    }
+
+
+def _movie_lists(model: ServedModel, found: Recommendations, cold: list[bool]) -> list[MovieList]:
+    """One list a row, cut where the catalogue has no more."""
+    rows = np.arange(len(cold))[:, None]
+    ranks = found.candidates.source_ranks[rows, np.maximum(found.position, 0)]  # (B, n, S)
+    bits = ((ranks > 0) << np.arange(ranks.shape[2])).sum(axis=2).astype(np.uint32)  # (B, n)
+    item_idx = model.catalogue.to_idx(found.item_ids)
+    ends = (item_idx >= 0).sum(axis=1).tolist()
+    return [
+        MovieList(
+            item_idx[row, :end],
+            found.scores[row, :end],
+            found.watch_probability[row, :end],
+            found.like_probability[row, :end],
+            bits[row, :end],
+            cold[row],
+        )
+        for row, end in enumerate(ends)
+    ]

@@ -1,6 +1,6 @@
-"""The commands of the online track: serve, bench.
+"""The command of the online track: serve.
 
-Stage: the edge. In: argv and `recsys.settings`. Out: a running service; a latency report. Absent: logic. Heavy
+Stage: the edge. In: argv and `recsys.settings`. Out: a running service. Absent: logic. Heavy
 libraries are imported inside the commands, so that `--help` answers at once.
 """
 
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from serving.settings import ServiceSettings
 
 app = typer.Typer(no_args_is_help=True)
-bench = typer.Typer(no_args_is_help=True, help="Measure how fast answers are. Example: `recsys bench latency`.")
-app.add_typer(bench, name="bench")
 
 Dataset = Annotated[
     str | None, typer.Option("--dataset", "-d", help="Name of a trained data set. Default: the one used last.")
@@ -26,33 +24,65 @@ HomeFolder = Annotated[
 Budget = Annotated[float, typer.Option("--budget-ms", min=1.0, help="Milliseconds that one answer may take.")]
 
 
+@app.callback()
+def _online() -> None:
+    """A group, though of one command: Typer would drop the command's name otherwise."""
+
+
 @app.command()
 def serve(
     dataset: Dataset = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network, and needs RECSYS_API_KEY.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the port.")] = 1,
     budget_ms: Budget = 50.0,
+    reload_s: Annotated[
+        float | None, typer.Option(min=0.0, help="Seconds between looks at who is champion; 0 never looks.")
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Requests a second of one client; 0 is no limit. Default: 100 beyond this machine."),
+    ] = None,
+    burst: Annotated[int | None, typer.Option(min=1, help="Requests of one client at once. Default: 200.")] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="Origin whose pages may read answers (CORS), again for more.")
+    ] = None,
+    log_format: Annotated[str, typer.Option(help="text, or json: one object a line.")] = "text",
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     home: HomeFolder = None,
 ) -> None:
-    """Answer recommendations over HTTP with the champion of a data set.
+    """Answer recommendations over HTTP with the champion of a data set, and follow it when another is promoted.
 
-    Open http://127.0.0.1:8000/ for the page, /docs for the API. An answer that runs out of its budget leaves parts
-    out and says which. One process serves a data set; Ctrl-C stops it.
+    Open http://127.0.0.1:8000/ for the page, /docs for the API, /metrics for Prometheus. An answer that runs out of
+    its budget leaves parts out and says which. Ctrl-C or SIGTERM stops the service once what is in flight is answered.
 
-    Example: `recsys serve --dataset ml-100k --port 8080`
+    With RECSYS_API_KEY set, events and /v1/admin need that key; without it the service listens on this machine only.
+
+    Example: `recsys serve --dataset ml-100k --port 8080 --workers 2`
     """
-    import logging
     import os
     import socket
 
     from recsys.errors import RecsysError
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # FAISS's and BLAS' threads read it when they are first loaded
-    settings = _settings(dataset, home, host=host, port=port, budget_ms=budget_ms)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("alembic", "httpx", "feast", "faiss"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    settings = _settings(
+        dataset,
+        home,
+        host=host,
+        port=port,
+        budget_ms=budget_ms,
+        reload_s=reload_s,
+        rate_per_s=rate,
+        burst=burst,
+        allowed_origins=allow_origin,
+    )
+    from serving.access import check_exposed, check_origins
 
+    check_exposed(settings)
+    check_origins(settings.allowed_origins)
     shown = f"[{host}]" if ":" in host else host
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -62,89 +92,18 @@ def serve(
         listening.close()
         raise RecsysError(f"Cannot listen on {shown}:{port}: {error.strerror}. Choose another --port.") from error
 
-    import uvicorn
+    with listening:
+        from serving import workers as processes
 
-    from serving.app import create_app
-
-    failures: list[Exception] = []
-
-    def stop(error: Exception) -> None:
-        failures.append(error)
-        server.should_exit = True
-
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(settings, on_failure=stop), log_config=None, access_log=False, server_header=False)
-    )
-    address = f"http://{shown}:{listening.getsockname()[1]}/"
-    typer.echo(f"recsys: {settings.home.name} at {address} (ready when it says so; Ctrl-C stops it)", err=True)
-    try:
-        server.run(sockets=[listening])
-    except KeyboardInterrupt:
+        start = processes.Start(settings, log_format, log_level)
+        start.configure_logs()
+        address = f"http://{shown}:{listening.getsockname()[1]}/"
+        typer.echo(f"recsys: {settings.home.name} at {address} (ready when it says so; Ctrl-C stops it)", err=True)
+        if workers == 1:
+            processes.serve(start, listening)
+        else:
+            processes.supervise(start, listening, workers)
         typer.echo("recsys: service stopped", err=True)
-    finally:
-        listening.close()
-    if failures:
-        raise failures[0]
-
-
-@bench.command()
-def latency(
-    dataset: Dataset = None,
-    url: Annotated[
-        str | None, typer.Option(help="A service that runs already. Default: one is started, measured and stopped.")
-    ] = None,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, max=100, help="Movies an answer.")] = 10,
-    n: Annotated[int, typer.Option("--requests", "-n", min=1, help="Requests to measure.")] = 500,
-    warmup: Annotated[int, typer.Option(min=0, help="Requests before measuring starts.")] = 50,
-    budget_ms: Budget = 50.0,
-    home: HomeFolder = None,
-) -> None:
-    """Measure one client's answers: in process stage by stage, and over HTTP.
-
-    Writes latency.json below the data set's reports and prints a table. Ends with exit code 1 if the 99th percentile
-    over HTTP exceeds the budget.
-
-    Example: `recsys bench latency --dataset ml-100k --requests 1000 --budget-ms 20`
-    """
-    import os
-    import shlex
-    import sys
-
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # FAISS's and BLAS' threads read it when they are first loaded
-    settings = _settings(dataset, home, budget_ms=budget_ms)
-
-    from contextlib import nullcontext
-
-    from recsys.artefacts import write_json
-    from recsys.errors import RecsysError
-    from serving import bench as measuring
-
-    user_ids = measuring.users_of(settings.home)
-    inside = measuring.in_process(settings, user_ids, k, n, warmup)
-    with nullcontext(url.rstrip("/")) if url else measuring.own_service(settings) as address:
-        card = measuring.describe(address)
-        if card["dataset"]["name"] != settings.home.name:
-            raise RecsysError(f"{address} serves {card['dataset']['name']}, not {settings.home.name}; give --dataset.")
-        http = measuring.over_http(address, user_ids, k, n, warmup)
-    report = {
-        "about": measuring.surroundings(shlex.join(["recsys", *sys.argv[1:]])),
-        "dataset": card["dataset"],
-        "model": {key: card[key] for key in ("version", "bundle_id", "code_version", "dataset")},
-        "k": k,
-        "n": n,
-        "warmup": warmup,
-        "users": len(user_ids),
-        "in_process": inside,
-        "http": http,
-        "budget_ms": budget_ms,
-        "within_budget": http["http"]["p99_ms"] <= budget_ms,
-    }
-    path = settings.home.reports / "latency.json"
-    write_json(path, report)
-    typer.echo(f"written to {path}", err=True)
-    typer.echo(measuring.table(report))
-    if not report["within_budget"]:
-        raise typer.Exit(1)
 
 
 def _settings(dataset: str | None, home: Path | None, **options: object) -> "ServiceSettings":

@@ -6,7 +6,10 @@ states, and when to load another one.
 
 import gc
 import logging
-from dataclasses import dataclass
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -14,17 +17,21 @@ import numpy.typing as npt
 
 from recsys.bundle import Bundle, load_bundle
 from recsys.columns import CHAMPION
+from recsys.errors import BundleError
 from recsys.feature_store import FeatureStore
 from recsys.features.catalogue import Catalogue
 from recsys.features.item_stats import SECONDS_PER_DAY, ItemStats, day_of
 from recsys.features.state import UserState, state_batch
 from recsys.gate import NDCG, intervals
+from recsys.ranking.compiled import compile_ranker
 from recsys.recommender import Context, Recommender
-from recsys.registry import Registry, model_name_for
+from recsys.registry import Registry, VersionInfo, model_name_for
+from serving.movies import Movies
 from serving.schemas import DatasetInfo, ModelCard, ModelInfo, Movie
 from serving.settings import ServiceSettings
 
 WARM_UP = 5
+REHEARSED_K = 10
 log = logging.getLogger(__name__)
 
 
@@ -34,6 +41,7 @@ class ServedModel:
     stats           of the last day that ended before loading
     retrieval_only  the same path without the ranker: the first fallback
     stranger_idx, stranger_scores   (N,) all movies, best first, for somebody unknown: the last fallback
+    movies          what answers say about each movie
     """
 
     version: int
@@ -42,6 +50,7 @@ class ServedModel:
     retrieval_only: Recommender
     stranger_idx: npt.NDArray[np.int64]
     stranger_scores: npt.NDArray[np.float32]
+    movies: Movies
 
     @property
     def recommender(self) -> Recommender:
@@ -54,30 +63,58 @@ class ServedModel:
     @classmethod
     def load(cls, settings: ServiceSettings, store: FeatureStore, now: int) -> "ServedModel":
         """Fetch the champion, check it, load it, warm it up. Raises RecsysError where there is none or it is broken."""
-        registry = Registry(settings.tracking_uri, settings.registry_folder, model_name_for(settings.home.name))
-        version = registry.resolve(CHAMPION).version
-        folder = registry.download(version, to=settings.home.bundles)
-        bundle = load_bundle(folder, ranker_threads=1)
-        day = min(int(day_of(now)), store.last_snapshot_day())
-        model = cls.build(version, bundle, store.item_stats_as_of(bundle.recommender.catalogue, day), now)
-        log.info("serving version %d, %s, trained on %s", version, bundle.facts.bundle_id, bundle.facts.dataset.label)
+        registry = registry_of(settings)
+        return cls.of_version(settings, store, registry, registry.look_up(CHAMPION), now)
+
+    @classmethod
+    def of_version(
+        cls, settings: ServiceSettings, store: FeatureStore, registry: Registry, info: VersionInfo, now: int
+    ) -> "ServedModel":
+        """The same for a version of one's choice. Raises BundleError where it is of another data set than is served."""
+        bundle = load_bundle(registry.download(info, to=settings.home.bundles), ranker_threads=1)
+        check_dataset(bundle, settings.home.name)
+        full = bundle.recommender
+        if full.ranker is not None:
+            bundle = replace(bundle, recommender=full.with_ranker(compile_ranker(full.ranker)))
+        model = cls.build(info.version, bundle, stats_of(bundle.recommender.catalogue, store, now), now)
+        facts = bundle.facts
+        log.info("loaded version %d, %s, trained on %s", info.version, facts.bundle_id, facts.dataset.label)
         return model
 
     @classmethod
     def build(cls, version: int, bundle: Bundle, stats: ItemStats, now: int) -> "ServedModel":
-        """From parts; also makes the cold-start list and the first answers, which are slow ones."""
+        """From parts; also makes the cold-start list and the first answers, which are slow ones.
+
+        Raises BundleError where the first answer is not one: no movie, or a score that is no number."""
         single_threaded()
         full = bundle.recommender
-        plain = Recommender(full.catalogue, full.sources, None, full.settings)
+        plain = full.with_ranker(None)
         stranger = state_batch(full.catalogue, [UserState(0)], [()], now)
         ordered = plain.recommend(stranger, Context(stats), max(len(full.catalogue), 1))
         idx = full.catalogue.to_idx(ordered.item_ids[0])
-        model = cls(version, bundle, stats, plain, idx[idx >= 0], ordered.scores[0, idx >= 0])
+        model = cls(version, bundle, stats, plain, idx[idx >= 0], ordered.scores[0, idx >= 0], Movies(full.catalogue))
         ids = full.catalogue.item_ids[:3].tolist()
         somebody = UserState(0, tuple(ids), (4.0,) * len(ids), tuple(range(1, len(ids) + 1)), len(ids), len(ids))
-        for _ in range(WARM_UP):
-            full.recommend(state_batch(full.catalogue, [somebody], [ids], now), Context(stats), 10)
+        model.rehearse([(somebody, np.asarray(ids))] * WARM_UP, now)
         return model
+
+    def rehearse(self, asked: Sequence[tuple[UserState, npt.ArrayLike]], now: int, pause_s: float = 0.0) -> None:
+        """Answer these states, for nobody: what is slow the first time is slow here. `pause_s` after each lets those
+        who are waiting for an answer go first. Raises BundleError where an answer is none."""
+        for state, seen_ids in asked:
+            moment = max(now, max(state.timestamps, default=0) + 1)
+            states = state_batch(self.catalogue, [state], [seen_ids], moment)
+            found = self.recommender.recommend(states, Context(self.stats), REHEARSED_K)
+            answered = found.item_ids[0] >= 0
+            unseen = len(self.catalogue) - len(states.seen_idx[0])
+            if (unseen > 0 and not answered.any()) or not np.isfinite(found.scores[0, answered]).all():
+                name = self.bundle.facts.bundle_id
+                raise BundleError(f"{name} gives no answer to a request that was answered before; train again")
+            time.sleep(pause_s)
+
+    def with_stats(self, stats: ItemStats, now: int) -> "ServedModel":
+        """The same bundle on other statistics of movies."""
+        return self.build(self.version, self.bundle, stats, now)
 
     def movie(self, item_idx: int) -> Movie:
         catalogue = self.catalogue
@@ -128,16 +165,49 @@ class ServedModel:
         )
 
 
-def single_threaded() -> None:
-    """One thread for each request. FAISS counts its threads per calling thread, so each one has to be told."""
-    import faiss
-    import torch
+def registry_of(settings: ServiceSettings) -> Registry:
+    return Registry(settings.tracking_uri, settings.registry_folder, model_name_for(settings.home.name))
 
-    torch.set_num_threads(1)
+
+def check_dataset(bundle: Bundle, name: str) -> None:
+    """Raises BundleError for a bundle of another data set: its users and movies would be other people's."""
+    if bundle.facts.dataset.name != name:
+        found = bundle.facts.dataset.name
+        raise BundleError(f"{bundle.facts.bundle_id} was trained on {found}, but {name} is served; promote another one")
+
+
+def stats_of(catalogue: Catalogue, store: FeatureStore, now: int) -> ItemStats:
+    """Statistics as of the last day that ended before `now`. Raises BundleError where the store knows none of the
+    catalogue's movies: it was made from other data."""
+    last = store.last_snapshot_day()
+    stats = store.item_stats_as_of(catalogue, min(int(day_of(now)), last))
+    if last and not stats.n_ratings.any():
+        raise BundleError("The feature store knows no movie of this bundle; run `recsys train --only features --force`")
+    return stats
+
+
+def single_threaded() -> None:
+    """One thread for each request: this is the one place that says so. FAISS and torch count their threads for each
+    calling thread, so each compute thread calls this once; BLAS and LightGBM's OpenMP are told by OMP_NUM_THREADS,
+    which `recsys serve` sets before they are imported."""
+    import faiss
+
     faiss.omp_set_num_threads(1)
+    if "torch" in sys.modules:  # answers need no torch; where something else has loaded it, it shall behave
+        sys.modules["torch"].set_num_threads(1)
 
 
 def settle() -> None:
-    """After start: what is loaded stays; keep the garbage collector from walking it during requests."""
+    """After a load: what is there stays, and the garbage collector need not walk it during requests.
+
+    What was settled before is not walked either, so this costs as much as the newest model alone.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def unsettle() -> None:
+    """Walk everything once (0.3 s): for a model that is gone but held by a cycle among what was settled."""
+    gc.unfreeze()
     gc.collect()
     gc.freeze()

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from recsys.errors import ConfigError, RecsysError, StoreError
 
 MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 5
 log = logging.getLogger(__name__)
 
 
@@ -48,11 +49,23 @@ class ProblemDetails(BaseModel):
 
 
 class ProblemError(Exception):
-    """Raised by routes and by the service; `more` goes into the answer as it is."""
+    """Raised by routes and by the service; `more` goes into the answer as it is.
 
-    def __init__(self, status: int, kind: str, detail: str, **more: Any) -> None:
+    `retry_after`: seconds, for the header Retry-After; RETRY_AFTER_S for a 503 that gives none.
+    """
+
+    def __init__(self, status: int, kind: str, detail: str, *, retry_after: int | None = None, **more: Any) -> None:
         super().__init__(detail)
         self.status, self.kind, self.detail, self.more = status, kind, detail, more
+        self.retry_after = retry_after
+
+    def headers(self) -> dict[str, str]:
+        if self.status == HTTPStatus.UNAUTHORIZED:
+            return {"WWW-Authenticate": "Bearer"}
+        seconds = self.retry_after
+        if seconds is None and self.status == HTTPStatus.SERVICE_UNAVAILABLE:
+            seconds = RETRY_AFTER_S
+        return {} if seconds is None else {"Retry-After": str(seconds)}
 
 
 def answer(request: Request, error: ProblemError, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -70,7 +83,7 @@ def problem_response(path: str, error: ProblemError, headers: Mapping[str, str] 
         "instance": path,
         **error.more,
     }
-    return JSONResponse(body, error.status, dict(headers or {}), MEDIA_TYPE)
+    return JSONResponse(body, error.status, {**error.headers(), **(headers or {})}, MEDIA_TYPE)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -80,22 +93,24 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Every error of the app leaves as a problem."""
+    """Every error of the app leaves as a problem; one that nobody expected is answered by `edge`.
+
+    The handlers are `async`: Starlette would give a plain one to a thread, which costs most under overload.
+    """
 
     @app.exception_handler(ProblemError)
-    def _problem(request: Request, error: ProblemError) -> JSONResponse:
-        headers = {"Retry-After": "5"} if error.status == HTTPStatus.SERVICE_UNAVAILABLE else {}
-        return answer(request, error, headers)
+    async def _problem(request: Request, error: ProblemError) -> JSONResponse:
+        return answer(request, error)
 
     @app.exception_handler(RequestValidationError)
-    def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         found = [{"where": ".".join(map(str, e["loc"])), "message": str(e["msg"])} for e in error.errors()]
         first = f"{found[0]['where']}: {found[0]['message']}" if found else "The request is not valid."
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         return answer(request, ProblemError(422, "invalid-request", first + more, errors=found[:20]))
 
     @app.exception_handler(HTTPException)
-    def _http(request: Request, error: HTTPException) -> JSONResponse:
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
         detail = str(error.detail)
         if error.status_code == HTTPStatus.NOT_FOUND:
             detail = f"There is nothing at {request.url.path}. /openapi.json lists what there is."
@@ -104,17 +119,10 @@ def install(app: FastAPI) -> None:
         return answer(request, ProblemError(error.status_code, "about:blank", detail), error.headers)
 
     @app.exception_handler(RecsysError)
-    def _ours(request: Request, error: RecsysError) -> JSONResponse:
+    async def _ours(request: Request, error: RecsysError) -> JSONResponse:
         if isinstance(error, ConfigError):  # a filter that cannot be met, say: the caller's to mend
             return answer(request, ProblemError(422, "invalid-request", str(error)))
         log.error("%s: %s", request.url.path, error)
         kind = "store-unavailable" if isinstance(error, StoreError) else "model-unavailable"
         text = "The service cannot reach what it needs for this; try again later."
-        return answer(request, ProblemError(503, kind, text), {"Retry-After": "5"})
-
-    @app.exception_handler(Exception)
-    def _unexpected(request: Request, error: Exception) -> JSONResponse:
-        log.error("%s failed", request.url.path, exc_info=error)
-        text = "The service failed to answer; its log says why under this request_id."
-        request_id = getattr(request.state, "request_id", "")
-        return answer(request, ProblemError(500, "about:blank", text, request_id=request_id))
+        return answer(request, ProblemError(503, kind, text))

@@ -1,40 +1,60 @@
 """The routes: HTTP in, HTTP out, one line of work each.
 
-Stage: serving. In: requests. Out: typed answers. Absent: what they say (`service`), how errors look (`problems`).
+Stage: serving. In: requests. Out: JSON. Absent: what it says (`service`), how errors look (`problems`), who may ask
+(`access`).
 
-Every endpoint is a plain `def`: FastAPI runs it on a worker thread, so that computing never blocks the event loop.
+Answers are computed off the event loop, by `admission`, as plain dicts, and written once. `response_model` documents
+them; tests hold every answer against it, requests do not pay for that. Everything here is `async`, dependencies
+included: FastAPI would give a plain function to a thread of its own pool first.
 """
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any, Concatenate, ParamSpec
 
+import orjson
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from serving.answers import Call
+from serving.admission import Admission
+from serving.answers import Body, Call
 from serving.problems import ProblemError, documented
 from serving.schemas import (
     EventRequest,
     Health,
+    ListQuery,
+    ManyRecommended,
+    ManyRequest,
     ModelCard,
+    MovieDetails,
+    MovieSearch,
     RecommendationRequest,
     Recommended,
     Recorded,
+    Reloaded,
+    SearchQuery,
     Similar,
     UserHistory,
 )
+from serving.schemas.asked import K_IS
+from serving.schemas.fields import LARGEST_ID
 from serving.service import Service
 
-LARGEST_ID = 2**63 - 1
+P = ParamSpec("P")
 
-UserId = Annotated[int, Path(ge=0, le=LARGEST_ID, examples=[42])]
-MovieId = Annotated[int, Path(ge=0, le=LARGEST_ID, examples=[260])]
-K = Annotated[int | None, Query(ge=1, description="how many; the service's default if not given")]
-
-
-def _call(request: Request) -> Call:
-    return Call(request.state.request_id, request.state.started)
+UserId = Annotated[int, Path(ge=0, le=LARGEST_ID, description="as in the data set", examples=[42])]
+MovieId = Annotated[int, Path(ge=0, le=LARGEST_ID, description="as in the data set", examples=[260])]
+K = Annotated[int | None, Query(ge=1, description=K_IS, examples=[10])]
 
 
-def _service(request: Request) -> Service:
+class Json(Response):
+    """Written by orjson, from values that the service made."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return orjson.dumps(content)
+
+
+async def _service(request: Request) -> Service:
     """Raises a 503 until the model is loaded."""
     service: Service | None = request.app.state.service
     if service is None:
@@ -43,58 +63,116 @@ def _service(request: Request) -> Service:
 
 
 Ready = Annotated[Service, Depends(_service)]
-Asking = Annotated[Call, Depends(_call)]
 
-api = APIRouter(prefix="/v1", responses=documented(422, 500, 503))
+api = APIRouter(prefix="/v1", responses=documented(422, 429, 500, 503))
 
 
-@api.get("/users/{user_id}/recommendations", tags=["recommend"])
-def recommend_user(service: Ready, call: Asking, user_id: UserId, k: K = None) -> Recommended:
+async def _computed(
+    request: Request, work: Callable[Concatenate[Call, P], Body], *args: P.args, **more: P.kwargs
+) -> Json:
+    """The answer of a method of the service, on a compute thread."""
+    admission: Admission = request.app.state.admission
+    body = await admission.run(work, Call(request.state.request_id, request.state.started), *args, **more)
+    request.state.timings_ms, request.state.degraded = body.get("timings_ms"), body.get("degraded", ())
+    return Json(body)
+
+
+async def _waited(
+    request: Request, work: Callable[Concatenate[Call, P], Body], *args: P.args, **more: P.kwargs
+) -> Body:
+    """The answer of a method that waits for a disk or a store, on a thread that computes nothing."""
+    admission: Admission = request.app.state.admission
+    return await admission.run_io(work, Call(request.state.request_id, request.state.started), *args, **more)
+
+
+@api.get("/users/{user_id}/recommendations", tags=["recommend"], response_model=Recommended)
+async def recommend_user(
+    request: Request, service: Ready, user_id: UserId, asked: Annotated[ListQuery, Query()]
+) -> Json:
     """The k best movies that this user has not rated, best first. Somebody unknown gets the cold-start answer."""
-    return service.recommend_user(call, user_id, k)
+    return await _computed(request, service.recommend_user, user_id, asked)
 
 
-@api.post("/recommendations", tags=["recommend"])
-def recommend_history(service: Ready, call: Asking, body: RecommendationRequest) -> Recommended:
+@api.post("/recommendations", tags=["recommend"], response_model=Recommended, responses=documented(400, 413))
+async def recommend_history(request: Request, service: Ready, body: RecommendationRequest) -> Json:
     """The same for somebody who is not stored: the history comes in the body, and is forgotten afterwards."""
-    return service.recommend_history(call, body)
+    return await _computed(request, service.recommend_history, body)
 
 
-@api.get("/movies/{movie_id}/similar", tags=["recommend"], responses=documented(404))
-def similar(service: Ready, call: Asking, movie_id: MovieId, k: K = None) -> Similar:
+@api.post("/users/recommendations", tags=["recommend"], response_model=ManyRecommended, responses=documented(400, 413))
+async def recommend_many(request: Request, service: Ready, body: ManyRequest) -> Json:
+    """Lists for several stored users, computed together, in the order asked."""
+    return await _computed(request, service.recommend_many, body)
+
+
+@api.get("/movies/{movie_id}/similar", tags=["movies"], response_model=Similar, responses=documented(404))
+async def similar(request: Request, service: Ready, movie_id: MovieId, k: K = None) -> Json:
     """The movies whose vectors point in the same direction."""
-    return service.similar(call, movie_id, k)
+    return await _computed(request, service.similar, movie_id, k)
 
 
-@api.post("/events", status_code=201, tags=["events"])
-def record(service: Ready, call: Asking, body: EventRequest) -> Recorded:
+@api.get("/movies/{movie_id}", tags=["movies"], response_model=MovieDetails, responses=documented(404))
+async def movie(request: Request, service: Ready, movie_id: MovieId) -> Json:
+    """Title, year, genres, and how it was rated."""
+    return Json(service.movie(_call(request), movie_id))
+
+
+@api.get("/movies", tags=["movies"], response_model=MovieSearch)
+async def search(request: Request, service: Ready, asked: Annotated[SearchQuery, Query()]) -> Json:
+    """Movies by words of their titles, or beginnings of words; those rated most first."""
+    return await _computed(request, service.search, asked)
+
+
+@api.post("/events", status_code=201, tags=["events"], response_model=Recorded, responses=documented(400, 401, 413))
+async def record(request: Request, service: Ready, body: EventRequest) -> Json:
     """A user has rated a movie. When this returns, the event is on disk and the user's next answer knows it."""
-    return service.record(call, body)
+    return Json(await _waited(request, service.record, body), status_code=201)
 
 
-@api.get("/users/{user_id}/history", tags=["events"])
-def history(service: Ready, call: Asking, user_id: UserId, n: Annotated[int, Query(ge=1, le=64)] = 20) -> UserHistory:
+@api.get("/users/{user_id}/history", tags=["events"], response_model=UserHistory)
+async def history(
+    request: Request,
+    service: Ready,
+    user_id: UserId,
+    n: Annotated[int, Query(ge=1, le=64, description="events at most", examples=[20])] = 20,
+) -> Json:
     """What this user rated last, newest first."""
-    return service.history(call, user_id, n)
+    return Json(await _waited(request, service.history, user_id, n))
 
 
-@api.get("/model", tags=["service"])
-def model(service: Ready) -> ModelCard:
+@api.get("/model", tags=["service"], response_model=ModelCard)
+async def model(service: Ready) -> Json:
     """What is being served, on what it was trained, how good it was measured to be, and what was counted."""
-    return service.card()
+    return Json(service.card())
+
+
+@api.post("/admin/reload", tags=["service"], response_model=Reloaded, responses=documented(401))
+async def reload(request: Request, service: Ready) -> Json:
+    """Serve what the registry's champion alias names now, and the newest statistics of movies."""
+    return Json(await _waited(request, service.reload))
 
 
 health = APIRouter(tags=["service"])
 
 
-@health.get("/healthz")
-async def healthz() -> Health:
+@health.get("/healthz", response_model=Health)
+async def healthz() -> Json:
     """The process lives."""
-    return Health(status="ok")
+    return Json({"status": "ok"})
 
 
-@health.get("/readyz", responses=documented(503))
-async def readyz(_service: Ready, response: Response) -> Health:
+@health.get("/readyz", response_model=Health, responses=documented(503))
+async def readyz(_service: Ready) -> Json:
     """The model is loaded and warm; 503 before."""
-    response.headers["Cache-Control"] = "no-store"
-    return Health(status="ready")
+    return Json({"status": "ready"})
+
+
+@health.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(request: Request) -> Response:
+    """What was measured, in the text format of Prometheus; also before the model is ready."""
+    content, media_type = request.app.state.metrics.exposition()
+    return Response(content, media_type=media_type)
+
+
+def _call(request: Request) -> Call:
+    return Call(request.state.request_id, request.state.started)

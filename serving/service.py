@@ -1,39 +1,50 @@
-"""What the routes do, without HTTP: recommend, find similar movies, record an event, tell a history.
+"""What the routes do, without HTTP: recommend, find similar movies, search, record an event, tell a history.
 
-Stage: serving. In: typed requests. Out: typed answers. Absent: HTTP, and the fallbacks of an answer (`answers`).
+Stage: serving. In: typed requests. Out: answers as plain dicts. Absent: HTTP, and the fallbacks of an answer
+(`answers`). A method reads `champion.model` once and stays with it to its end.
 """
 
 import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from recsys.errors import StoreError
 from recsys.feature_store import FeatureStore
 from recsys.features.state import Event, UserState, state_after
+from recsys.monitoring.prediction_log import predictions_folder
 from recsys.recommender import Filters
-from serving.answers import STATE, Answers, Call, Counters
+from serving.answers import STATE, Answers, Body, Call, Wanted, about
+from serving.champion import Champion
 from serving.event_log import EventLog, LoggedEvent
+from serving.metrics import Metrics
 from serving.model import ServedModel, settle
+from serving.paging import Rest, decode, encode, key_of
+from serving.prediction_log import PredictionLog
 from serving.problems import ProblemError
 from serving.schemas import (
     EventRequest,
-    ModelCard,
+    FilterBody,
+    ListQuery,
+    ManyRequest,
     Rated,
-    RatedMovie,
     RecommendationRequest,
-    Recommended,
-    Recorded,
-    Similar,
-    SimilarMovie,
-    UserHistory,
+    SearchQuery,
 )
+from serving.schemas.fields import LARGEST_ID
 from serving.settings import ServiceSettings
 from serving.states import Known, UserStates
 
 CLOCK_SKEW_S = 5  # how far a client's clock may be ahead
+NO_USER: Body = {
+    "type": "urn:recsys:problem:invalid-user",
+    "title": "Invalid user",
+    "status": 422,
+    "detail": f"A user id is an integer from 0 to {LARGEST_ID}.",
+}
 log = logging.getLogger(__name__)
 
 
@@ -41,79 +52,139 @@ class Service:
     """Everything behind the routes. Safe to share between threads."""
 
     def __init__(
-        self, settings: ServiceSettings, model: ServedModel, store: FeatureStore, clock: Callable[[], float] = time.time
+        self,
+        settings: ServiceSettings,
+        champion: Champion,
+        store: FeatureStore,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self.settings, self.model, self.store = settings, model, store
+        self.settings, self.champion, self.store, self.metrics = settings, champion, store, metrics
         self.event_log = EventLog(settings.home.events)
-        self.states = UserStates(store, self.event_log)
-        self.counters = Counters()
-        self.answers = Answers(settings, model, self.counters, clock)
+        self.states = UserStates(store, self.event_log, metrics)
+        self.predictions = PredictionLog(
+            predictions_folder(settings.home),
+            share=settings.predictions_share,
+            most_bytes=settings.predictions_bytes,
+            most_days=settings.predictions_days,
+            count=metrics.count,
+            clock=clock,
+        )
+        self.answers = Answers(settings, metrics, self.predictions, clock)
+        secret = settings.api_key
+        self._key = key_of(settings.home.name, secret.get_secret_value() if secret else None)
         self._clock = clock
 
     @classmethod
-    def load(cls, settings: ServiceSettings) -> "Service":
+    def load(cls, settings: ServiceSettings, metrics: Metrics) -> "Service":
         """The champion, its feature store, and the events that the store has not heard of."""
         store = FeatureStore(settings.feature_store)
         model = ServedModel.load(settings, store, int(time.time()))
-        service = cls(settings, model, store)
-        moved = service.states.replay(service.event_log.read())
+        service = cls(settings, Champion(settings, store, metrics, model), store, metrics)
+        moved = service.states.catch_up()
         log.info("event log read, %d user state(s) moved forward", moved)
         service.states.read(0)  # the first read opens the store
         settle()
         return service
 
-    def recommend_user(self, call: Call, user_id: int, k: int | None) -> Recommended:
+    def recommend_user(self, call: Call, user_id: int, asked: ListQuery) -> Body:
         """For a user of the store; the cold-start answer for somebody unknown."""
-        size = self._size(k)
-        try:
-            known = self.states.read(user_id, self.settings.budget_ms * self.settings.state_share / 1e3)
-        except StoreError as error:
-            self.answers.degrade(call, STATE, error)
-            known = self.states.last_known(user_id)
-        return self.answers.recommend(call, user_id, known, size, Filters())
+        call.begin()
+        model = self.champion.model
+        k = self._size(asked.k)
+        if asked.cursor is not None:
+            rest = self._rest(asked.cursor, user_id)
+            return self._page(model, call, rest, self._known(call, user_id).seen_ids, k)
+        known = self._known(call, user_id)
+        filters = _filters(asked, asked.genre)
+        return self._list(model, call, user_id, known, _wanted(asked, k, filters))
 
-    def recommend_history(self, call: Call, body: RecommendationRequest) -> Recommended:
+    def recommend_history(self, call: Call, body: RecommendationRequest) -> Body:
         """For a history that the request brings along; nothing is stored."""
-        size = self._size(body.k)
+        call.begin()
+        model = self.champion.model
+        k = self._size(body.k)
         limit = self.settings.max_history
         if len(body.history) > limit:
             detail = f"history has {len(body.history)} events; at most {limit} are read."
             raise ProblemError(422, "history-too-long", detail, limit=limit)
+        seen = np.array([rated.movie_id for rated in body.history], dtype=np.int64)
+        if body.cursor is not None:
+            return self._page(model, call, self._rest(body.cursor, None), seen, k)
         state = UserState(
             0, gender=body.profile.gender or "", age=body.profile.age or 0, occupation=body.profile.occupation or ""
         )
-        for event in self._events(body.history):
+        for event in self._events(model, body.history):
             state = state_after(state, event)
-        seen = np.array([rated.movie_id for rated in body.history], dtype=np.int64)
-        chosen = body.filters
-        filters = Filters(
-            genres=tuple(chosen.genres),
-            year_from=chosen.year_from,
-            year_to=chosen.year_to,
-            exclude_ids=tuple(chosen.exclude_ids),
-            min_ratings=chosen.min_ratings,
-        )
-        return self.answers.recommend(call, None, Known(state, seen, stored=True), size, filters)
+        filters = _filters(body.filters, body.filters.genres)
+        return self._list(model, call, None, Known(state, seen, stored=True), _wanted(body, k, filters))
 
-    def similar(self, call: Call, movie_id: int, k: int | None) -> Similar:
-        item_idx = self._idx(movie_id, status=404)
-        best, scores = self.model.similar(item_idx, self._size(k))
-        items = [
-            SimilarMovie(rank=rank, score=round(float(score), 6), **self.model.movie(int(idx)).model_dump())
-            for rank, (idx, score) in enumerate(zip(best, scores, strict=True), start=1)
+    def recommend_many(self, call: Call, body: ManyRequest) -> Body:
+        """For several users of the store in one batch. Who cannot be a user gets a problem, the others their lists."""
+        call.begin()
+        model = self.champion.model
+        wanted = Wanted(self._size(body.k), _filters(body.filters, body.filters.genres), body.diversity)
+        valid = {asked for asked in body.user_ids if isinstance(asked, int) and 0 <= asked <= LARGEST_ID}
+        own = {user_id: Call(call.request_id, call.started) for user_id in sorted(valid)}
+        knowns = [self._known(own[user_id], user_id) for user_id in own]
+        lists = dict(zip(own, self.answers.recommend_many(model, call, knowns, wanted) if own else [], strict=True))
+        answers = [
+            _one(asked, *lists[asked], own[asked].degraded, None)
+            if asked in valid and isinstance(asked, int)
+            else _one(_shown(asked), False, [], [], NO_USER)
+            for asked in body.user_ids
         ]
-        self.counters.add("similar")
-        return Similar(
-            request_id=call.request_id,
-            dataset=self.model.dataset(),
-            model=self.model.info(),
-            movie=self.model.movie(item_idx),
-            items=items,
-        )
+        return {
+            "request_id": call.request_id,
+            **about(model),
+            "degraded": call.degraded,
+            "answers": answers,
+            "timings_ms": self.answers.timings(call),
+        }
 
-    def record(self, call: Call, body: EventRequest) -> Recorded:
+    def similar(self, call: Call, movie_id: int, k: int | None) -> Body:
+        model = self.champion.model
+        item_idx = self._idx(model, movie_id, status=404)
+        best, scores = model.similar(item_idx, self._size(k))
+        facts = model.movies.facts
+        self.metrics.count("similar")
+        return {
+            "request_id": call.request_id,
+            **about(model),
+            "movie": facts[item_idx],
+            "items": [
+                {**facts[idx], "rank": rank, "score": round(score, 6)}
+                for rank, (idx, score) in enumerate(zip(best.tolist(), scores.tolist(), strict=True), start=1)
+            ],
+        }
+
+    def movie(self, call: Call, movie_id: int) -> Body:
+        model = self.champion.model
+        item_idx = self._idx(model, movie_id, status=404)
+        n, stars = int(model.stats.n_ratings[item_idx]), float(model.stats.rating_sum[item_idx])
+        return {
+            "request_id": call.request_id,
+            "dataset": about(model)["dataset"],
+            "movie": model.movies.facts[item_idx],
+            "n_ratings": n,
+            "mean_rating": round(stars / n, 3) if n else None,
+        }
+
+    def search(self, call: Call, asked: SearchQuery) -> Body:
+        model = self.champion.model
+        k = self._size(asked.k)
+        found = model.movies.search(asked.q, model.stats.n_ratings)
+        return {
+            "request_id": call.request_id,
+            "dataset": about(model)["dataset"],
+            "found": len(found),
+            "items": [model.movies.facts[idx] for idx in found[:k].tolist()],
+        }
+
+    def record(self, call: Call, body: EventRequest) -> Body:
         """Append to the log, then move the user's state."""
-        self._idx(body.movie_id, status=422)
+        model = self.champion.model
+        self._idx(model, body.movie_id, status=422)
         now = int(self._clock())
         timestamp = self._past(body.timestamp, now) if body.timestamp is not None else now
         event = LoggedEvent(
@@ -123,57 +194,99 @@ class Service:
             rating=body.rating,
             timestamp=timestamp,
             received=now,
-            bundle_id=self.model.bundle.facts.bundle_id,
+            bundle_id=model.bundle.facts.bundle_id,
         )
         try:
             known, applied = self.states.record(event)
         except OSError as error:
             log.error("%s: event not logged: %s", call.request_id, error)
-            self.counters.add("events.refused")
+            self.metrics.event("refused")
             raise ProblemError(503, "event-not-stored", "The event could not be stored; send it again.") from error
-        self.counters.add("events" if applied else "events.pending")
-        return Recorded(
-            request_id=call.request_id,
-            event_id=event.event_id,
-            user_id=event.user_id,
-            movie_id=event.item_id,
-            timestamp=timestamp,
-            applied=applied,
-            n_events=known.state.n_events,
-        )
+        self.metrics.event("applied" if applied else "pending")
+        return {
+            "request_id": call.request_id,
+            "event_id": event.event_id,
+            "user_id": event.user_id,
+            "movie_id": event.item_id,
+            "timestamp": timestamp,
+            "applied": applied,
+            "n_events": known.state.n_events,
+        }
 
-    def history(self, call: Call, user_id: int, n: int) -> UserHistory:
+    def history(self, call: Call, user_id: int, n: int) -> Body:
         """The last events, newest first. Raises StoreError where the state cannot be read."""
+        model = self.champion.model
         known = self.states.read(user_id)
         state = known.state
-        idx = self.model.catalogue.to_idx(np.asarray(state.item_ids, dtype=np.int64)).tolist()
+        idx = model.catalogue.to_idx(np.asarray(state.item_ids, dtype=np.int64)).tolist()
         events = [
-            RatedMovie(rating=rating, timestamp=timestamp, **self.model.movie(i).model_dump())
+            {**model.movies.facts[i], "rating": rating, "timestamp": timestamp}
             for i, rating, timestamp in zip(idx, state.ratings, state.timestamps, strict=True)
             if i >= 0
         ]
-        return UserHistory(
-            request_id=call.request_id,
-            user_id=user_id,
-            known=known.stored,
-            n_events=state.n_events,
-            events=events[::-1][:n],
-        )
+        self.metrics.count("history")
+        return {
+            "request_id": call.request_id,
+            "user_id": user_id,
+            "known": known.stored,
+            "n_events": state.n_events,
+            "events": events[::-1][:n],
+        }
 
-    def card(self) -> ModelCard:
-        return self.model.card(self.counters.as_dict())
+    def card(self) -> Body:
+        """What is served, since when, and what was counted."""
+        card: dict[str, Any] = self.champion.model.card(self.metrics.as_dict()).model_dump()
+        return {**card, "reload": self.champion.status()}
+
+    def reload(self, call: Call) -> Body:
+        """Look at the champion's alias now."""
+        outcome = self.champion.reload()
+        failure = self.champion.status()["last_failure"] if outcome in ("refused", "failed") else None
+        served = about(self.champion.model)["model"]
+        return {"request_id": call.request_id, "outcome": outcome, "model": served, "failure": failure}
 
     def close(self) -> None:
         self.states.close()
+        self.predictions.close()
+
+    # -- parts ----------------------------------------------------------------------------------------------------
+
+    def _known(self, call: Call, user_id: int) -> Known:
+        """One read of the store within its share of the budget, else what was known last."""
+        try:
+            return self.states.read(user_id, self.settings.budget_ms * self.settings.state_share / 1e3)
+        except StoreError as error:
+            self.answers.degrade(call, STATE, error)
+            return self.states.last_known(user_id)
+
+    def _list(self, model: ServedModel, call: Call, user_id: int | None, known: Known, wanted: Wanted) -> Body:
+        body, rest = self.answers.recommend(model, call, user_id, known, wanted)
+        self.champion.remember(known.state, known.seen_ids)
+        return self._with_cursor(body, rest)
+
+    def _page(self, model: ServedModel, call: Call, rest: Rest, seen: np.ndarray[Any, Any], k: int) -> Body:
+        call.timings_ms["state"] = call.elapsed_ms() - call.timings_ms["queue"]
+        return self._with_cursor(*self.answers.page(model, call, rest, seen, k))
+
+    def _with_cursor(self, body: Body, rest: Rest | None) -> Body:
+        if rest is not None:
+            body["next_cursor"] = encode(rest, self._key)
+        return body
+
+    def _rest(self, cursor: str, user_id: int | None) -> Rest:
+        rest = decode(cursor, self._key)
+        if rest.header.user_id != user_id:
+            raise ProblemError(422, "invalid-cursor", "The cursor belongs to the list of somebody else.")
+        return rest
 
     # -- checks ---------------------------------------------------------------------------------------------------
 
-    def _events(self, history: Sequence[Rated]) -> list[Event]:
+    def _events(self, model: ServedModel, history: Sequence[Rated]) -> list[Event]:
         """Missing timestamps become the seconds before now, in the order given."""
         now = int(self._clock())
         events = []
         for place, rated in enumerate(history):
-            self._idx(rated.movie_id, status=422)
+            self._idx(model, rated.movie_id, status=422)
             default = now - len(history) + place
             events.append(
                 Event(
@@ -184,10 +297,11 @@ class Service:
             )
         return events
 
-    def _idx(self, movie_id: int, status: int) -> int:
-        item_idx = int(self.model.catalogue.to_idx(movie_id))
+    @staticmethod
+    def _idx(model: ServedModel, movie_id: int, status: int) -> int:
+        item_idx = int(model.catalogue.to_idx(movie_id))
         if item_idx < 0:
-            detail = f"Movie {movie_id} is not in the catalogue of {self.model.bundle.facts.dataset.name}."
+            detail = f"Movie {movie_id} is not in the catalogue of {model.bundle.facts.dataset.name}."
             raise ProblemError(status, "unknown-movie", detail, movie_id=movie_id)
         return item_idx
 
@@ -203,3 +317,21 @@ class Service:
         if timestamp > now + CLOCK_SKEW_S:
             raise ProblemError(422, "future-event", f"timestamp {timestamp} lies in the future; it is {now} here.")
         return timestamp
+
+
+def _filters(asked: FilterBody | ListQuery, genres: Sequence[str]) -> Filters:
+    return Filters(tuple(genres), asked.year_from, asked.year_to, tuple(asked.exclude_ids), asked.min_ratings)
+
+
+def _wanted(asked: ListQuery | RecommendationRequest, k: int, filters: Filters) -> Wanted:
+    return Wanted(k, filters, asked.diversity, asked.explain, asked.paginate)
+
+
+def _one(user_id: int | str, cold: bool, items: list[Body], degraded: list[str], problem: Body | None) -> Body:
+    """One of several answers."""
+    return {"user_id": user_id, "cold_start": cold, "degraded": degraded, "items": items, "problem": problem}
+
+
+def _shown(user_id: int | str) -> int | str:
+    """As it was asked for; as text where JSON readers could not keep the number."""
+    return user_id if isinstance(user_id, str) or abs(user_id) <= LARGEST_ID else str(user_id)[:100]

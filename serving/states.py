@@ -1,32 +1,45 @@
 """The state of users as requests read it and events move it.
 
 Stage: serving. In: the feature store, the event log, events. Out: state and seen movies of one user, with every
-acknowledged event. Absent: how a state moves (`recsys.features.state.state_after`).
+acknowledged event. Absent: how a state moves (`recsys.features.rebuild`), and the log's format.
 
-Order of an event: log, then read, fold and push under the user's lock. If the push fails, the event stays pending:
-it is folded into whatever is read, and pushed with the user's next event, or after a restart by `replay`. Locks and
-pending events live in this process: one process serves a home.
+Order of an event: log, then read, fold and push in one turn of that user, held against threads and other processes
+alike (`store.locks`). If the store fails, the event stays pending: it is folded into whatever this process reads, and
+pushed when the store answers again, with the user's next event, or after a restart from the log.
+
+A store that fails time after time is known to be away (`circuit`): nobody waits for it then, and one request at a
+time finds out whether it is back.
 """
 
 import logging
 import threading
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from recsys.errors import StoreError
 from recsys.feature_store import FeatureStore
-from recsys.features.state import HISTORY_LENGTH, Event, UserState, state_after
+from recsys.feature_store.catch_up import catch_up, moved
+from recsys.features.rebuild import fold
+from recsys.features.state import Event, UserState, state_after
+from serving.circuit import Circuit
 from serving.event_log import EventLog, LoggedEvent
+from serving.metrics import Metrics
+from serving.threads import Threads
 
 Ids = npt.NDArray[np.int64]
-LOCKS = 256  # users share locks by number; a lock each would grow without end
+Stored = tuple[UserState, Ids]
+T = TypeVar("T")
 STORE_THREADS = 4
 REMEMBERED = 20_000  # users whose last state stays in memory, about 2 kB each
+SLOW_S = 0.25  # a store that takes longer is as good as away, as budgets are a fifth of that
+READ_LIMIT_S = 10.0  # for whoever has no budget
+RECORD_LIMIT_S = 2.0  # an event waits that long for the store, then stays pending
 log = logging.getLogger(__name__)
 
 
@@ -40,29 +53,30 @@ class Known:
 
 
 class UserStates:
-    """Safe to share between threads."""
+    """Safe to share between threads, and between processes that serve one home."""
 
-    def __init__(self, store: FeatureStore, event_log: EventLog) -> None:
-        self._store = store
-        self._log = event_log
-        self._locks = [threading.Lock() for _ in range(LOCKS)]
+    def __init__(
+        self, store: FeatureStore, event_log: EventLog, metrics: Metrics | None = None, circuit: Circuit | None = None
+    ) -> None:
+        self._store, self._log, self._metrics = store, event_log, metrics
+        self._circuit = circuit or Circuit()
         self._pending: dict[int, list[Event]] = {}
+        self._pending_lock = threading.Lock()
         self._last: OrderedDict[int, Known] = OrderedDict()
         self._last_lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
+        self._reading = Threads("store-read", STORE_THREADS)
+        self._moving = Threads("store-move", STORE_THREADS)
 
-    def read(self, user_id: int, timeout_s: float | None = None) -> Known:
-        """One read of the store. Raises StoreError where it fails or takes longer than `timeout_s`.
+    def read(self, user_id: int, timeout_s: float = READ_LIMIT_S) -> Known:
+        """One read of the store. Raises StoreError where it fails, takes longer than `timeout_s`, or is known to be
+        away; then at once.
 
         A read cannot be interrupted, only given up; a store that hangs holds STORE_THREADS threads, not the service.
         """
-        reading: Future[tuple[UserState, Ids] | None] = self._pool.submit(self._store.online_state, user_id)
-        try:
-            stored = reading.result(timeout_s)
-        except TimeoutError as error:
-            reading.cancel()
-            raise StoreError(f"The state of user {user_id} was not read within {timeout_s:.3f} s") from error
-        known = _folded(user_id, stored, self._pending.get(user_id, ()))
+        stored = self._within(
+            self._reading, timeout_s, f"The state of user {user_id} was not read", self._read, user_id
+        )
+        known = self._folded(user_id, stored)
         self._remember(known)
         return known
 
@@ -71,8 +85,119 @@ class UserStates:
         Events that wait for the store are in it."""
         with self._last_lock:
             known = self._last.get(user_id)
-        stored = None if known is None else (known.state, known.seen_ids)
-        return _folded(user_id, stored, self._pending.get(user_id, ()))
+        return self._folded(user_id, None if known is None else (known.state, known.seen_ids))
+
+    def record(self, event: LoggedEvent) -> tuple[Known, bool]:
+        """Log an event and move the user's state. Returns the state and whether the store has it already.
+
+        OSError means that the event was not logged, and nothing has moved.
+        """
+        user_id = event.user_id
+        self._log.append(event)
+        with self._pending_lock:  # whoever reads meanwhile knows the event already
+            waiting = self._pending.get(user_id, [])
+            self._pending[user_id] = [*waiting, Event(event.item_id, event.rating, event.timestamp)]
+        try:
+            what = f"The state of user {user_id} was not moved"
+            known = self._within(self._moving, RECORD_LIMIT_S, what, self._move, user_id)
+        except StoreError as error:
+            log.warning("event %s is in the log, but not yet in the store: %s", event.event_id, error)
+            return self.last_known(user_id), False
+        return known, True
+
+    def catch_up(self) -> int:
+        """Push what the log knows and the store does not, as after a restart. Returns the users moved."""
+        return self._store.catch_up()
+
+    def replay(self, events: Iterable[LoggedEvent]) -> int:
+        """The same for some events only."""
+        return catch_up(self._store, self._store.locks, events)
+
+    def close(self) -> None:
+        self._reading.close()
+        self._moving.close()
+
+    # -- parts ----------------------------------------------------------------------------------------------------
+
+    def _within(self, threads: Threads, limit_s: float, what: str, work: Callable[[int], T], user_id: int) -> T:
+        """`work(user_id)` on a thread that can be left behind. Its outcome tells the circuit how the store is."""
+        if not self._circuit.admits():
+            self._count("store.not_asked")
+            raise StoreError(f"{what}: the store failed {self._circuit.failures} times and is asked again shortly")
+        running = threads.submit(self._timed, work, user_id)
+        try:
+            return running.result(limit_s)
+        except TimeoutError as error:
+            running.cancel()
+            self._failed()
+            raise StoreError(f"{what} within {limit_s:.3f} s") from error
+        except BaseException:
+            self._failed()
+            raise
+
+    def _timed(self, work: Callable[[int], T], user_id: int) -> T:
+        """The store's own time tells how it is, also where the caller has given up: on a busy machine a caller may run
+        out of time although the store answers at once."""
+        started = time.perf_counter()
+        result = work(user_id)
+        if time.perf_counter() - started < SLOW_S and self._circuit.succeeded():
+            log.warning("the store answers again")
+            self._moving.submit(self._move_pending)
+        return result
+
+    def _failed(self) -> None:
+        if self._circuit.failed():
+            log.error("the store failed %d times; it is left alone for a while", self._circuit.failures)
+            self._count("store.left_alone")
+
+    def _read(self, user_id: int) -> Stored | None:
+        return self._store.online_state(user_id)
+
+    def _move(self, user_id: int) -> Known:
+        """Read, fold what is pending, push: one turn. Also where the caller has given up waiting, the turn is ended
+        here, so that no later turn is overtaken by an earlier one."""
+        with self._store.locks.held(user_id):
+            waiting = list(self._pending.get(user_id, ()))
+            stored = self._store.online_state(user_id)
+            if waiting:
+                state, seen = moved(stored, user_id, waiting, self._store.whole_state)
+                self._store.push_state(state, seen, stamped=state.timestamps[-1])
+                known = Known(state, seen, stored=True)
+                self._settled(user_id, len(waiting))
+            else:
+                known = _known(user_id, stored)
+        self._remember(known)
+        return known
+
+    def _settled(self, user_id: int, count: int) -> None:
+        """The first `count` events of a user are in the store; later ones may have come meanwhile."""
+        with self._pending_lock:
+            rest = self._pending.pop(user_id)[count:]
+            if rest:
+                self._pending[user_id] = rest
+
+    def _move_pending(self) -> None:
+        """After a failure of the store: every user who has an event that it does not know."""
+        for user_id in list(self._pending):
+            try:
+                self._move(user_id)
+            except StoreError as error:
+                log.warning("events of %d user(s) wait for the store: %s", len(self._pending), error)
+                return
+
+    def _folded(self, user_id: int, stored: Stored | None) -> Known:
+        """With what is pending. An event that does not fold exactly is shown all the same: the state is made anew
+        from the log once it is pushed."""
+        waiting = self._pending.get(user_id)
+        if not waiting:
+            return _known(user_id, stored)
+        state, seen = stored if stored is not None else (UserState(user_id), np.empty(0, dtype=np.int64))
+        folded = fold(state, seen, waiting)
+        if folded is None:
+            for event in waiting:
+                state = state_after(state, event)
+            folded = state, np.union1d(seen, [event.item_id for event in waiting]).astype(np.int64)
+        return Known(*folded, stored=True)
 
     def _remember(self, known: Known) -> None:
         if not known.stored:
@@ -83,62 +208,11 @@ class UserStates:
             if len(self._last) > REMEMBERED:
                 self._last.popitem(last=False)
 
-    def record(self, event: LoggedEvent) -> tuple[Known, bool]:
-        """Log an event and move the user's state. Returns the state and whether the store has it already.
-
-        OSError means that the event was not logged, and nothing has moved.
-        """
-        user_id = event.user_id
-        with self._locks[user_id % LOCKS]:
-            self._log.append(event)
-            waiting = [*self._pending.get(user_id, ()), Event(event.item_id, event.rating, event.timestamp)]
-            self._pending[user_id] = waiting  # whoever reads meanwhile knows the event already
-            known = _folded(user_id, None, waiting)
-            try:
-                known = _folded(user_id, self._store.online_state(user_id), waiting)
-                self._push(known)
-                self._remember(known)
-            except StoreError as error:
-                log.warning("event %s is in the log, but not yet in the store: %s", event.event_id, error)
-                return known, False
-            del self._pending[user_id]
-            return known, True
-
-    def replay(self, events: Iterable[LoggedEvent]) -> int:
-        """Push what the log knows and the store does not, as after a new materialisation. Returns the users moved."""
-        by_user: dict[int, list[Event]] = defaultdict(list)
-        for event in events:
-            by_user[event.user_id].append(Event(event.item_id, event.rating, event.timestamp))
-        moved = 0
-        for user_id, stored in zip(by_user, self._store.online_states(list(by_user)), strict=True):
-            known = _folded(user_id, stored, by_user[user_id])
-            if stored is None or known.state != stored[0] or len(known.seen_ids) != len(np.unique(stored[1])):
-                self._push(known)
-                moved += 1
-        return moved
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _push(self, known: Known) -> None:
-        self._store.push_state(known.state, known.seen_ids, stamped=known.state.timestamps[-1])
+    def _count(self, name: str) -> None:
+        if self._metrics is not None:
+            self._metrics.count(name)
 
 
-def _folded(user_id: int, stored: tuple[UserState, Ids] | None, events: Iterable[Event]) -> Known:
+def _known(user_id: int, stored: Stored | None) -> Known:
     state, seen = stored if stored is not None else (UserState(user_id), np.empty(0, dtype=np.int64))
-    for event in events:
-        if not _counted(state, seen, event):
-            state = state_after(state, event)
-            seen = np.union1d(seen, [event.item_id]).astype(np.int64)
-    return Known(state, seen, stored is not None or state.n_events > 0)
-
-
-def _counted(state: UserState, seen: Ids, event: Event) -> bool:
-    """Whether an event is in the state's sums although its window no longer shows it.
-
-    `state_after` knows an event again while it is in the window. One that is older than a full window was counted if
-    its movie is among the seen; that is exact for users who rate a movie once, as MovieLens users do.
-    """
-    full = len(state.timestamps) == HISTORY_LENGTH
-    older = full and (event.timestamp, event.item_id) < (state.timestamps[0], state.item_ids[0])
-    return older and event.item_id in seen
+    return Known(state, seen, stored is not None)

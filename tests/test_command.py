@@ -71,8 +71,8 @@ def test_the_commands_are_those_of_the_design_in_the_order_of_use() -> None:
     top = [path[0] for path in ALL if len(path) == 1]
     assert top == [
         *("quickstart", "data", "train", "evaluate", "recommend", "batch", "serve"),
-        *("diversity", "ablate", "tune", "keep"),
-        *("bench", "models"),
+        *("diversity", "ablate", "tune", "keep", "skew"),
+        *("bench", "logs", "models"),
     ]
     assert {path for path in ALL if path[:1] == ("models",)} == {
         ("models",),

@@ -1,5 +1,6 @@
 """The one place that reads the environment: defaults, and what is refused."""
 
+import traceback
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,13 @@ def test_a_value_that_cannot_be_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_variable_that_means_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECSYS_HOEM", "/x")
-    with pytest.raises(ConfigError, match="RECSYS_HOEM, which means nothing here; known are RECSYS_DATASET"):
+    with pytest.raises(ConfigError, match="RECSYS_HOEM, which means nothing here; known are RECSYS_API_KEY"):
+        read_settings()
+
+
+def test_a_variable_that_has_another_name_is_not_taken_for_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECSYS_MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    with pytest.raises(ConfigError, match=r"RECSYS_MLFLOW_TRACKING_URI, which means nothing.*, MLFLOW_TRACKING_URI\."):
         read_settings()
 
 
@@ -37,3 +44,22 @@ def test_what_the_feast_command_needs_is_no_error(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("RECSYS_FEAST_PROJECT", "x")
     monkeypatch.setenv("RECSYS_FEATURES", "/x")
     read_settings()
+
+
+def test_the_key_is_a_secret_even_where_it_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECSYS_API_KEY", "too-short")
+    with pytest.raises(ConfigError, match=r"RECSYS_API_KEY cannot be used: .*at least 16") as refused:
+        read_settings()
+    assert "too-short" not in "".join(traceback.format_exception(refused.value))
+    monkeypatch.setenv("RECSYS_API_KEY", "0123456789abcdef")
+    settings = read_settings()
+    assert settings.api_key is not None
+    assert settings.api_key.get_secret_value() == "0123456789abcdef"
+    assert "0123456789abcdef" not in repr(settings)
+
+
+def test_no_key_and_no_traces_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RECSYS_API_KEY", raising=False)
+    monkeypatch.setenv("RECSYS_OTEL_ENDPOINT", "http://127.0.0.1:4318")
+    settings = read_settings()
+    assert (settings.api_key, settings.otel_endpoint) == (None, "http://127.0.0.1:4318")

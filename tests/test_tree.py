@@ -1,23 +1,18 @@
-"""The shape of the repository: what may lie where, how modules open, and what the container files promise.
+"""The shape of the repository: what may lie where, how modules open, and what importing must not do.
 
 Stage: tests. In: the files that git tracks or would track. Out: pass or fail. Absent: import directions, which
-import-linter holds.
+import-linter holds, and the container files (`test_containers`).
 """
 
 import ast
 import json
 import re
-import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 import pytest
-import yaml
-
-from tests.test_readme import parse_recsys
 
 ROOT = Path(__file__).resolve().parent.parent
 TOP = {
@@ -180,110 +175,3 @@ def test_importing_does_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1, f"an import prints: {done.stdout}"
     assert json.loads(done.stdout) == {"argv": [], "threads": [], "handlers": 0, "files": []}
-
-
-# -- containers: there may be no engine here, so that the files are checked against the code they start ---------------
-
-COMPOSE = ROOT / "docker-compose.yml"
-DOCKERFILE = ROOT / "Dockerfile"
-
-
-def compose() -> dict[str, object]:
-    """docker-compose.yml with `${NAME:-default}` at its defaults."""
-    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", COMPOSE.read_text(encoding="utf-8"))
-    assert "${" not in text, "a variable without a default"
-    return yaml.safe_load(text)
-
-
-def instructions() -> Iterator[tuple[str, str]]:
-    """(instruction, argument) of each line of the Dockerfile, continued lines joined."""
-    text = DOCKERFILE.read_text(encoding="utf-8").replace("\\\n", " ")
-    for line in text.splitlines():
-        if line.strip() and not line.startswith("#"):
-            name, _, argument = line.partition(" ")
-            yield name, argument.strip()
-
-
-def settings_variables() -> set[str]:
-    from recsys.settings import Settings
-
-    prefix = Settings.model_config["env_prefix"]
-    return {str(f.validation_alias or f"{prefix}{name.upper()}") for name, f in Settings.model_fields.items()}
-
-
-def test_compose_commands_parse_and_start_what_they_should() -> None:
-    services = compose()["services"]
-    assert set(services) == {"trainer", "api"}
-    (entry,) = [json.loads(argument) for name, argument in instructions() if name == "ENTRYPOINT"]
-    assert entry == ["recsys"]
-    assert parse_recsys(services["trainer"]["command"]) == "train"
-    assert parse_recsys(services["api"]["command"]) == "serve"
-    (default,) = [json.loads(argument) for name, argument in instructions() if name == "CMD"]
-    assert parse_recsys(default) == "serve"
-
-
-def test_compose_sets_only_known_variables() -> None:
-    for service in compose()["services"].values():
-        assert set(service.get("environment", {})) <= settings_variables()
-    ours = {"PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"}
-    for name, argument in instructions():
-        if name == "ENV":
-            assert {word.split("=")[0] for word in shlex.split(argument)} <= settings_variables() | ours
-
-
-def test_compose_shares_one_home() -> None:
-    document = compose()
-    (home,) = {
-        word.split("=", 1)[1]
-        for name, argument in instructions()
-        if name == "ENV"
-        for word in shlex.split(argument)
-        if word.startswith("RECSYS_HOME=")
-    }
-    (volume,) = document["volumes"]
-    for service in document["services"].values():
-        assert f"{volume}:{home}" in service["volumes"]
-        assert service.get("environment", {}).get("RECSYS_HOME", home) == home
-    assert document["services"]["api"]["depends_on"]["trainer"]["condition"] == "service_completed_successfully"
-
-
-def test_ports_match() -> None:
-    api = compose()["services"]["api"]
-    command = api["command"]
-    port = int(command[command.index("--port") + 1])
-    assert command[command.index("--host") + 1] == "0.0.0.0", "or nothing outside the container reaches it"
-    (published,) = api["ports"]
-    address, _, container = published.split(":")
-    assert address == "127.0.0.1", "there is no authentication: only this machine, unless somebody decides otherwise"
-    assert int(container) == port
-    assert f"http://127.0.0.1:{port}/readyz" in " ".join(api["healthcheck"]["test"])
-    assert [int(argument) for name, argument in instructions() if name == "EXPOSE"] == [port]
-    from serving.settings import ServiceSettings
-
-    assert ServiceSettings.model_fields["port"].default == port
-
-
-def test_containers_hold_no_secret_and_run_as_nobody_special() -> None:
-    text = COMPOSE.read_text(encoding="utf-8") + DOCKERFILE.read_text(encoding="utf-8")
-    assert not re.search(r"(?i)password|secret|token|api_?key", text)
-    users = [argument for name, argument in instructions() if name == "USER"]
-    assert users
-    assert users[-1] not in ("root", "0")
-    (base,) = [argument for name, argument in instructions() if name == "FROM"]
-    assert re.fullmatch(r"python:3\.12\.\d+-slim-\w+", base)
-
-
-def test_dockerfile_copies_what_exists_and_is_not_ignored() -> None:
-    ignored = [
-        line.strip().strip("/")
-        for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-        if line.strip() and not line.startswith("#")
-    ]
-    copied = [word for name, argument in instructions() if name == "COPY" for word in shlex.split(argument)[:-1]]
-    copied = [word for word in copied if not word.startswith("--")]
-    assert {"recsys", "pipelines", "serving", "feature_repo", "pyproject.toml", "constraints.txt"} <= set(copied)
-    for word in copied:
-        assert (ROOT / word).exists(), word
-        assert not [p for p in ignored if fnmatch(word, p)], f"{word} is in .dockerignore"
-    installs = [argument for name, argument in instructions() if name == "RUN" and "pip install" in argument]
-    assert any("-c constraints.txt" in argument for argument in installs)

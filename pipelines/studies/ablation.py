@@ -24,7 +24,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipelines import rankers
-from pipelines.about import about
 from pipelines.evaluation import evaluation_bundle
 from pipelines.job import Job, code_fingerprint
 from recsys.artefacts import fingerprint_files, fingerprint_value, read_json, replacing_file, write_json
@@ -32,6 +31,7 @@ from recsys.bundle import Bundle
 from recsys.columns import RANK, USER_ID
 from recsys.errors import BundleError, MissingArtefactError
 from recsys.evaluation import plots
+from recsys.evaluation.about import about
 from recsys.evaluation.bootstrap import EVENT_KEY, LEVEL, N_BOOT, SEED, bootstrap_means, paired_difference
 from recsys.evaluation.ladder import data_of
 from recsys.evaluation.metrics import LABELS, event_values

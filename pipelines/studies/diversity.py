@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipelines.about import about
 from pipelines.evaluation import evaluation_bundle
 from pipelines.job import Job
 from recsys.artefacts import replacing_file, write_json
@@ -25,6 +24,7 @@ from recsys.bundle import Bundle
 from recsys.columns import ITEM_ID, RANK, TIMESTAMP, USER_ID
 from recsys.errors import DataError
 from recsys.evaluation import plots
+from recsys.evaluation.about import about
 from recsys.evaluation.beyond_accuracy import Movies, Shown
 from recsys.evaluation.bootstrap import LEVEL, N_BOOT, SEED, bootstrap_means_of_each, paired_difference
 from recsys.evaluation.cohorts import Trained

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipelines.about import about
 from pipelines.job import Job
 from pipelines.studies import leave_last_out, stratified
 from recsys.artefacts import fingerprint_files, replacing_file, write_json
@@ -21,6 +20,7 @@ from recsys.columns import ITEM_ID, TIMESTAMP, USER_ID
 from recsys.data.layouts import find_layout, read_events
 from recsys.data.validate import BadRows
 from recsys.errors import ConfigError, DataError
+from recsys.evaluation.about import about
 from recsys.evaluation.ladder import data_of
 from recsys.evaluation.protocols import LEAVE_LAST_OUT, STRATIFIED, markdown_table, text_table
 from recsys.evaluation.tables import with_facts

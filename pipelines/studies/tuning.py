@@ -24,7 +24,6 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.trial import FrozenTrial, TrialState
 
 from pipelines import sources as saved
-from pipelines.about import about
 from pipelines.config import FUSION, RANKER, TOWER
 from pipelines.job import Job
 from pipelines.studies import objectives, tuning_report
@@ -33,6 +32,7 @@ from recsys.artefacts import fingerprint_files, fingerprint_value, read_json
 from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, SOURCES, TWO_TOWER
 from recsys.data.datasets import DATASETS
 from recsys.errors import ConfigError, MissingArtefactError
+from recsys.evaluation.about import about
 from recsys.evaluation.ladder import data_of
 from recsys.retrieval.source import Source
 from recsys.retrieval.sources import fit_source

@@ -1,12 +1,14 @@
-"""How long one user's answer takes, in process, stage by stage.
+"""How long one user's answer takes, in process, stage by stage; and several ways of the same work side by side.
 
 Stage: evaluate (the gate's latency check) and the service's benchmark. In: a `Recommender`, states of one user each, a
-`Context`. Out: percentiles by stage. Absent: HTTP, the store, the machine's name; whoever reports adds those.
+`Context`; or any calls. Out: milliseconds and their percentiles. Absent: HTTP, the store, the machine's name; whoever
+reports adds those.
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,3 +51,35 @@ def measure_in_process(
                 durations[stage].append(ms)
             durations[TOTAL].append(total_ms)
     return {stage: percentiles_ms(values) for stage, values in durations.items()}
+
+
+class Durations(NamedTuple):
+    """Milliseconds of each call, by name, in the order of the rounds. `cpu_ms` is the processor's time of the calling
+    thread alone: what other processes take shows in `wall_ms` only."""
+
+    wall_ms: dict[str, list[float]]
+    cpu_ms: dict[str, list[float]]
+
+
+def interleaved(calls: Mapping[str, Callable[[int], object]], *, n: int, warmup: int = 0) -> Durations:
+    """`n` calls of each, after `warmup` unmeasured ones.
+
+    Call i of all of them comes before call i + 1 of any, each with i as its argument, and each round begins one
+    further: so they share the same inputs and whatever else the machine did in the meantime, and none always runs
+    behind the same other. Raises ConfigError where there is nothing to measure.
+    """
+    if not calls or n < 1:
+        raise ConfigError("latency: need at least one call and n >= 1")
+    names = list(calls)
+    found = Durations({name: [] for name in names}, {name: [] for name in names})
+    for i in range(warmup + n):
+        for place in range(len(names)):
+            name = names[(i + place) % len(names)]
+            call = calls[name]
+            cpu, started = time.thread_time(), time.perf_counter()
+            call(i)
+            wall_s, cpu_s = time.perf_counter() - started, time.thread_time() - cpu
+            if i >= warmup:
+                found.wall_ms[name].append(wall_s * 1e3)
+                found.cpu_ms[name].append(cpu_s * 1e3)
+    return found

@@ -47,7 +47,7 @@ def report_html(
     body = [
         f"<header><h1>How good are the recommendations?</h1><p class='data'>Data: {label}</p>{banner}</header>",
         f"<p class='finding'>{escape(finding(ladder))}</p>",
-        _image(pictures, "ladder", "Bars of NDCG@10 for each method with interval whiskers"),
+        image_html(pictures, "ladder", "Bars of NDCG@10 for each method with interval whiskers"),
         "<h2>The ladder</h2>",
         f"<p class='how'>Below each value its {level} interval. The full system is highlighted.</p>",
         _segment_html(ladder, "all"),
@@ -55,8 +55,8 @@ def report_html(
         "<h2>Cohorts</h2>",
         f"<p class='how'>{LABELS[COHORT_METRIC]} of each method by group of events; below it every metric of every "
         "group. Groups overlap.</p>",
-        _image(pictures, "cohorts", "NDCG@10 by cohort with interval whiskers"),
-        _table_html(*cohort_cells(ladder)),
+        image_html(pictures, "cohorts", "NDCG@10 by cohort with interval whiskers"),
+        table_html(*cohort_cells(ladder)),
         *(
             f"<details><summary>{escape(name.capitalize())}: {escape(says)} <span>{sizes[name]['n_events']:,} events, "
             f"{sizes[name]['n_users']:,} users</span></summary>{_segment_html(ladder, name)}</details>"
@@ -67,25 +67,27 @@ def report_html(
         f"<p class='how'>{escape(BEYOND_SAYS)}</p>",
         _beyond_accuracy_html(ladder),
         "<h2>Retrieval</h2>" if "retrieval" in pictures else "",
-        _image(pictures, "retrieval", "Recall at k from 10 to 500 for each retrieval method"),
+        image_html(pictures, "retrieval", "Recall at k from 10 to 500 for each retrieval method"),
         "<h2>Ranking</h2>" if "importance" in pictures else "",
-        _image(pictures, "importance", "Share of the ranker's gain for each feature"),
+        image_html(pictures, "importance", "Share of the ranker's gain for each feature"),
         "<h2>Probabilities</h2>" if "calibration" in pictures else "",
-        _image(pictures, "calibration", "Observed share against predicted probability, for watching and for liking"),
+        image_html(
+            pictures, "calibration", "Observed share against predicted probability, for watching and for liking"
+        ),
         "<h2>How it was measured</h2>",
         f"<p>{escape(protocol['text'])}</p>",
         "<p>HR@10: share of events whose movie is in the top 10. NDCG@10: the same, but a hit at rank r counts "
         "1/log2(r + 1). MRR: mean of 1/r over the list. Recall@100 and @500: share of events whose movie is among that "
         "many. Coverage@10: share of the catalogue that was in anybody's top 10.</p>",
-        _pairs_html(facts),
+        pairs_html(facts),
     ]
     if about:
-        body += ["<h2>Where the numbers come from</h2>", _pairs_html(about)]
+        body += ["<h2>Where the numbers come from</h2>", pairs_html(about)]
     if stages:
         rows = [[name, f"{seconds:,.1f}"] for name, seconds in stages.items()]
         rows.append(["total", f"{sum(stages.values()):,.1f}"])
-        body += ["<h2>Time taken</h2>", _table_html(["Stage", "Seconds"], rows, marked=len(rows) - 1)]
-    return _PAGE.format(label=label, style=_STYLE, body="\n".join(part for part in body if part))
+        body += ["<h2>Time taken</h2>", table_html(["Stage", "Seconds"], rows, marked=len(rows) - 1)]
+    return PAGE.format(label=label, style=STYLE, body="\n".join(part for part in body if part))
 
 
 def _segment_html(ladder: Mapping[str, Any], segment: str) -> str:
@@ -104,13 +106,13 @@ def _segment_html(ladder: Mapping[str, Any], segment: str) -> str:
                 row.append((f"{cell['mean']:.4f}", below))
         rows.append([*row, *([f"{method[COVERAGE]:.1%}"] if with_coverage else [])])
         marked = number if method["name"] == ladder["system"] else marked
-    return _table_html(header, rows, marked)
+    return table_html(header, rows, marked)
 
 
 def _beyond_accuracy_html(ladder: Mapping[str, Any]) -> str:
     header, rows = beyond_accuracy_cells(ladder)
     marked = next((number for number, row in enumerate(rows) if row[0] == ladder["system"]), None)
-    return _table_html(header, rows, marked)
+    return table_html(header, rows, marked)
 
 
 def _differences_html(ladder: Mapping[str, Any]) -> list[str]:
@@ -132,10 +134,10 @@ def _differences_html(ladder: Mapping[str, Any]) -> list[str]:
     )
     header = ["Compared with", *(text for metric in metrics for text in (LABELS[metric], "Not better"))]
     title = f"<h2>Is “{escape(str(ladder['system']))}” better?</h2>"
-    return [title, f"<p class='how'>{how}</p>", _table_html(header, rows)]
+    return [title, f"<p class='how'>{how}</p>", table_html(header, rows)]
 
 
-def _table_html(
+def table_html(
     header: Sequence[str], rows: Sequence[Sequence[str | tuple[str, str]]], marked: int | None = None
 ) -> str:
     """A table that scrolls sideways by itself on a narrow screen; a pair is a value with small print below."""
@@ -159,19 +161,19 @@ def _table_html(
     )
 
 
-def _pairs_html(pairs: Mapping[str, Any]) -> str:
+def pairs_html(pairs: Mapping[str, Any]) -> str:
     shown = (f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in pairs.items())
     return f"<dl>{''.join(shown)}</dl>"
 
 
-def _image(pictures: Mapping[str, bytes], name: str, says: str) -> str:
+def image_html(pictures: Mapping[str, bytes], name: str, says: str) -> str:
     if name not in pictures:
         return ""
     encoded = base64.b64encode(pictures[name]).decode("ascii")
     return f"<figure><img alt='{escape(says)}' src='data:image/png;base64,{encoded}'></figure>"
 
 
-_PAGE: Final = """<!doctype html>
+PAGE: Final = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -189,7 +191,7 @@ _PAGE: Final = """<!doctype html>
 </html>
 """
 
-_STYLE: Final = """
+STYLE: Final = """
 :root { --paper: #fff; --ink: #1f2430; --muted: #5d6675; --line: #dfe3e9; --mark: #eaf2fb; --accent: #1f5fa8;
   --warn-paper: #fff1e0; --warn-ink: #7a2e00; --warn-line: #d9731a; }
 @media (prefers-color-scheme: dark) { :root { --paper: #15181e; --ink: #e6e9ef; --muted: #9aa4b4; --line: #323845;

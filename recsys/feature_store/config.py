@@ -13,6 +13,7 @@ from string import Template
 from typing import Any, Literal
 
 from recsys.errors import ConfigError
+from recsys.feature_store.importing import import_feast
 from recsys.home import DatasetHome
 
 
@@ -77,7 +78,6 @@ class FeatureStoreConfig:
         `online_file` puts SQLite elsewhere (`materialize` builds beside). The environment is not touched.
         """
         import yaml  # type: ignore[import-untyped]
-        from feast import RepoConfig
 
         text = (self.repo / "feature_store.yaml").read_text(encoding="utf-8")
         uncommented = re.sub(r"(?m)^#.*$", "", text)
@@ -90,4 +90,4 @@ class FeatureStoreConfig:
                 "connection_string": self.redis_connection,
                 "skip_dedup": True,
             }
-        return RepoConfig(repo_path=self.repo, **raw)
+        return import_feast().RepoConfig(repo_path=self.repo, **raw)

@@ -1,17 +1,19 @@
 """Put the newest row of every key into the online store, and nothing else.
 
 Stage: features. In: Feast's store, the Parquet tables. Out: an online store that holds exactly their newest rows.
-Absent: incremental materialisation: what an older run or a push left behind must go, and a whole run is minutes.
+Absent: incremental materialisation: what an older run or a push left behind must go, and a whole run is minutes; and
+what was logged after the tables were written, but for the moment at which it can be put on top (`FeatureStore`).
 
 SQLite is filled beside and copied over in one transaction, so a running service reads the old rows or the new ones
 and needs no restart. (A rename of the file would leave that service on the old one, whose journal has the same name
-as the new one's.) Redis has no such moment: its rows are deleted, then written, and in between users look unknown.
+as the new one's.) Redis has no such moment: each row is written over, and those of users and movies that are gone are
+deleted at the end, so that nobody looks unknown in between.
 """
 
 import contextlib
 import io
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,12 +21,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from recsys.columns import EVENT_TIMESTAMP, ITEM_STATS_VIEW, USER_SEEN_VIEW, USER_STATE_VIEW
+from recsys.columns import EVENT_TIMESTAMP, ITEM_ID, ITEM_STATS_VIEW, USER_ID, USER_SEEN_VIEW, USER_STATE_VIEW
 from recsys.feature_store.config import FeatureStoreConfig
 from recsys.feature_store.tables import table_path
 
 VIEWS = (USER_STATE_VIEW, USER_SEEN_VIEW, ITEM_STATS_VIEW)
 SECOND = timedelta(seconds=1)
+SCANNED = 1_000  # keys that Redis looks at or deletes in one command
 
 
 def stamp_range(paths: Sequence[Path]) -> tuple[datetime, datetime]:
@@ -46,12 +49,17 @@ def stamp_range(paths: Sequence[Path]) -> tuple[datetime, datetime]:
     return min(oldest) - SECOND, max(newest) + SECOND
 
 
-def materialize_all(feast_store: Any, config: FeatureStoreConfig) -> None:
-    """Replace the online store's content; Feast shows its progress bars on stderr."""
+def materialize_all(
+    feast_store: Any, config: FeatureStoreConfig, before_swap: Callable[[Any], object] = lambda _fresh: None
+) -> None:
+    """Replace the online store's content; Feast shows its progress bars on stderr.
+
+    `before_swap` gets the Feast store over the SQLite file beside, once it is full and before anybody reads it.
+    """
     start, end = stamp_range([table_path(config.home, view) for view in VIEWS])
     if config.online_file is None:
-        _empty(feast_store, config)
         _materialize(feast_store, start, end)
+        _delete_strangers(feast_store, config)
         return
     from feast import FeatureStore
 
@@ -62,6 +70,7 @@ def materialize_all(feast_store: Any, config: FeatureStoreConfig) -> None:
         views, entities = fresh.list_feature_views(), fresh.list_entities()
         fresh.provider.update_infra(config.project, [], views, [], entities, partial=True)
         _materialize(fresh, start, end)
+        before_swap(fresh)
         _copy_over(fresh_file, config.online_file)
     finally:
         fresh.provider.teardown_infra(config.project, [], [])  # closes and removes the file beside
@@ -74,9 +83,27 @@ def _materialize(feast_store: Any, start: Any, end: Any) -> None:
         feast_store.materialize(start, end, feature_views=list(VIEWS))
 
 
-def _empty(feast_store: Any, config: FeatureStoreConfig) -> None:
-    """Delete every key of this project in Redis, users and movies that no longer exist among them."""
-    feast_store.provider.teardown_infra(config.project, feast_store.list_feature_views(), [])
+def _delete_strangers(feast_store: Any, config: FeatureStoreConfig) -> None:
+    """Delete this project's keys in Redis of users and movies that the tables do not hold.
+
+    Feast deletes all rows of a view or none; its form of a key is taken from it.
+    """
+    from feast.infra.online_stores.helpers import _redis_key, _redis_key_prefix
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    client = feast_store.provider.online_store._get_client(feast_store.config.online_store)
+    version = feast_store.config.entity_key_serialization_version
+    for join_key, view in ((USER_ID, USER_STATE_VIEW), (ITEM_ID, ITEM_STATS_VIEW)):
+        ids = pq.read_table(table_path(config.home, view), columns=[join_key])[join_key].unique().to_pylist()
+        known = {
+            _redis_key(config.project, EntityKey(join_keys=[join_key], entity_values=[Value(int64_val=i)]), version)
+            for i in ids
+        }
+        pattern = b"".join([_redis_key_prefix([join_key]), b"*", config.project.encode()])
+        gone = [key for key in client.scan_iter(pattern, count=SCANNED) if key not in known]
+        for low in range(0, len(gone), SCANNED):
+            client.delete(*gone[low : low + SCANNED])
 
 
 def _copy_over(fresh: Path, online: Path) -> None:
@@ -89,8 +116,10 @@ def _copy_over(fresh: Path, online: Path) -> None:
         try:
             for (name,) in found:
                 columns = ", ".join(row[1] for row in connection.execute(f'PRAGMA fresh.table_info("{name}")'))
-                connection.execute(f'DELETE FROM main."{name}"')
-                connection.execute(f'INSERT INTO main."{name}" ({columns}) SELECT {columns} FROM fresh."{name}"')
+                # Names come from our own database's schema.
+                connection.execute(f'DELETE FROM main."{name}"')  # nosec B608
+                copy = f'INSERT INTO main."{name}" ({columns}) SELECT {columns} FROM fresh."{name}"'  # nosec B608
+                connection.execute(copy)
             connection.execute("COMMIT")
         except BaseException:
             connection.execute("ROLLBACK")

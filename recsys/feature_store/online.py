@@ -14,10 +14,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from recsys.columns import CREATED_TIMESTAMP, EVENT_TIMESTAMP, USER_ID, USER_SEEN_VIEW, USER_STATE_VIEW
-from recsys.feature_store.tables import SEEN_COLUMN, columns_of_state, states_from_columns
+from recsys.feature_store.tables import SEEN_COLUMN, STATE_COLUMNS, columns_of_state, states_from_columns
 from recsys.features.state import UserState
 
 Stored = tuple[UserState, npt.NDArray[np.int64]]
+Row = tuple[UserState, Sequence[int], int]  # state, seen movies, seconds UTC to stamp them with
 
 
 def read_states(feast_store: Any, service: Any, user_ids: Sequence[int]) -> list[Stored | None]:
@@ -35,16 +36,25 @@ def read_states(feast_store: Any, service: Any, user_ids: Sequence[int]) -> list
     ]
 
 
-def write_state(feast_store: Any, state: UserState, seen_ids: Sequence[int], stamped: int) -> None:
-    """Write both rows of one user, online only: an offline push would rewrite the whole Parquet file in place.
+def stamped_row(row: Stored) -> Row:
+    """What `write_states` takes, stamped by the state's last event; 0 without any."""
+    state, seen = row
+    return state, seen.tolist(), state.timestamps[-1] if state.timestamps else 0
+
+
+def write_states(feast_store: Any, rows: Sequence[Row]) -> None:
+    """Write both rows of each user, online only: an offline push would rewrite the whole
+    Parquet file in place. A user comes at most once.
 
     Seen movies first. A failure in between leaves a movie hidden, not one shown again.
     """
-    moment = datetime.fromtimestamp(stamped, UTC)
-    keys = {USER_ID: state.user_id, EVENT_TIMESTAMP: moment, CREATED_TIMESTAMP: moment}
+    if not rows:
+        return
+    moments = [datetime.fromtimestamp(stamped, UTC) for _, _, stamped in rows]
+    keys = {USER_ID: [s.user_id for s, _, _ in rows], EVENT_TIMESTAMP: moments, CREATED_TIMESTAMP: moments}
+    states = [columns_of_state(state) for state, _, _ in rows]
     for view, features in (
-        (USER_SEEN_VIEW, {SEEN_COLUMN: seen_ids}),
-        (USER_STATE_VIEW, columns_of_state(state)),
+        (USER_SEEN_VIEW, {SEEN_COLUMN: [list(seen) for _, seen, _ in rows]}),
+        (USER_STATE_VIEW, {name: [state[name] for state in states] for name in STATE_COLUMNS}),
     ):
-        row = {name: [value] for name, value in {**keys, **features}.items()}
-        feast_store.write_to_online_store(view, df=pd.DataFrame(row))
+        feast_store.write_to_online_store(view, df=pd.DataFrame({**keys, **features}))

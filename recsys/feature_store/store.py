@@ -9,6 +9,7 @@ import contextlib
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,22 +19,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from recsys.artefacts import read_json, write_json
 from recsys.columns import ITEM_ID, ITEM_STATS_VIEW, RANKING_SERVICE, RETRIEVAL_SERVICE, USER_ID, USER_STATE_VIEW
 from recsys.errors import RecsysError, StoreError
+from recsys.event_log import BEGINNING, Position, read_log
+from recsys.feature_store.as_of import newest_rows
+from recsys.feature_store.catch_up import catch_up
 from recsys.feature_store.config import FeatureStoreConfig
+from recsys.feature_store.importing import import_feast
+from recsys.feature_store.latest import history_position, whole_state
 from recsys.feature_store.materialization import VIEWS, dispose, materialize_all
 from recsys.feature_store.offline import point_in_time
-from recsys.feature_store.online import Stored, read_states, write_state
+from recsys.feature_store.online import Row, Stored, read_states, stamped_row, write_states
 from recsys.feature_store.registration import register
 from recsys.feature_store.tables import STATE_COLUMNS, states_from_columns, table_path
+from recsys.feature_store.user_locks import UserLocks
 from recsys.features.catalogue import Catalogue
 from recsys.features.item_stats import SECONDS_PER_DAY, STATS_COLUMNS, ItemStats
 from recsys.features.state import UserState
 
+Int = npt.NDArray[np.int64]
 MICROSECONDS = 1_000_000
 STATE_PAIRS = 200_000  # a pair carries a history of up to L events, about 1.3 kB
 STATS_PAIRS = 5_000_000
-ONLINE_CHUNK = 256  # users a bulk read; keeps the lock for a few tens of ms
+STATS_BY_FEAST = 10_000  # pairs of movie and day; beyond it Feast's join is checked, not waited for
+ONLINE_CHUNK = 256  # users a bulk read or write; keeps the lock for a few tens of ms
 
 
 class FeatureStore:
@@ -44,6 +54,7 @@ class FeatureStore:
 
     def __init__(self, config: FeatureStoreConfig) -> None:
         self.config = config
+        self.locks = UserLocks(config.home.feast / "locks")
         self._feast_store: Any = None
         self._retrieval: Any = None
         self._opening = threading.RLock()
@@ -65,14 +76,45 @@ class FeatureStore:
             return changed
 
     def materialize(self) -> None:
-        """Make the online store hold exactly the newest row of every user and movie.
+        """Make the online store hold the newest row of every user and movie, with the event log's later events on top.
 
-        Older runs and pushes are gone afterwards; a service replays its event log over it, or the batch step has
-        already put those events into the tables.
+        Nothing else is left of older runs and pushes. A service may run meanwhile: where the tables' row replaces a
+        newer state that it pushed, this puts the state right before it returns, because the event is in the log.
         """
         self._need_tables()
+        home = self.config.home
+        position = history_position(home)
         with self._failing("The online store could not be filled", "Run `recsys train --only features --force`."):
-            materialize_all(self._registered(), self.config)
+            service = self._registered() and self._retrieval
+
+            def later_events(fresh: Any) -> None:
+                catch_up(_Beside(self, fresh, service), None, read_log(home.events, after=position))
+
+            materialize_all(self._feast_store, self.config, later_events)
+            # from here on `catch_up` need not look at what came before, because the online store has it
+            write_json(self._caught_up, dict(position))
+        self.catch_up()
+
+    @property
+    def _caught_up(self) -> Path:
+        """Names the position in the log up to which the online store has every event, whatever else failed."""
+        return self.config.home.feast / "log_position.json"
+
+    def catch_up(self) -> int:
+        """Push every state that the log moves beyond what was materialised. Returns the users moved.
+
+        Repeating it changes nothing. A service does it when it starts, for events whose push had failed.
+        """
+        after: Position = read_json(self._caught_up) if self._caught_up.exists() else BEGINNING
+        return catch_up(self, self.locks, read_log(self.config.home.events, after=after))
+
+    def whole_state(self, profile: UserState) -> Stored:
+        """State and seen movies of one user from every event there is, table and log; the profile stays as given.
+
+        For a state that `recsys.features.rebuild.fold` cannot move. Milliseconds, and more while the log is long.
+        """
+        with self._failing("All events of a user could not be read", "Run `recsys train --only features --force`."):
+            return whole_state(self.config.home, profile)
 
     def historical_states(self, user_ids: npt.ArrayLike, nows: npt.ArrayLike) -> list[UserState]:
         """The state of each user just before each moment (seconds UTC): events with timestamp < now, strictly.
@@ -103,11 +145,29 @@ class FeatureStore:
 
         Row i answers row i: item_id, day and STATS_COLUMNS as float64, NaN for a movie not yet rated by then. A
         snapshot stamped at the start of the day itself counts: it holds what happened before it.
+
+        Up to STATS_BY_FEAST pairs are Feast's join. More are searched for in the same file (`as_of`), and a random
+        sample of that size is held against Feast's join, exactly; a difference is a StoreError.
         """
         self._need_tables()
         items, days = pairs[ITEM_ID].to_numpy(np.int64), pairs["day"].to_numpy(np.int64)
         with self._failing("Past item statistics could not be read", "Run `recsys train --only features --force`."):
-            table = point_in_time(
+            if len(items) <= STATS_BY_FEAST:
+                stats = self._stats_by_feast(items, days)
+            else:
+                path = table_path(self.config.home, ITEM_STATS_VIEW)
+                moments = days * SECONDS_PER_DAY * MICROSECONDS
+                stats = _floats(newest_rows(path, ITEM_ID, items, moments, STATS_COLUMNS))
+                sample = np.random.default_rng(len(items)).choice(len(items), STATS_BY_FEAST, replace=False)
+                for name, values in self._stats_by_feast(items[sample], days[sample]).items():
+                    if not np.array_equal(values, stats[name][sample], equal_nan=True):
+                        advice = "Run `recsys train --only features --force`."
+                        raise StoreError(f"Feast's past item statistics differ from the table's in {name}. {advice}")
+        return pd.DataFrame({ITEM_ID: items, "day": days, **stats})
+
+    def _stats_by_feast(self, items: Int, days: Int) -> dict[str, npt.NDArray[np.float64]]:
+        return _floats(
+            point_in_time(
                 self._registered(),
                 RANKING_SERVICE,
                 table_path(self.config.home, ITEM_STATS_VIEW),
@@ -117,8 +177,7 @@ class FeatureStore:
                 STATS_COLUMNS,
                 STATS_PAIRS,
             )
-            stats = {name: table[name].cast(pa.float64()).to_numpy() for name in STATS_COLUMNS}
-        return pd.DataFrame({ITEM_ID: items, "day": days, **stats})
+        )
 
     def item_stats_as_of(self, catalogue: Catalogue, day: int) -> ItemStats:
         """Statistics of all movies for a prediction on `day`: one offline read, ten times cheaper than online."""
@@ -151,12 +210,20 @@ class FeatureStore:
         """Make `state` what the next request reads. `stamped`: seconds UTC of its last event. Online only.
 
         The last write wins, whatever its stamp. Whoever pushes must therefore read, move and push the state of one
-        user in one turn; two turns for one user at once lose an event.
+        user in one turn, holding `locks`; two turns for one user at once lose an event.
         """
-        with self._failing("A user state could not be written", "Check the online store; the event is in the log."):
+        self._push([(state, np.asarray(seen_ids, dtype=np.int64).tolist(), stamped)])
+
+    def push_states(self, rows: Sequence[Stored]) -> None:
+        """The same for many users at once, each stamped by its last event (0 without any); no user twice."""
+        for low in range(0, len(rows), ONLINE_CHUNK):
+            self._push([stamped_row(row) for row in rows[low : low + ONLINE_CHUNK]])
+
+    def _push(self, rows: Sequence[Row]) -> None:
+        with self._failing("User states could not be written", "Check the online store; events are in the log."):
             feast_store = self._registered()
             with self._online:
-                write_state(feast_store, state, np.asarray(seen_ids, dtype=np.int64).tolist(), stamped)
+                write_states(feast_store, rows)
 
     def close(self) -> None:
         """Close connections; the next call opens them again."""
@@ -168,11 +235,11 @@ class FeatureStore:
     def _open(self) -> Any:
         with self._opening:
             if self._feast_store is None:
-                from feast import FeatureStore as Feast
+                feast = import_feast()
 
                 # Feast makes deprecations visible when it is imported; this one is ibis's, about DuckDB, on every read.
                 warnings.filterwarnings("ignore", r"fetch_arrow_table\(\) is deprecated", DeprecationWarning)
-                self._feast_store = Feast(config=self.config.feast_config())
+                self._feast_store = feast.FeatureStore(config=self.config.feast_config())
             return self._feast_store
 
     def _registered(self) -> Any:
@@ -183,9 +250,9 @@ class FeatureStore:
         if registry is not None and not registry.exists():
             raise StoreError(f"No feature registry at {registry}. Run `recsys train` first.")
         with self._opening:
+            feast_store = self._open()  # before anything else of Feast: see `importing`
             from feast.errors import FeatureServiceNotFoundException
 
-            feast_store = self._open()
             try:
                 self._retrieval = feast_store.get_feature_service(RETRIEVAL_SERVICE)
             except FeatureServiceNotFoundException as error:
@@ -214,6 +281,11 @@ class FeatureStore:
             ) from error
 
 
+def _floats(table: Any) -> dict[str, npt.NDArray[np.float64]]:
+    """STATS_COLUMNS by name, NaN for null."""
+    return {name: table[name].cast(pa.float64()).to_numpy() for name in STATS_COLUMNS}
+
+
 def _values(column: Any) -> list[Any]:
     """Python values of an Arrow column, None for null. Lists are cut from one flat list: ten times faster."""
     if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
@@ -227,3 +299,17 @@ def _values(column: Any) -> list[Any]:
             for low, high, valid in zip(offsets[:-1], offsets[1:], chunk.is_valid().to_pylist(), strict=True)
         ]
     return out
+
+
+class _Beside:
+    """An online store that is being filled and that nobody reads yet; `catch_up` sees it like the other one."""
+
+    def __init__(self, store: FeatureStore, fresh: Any, service: Any) -> None:
+        self._fresh, self._service = fresh, service
+        self.whole_state = store.whole_state
+
+    def online_states(self, user_ids: Sequence[int]) -> list[Stored | None]:
+        return read_states(self._fresh, self._service, user_ids)
+
+    def push_states(self, rows: Sequence[Stored]) -> None:
+        write_states(self._fresh, [stamped_row(row) for row in rows])

@@ -1,16 +1,18 @@
 """The Parquet tables behind the three views, and the way back from their columns to `UserState`.
 
-Stage: features. In: `Histories`, the snapshot table of `item_stats`, and the moments whose states are wanted. Out:
-`user_state.parquet`, `user_seen.parquet`, `item_stats.parquet`, each written beside and renamed. Absent: Feast; these
-are plain files that it reads.
+Stage: features. In: `Histories`, the snapshot table of `item_stats`, the moments whose states are wanted, and what the
+event log knows beyond. Out: `user_state.parquet`, `user_seen.parquet`, `item_stats.parquet`, and `history.parquet`
+(`latest`), each written beside and renamed. Absent: Feast; these are plain files that it reads.
 
-Rows are sorted by key and stamp; stamps are UTC microseconds, because Feast's DuckDB store fails on nanoseconds. A
-`user_state` row stamped s holds all of the user's events with timestamp <= s.
+Rows are sorted by key and stamp, those that hold logged events after all others; stamps are UTC microseconds, because
+Feast's DuckDB store fails on nanoseconds. A `user_state` row stamped s holds all of the user's events with timestamp
+<= s that were known when it was `created`.
 
 Shapes: R rows, U users, L = HISTORY_LENGTH.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ from recsys.columns import (
     USER_STATE_VIEW,
 )
 from recsys.errors import StoreError
+from recsys.event_log import BEGINNING
+from recsys.feature_store.latest import Latest, write_history
 from recsys.features.histories import Histories
 from recsys.features.item_stats import DECAYED
 from recsys.features.state import HISTORY_LENGTH, UserState
@@ -84,19 +88,32 @@ def table_path(home: DatasetHome, view: str) -> Path:
 
 
 def write_feature_tables(
-    home: DatasetHome, histories: Histories, item_snapshots: pd.DataFrame, state_contexts: pd.DataFrame
+    home: DatasetHome,
+    histories: Histories,
+    item_snapshots: pd.DataFrame,
+    state_contexts: pd.DataFrame,
+    latest: Latest | None = None,
 ) -> None:
-    """Write all three tables.
+    """Write all three tables, and every user's whole history.
 
     Of every user: an empty state with the profile, stamped one second before the first event (before the first event
     of all for somebody without any); the newest state; and for each (user_id, timestamp) of `state_contexts` the
-    state just before that moment, stamped by its last event. Rows asked for twice are written once. Raises
+    state just before that moment, stamped by its last event. Rows asked for twice are written once.
+
+    `histories` are those of the data set. Where the event log knows more, `latest` has it: the newest states and the
+    seen movies are made from that, and a state that a logged event moved is `created` when it was received. Raises
     StoreError for a context of a user whom `histories` does not hold.
     """
+    latest = latest or Latest(histories, pd.DataFrame(), {}, BEGINNING)
     first_stamps = _first_stamps(histories)
     user_idx, ends = _state_rows(histories, state_contexts)
-    _write(table_path(home, USER_STATE_VIEW), STATE_SCHEMA, _state_batches(histories, first_stamps, user_idx, ends))
-    _write(table_path(home, USER_SEEN_VIEW), SEEN_SCHEMA, iter([_seen_table(histories, first_stamps)]))
+    past = _state_batches(histories, first_stamps, *_before_moved(histories, latest, user_idx, ends))
+    moved_idx, moved_ends = _moved_rows(histories, latest)
+    now_stamps = _first_stamps(latest.histories)
+    moved = _state_batches(latest.histories, now_stamps, moved_idx, moved_ends, latest.received)
+    _write(table_path(home, USER_STATE_VIEW), STATE_SCHEMA, chain(past, moved))
+    _write(table_path(home, USER_SEEN_VIEW), SEEN_SCHEMA, iter([_seen_table(latest, now_stamps)]))
+    write_history(home, latest.histories, latest.position)
     stats = item_snapshots.sort_values([ITEM_ID, EVENT_TIMESTAMP], kind="stable")
     rows = pa.Table.from_pandas(stats[STATS_SCHEMA.names], STATS_SCHEMA, preserve_index=False)
     _write(table_path(home, ITEM_STATS_VIEW), STATS_SCHEMA, iter([rows]))
@@ -140,7 +157,47 @@ def _state_rows(histories: Histories, contexts: pd.DataFrame) -> tuple[Int, Int]
     return key // step, key % step
 
 
-def _state_batches(histories: Histories, first_stamps: Int, user_idx: Int, ends: Int) -> Iterator[Any]:
+def _row_stamps(histories: Histories, first_stamps: Int, user_idx: Int, ends: Int) -> Int:
+    """(R,) seconds UTC of the last event that a row holds; the user's first stamp for an empty one."""
+    known = ends > histories.offset[user_idx]
+    last = histories.timestamps[np.maximum(ends - 1, 0)] if len(histories.timestamps) else first_stamps[user_idx]
+    return np.where(known, last, first_stamps[user_idx])
+
+
+def _moved_rows(histories: Histories, latest: Latest) -> tuple[Int, Int]:
+    """Rows of `latest.histories`, as users and positions: the newest state of every user with logged events, and an
+    empty state before it for those of whom the data set holds none."""
+    now = latest.histories
+    user_ids = np.array(sorted(latest.received), dtype=np.int64)
+    user_idx = now.user_idx(user_ids)
+    base_idx = histories.user_idx(user_ids)
+    silent = user_idx[(base_idx < 0) | (np.diff(histories.offset)[base_idx] == 0)] if len(user_ids) else user_idx
+    rows = np.concatenate([np.stack([silent, now.offset[silent]]), np.stack([user_idx, now.offset[user_idx + 1]])], 1)
+    return rows[0], rows[1]
+
+
+def _before_moved(histories: Histories, latest: Latest, user_idx: Int, ends: Int) -> tuple[Int, Int]:
+    """The data set's rows, without those that a moved user's newest state replaces: of its own second, or the empty
+    one of somebody without events that happens to be stamped later."""
+    if not latest.received:
+        return user_idx, ends
+    now = latest.histories
+    moved_ids = np.array(sorted(latest.received), dtype=np.int64)
+    base_idx, now_idx = histories.user_idx(moved_ids), now.user_idx(moved_ids)
+    newest = np.full(len(histories.user_ids), np.iinfo(np.int64).max)
+    newest[base_idx[base_idx >= 0]] = now.timestamps[now.offset[now_idx + 1] - 1][base_idx >= 0]
+    kept = _row_stamps(histories, _first_stamps(histories), user_idx, ends) < newest[user_idx]
+    return user_idx[kept], ends[kept]
+
+
+def _created(stamps: Int, user_ids: Int, received: Mapping[int, int]) -> Int:
+    """(R,) seconds UTC: the stamp, or the later reception of a user's last logged event."""
+    return np.array([max(s, received.get(u, s)) for s, u in zip(stamps.tolist(), user_ids.tolist(), strict=True)])
+
+
+def _state_batches(
+    histories: Histories, first_stamps: Int, user_idx: Int, ends: Int, received: Mapping[int, int] | None = None
+) -> Iterator[Any]:
     """The rows as Arrow tables of ROWS_PER_GROUP each, so that the gathered histories stay small in memory."""
     profile = histories.users.reindex(histories.user_ids)
     gender = profile[GENDER].fillna("").to_numpy(object)
@@ -150,11 +207,16 @@ def _state_batches(histories: Histories, first_stamps: Int, user_idx: Int, ends:
         user, end = user_idx[low : low + ROWS_PER_GROUP], ends[low : low + ROWS_PER_GROUP]
         start = histories.offset[user]
         offsets, flat = _ranges(np.maximum(start, end - HISTORY_LENGTH), end)
-        stamp = _stamps(np.where(end > start, histories.timestamps[end - 1] if len(flat) else 0, first_stamps[user]))
+        stamps = _row_stamps(histories, first_stamps, user, end)
+        created = (
+            stamps
+            if received is None
+            else np.where(end > start, _created(stamps, histories.user_ids[user], received), stamps)
+        )
         columns = {
             USER_ID: histories.user_ids[user],
-            EVENT_TIMESTAMP: stamp,
-            CREATED_TIMESTAMP: stamp,
+            EVENT_TIMESTAMP: _stamps(stamps),
+            CREATED_TIMESTAMP: _stamps(created),
             "history_item_ids": pa.ListArray.from_arrays(offsets, histories.item_ids[flat]),
             "history_ratings": pa.ListArray.from_arrays(offsets, histories.ratings[flat]),
             "history_timestamps": pa.ListArray.from_arrays(offsets, histories.timestamps[flat]),
@@ -169,8 +231,9 @@ def _state_batches(histories: Histories, first_stamps: Int, user_idx: Int, ends:
         yield pa.table(columns, schema=STATE_SCHEMA)
 
 
-def _seen_table(histories: Histories, first_stamps: Int) -> Any:
+def _seen_table(latest: Latest, first_stamps: Int) -> Any:
     """One row a user: every movie rated so far, ascending, stamped like the newest state."""
+    histories = latest.histories
     counts = np.diff(histories.offset)
     owner = np.repeat(np.arange(len(counts)), counts)
     order = np.lexsort((histories.item_ids, owner))
@@ -179,13 +242,12 @@ def _seen_table(histories: Histories, first_stamps: Int) -> Any:
     fresh[1:] = (owner[1:] != owner[:-1]) | (items[1:] != items[:-1])
     seen_counts = np.bincount(owner[fresh], minlength=len(counts))
     offsets = pa.array(np.append(0, np.cumsum(seen_counts)), pa.int32())
-    last = histories.timestamps[np.maximum(histories.offset[1:] - 1, 0)] if len(items) else first_stamps
-    stamp = _stamps(np.where(counts > 0, last, first_stamps))
+    stamps = _row_stamps(histories, first_stamps, np.arange(len(counts)), histories.offset[1:])
     return pa.table(
         {
             USER_ID: histories.user_ids,
-            EVENT_TIMESTAMP: stamp,
-            CREATED_TIMESTAMP: stamp,
+            EVENT_TIMESTAMP: _stamps(stamps),
+            CREATED_TIMESTAMP: _stamps(_created(stamps, histories.user_ids, latest.received)),
             SEEN_COLUMN: pa.ListArray.from_arrays(offsets, items[fresh]),
         },
         schema=SEEN_SCHEMA,

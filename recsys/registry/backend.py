@@ -39,7 +39,8 @@ class Backend:
     def __init__(self, tracking_uri: str | None, folder: Path) -> None:
         self.folder = folder.resolve()
         self.is_default = tracking_uri is None
-        self.uri = tracking_uri or f"sqlite:///{self.folder / 'mlflow.db'}"
+        self.database = self.folder / "mlflow.db"  # where the store is the embedded one
+        self.uri = tracking_uri or f"sqlite:///{self.database}"
         self.is_server = self.uri.startswith(("http://", "https://"))
         self._client: Any = None
 
@@ -51,7 +52,7 @@ class Backend:
     @property
     def exists(self) -> bool:
         """False where reading would only create an empty database."""
-        return not self.is_default or (self.folder / "mlflow.db").exists()
+        return not self.is_default or self.database.exists()
 
     @property
     def client(self) -> Any:

@@ -24,6 +24,7 @@ from recsys.errors import BundleError, RegistryError
 from recsys.evaluation.ranks import RANKS_FILE, read_ranks
 from recsys.gate import NDCG, GateResult, judge
 from recsys.registry import records
+from recsys.registry.alias import quick_look
 from recsys.registry.backend import Backend
 from recsys.registry.compare import Comparison, compare, pair
 from recsys.registry.records import VersionInfo, fingerprint_folder
@@ -208,13 +209,19 @@ class Registry:
             " Promote a version, or name one by its number."
         )
 
-    def download(self, ref: str | int, to: Path, *, evaluation: bool = False) -> Path:
+    def look_up(self, alias: str) -> VersionInfo:
+        """As `resolve`, for a service that starts, or looks again every few seconds: in the embedded store without
+        MLflow, where that can be (`alias`)."""
+        found = quick_look(self._backend.database, self.model_name, alias) if self._backend.is_default else None
+        return found or self.resolve(alias)
+
+    def download(self, ref: str | int | VersionInfo, to: Path, *, evaluation: bool = False) -> Path:
         """A verified copy of a version's bundle at `to/<bundle_id>`; with `evaluation`, of its sibling.
 
         A copy that is there and whole is used as it is; one that differs from what was registered is replaced.
         Raises RegistryError where the stored bundle itself is not what was registered.
         """
-        info = self.resolve(ref)
+        info = ref if isinstance(ref, VersionInfo) else self.resolve(ref)
         name, sha = (info.evaluation_id, info.evaluation_sha256) if evaluation else (info.bundle_id, info.bundle_sha256)
         if name is None or sha is None:
             raise RegistryError(f"Version {info.version} of {self.model_name} was registered without its sibling.")

@@ -56,13 +56,94 @@ function rater(movie) {
   return box;
 }
 
-const sourceNames = { two_tower: "two-tower", ease: "EASE", covisitation: "co-visitation", popularity: "popularity" };
-const partNames = { user_state: "the user’s history", ranking: "ranking", retrieval: "retrieval" };
+const sourceNames = {
+  two_tower: "two-tower", ease: "EASE", ials: "iALS", item_knn: "item-kNN", covisitation: "co-visitation", popularity: "popularity",
+};
+const partNames = {
+  user_state: "the user’s newest history", ranking: "ranking", retrieval: "retrieval", explain: "the numbers behind “why”",
+};
 
-async function show(user, k) {
+function chance(movie) {
+  const line = element("span", "chance");
+  const meter = element("meter");
+  meter.value = movie.like_probability;
+  meter.setAttribute("aria-hidden", "true");
+  const like = `${Math.round(100 * movie.like_probability)} % would like it`;
+  line.append(meter, `${like}, ${(100 * movie.watch_probability).toFixed(1)} % watch it next`);
+  return line;
+}
+
+function why(explanation) {
+  const list = element("ul", "why");
+  list.append(...explanation.reasons.map((reason) => element("li", "", reason.text)));
+  return list;
+}
+
+function how(explanation) {
+  const more = element("details", "how");
+  const ranks = [`place ${explanation.merged_rank} after retrieval`];
+  if (explanation.ranked_rank !== null) ranks.push(`${explanation.ranked_rank} after ranking`);
+  more.append(element("summary", "", ranks.join(", ")));
+  const table = element("table");
+  const add = (name, value, part) => {
+    const line = element("tr");
+    line.append(element("td", "", name), element("td", "", value), element("td", "", part));
+    table.append(line);
+  };
+  const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(3);
+  for (const found of explanation.found_by) add(`found by ${sourceNames[found.source] || found.source}`, `at place ${found.rank}`, "");
+  for (const part of explanation.contributions || []) {
+    add(part.feature.replaceAll("_", " "), part.value === null ? "unknown" : part.value.toFixed(3), signed(part.contribution));
+  }
+  if (explanation.contributions) {
+    add("everything else", "", signed(explanation.other_contributions));
+    add("start of every score", "", signed(explanation.bias));
+  }
+  more.append(table);
+  return more;
+}
+
+function recommended(movie) {
+  const found = movie.sources.map((name) => sourceNames[name] || name).join(", ");
+  const line = row(movie.rank, movie, movie.genres.join(" · ") + (found ? ` — found by ${found}` : ""));
+  line.append(rater(movie));
+  if (movie.like_probability !== null) line.append(chance(movie));
+  if (movie.explanation) line.append(why(movie.explanation), how(movie.explanation));
+  return line;
+}
+
+const choices = ["k", "genre", "year_from", "year_to", "diversity"];
+
+function wanted() {
+  const query = new URLSearchParams();
+  for (const name of choices) {
+    const value = at(name).value.trim();
+    if (value && !(name === "diversity" && value === "0")) query.set(name, value);
+  }
+  if (at("explain").checked) query.set("explain", "true");
+  return query;
+}
+
+let next = null; // path of the next page of what is shown
+let asking = 0; // answers to what was asked before are not shown
+
+function page(answer, path) {
+  at("items").append(...answer.items.map(recommended));
+  next = answer.next_cursor && `${path}?k=${encodeURIComponent(at("k").value)}&cursor=${encodeURIComponent(answer.next_cursor)}`;
+  at("more").hidden = !next;
+  const without = answer.degraded.map((part) => partNames[part] || part);
+  notice(without.length ? `This answer had to do without ${without.join(" and ")}.` : "");
+}
+
+async function show(user) {
+  const mine = (asking += 1);
   const id = encodeURIComponent(user);
-  const path = `/v1/users/${id}/recommendations?k=${encodeURIComponent(k)}`;
-  const [history, answer] = await Promise.all([ask(`/v1/users/${id}/history?n=${encodeURIComponent(k)}`), ask(path)]);
+  const path = `/v1/users/${id}/recommendations`;
+  const query = wanted();
+  const asked = `${path}?${query}`;
+  query.set("paginate", "true");
+  const [history, answer] = await Promise.all([ask(`/v1/users/${id}/history?n=20`), ask(`${path}?${query}`)]);
+  if (mine !== asking) return;
   at("history").replaceChildren(...history.events.map((event) => {
     const day = new Date(event.timestamp * 1000).toISOString().slice(0, 10);
     const line = row("", event, [...event.genres, day].join(" · "));
@@ -74,26 +155,33 @@ async function show(user, k) {
   at("history-note").textContent = history.n_events === 0
     ? `User ${user} has rated nothing yet.`
     : `User ${user}: ${history.n_events} ratings, newest first.`;
-  at("items").replaceChildren(...answer.items.map((movie) => {
-    const found = movie.sources.map((name) => sourceNames[name] || name).join(", ");
-    const line = row(movie.rank, movie, movie.genres.join(" · ") + (found ? ` — found by ${found}` : ""));
-    line.append(rater(movie));
-    return line;
-  }));
-  at("items-note").textContent =
-    `${answer.cold_start ? "A newcomer’s list" : "None of them rated before"}, in ${answer.timings_ms.total.toFixed(1)} ms.`;
+  at("items").replaceChildren();
+  page(answer, path);
+  at("items-note").textContent = answer.items.length === 0
+    ? "No movie passes these filters."
+    : `${answer.cold_start ? "A newcomer’s list" : "None of them rated before"}, in ${answer.timings_ms.total.toFixed(1)} ms.`;
   at("answer").hidden = false;
-  at("json").href = path;
-  at("json").textContent = path;
-  const without = answer.degraded.map((part) => partNames[part] || part);
-  notice(without.length ? `This answer had to do without ${without.join(" and ")}.` : "");
+  at("json").href = asked;
+  at("json").textContent = asked;
+}
+
+async function more() {
+  const mine = asking;
+  try {
+    const answer = await ask(next);
+    if (mine === asking) page(answer, next.split("?")[0]);
+  } catch (error) {
+    notice(error.message);
+  }
 }
 
 async function submit() {
   const user = at("user").value.trim();
-  history.replaceState(null, "", `?user=${encodeURIComponent(user)}&k=${encodeURIComponent(at("k").value)}`);
+  const shown = wanted();
+  shown.set("user", user);
+  history.replaceState(null, "", `?${shown}`);
   try {
-    await show(user, at("k").value);
+    await show(user);
   } catch (error) {
     notice(error.message);
   }
@@ -126,6 +214,8 @@ function card(model) {
   }
   line.append(`Version ${model.version}, trained through ${model.trained_through_utc.slice(0, 10)}.`);
   at("synthetic").hidden = !model.dataset.synthetic;
+  at("genre").replaceChildren(new Option("any", ""), ...model.genres.map((name) => new Option(name, name)));
+  if (model.genres.includes(asked.get("genre"))) at("genre").value = asked.get("genre");
   document.title = `Recommendations – ${model.dataset.label}`;
 }
 
@@ -141,7 +231,14 @@ async function begin() {
 }
 
 const asked = new URLSearchParams(location.search);
-if (/^[0-9]{1,19}$/.test(asked.get("user") || "")) at("user").value = asked.get("user");
+if (/^[0-9]{1,16}$/.test(asked.get("user") || "")) at("user").value = asked.get("user");
 if ([...at("k").options].some((option) => option.value === asked.get("k"))) at("k").value = asked.get("k");
+for (const name of ["year_from", "year_to", "diversity"]) if (asked.has(name)) at(name).value = asked.get(name);
+if (asked.has("user")) at("explain").checked = asked.has("explain");
+const variety = () => { at("diversity-shown").textContent = at("diversity").value; };
+variety();
+at("diversity").addEventListener("input", variety);
 at("ask").addEventListener("submit", (event) => { event.preventDefault(); submit(); });
+for (const name of ["k", "genre", "diversity", "explain"]) at(name).addEventListener("change", submit);
+at("more").addEventListener("click", more);
 begin();

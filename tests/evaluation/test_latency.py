@@ -1,6 +1,6 @@
 """Latency measured in process, against a recommender whose clock is known."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 
 from recsys.errors import ConfigError
 from recsys.evaluation import latency
-from recsys.evaluation.latency import measure_in_process, percentiles_ms
+from recsys.evaluation.latency import interleaved, measure_in_process, percentiles_ms
 from recsys.features.state import StateBatch
 from recsys.recommender import Context
 from tests import planted
@@ -68,3 +68,30 @@ def test_the_real_path_names_every_stage() -> None:
     for values in found.values():
         assert 0 < values["p50_ms"] <= values["p95_ms"] <= values["p99_ms"]
     assert found["total"]["p99_ms"] >= max(found[stage]["p99_ms"] for stage in found if stage != "total")
+
+
+def test_calls_are_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, asked = 0.0, []
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: now_s)
+    monkeypatch.setattr(latency.time, "thread_time", lambda: now_s / 2)  # somebody else has the processor half the time
+
+    def takes(name: str, ms: float) -> Callable[[int], None]:
+        def call(i: int) -> None:
+            nonlocal now_s
+            asked.append((name, i))
+            now_s += (ms + i) / 1e3
+
+        return call
+
+    found = interleaved({"a": takes("a", 10.0), "b": takes("b", 20.0)}, n=3, warmup=1)
+    assert asked == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2), ("b", 3), ("a", 3)]
+    assert found.wall_ms["a"] == pytest.approx([11.0, 12.0, 13.0])
+    assert found.wall_ms["b"] == pytest.approx([21.0, 22.0, 23.0])
+    assert found.cpu_ms["a"] == pytest.approx([5.5, 6.0, 6.5])
+    assert found.cpu_ms["b"] == pytest.approx([10.5, 11.0, 11.5])
+
+
+@pytest.mark.parametrize(("calls", "n"), [({}, 5), ({"a": lambda _: None}, 0)])
+def test_no_calls_to_measure(calls: dict[str, Callable[[int], None]], n: int) -> None:
+    with pytest.raises(ConfigError, match="at least one call"):
+        interleaved(calls, n=n)

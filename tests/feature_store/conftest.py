@@ -1,8 +1,11 @@
-"""Worlds that several modules read and none changes."""
+"""Worlds that several modules read and none changes, and the stores that the same tests run on."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+
+from tests.stores.native import postgres_server, redis_server
 
 from .feature_worlds import DAY, T0, World, build, random_events
 
@@ -17,6 +20,21 @@ PLANTED = [
     (3, 6, 4.0, T0 - 3_650 * DAY),
 ]
 CONTEXTS = [(1, T0 + 100), (1, T0 + 200), (1, T0 + 201), (1, T0 + 300), (2, T0 + 3 * DAY), (3, T0)]
+
+
+__all__ = ["postgres_server", "redis_server"]
+
+
+@pytest.fixture(scope="session", params=["sqlite", "redis", "redis and postgresql"])
+def servers(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What a `FeatureStoreConfig` says about the online store and the registry; nothing where both are embedded."""
+    said: dict[str, Any] = {}
+    if "redis" in request.param:
+        address = request.getfixturevalue("redis_server").connection
+        said |= {"online_store": "redis", "redis_connection": address}
+    if "postgresql" in request.param:
+        said["registry_path"] = request.getfixturevalue("postgres_server").database()
+    return said
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
 """Small worlds for the feature store's tests: planted or seeded events, and a store over them in a folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,7 @@ class World:
     """`end`: one second after the last event."""
 
     events: pd.DataFrame
+    users: pd.DataFrame
     catalogue: Catalogue
     histories: Histories
     snapshots: pd.DataFrame
@@ -38,9 +40,15 @@ class World:
 
 
 def build(
-    folder: Path, rows: Sequence[EventRow], contexts: Sequence[tuple[int, int]] = (), name: str = "planted"
+    folder: Path,
+    rows: Sequence[EventRow],
+    contexts: Sequence[tuple[int, int]] = (),
+    name: str = "planted",
+    servers: Mapping[str, Any] | None = None,
 ) -> World:
-    """Write the tables, register, materialise. Users 1 to 9 exist, 8 and 9 with unknown profile; movies 1 to 40."""
+    """Write the tables, register, materialise. Users 1 to 9 exist, 8 and 9 with unknown profile; movies 1 to 40.
+
+    `servers`: what `FeatureStoreConfig` must know of them; None is embedded."""
     events = pd.DataFrame(rows, columns=[USER_ID, ITEM_ID, RATING, TIMESTAMP]).astype({RATING: np.float32})
     users = pd.DataFrame(
         {
@@ -63,10 +71,10 @@ def build(
     home = DatasetHome(folder / name, name)
     table = snapshots(events)
     write_feature_tables(home, histories, table, pd.DataFrame(list(contexts), columns=[USER_ID, TIMESTAMP], dtype=int))
-    store = FeatureStore(FeatureStoreConfig(home, REPO))
+    store = FeatureStore(FeatureStoreConfig(home, REPO, **(servers or {})))
     store.apply()
     store.materialize()
-    return World(events, catalogue, histories, table, home, store)
+    return World(events, users, catalogue, histories, table, home, store)
 
 
 def random_events(seed: int, size: int = 300, users: int = 7) -> list[EventRow]:

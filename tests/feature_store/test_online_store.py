@@ -1,8 +1,9 @@
-"""What a request reads, what a push changes, and what a materialisation leaves behind."""
+"""What a request reads, what a push changes, and what a materialisation leaves behind; on every store alike."""
 
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from recsys.columns import TIMESTAMP, USER_ID
 from recsys.errors import StoreError
-from recsys.feature_store import FeatureStore, FeatureStoreConfig, write_feature_tables
+from recsys.feature_store import FeatureStore, write_feature_tables
 from recsys.features.histories import Histories
 from recsys.features.state import Event, UserState, state_after
 
@@ -22,8 +23,9 @@ NO_CONTEXTS = pd.DataFrame({USER_ID: [], TIMESTAMP: []}, dtype=np.int64)
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    world = build(tmp_path_factory.mktemp("online"), [(1, 3, 4.0, T0), (1, 5, 2.5, T0 + 10), (2, 3, 5.0, T0 + 20)])
+def base(servers: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    rows = [(1, 3, 4.0, T0), (1, 5, 2.5, T0 + 10), (2, 3, 5.0, T0 + 20)]
+    world = build(tmp_path_factory.mktemp("online"), rows, servers=servers)
     yield world
     world.store.close()
 
@@ -79,8 +81,21 @@ def test_bulk_keeps_order_and_repeats(base: World, monkeypatch: pytest.MonkeyPat
     assert base.store.online_states([]) == []
 
 
-def test_a_push_is_what_the_next_read_shows_and_a_materialisation_takes_it_back(tmp_path: Path) -> None:
-    world = build(tmp_path, [(1, 3, 4.0, T0), (2, 3, 5.0, T0)])
+def test_many_users_are_pushed_at_once(base: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recsys.feature_store.store.ONLINE_CHUNK", 2)
+    moved = [state_after(UserState(user), Event(user % 40, 3.5, T0 + user)) for user in range(700, 705)]
+    rows = [*((state, np.array(state.item_ids)) for state in moved), (UserState(705), np.array([], dtype=np.int64))]
+    base.store.push_states(rows)
+    base.store.push_states([])
+    found = base.store.online_states(range(700, 706))
+    assert [row[0] for row in found if row] == [*moved, UserState(705)]
+    assert [row[1].tolist() for row in found if row] == [*([user % 40] for user in range(700, 705)), []]
+
+
+def test_a_push_is_what_the_next_read_shows_and_a_materialisation_takes_it_back(
+    servers: dict[str, Any], tmp_path: Path
+) -> None:
+    world = build(tmp_path, [(1, 3, 4.0, T0), (2, 3, 5.0, T0)], servers=servers)
     store = world.store
     before = store.online_state(1)
     assert before is not None
@@ -131,14 +146,18 @@ def test_a_reader_never_sees_half_a_push(base: World) -> None:
         writing.join()
 
 
-def test_two_homes_in_one_process_never_mix(base: World, tmp_path: Path) -> None:
-    other = build(tmp_path, [(1, 9, 1.0, T0 + 1_000), (4, 9, 1.0, T0 + 1_000)], name=base.home.name)
+def test_two_homes_that_share_process_and_servers_never_mix(
+    base: World, servers: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = [(1, 9, 1.0, T0 + 1_000), (4, 9, 1.0, T0 + 1_000)]
+    other = build(tmp_path, rows, name=base.home.name, servers=servers)
     assert other.store.config.project != base.store.config.project
     assert [row[0].item_ids for row in other.store.online_states([1, 4]) if row] == [(9,), (9,)]
     assert [row[0].item_ids for row in base.store.online_states([1, 4]) if row] == [(3, 5), ()]
     assert other.store.historical_states([1], T0 + 2_000)[0].item_ids == (9,)
     assert base.store.historical_states([1], T0 + 2_000)[0].item_ids == (3, 5)
     other.store.push_state(UserState(1), [], stamped=T0)
+    other.store.materialize()  # which deletes what its tables do not hold
     assert base.store.online_states([1])[0][0].n_events == 2  # type: ignore[index]
     other.store.close()
 
@@ -149,20 +168,25 @@ def test_close_and_read_again(base: World) -> None:
     assert base.store.online_state(1) is not None
 
 
-def test_every_failure_says_what_to_do(base: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_failure_says_what_to_do(
+    base: World, servers: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nowhere = type(base.home)(tmp_path / "nowhere", "nowhere")
-    empty = FeatureStore(FeatureStoreConfig(nowhere, base.store.config.repo))
+    empty = FeatureStore(replace(base.store.config, home=nowhere))
     for call in (empty.apply, empty.materialize, empty.last_snapshot_day, lambda: empty.historical_states([1], [1])):
         with pytest.raises(StoreError, match="Run `recsys train` first"):
             call()
     for call in (lambda: empty.online_state(1), lambda: empty.push_state(UserState(1), [], stamped=1)):
-        with pytest.raises(StoreError, match="No feature registry"):
+        with pytest.raises(StoreError, match="does not know project" if servers.get("registry_path") else "No feature"):
             call()
+    empty.close()
 
     moved = type(base.home)(tmp_path / "moved", base.home.name)
     shutil.copytree(base.home.root, moved.root)
+    elsewhere = FeatureStore(replace(base.store.config, home=moved))
     with pytest.raises(StoreError, match="is new, or was moved"):
-        FeatureStore(FeatureStoreConfig(moved, base.store.config.repo)).online_state(1)
+        elsewhere.online_state(1)
+    elsewhere.close()
 
     def broken(**_: Any) -> None:
         raise OSError("disk on fire")

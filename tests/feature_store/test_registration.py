@@ -135,35 +135,6 @@ def test_servers_by_configuration(tmp_path: Path) -> None:
     assert (config.registry_file, config.online_file) == (None, None)
 
 
-def test_redis_is_emptied_before_it_is_filled(planted: World) -> None:
-    """Without a server: the calls that would reach it, in order."""
-    from recsys.feature_store import materialization
-
-    calls: list[str] = []
-
-    class Provider:
-        def teardown_infra(self, project: str, views: list[str], _: list[Any]) -> None:
-            calls.append(f"empty {project} {views}")
-
-    class Store:
-        provider = Provider()
-
-        def list_feature_views(self) -> list[str]:
-            return ["views"]
-
-        def materialize(self, start: Any, end: Any, feature_views: list[str]) -> None:
-            assert start < end
-            calls.append(f"fill {feature_views} to {end:%Y-%m-%d %H:%M:%S}")
-
-    config = FeatureStoreConfig(planted.home, REPO, "redis", redis_connection="nowhere:1")
-    materialization.materialize_all(Store(), config)
-    # The newest stamp of all is the statistics' day end, T0 + 4 days; one second after it, whatever the clock says.
-    assert calls == [
-        f"empty {config.project} ['views']",
-        "fill ['user_state', 'user_seen', 'item_stats'] to 2000-02-17 00:00:01",
-    ]
-
-
 def test_contexts_of_a_stranger_are_refused(planted: World, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="of 1 users without a row in the data, the first 77"):
         write_feature_tables(

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from serving.champion import Champion
+from serving.metrics import Metrics
 from serving.service import Service
 
 from .serving_client import connected
@@ -23,7 +25,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> ServingWorld:
 @pytest.fixture(scope="session")
 def loaded(world: ServingWorld) -> Iterator[Service]:
     """As `recsys serve` loads it, once."""
-    service = Service.load(world.settings)
+    service = Service.load(world.settings, Metrics())
     yield service
     service.close()
     service.store.close()
@@ -33,7 +35,9 @@ def loaded(world: ServingWorld) -> Iterator[Service]:
 def service(world: ServingWorld, loaded: Service) -> Iterator[Service]:
     """A fresh service over the loaded model, a day after the last event; what it records is undone."""
     shutil.rmtree(world.home.events, ignore_errors=True)
-    fresh = Service(world.settings, loaded.model, loaded.store, clock=lambda: world.end + 86_400.0)
+    metrics = Metrics()
+    champion = Champion(world.settings, loaded.store, metrics, loaded.champion.model)
+    fresh = Service(world.settings, champion, loaded.store, metrics, clock=lambda: world.end + 86_400.0)
     pushed: dict[int, object] = {}
     push = loaded.store.push_state
 

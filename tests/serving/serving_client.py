@@ -40,7 +40,7 @@ def running(app: FastAPI) -> Iterator[httpx.Client]:
 @contextmanager
 def connected(settings: ServiceSettings, service: Service) -> Iterator[httpx.Client]:
     """A client of an app around `service`, once it is ready."""
-    with running(create_app(settings, lambda _: service)) as client:
+    with running(create_app(settings, lambda *_: service)) as client:
         until = time.monotonic() + 20
         while client.get("/readyz").status_code != 200:
             assert time.monotonic() < until

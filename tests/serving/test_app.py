@@ -30,7 +30,7 @@ def problem(response: httpx.Response, status: int) -> dict[str, object]:
 def test_not_ready_until_loaded(world: ServingWorld, service: Service) -> None:
     go = threading.Event()
 
-    def load(_: object) -> Service:
+    def load(*_: object) -> Service:
         go.wait(20)
         return service
 
@@ -50,7 +50,7 @@ def test_not_ready_until_loaded(world: ServingWorld, service: Service) -> None:
 def test_a_model_that_cannot_be_loaded_is_told(world: ServingWorld) -> None:
     told: list[Exception] = []
 
-    def load(_: object) -> Service:
+    def load(*_: object) -> Service:
         raise RegistryError("no version yet")
 
     with running(create_app(world.settings, load, told.append)) as client:
@@ -135,12 +135,17 @@ def test_openapi_examples_are_valid_and_answers_fit_their_schema(client: httpx.C
     assert set(api["paths"]) == {
         "/v1/users/{user_id}/recommendations",
         "/v1/recommendations",
+        "/v1/users/recommendations",
+        "/v1/movies",
+        "/v1/movies/{movie_id}",
         "/v1/movies/{movie_id}/similar",
         "/v1/events",
         "/v1/users/{user_id}/history",
         "/v1/model",
+        "/v1/admin/reload",
         "/healthz",
         "/readyz",
+        "/metrics",
     }
 
 

@@ -1,24 +1,31 @@
-"""The commands: help, what they say when something is missing, and the benchmark from end to end."""
+"""The command `recsys serve`: help, and what it says when something is missing."""
 
-import json
+import logging
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from recsys.errors import ConfigError, MissingArtefactError, RecsysError
-from recsys.home import DatasetHome, Home
-from serving import bench
+from recsys.errors import ConfigError, RecsysError
+from recsys.home import Home
 from serving.cli import app
-from serving.service import Service
 
-from .serving_client import connected
 from .serving_world import ServingWorld
 
 runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def _logs_stay_as_they_were() -> Iterator[None]:
+    """The command sends them to a stream that ends with it."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = before
 
 
 def test_importing_the_commands_is_cheap() -> None:
@@ -26,14 +33,14 @@ def test_importing_the_commands_is_cheap() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-@pytest.mark.parametrize("command", [["serve"], ["bench"], ["bench", "latency"]])
+@pytest.mark.parametrize("command", [["serve"]])
 def test_help_teaches(command: list[str]) -> None:
     result = runner.invoke(app, [*command, "--help"])
     assert result.exit_code == 0
     assert "Example" in result.output
 
 
-@pytest.mark.parametrize("command", [["serve"], ["bench", "latency"]])
+@pytest.mark.parametrize("command", [["serve"]])
 def test_without_data_the_next_step_is_named(command: list[str], tmp_path: Path) -> None:
     result = runner.invoke(app, [*command, "--home", str(tmp_path)])
     assert isinstance(result.exception, ConfigError)
@@ -56,48 +63,21 @@ def test_a_taken_port_is_told_at_once(world: ServingWorld) -> None:
     assert f"Cannot listen on 127.0.0.1:{port}" in str(result.exception)
 
 
-def test_bench_latency(world: ServingWorld, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    asked = ["--home", str(world.home.root.parent), "-n", "20", "--warmup", "2"]
-    with connected(world.settings, service) as client:
-        url = str(client.base_url)
-        slow = runner.invoke(app, ["bench", "latency", *asked, "--url", url, "--budget-ms", "60000"])
-        fast = runner.invoke(app, ["bench", "latency", *asked, "--url", url, "--budget-ms", "1"])
-    assert slow.exit_code == 0, slow.output
-    assert slow.stdout.splitlines()[-1].endswith("ms, within the budget of 60000 ms.")
-    assert "over HTTP" in slow.stdout
-    assert "tiny-world (synthetic, not MovieLens)" in slow.stdout
-    assert fast.exit_code == 1, fast.output
-    assert fast.stdout.splitlines()[-1].endswith("OVER the budget of 1 ms.")
-    report = json.loads((world.home.reports / "latency.json").read_text())
-    assert report["within_budget"] is False
-    assert report["dataset"]["synthetic"] is True
-    assert {"retrieval", "features", "ranking", "ordering", "total", "state read"} == set(report["in_process"])
-    assert set(report["http"]["http"]) == {"p50_ms", "p95_ms", "p99_ms"}
-    assert report["about"]["versions"]["torch"]
+def test_an_address_beyond_this_machine_needs_a_key(world: ServingWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RECSYS_API_KEY", raising=False)
+    home = ["--home", str(world.home.root.parent), "--port", "0"]
+    result = runner.invoke(app, ["serve", *home, "--host", "0.0.0.0"])
+    assert isinstance(result.exception, ConfigError)
+    assert "RECSYS_API_KEY" in str(result.exception)
 
 
-def test_a_benchmark_of_its_own_service(world: ServingWorld) -> None:
-    with bench.own_service(world.settings) as url:
-        assert bench.describe(url)["bundle_id"] == world.bundle_id
-        measured = bench.over_http(url, [1, 2, 3], 5, 6, 1)
-    assert measured["http"]["p50_ms"] >= measured["inside the service"]["p50_ms"]
-    with pytest.raises(RecsysError, match="No ready service"):
-        bench.describe(url)
-
-
-def test_bench_says_what_is_wrong_with_a_url() -> None:
-    with pytest.raises(RecsysError, match="No ready service at http"):
-        bench.describe("http://127.0.0.1:9")
-    with pytest.raises(RecsysError, match="stopped answering"):
-        bench.over_http("http://127.0.0.1:9", [1], 10, 1, 0)
-
-
-def test_bench_needs_users(tmp_path: Path) -> None:
-    with pytest.raises(MissingArtefactError, match="recsys data"):
-        bench.users_of(DatasetHome(tmp_path, "none"))
-
-
-def test_users_of_a_benchmark_are_always_the_same(world: ServingWorld) -> None:
-    assert bench.users_of(world.home, 5) == bench.users_of(world.home, 5)
-    assert len(set(bench.users_of(world.home))) == 60
+def test_options_that_cannot_be_are_told(world: ServingWorld) -> None:
+    home = ["--home", str(world.home.root.parent), "--port", "0"]
+    for options, said in (
+        (["--allow-origin", "example.org"], "is no origin"),
+        (["--log-format", "xml"], "log format is 'xml'"),
+        (["--log-level", "loud"], "log level is 'loud'"),
+    ):
+        result = runner.invoke(app, ["serve", *home, *options])
+        assert isinstance(result.exception, ConfigError), options
+        assert said in str(result.exception)

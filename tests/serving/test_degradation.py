@@ -8,7 +8,7 @@ import pytest
 
 from recsys.errors import StoreError
 from recsys.recommender import Context, Recommender
-from serving.answers import Answers, Call
+from serving.answers import Answers, Call, Wanted
 from serving.service import Service
 
 from .serving_client import connected
@@ -44,7 +44,7 @@ def test_state_unreadable(client: httpx.Client, service: Service, monkeypatch: p
     assert body["degraded"] == ["user_state"]
     assert body["cold_start"] is True
     assert shown(body) == shown(stranger)
-    assert service.counters.as_dict()["degraded.user_state"] == 1
+    assert service.metrics.as_dict()["degraded.user_state"] == 1
     history = client.get("/v1/users/5/history")
     assert history.status_code == 503
     assert history.json()["type"] == "urn:recsys:problem:store-unavailable"
@@ -69,7 +69,7 @@ def test_a_state_that_was_read_before_is_used_while_the_store_is_away(
 
 def test_state_too_slow(service: Service, world: ServingWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = world.settings.model_copy(update={"budget_ms": 400.0, "last_share": 1.0, "retrieval_share": 1.0})
-    slow = Service(settings, service.model, service.store)
+    slow = Service(settings, service.champion, service.store, service.metrics)
     monkeypatch.setattr(service.store, "online_state", lambda _: time.sleep(1.0))
     with connected(settings, slow) as client:
         started = time.perf_counter()
@@ -82,15 +82,15 @@ def test_state_too_slow(service: Service, world: ServingWorld, monkeypatch: pyte
 def test_ranker_fails(
     client: httpx.Client, service: Service, world: ServingWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert service.model.recommender.ranker is not None
-    monkeypatch.setattr(service.model.recommender.ranker, "score", broken)
+    assert service.champion.model.recommender.ranker is not None
+    monkeypatch.setattr(service.champion.model.recommender.ranker, "score", broken)
     body = answer(client, k=MOVIES)
     assert body["degraded"] == ["ranking"]
     assert probabilities(body) == {None}
     assert not set(shown(body)) & world.seen(5)
-    plain = service.model.retrieval_only
+    plain = service.champion.model.retrieval_only
     assert plain.ranker is None
-    assert service.counters.as_dict()["degraded.ranking"] == 1
+    assert service.metrics.as_dict()["degraded.ranking"] == 1
 
 
 def test_retrieval_fails_too(
@@ -101,67 +101,64 @@ def test_retrieval_fails_too(
     assert body["degraded"] == ["ranking", "retrieval"]
     assert probabilities(body) == {None}
     assert set(shown(body)) == set(range(1, MOVIES + 1)) - world.seen(5)
-    stranger = service.model.catalogue.to_ids(service.model.stranger_idx)
+    stranger = service.champion.model.catalogue.to_ids(service.champion.model.stranger_idx)
     assert shown(body) == [i for i in stranger.tolist() if i not in world.seen(5)]
     filtered = client.post("/v1/recommendations", json={"filters": {"genres": ["Drama"]}, "k": 100}).json()
     assert set(shown(filtered)) == set(range(1, 41))
 
 
 def test_the_cold_start_list_is_that_of_a_stranger(service: Service) -> None:
-    model = service.model
+    model = service.champion.model
     assert sorted(model.stranger_idx.tolist()) == list(range(MOVIES))
     assert np.all(np.diff(model.stranger_scores) <= 0)
 
 
+def direct(answers: Answers, service: Service, call: Call, wanted: Wanted | None = None):  # type: ignore[no-untyped-def]
+    """The answer for user 5 without HTTP."""
+    model, known = service.champion.model, service.states.read(5)
+    return answers.recommend(model, call, 5, known, wanted or Wanted(10))[0]
+
+
 def test_no_time_for_ranking(service: Service, world: ServingWorld) -> None:
     settings = world.settings.model_copy(update={"retrieval_share": 1e-9})
-    answers = Answers(settings, service.model, service.counters, lambda: world.end)
-    call = Call("r", time.perf_counter())
-    body = answers.recommend(call, 5, service.states.read(5), 10, _no_filters())
-    assert body.degraded == ["ranking"]
-    assert {item.watch_probability for item in body.items} == {None}
-    assert set(body.timings_ms) == {"state", "retrieval", "ordering", "total"}
+    answers = Answers(settings, service.metrics, service.predictions, lambda: world.end)
+    body = direct(answers, service, Call("r", time.perf_counter()))
+    assert body["degraded"] == ["ranking"]
+    assert probabilities(body) == {None}
+    assert set(body["timings_ms"]) == {"state", "retrieval", "ordering", "total"}
 
 
 def test_no_time_at_all(service: Service, world: ServingWorld) -> None:
-    call = Call("r", time.perf_counter() - 3_600)
-    body = service.answers.recommend(call, 5, service.states.read(5), 10, _no_filters())
-    assert body.degraded == ["ranking", "retrieval"]
-    assert len(body.items) == 10
-    assert not {item.movie_id for item in body.items} & world.seen(5)
+    body = direct(service.answers, service, Call("r", time.perf_counter() - 3_600))
+    assert body["degraded"] == ["ranking", "retrieval"]
+    assert len(body["items"]) == 10
+    assert not set(shown(body)) & world.seen(5)
 
 
 def test_the_rest_of_the_budget_reaches_the_recommender(
     service: Service, world: ServingWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Context] = []
-    recommend = service.model.recommender.recommend
+    recommend = service.champion.model.recommender.recommend
 
-    def watch(states, context, k, filters):  # type: ignore[no-untyped-def]
+    def watch(states, context, *asked):  # type: ignore[no-untyped-def]
         given.append(context)
-        return recommend(states, context, k, filters)
+        return recommend(states, context, *asked)
 
-    monkeypatch.setattr(service.model.recommender, "recommend", watch)
-    call = Call("r", time.perf_counter() - 10.0)
-    service.answers.recommend(call, 5, service.states.read(5), 10, _no_filters())
+    monkeypatch.setattr(service.champion.model.recommender, "recommend", watch)
+    direct(service.answers, service, Call("r", time.perf_counter() - 10.0))
     whole = world.settings.budget_ms * world.settings.retrieval_share
     assert given[0].budget_ms is not None
     assert whole - 11_000 < given[0].budget_ms < whole - 10_000
 
 
 def test_an_unexpected_failure_is_a_problem_without_its_secrets(
-    client: httpx.Client, service: Service, monkeypatch: pytest.MonkeyPatch
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.model.catalogue.__class__, "genres_of", broken)
+    monkeypatch.setattr(Answers, "recommend", broken)
     response = client.get("/v1/users/5/recommendations", headers={"X-Request-ID": "trace-me"})
     assert response.status_code == 500
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json()["request_id"] == "trace-me"
     assert "secret" not in response.text
     assert "Traceback" not in response.text
-
-
-def _no_filters():  # type: ignore[no-untyped-def]
-    from recsys.recommender import Filters
-
-    return Filters()

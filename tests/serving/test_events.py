@@ -9,6 +9,8 @@ import httpx
 import pytest
 
 from recsys.errors import StoreError
+from recsys.feature_store.user_locks import UserLocks
+from recsys.features.rebuild import state_from_events
 from recsys.features.state import HISTORY_LENGTH, Event, UserState, state_after
 from serving import event_log
 from serving.event_log import EventLog, LoggedEvent
@@ -128,7 +130,7 @@ def test_a_store_that_fails_delays_but_loses_nothing(
     assert stored is not None
     assert stored[0].n_events == 17
     assert set(movies) <= set(stored[1].tolist())
-    assert service.counters.as_dict()["events.pending"] == 1
+    assert service.metrics.as_dict()["events.pending"] == 1
 
 
 def test_an_event_that_cannot_be_logged_moves_nothing(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,8 +171,18 @@ def test_replay_after_a_new_materialisation(service: Service, world: ServingWorl
 class MemoryStore:
     """The part of the feature store that `UserStates` uses."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self.rows: dict[int, tuple[UserState, list[int]]] = {}
+        self.locks = UserLocks(folder / "locks")
+        self._log = EventLog(folder)
+
+    def whole_state(self, profile: UserState):  # type: ignore[no-untyped-def]
+        own = [e for e in self._log.read() if e.user_id == profile.user_id]
+        return state_from_events(profile, [Event(e.item_id, e.rating, e.timestamp) for e in own])
+
+    def push_states(self, rows) -> None:  # type: ignore[no-untyped-def]
+        for state, seen in rows:
+            self.push_state(state, seen, stamped=state.timestamps[-1])
 
     def online_state(self, user_id: int):  # type: ignore[no-untyped-def]
         return self.online_states([user_id])[0]
@@ -184,7 +196,7 @@ class MemoryStore:
 
 
 def test_replay_counts_nothing_twice_even_beyond_the_window(tmp_path: Path) -> None:
-    store = MemoryStore()
+    store = MemoryStore(tmp_path)
     states = UserStates(store, EventLog(tmp_path))  # type: ignore[arg-type]
     history = [event(1, movie, 1_000 + movie) for movie in range(1, HISTORY_LENGTH + 20)]
     for one in history:

@@ -1,0 +1,211 @@
+"""The skew check as people read it: lines of text, and one page with pictures.
+
+Stage: monitoring. In: the dict that `skew.run` returns. Out: text, HTML. Absent: measuring, files; every string from
+outside is escaped.
+"""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, Final
+
+from recsys.evaluation import plots
+from recsys.evaluation.report_html import PAGE, STYLE, image_html, pairs_html, table_html
+from recsys.monitoring.comparison import FACTS
+
+LISTED: Final = 25
+HISTOGRAMS: Final = 6
+
+
+def headline(result: Mapping[str, Any]) -> str:
+    n, wrong = result["compared"], result["mismatching"]
+    if not n:
+        return f"None of {result['answers']:,} logged answers could be compared."
+    if not wrong:
+        return f"{n:,} answers with {result['values']:,} feature values equal their recomputation to the bit."
+    return f"{wrong:,} of {n:,} answers ({result['share']:.2%}) differ from their recomputation."
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """What `recsys skew` prints."""
+    lines = [f"Data: {result['data']['label']}", headline(result), result["verdict"]]
+    if result["left_out"]:
+        lines += ["", "Not compared:", *(f"{n:>8,}  {why}" for why, n in result["left_out"].items())]
+    behind = {int(days): n for days, n in result["days_behind"].items() if int(days) > 0}
+    if behind:
+        lines += ["", f"Movie statistics were older than the log allowed in {sum(behind.values()):,} answers,"]
+        lines += [f"  by up to {max(behind):,} days; `recsys train --only features` makes them anew."]
+    for title, rows in (("Facts that differ", result["facts"]), ("Features that differ", result["features"])):
+        if rows:
+            lines += ["", f"{title}:", f"{'answers':>8} {'share':>8} {'largest':>10}  name"]
+            lines += [
+                f"{row['answers']:>8,} {row['share']:>8.2%} {row['largest']:>10.3g}  {_named(row)}" for row in rows
+            ]
+            lines += [f"  first seen in {rows[0]['example'][:200]}"]
+    if result["findings"]:
+        lines += ["", "Hypotheses, by the share of the mismatching answers that agree if it is so:"]
+        lines += [f"{f['share']:>8.1%}  {f['says']}" for f in result["findings"][:LISTED]]
+    lines += ["", _drift_line(result)]
+    if result["shifted"]:
+        lines += [f"{'PSI':>8} {'KS':>8}  feature"]
+        lines += [
+            f"{d['psi']:>8.3f} {_number(d['ks']):>8}  {d['name']}"
+            for d in result["drift"]
+            if d["name"] in result["shifted"]
+        ]
+    return "\n".join([*lines, "", f"{result['answers']:,} answers in {result['seconds']:.1f} s."]) + "\n"
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """One HTML page that loads nothing."""
+    label = escape(result["data"]["label"])
+    data = result["data"]
+    pictures = {}
+    if result["features"]:
+        pictures["mismatches"] = mismatches_png(result["features"], data)
+    if result["drift"]:
+        pictures["psi"] = psi_png(result["drift"], result["threshold_psi"], data)
+        pictures["histograms"] = histograms_png(result["drift"][:HISTOGRAMS], data)
+    header = ["What", "Answers", "Share", "Largest difference", "First seen"]
+    body = [
+        f"<header><h1>Is what was served what should have been served?</h1><p class='data'>Data: {label}</p></header>",
+        f"<p class='finding'>{escape(headline(result))} {escape(result['verdict'])}</p>",
+        *_section(
+            "Hypotheses",
+            ["If it is so", "Mismatching answers that agree"],
+            [[f["says"], f"{f['share']:.1%}"] for f in result["findings"][:LISTED]],
+        ),
+        *_section("Facts that differ", header, [_difference(row) for row in result["facts"]]),
+        *_section("Features that differ", header, [_difference(row) for row in result["features"]]),
+        image_html(pictures, "mismatches", "Share of answers in which each feature differs"),
+        *_section("Not compared", ["Why", "Answers"], [[why, f"{n:,}"] for why, n in result["left_out"].items()]),
+        "<h2>Distributions</h2>",
+        f"<p class='how'>{escape(_drift_line(result))}</p>",
+        image_html(pictures, "psi", "Population stability index of each feature"),
+        image_html(pictures, "histograms", "Shares of the bins of the features that moved most"),
+        *_section(
+            "", ["Feature", "PSI", "KS", "Missing then", "Missing now"], [_drift_cells(d) for d in result["drift"]]
+        ),
+        "<h2>Where the numbers come from</h2>",
+        pairs_html(
+            {
+                **result["about"],
+                "answers": f"{result['answers']:,}",
+                "seconds": f"{result['seconds']:.1f}",
+                "bundles": ", ".join(f"{name}: {n:,}" for name, n in result["bundles"].items()),
+                "days by which movie statistics were behind": ", ".join(
+                    f"{days}: {n:,} answers" for days, n in result["days_behind"].items()
+                ),
+            }
+        ),
+    ]
+    return PAGE.format(label=label, style=STYLE, body="\n".join(part for part in body if part))
+
+
+def mismatches_png(rows: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> bytes:
+    """Bars of the share of answers in which a feature differs, the LISTED largest."""
+    shown = rows[:LISTED]
+    return _bars(
+        [(row["name"], row["share"]) for row in shown],
+        "Features that differ from their recomputation",
+        "Share of the compared answers in which any shown movie's value differs.",
+        data,
+        percent=True,
+    )
+
+
+def psi_png(drift: Sequence[Mapping[str, Any]], threshold: float, data: Mapping[str, Any]) -> bytes:
+    """Bars of PSI, the LISTED largest; a line where a shift begins."""
+    note = f"Answers today against the ranker's training contexts. Above {threshold:g}, the line, is called a shift."
+    return _bars(
+        [(d["name"], d["psi"]) for d in drift[:LISTED]], "How far features have moved", note, data, line=threshold
+    )
+
+
+def histograms_png(drift: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> bytes:
+    """For each feature, the share of each bin then and now; the last bin is that of missing values."""
+    from matplotlib.figure import Figure
+
+    rows = (len(drift) + 1) // 2
+    figure = Figure(figsize=(8.4, 1.2 + 1.9 * rows), dpi=plots.DPI, facecolor="white")
+    grid = figure.subplots(rows, 2, squeeze=False)
+    for axes, d in zip(grid.flat, drift, strict=False):
+        bins = range(len(d["expected"]))
+        axes.bar([b - 0.2 for b in bins], d["expected"], width=0.4, color=plots.SINGLE, label="training")
+        axes.bar([b + 0.2 for b in bins], d["actual"], width=0.4, color=plots.SYSTEM, label="served")
+        axes.set_title(f"{d['name']}  PSI {d['psi']:.2f}", fontsize=9, color=plots.INK, loc="left")
+        axes.set_xticks(list(bins), [*[str(b + 1) for b in bins][:-1], "NaN"])
+        axes.tick_params(labelsize=7, colors=plots.MUTED, length=0)
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+    for axes in list(grid.flat)[len(drift) :]:
+        axes.set_axis_off()
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper right", ncols=2, frameon=False, fontsize=9)
+    height = figure.get_figheight()
+    figure.subplots_adjust(left=0.07, right=0.985, bottom=0.55 / height, top=1 - 0.95 / height, hspace=0.6, wspace=0.16)
+    plots.words(
+        figure, "The features that moved most", data, "Share of values in each quantile bin of the training sample."
+    )
+    return plots.png(figure)
+
+
+def _bars(
+    values: Sequence[tuple[str, float]],
+    title: str,
+    note: str,
+    data: Mapping[str, Any],
+    *,
+    percent: bool = False,
+    line: float | None = None,
+) -> bytes:
+    names = [name for name, _ in values]
+    figure, axes = plots.new_figure(height=1.6 + 0.27 * len(values), labels=names)
+    top = max([value for _, value in values] + [line or 0.0, 1e-9])
+    for y, (_, value) in enumerate(values):
+        colour = plots.WARNING if line is not None and value > line else plots.SYSTEM
+        axes.barh(y, value, height=0.66, color=colour)
+        shown = f"{value:.1%}" if percent else f"{value:.3f}"
+        axes.text(value + top * 0.01, y, shown, va="center", color=plots.INK, fontsize=8.5)
+    if line is not None:
+        axes.axvline(line, color=plots.MUTED, linewidth=1, linestyle="--")
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(0, top * 1.12)
+    axes.grid(axis="x", color=plots.GRID)
+    plots.words(figure, title, data, note)
+    return plots.png(figure)
+
+
+def _drift_line(result: Mapping[str, Any]) -> str:
+    if not result["drift"]:
+        return f"Distributions were not compared: {result['no_drift_because']}."
+    n, moved = len(result["drift"]), len(result["shifted"])
+    return (
+        f"{moved} of {n} features have a PSI above {result['threshold_psi']:g} against what the ranker would have "
+        "shown in the contexts that it learnt from. Other users and another time move them too: this warns."
+    )
+
+
+def _section(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    if not rows:
+        return []
+    return [f"<h2>{escape(title)}</h2>" if title else "", table_html(list(header), [list(row) for row in rows])]
+
+
+def _difference(row: Mapping[str, Any]) -> list[str]:
+    largest = f"{row['largest']:.3g}" if row["largest"] else ""
+    return [_named(row), f"{row['answers']:,}", f"{row['share']:.2%}", largest, row["example"][:120]]
+
+
+def _drift_cells(d: Mapping[str, Any]) -> list[str]:
+    return [d["name"], f"{d['psi']:.3f}", _number(d["ks"]), *(f"{missing:.1%}" for missing in d["missing"])]
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    """Facts are said in words, features by their names."""
+    return FACTS.get(row["name"], row["name"])
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"

@@ -1,0 +1,65 @@
+"""What every measured number carries: command, moment, code, machine and versions.
+
+Stage: evaluate, every study, and the benchmark. In: the surroundings. Out: plain values. Absent: measurements, and
+the argv of the command, which whoever runs it hands in.
+"""
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "faiss-cpu", "lightgbm", "feast", "mlflow", "numpy", "pandas")
+
+
+def now_utc() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def code_version() -> str:
+    """The git commit, with "-dirty" where files differ from it; the package version where there is no git."""
+    git = ["git", "-C", str(REPOSITORY)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return version("recsys")
+    return commit.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "")
+
+
+def about(command: str, packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+    """For reports: command, date, machine, versions (`tables.FACTS_OF_A_RUN`)."""
+    return {
+        "command": command,
+        "date (UTC)": now_utc(),
+        "code": code_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "python": platform.python_version(),
+        "versions": ", ".join(f"{name} {version(name)}" for name in packages),
+    }
+
+
+def processor() -> str:
+    """The processor's own name, which times depend on; "unknown" where the system does not tell it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def load_average() -> list[float]:
+    """Runnable processes, mean of the last 1, 5 and 15 minutes: how much else the machine had to do."""
+    return [round(value, 2) for value in os.getloadavg()]
+
+
+def thread_counts() -> dict[str, int]:
+    """Threads of every BLAS and OpenMP library that this process has loaded, by the library's file name."""
+    from threadpoolctl import threadpool_info
+
+    return {Path(pool["filepath"]).name: int(pool["num_threads"]) for pool in threadpool_info()}

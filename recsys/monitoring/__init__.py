@@ -1,0 +1,1 @@
+"""What was served, held against what should have been: the prediction log, its recomputation, drift."""

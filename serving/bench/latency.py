@@ -1,0 +1,257 @@
+"""`recsys bench latency`: the sections in order, and the report that they make.
+
+Stage: serving (benchmark). In: `ServiceSettings` and `Options`. Out: one plain dict, written as `latency.json`, from
+which tables and pictures are made. Absent: how each section measures (its own module), text (`report`), argv.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from recsys.errors import ConfigError, RecsysError
+from recsys.evaluation.about import PACKAGES, about, load_average, processor, thread_counts
+from serving.bench.load import Load, Plan, generate
+from serving.bench.sweep import sweep
+from serving.bench.target import Target, own_service, recommendation_paths, users_of
+from serving.settings import ServiceSettings
+
+SECTIONS = ("in-process", "closed", "sweep", "open", "catalogue", "device")
+CLIENTS = (1, 4, 16)
+OPEN_SHARE = 0.6  # of saturation
+SEED = 7
+LONGEST_CLOSED_S = 20.0  # a slow service ends a closed loop by time
+
+
+@dataclass(frozen=True)
+class Options:
+    """sections  of SECTIONS, in any order; those over HTTP share one service
+    k           movies an answer
+    requests    of each closed loop and of each measurement in process
+    warmup      of each, unmeasured
+    step_s, open_s   seconds of a step of the sweep, and of the open loop at 60 % of saturation
+    url         a service that runs already; None starts one
+    """
+
+    sections: tuple[str, ...] = SECTIONS
+    k: int = 10
+    requests: int = 500
+    warmup: int = 50
+    step_s: float = 4.0
+    open_s: float = 20.0
+    url: str | None = None
+    wrk: bool = False
+    hnsw: bool = False
+    device: str = "cuda"
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.sections if name not in SECTIONS]
+        if unknown or not self.sections:
+            raise ConfigError(f"unknown section {unknown[0] if unknown else ''!r}; choose of {', '.join(SECTIONS)}")
+
+    def needs(self, *sections: str) -> bool:
+        return any(name in self.sections for name in sections)
+
+    def expected_s(self) -> dict[str, float]:
+        """About how long each chosen part takes, starting and stopping included; for the progress line alone."""
+        closed = min(LONGEST_CLOSED_S, 0.006 * self.requests)
+        parts = {
+            "in-process": 12 + 0.06 * self.requests,
+            "start the service": 10.0,
+            "closed": len(CLIENTS) * (closed + 2),
+            "wrk": 2 * 2 * closed + 4,
+            "sweep": 11 * (self.step_s + 0.5),
+            "open": self.open_s + 1,
+            "catalogue": 75 + (600 if self.hnsw else 0),
+            "device": 5.0,
+        }
+        chosen = {*self.sections, *(["wrk"] if self.wrk else [])}
+        if self.url is None and self.needs("closed", "sweep", "open"):
+            chosen.add("start the service")
+        return {name: seconds for name, seconds in parts.items() if name in chosen}
+
+
+class Progress:
+    """Says what is being done and about how long it will take."""
+
+    def __init__(self, expected_s: dict[str, float], say: Callable[[str], None]) -> None:
+        self._expected, self._say = dict(expected_s), say
+
+    def begin(self, name: str, doing: str) -> None:
+        left = sum(self._expected.values())
+        self._expected.pop(name, None)
+        self._say(f"bench: {doing} (about {left:.0f} s left)")
+
+    def note(self, text: str) -> None:
+        self._say(f"bench:   {text}")
+
+
+def run(settings: ServiceSettings, options: Options, command: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure. Raises RecsysError where there is no data, no champion or no service."""
+    started, progress = time.monotonic(), Progress(options.expected_s(), say)
+    user_ids = users_of(settings.home)
+    report: dict[str, Any] = {
+        "about": {
+            **about(command, (*PACKAGES, "fastapi", "uvicorn", "scipy", "hdrhistogram")),
+            "processor": processor(),
+            "load_average_before": load_average(),
+        },
+        "options": {**asdict(options), "users": len(user_ids), "seed": SEED, "budget_ms": settings.budget_ms},
+    }
+    if options.needs("in-process", "catalogue", "device"):
+        _in_this_process(settings, options, user_ids, report, progress)
+    if options.needs("closed", "sweep", "open"):
+        report |= _over_http(settings, options, user_ids, progress)
+    report["about"] |= {"load_average_after": load_average(), "seconds": round(time.monotonic() - started, 1)}
+    report["verdict"] = verdict(report, settings.budget_ms)
+    return report
+
+
+def verdict(report: dict[str, Any], budget_ms: float) -> dict[str, Any]:
+    """Which p99 is held against the budget: over HTTP with one client, else at 60 % of saturation, else in process."""
+    http, inside = report.get("http", {}), report.get("in_process")
+    if "closed" in http:
+        where, p99 = "over HTTP", http["closed"]["1"]["latency"].get("p99_ms")
+    elif "open" in http:
+        where, p99 = "over HTTP in an open loop", http["open"]["latency"].get("p99_ms")
+    elif inside is not None:
+        where, p99 = "in process", inside["ranked"][inside["headline"]]["stages"]["total"]["p99_ms"]
+    else:
+        return {"where": None, "p99_ms": None, "budget_ms": budget_ms, "within_budget": True}
+    within = p99 is not None and p99 <= budget_ms
+    return {"where": where, "p99_ms": p99, "budget_ms": budget_ms, "within_budget": within}
+
+
+def _in_this_process(
+    settings: ServiceSettings, options: Options, user_ids: list[int], report: dict[str, Any], progress: Progress
+) -> None:
+    """The sections that load the champion here, as the service does; before that starts, which would take the other
+    core."""
+    from recsys.feature_store import FeatureStore
+    from serving.bench import catalogue, device, in_process
+    from serving.model import ServedModel, settle
+
+    progress.begin("in-process", "in process: loading the champion")
+    store, now = FeatureStore(settings.feature_store), int(time.time())
+    model = ServedModel.load(settings, store, now)
+    bundle, stats = model.bundle, model.stats
+    report["model"] = {"version": model.version, "bundle_id": bundle.facts.bundle_id, "n_movies": len(model.catalogue)}
+    report["dataset"] = asdict(bundle.facts.dataset) | {"label": bundle.facts.dataset.label}
+    try:
+        if options.needs("in-process"):
+            settle()
+            report["in_process"] = in_process.measure(
+                bundle, stats, store, user_ids, now=now, k=options.k, n=options.requests, warmup=options.warmup
+            )
+            headline = report["in_process"]["ranked"][report["in_process"]["headline"]]
+            progress.note(f"{headline['stages']['total']['p50_ms']:.2f} ms, overhead {headline['overhead']:.2f}")
+        report["about"]["threads"] = thread_counts()
+        if options.needs("catalogue"):
+            progress.begin("catalogue", "larger catalogues: indexes, then a service with 62k movies")
+            report["catalogue"] = catalogue.measure(
+                settings, bundle, store, user_ids, options, now=now, report=progress.note
+            )
+        if options.needs("device"):
+            progress.begin("device", f"device {options.device}")
+            report["device"] = device.measure(bundle, store, user_ids, options.device, now=now)
+    finally:
+        store.close()
+
+
+def _over_http(settings: ServiceSettings, options: Options, user_ids: list[int], progress: Progress) -> dict[str, Any]:
+    with _target(settings, options, progress) as target:
+        card = target.card()
+        if card["dataset"]["name"] != settings.home.name:
+            raise RecsysError(
+                f"{target.url} serves {card['dataset']['name']}, not {settings.home.name}; give --dataset."
+            )
+        http: dict[str, Any] = {"url_given": options.url is not None, "ready_s": target.ready_s}
+        found: dict[str, Any] = {
+            "dataset": card["dataset"],
+            "model": {name: card[name] for name in ("version", "bundle_id", "code_version", "n_movies")},
+            "http": http,
+        }
+        paths = recommendation_paths(user_ids, options.k)
+        if options.needs("closed"):
+            progress.begin("closed", "closed loop")
+            http |= closed(target, paths, options, CLIENTS, progress)
+        if options.wrk:
+            from serving.bench import wrk
+
+            progress.begin("wrk", "wrk and our closed loop in turns")
+            seconds = min(LONGEST_CLOSED_S, max(0.006 * options.requests, 3.0))
+            http["wrk"] = [
+                wrk.compare(Plan(target.url, paths, clients, seconds=seconds), generate) for clients in (1, 4)
+            ]
+        if options.needs("sweep", "open"):
+            http |= _opened(target, paths, options, settings.budget_ms, http, progress)
+        http["resident_mib"] = target.resident_mib()
+    return found
+
+
+@contextmanager
+def _target(settings: ServiceSettings, options: Options, progress: Progress) -> Iterator[Target]:
+    if options.url is not None:
+        with nullcontext(Target(options.url.rstrip("/"))) as target:
+            yield target
+        return
+    progress.begin("start the service", "starting a service")
+    with own_service(settings) as target:
+        progress.note(f"ready after {target.ready_s:.1f} s")
+        yield target
+
+
+def closed(
+    target: Target, paths: tuple[str, ...], options: Options, clients: tuple[int, ...], progress: Progress
+) -> dict[str, Any]:
+    """Closed loops by number of clients, each beside one over an endpoint that does nothing."""
+    loops: dict[str, Any] = {}
+    bare: dict[str, Any] = {}
+    ratio: dict[str, float] = {}
+    for n in clients:
+        kind = {"clients": n, "requests": options.requests, "seconds": LONGEST_CLOSED_S, "warmup": options.warmup}
+        nothing = generate(Plan(target.url, ("/healthz",), **kind))  # type: ignore[arg-type]
+        load = generate(Plan(target.url, paths, **kind))  # type: ignore[arg-type]
+        _answered(load, target)
+        bare[str(n)], loops[str(n)] = asdict(nothing), asdict(load)
+        ratio[str(n)] = load.latency["p50_ms"] / nothing.latency["p50_ms"]
+        p50, p99 = (load.latency[name] for name in ("p50_ms", "p99_ms"))
+        progress.note(f"{n} client(s): p50 {p50:.1f} ms, p99 {p99:.1f} ms, {load.achieved:.0f}/s")
+    return {"closed": loops, "bare": bare, "ratio_to_bare": ratio}
+
+
+def _opened(
+    target: Target,
+    paths: tuple[str, ...],
+    options: Options,
+    budget_ms: float,
+    http: dict[str, Any],
+    progress: Progress,
+) -> dict[str, Any]:
+    """The sweep to saturation, and the open loop at OPEN_SHARE of it."""
+    if "closed" in http:
+        closed_rate = max(load["achieved"] for load in http["closed"].values())
+    else:
+        load = generate(Plan(target.url, paths, max(CLIENTS), seconds=options.step_s, warmup=options.warmup))
+        _answered(load, target)
+        closed_rate = load.achieved
+    progress.begin("sweep", "open loop at rising rates")
+
+    def at(rate: float, seconds: float = options.step_s) -> Load:
+        return generate(Plan(target.url, paths, rate=rate, seconds=seconds, warmup=5, seed=SEED))
+
+    found = sweep(at, max(closed_rate, 1.0), budget_ms, progress.note)
+    out: dict[str, Any] = {"sweep": found.as_dict()}
+    if options.needs("open") and found.knee is not None:
+        rate = OPEN_SHARE * found.saturation
+        progress.begin("open", f"open loop at {rate:.0f}/s, {OPEN_SHARE:.0%} of saturation")
+        out["open"] = {"rate": rate, "share": OPEN_SHARE, **asdict(at(rate, options.open_s))}
+    return out
+
+
+def _answered(load: Load, target: Target) -> None:
+    """Raises RecsysError where nothing came back that could be measured."""
+    if not load.latency["n"]:
+        came = load.statuses or load.errors
+        raise RecsysError(f"{target.url} did not answer a single request with 200; what came: {came}")

@@ -1,0 +1,223 @@
+"""A small typed client of the service.
+
+Stage: whoever asks for recommendations. In: the address of a service. Out: the models of `serving.schemas`. Absent:
+anything that the HTTP interface does not offer, and the heavy libraries behind it: this needs httpx and pydantic.
+
+    with Client("http://127.0.0.1:8000") as client:
+        for movie in client.recommend(42, k=5, genres=["Drama"]).items:
+            print(movie.title, movie.like_probability)
+
+An error arrives as `ServiceError` with the problem that the service told. 503 and 429 are asked again, after as long
+as the service says, a bounded number of times; an event that was answered so was not taken. Where no answer comes at
+all, nothing is sent again: give events a timestamp, and send them again yourself, since the same movie in the same
+second counts once.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel
+
+from serving.schemas import (
+    EventRequest,
+    FilterBody,
+    ManyRecommended,
+    ManyRequest,
+    ModelCard,
+    MovieSearch,
+    Profile,
+    Rated,
+    RecommendationRequest,
+    Recommended,
+    Recorded,
+    Similar,
+    UserHistory,
+)
+
+AGAIN = (429, 503)
+LONGEST_PAUSE_S = 30.0
+FIRST_PAUSE_S = 0.5  # where the service does not say how long; doubled each time
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class ServiceError(Exception):
+    """What the service refused, or could not do.
+
+    status    of HTTP
+    problem   the RFC 9457 object as it came; empty where the answer was none of the service's (a proxy's, say)
+    """
+
+    def __init__(self, status: int, problem: dict[str, Any]) -> None:
+        self.status, self.problem = status, problem
+        super().__init__(f"{status} {problem.get('title', '')}: {problem.get('detail', 'no problem details')}")
+
+    @property
+    def kind(self) -> str:
+        """The last part of the problem's type, "unknown-movie" for example; "" where there is none."""
+        return str(self.problem.get("type", "")).rpartition(":")[2]
+
+
+class Client:
+    """Safe to share between threads, as httpx's client is. Close it, or use it with `with`."""
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8000",
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 10.0,
+        retries: int = 2,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`retries`: how often a 503 or 429 is asked again. A service that tells to wait longer than LONGEST_PAUSE_S
+        is not waited for."""
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._http = httpx.Client(base_url=base_url, headers=headers, timeout=timeout_s, transport=transport)
+        self._retries, self._sleep = retries, sleep
+
+    def recommend(
+        self,
+        user_id: int,
+        k: int | None = None,
+        *,
+        genres: Sequence[str] = (),
+        year_from: int | None = None,
+        year_to: int | None = None,
+        exclude_ids: Sequence[int] = (),
+        min_ratings: int = 0,
+        diversity: float = 0.0,
+        explain: bool = False,
+        paginate: bool = False,
+        cursor: str | None = None,
+    ) -> Recommended:
+        """The k best movies for a stored user. With `cursor`, give nothing else but `k`."""
+        asked = {
+            "k": k,
+            "genre": list(genres),
+            "year_from": year_from,
+            "year_to": year_to,
+            "exclude_ids": list(exclude_ids),
+            "min_ratings": min_ratings or None,
+            "diversity": diversity or None,
+            "explain": explain or None,
+            "paginate": paginate or None,
+            "cursor": cursor,
+        }
+        return self._get(f"/v1/users/{user_id}/recommendations", Recommended, asked)
+
+    def recommend_for_history(
+        self,
+        history: Sequence[Rated],
+        k: int | None = None,
+        *,
+        profile: Profile | None = None,
+        filters: FilterBody | None = None,
+        diversity: float = 0.0,
+        explain: bool = False,
+        paginate: bool = False,
+    ) -> Recommended:
+        """For somebody who is not stored; `history` oldest first."""
+        body = RecommendationRequest(
+            history=list(history),
+            profile=profile or Profile(),
+            k=k,
+            filters=filters or FilterBody(),
+            diversity=diversity,
+            explain=explain,
+            paginate=paginate,
+        )
+        return self._post("/v1/recommendations", Recommended, body)
+
+    def recommend_many(
+        self,
+        user_ids: Sequence[int],
+        k: int | None = None,
+        *,
+        filters: FilterBody | None = None,
+        diversity: float = 0.0,
+    ) -> ManyRecommended:
+        """For several stored users at once, in this order."""
+        body = ManyRequest(user_ids=list(user_ids), k=k, filters=filters or FilterBody(), diversity=diversity)
+        return self._post("/v1/users/recommendations", ManyRecommended, body)
+
+    def pages(self, first: Recommended, k: int | None = None) -> Iterator[Recommended]:
+        """`first`, asked for with `paginate`, and the pages after it until the list ends; k movies each."""
+        page = first
+        yield page
+        while page.next_cursor is not None:
+            if first.user_id is None:
+                body = RecommendationRequest(k=k, cursor=page.next_cursor)
+                page = self._post("/v1/recommendations", Recommended, body)
+            else:
+                page = self.recommend(first.user_id, k, cursor=page.next_cursor)
+            yield page
+
+    def similar(self, movie_id: int, k: int | None = None) -> Similar:
+        return self._get(f"/v1/movies/{movie_id}/similar", Similar, {"k": k})
+
+    def search(self, text: str, k: int | None = None) -> MovieSearch:
+        """Movies by words of their titles."""
+        return self._get("/v1/movies", MovieSearch, {"q": text, "k": k})
+
+    def record(self, user_id: int, movie_id: int, rating: float, timestamp: int | None = None) -> Recorded:
+        """A user has rated a movie; when the service hears of it, unless `timestamp` (seconds UTC) says when."""
+        body = EventRequest(user_id=user_id, movie_id=movie_id, rating=rating, timestamp=timestamp)
+        return self._post("/v1/events", Recorded, body)
+
+    def history(self, user_id: int, n: int = 20) -> UserHistory:
+        """What a user rated last, newest first."""
+        return self._get(f"/v1/users/{user_id}/history", UserHistory, {"n": n})
+
+    def model(self) -> ModelCard:
+        """What is being served."""
+        return self._get("/v1/model", ModelCard, {})
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- parts ----------------------------------------------------------------------------------------------------
+
+    def _get(self, path: str, model: type[Model], asked: dict[str, Any]) -> Model:
+        given = {name: value for name, value in asked.items() if value is not None and value != []}
+        return self._asked("GET", path, model, params=given)
+
+    def _post(self, path: str, model: type[Model], body: BaseModel) -> Model:
+        return self._asked("POST", path, model, json=body.model_dump(mode="json", exclude_defaults=True))
+
+    def _asked(self, method: str, path: str, model: type[Model], **request: Any) -> Model:
+        """Raises ServiceError for what is not a success in the end, httpx.HTTPError where no answer comes."""
+        for again in range(self._retries + 1):
+            response = self._http.request(method, path, **request)
+            if response.is_success:
+                return model.model_validate_json(response.content)
+            pause_s = _pause_s(response, again)
+            if response.status_code not in AGAIN or again == self._retries or pause_s > LONGEST_PAUSE_S:
+                break
+            self._sleep(pause_s)
+        raise ServiceError(response.status_code, _problem(response))
+
+
+def _pause_s(response: httpx.Response, again: int) -> float:
+    """As long as Retry-After says, in seconds; a date, which the service never sends, counts as nothing said."""
+    said = response.headers.get("retry-after", "")
+    return float(said) if said.isdecimal() else FIRST_PAUSE_S * 2.0**again
+
+
+def _problem(response: httpx.Response) -> dict[str, Any]:
+    if response.headers.get("content-type", "").partition(";")[0] != "application/problem+json":
+        return {}
+    problem: dict[str, Any] = response.json()
+    return problem

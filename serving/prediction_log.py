@@ -1,0 +1,324 @@
+"""The writer of the prediction log: answers are handed over without waiting, a thread brings them to disk.
+
+Stage: serving. In: `offer`, once an answer. Out: files as `recsys.monitoring.prediction_log` describes them. Absent:
+the files (`recsys.monitoring.prediction_files`), who reads them, and any promise that an answer is logged: an answer
+never waits for its log.
+
+What can be lost, and is counted under the names below:
+- a full queue (`capacity` answers wait): the answer is dropped;
+- a part that cannot be written, as on a full disk: its answers are dropped, the next part is tried again;
+- a process that is killed: what was offered within the last `flush_s` seconds, at most `flush_rows` answers and what
+  waits in the queue. `close` loses nothing.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys.features.state import StateBatch
+from recsys.monitoring.prediction_files import merge_finished_hours, remove_oldest, write_parts
+from recsys.monitoring.prediction_log import MICROSECONDS, Prediction, sampled
+from recsys.recommender import Filters, Recommendations
+
+if TYPE_CHECKING:
+    from serving.model import ServedModel
+
+LOGGED: Final = "predictions.logged"  # on disk
+DROPPED: Final = "predictions.dropped"  # the queue was full
+FAILED: Final = "predictions.failed"  # the disk refused, or a part could not be read again
+REMOVED: Final = "predictions.files_removed"  # by the bounds on bytes and days
+
+LONGEST_FILTERS: Final = (
+    4_000  # characters of JSON; longer ones are not kept, and the skew check leaves such answers out
+)
+LOOK_S: Final = 0.1  # how often the thread looks for answers
+TIDY_S: Final = 60.0
+GRACE_S: Final = 60.0  # an hour is merged so long after its end, when every worker has flushed
+_NO_IDS: Final = np.empty(0, dtype=np.int64)
+_NO_SCORES: Final = np.empty((0, 0), dtype=np.float32)
+_NO_RANKS: Final = np.empty((0, 0), dtype=np.int32)
+log = logging.getLogger(__name__)
+
+
+class Answered(Protocol):
+    """What is read of `serving.answers.Call`."""
+
+    request_id: str
+    degraded: list[str]
+
+    def elapsed_ms(self) -> float: ...
+
+
+class Asked(Protocol):
+    """What is read of `serving.answers.Wanted`: movies shown, filters, diversity, length of the list that was made."""
+
+    @property
+    def k(self) -> int: ...
+    @property
+    def filters(self) -> Filters: ...
+    @property
+    def diversity(self) -> float: ...
+    @property
+    def length(self) -> int: ...
+
+
+class PageOf(Protocol):
+    """What is read of `serving.paging.Header`: whose list it is, and what made it."""
+
+    user_id: int | None
+    version: int
+    bundle_id: str
+
+
+class PredictionLog:
+    """Safe to share between threads; each worker process has its own, over one folder.
+
+    share            of the answers, chosen by a hash of the request id (`sampled`); 0 logs nothing
+    capacity         answers that may wait, about 25 kB each with six sources and 300 candidates
+    flush_rows, flush_s   a part is written at whichever comes first
+    most_bytes, most_days   bounds of the folder; the oldest files go first
+    count            told the names above, once an answer or file: `Metrics.count`
+    clock            seconds UTC: when an answer was received, and which hours have ended
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        share: float = 1.0,
+        capacity: int = 2_000,
+        flush_rows: int = 500,
+        flush_s: float = 10.0,
+        most_bytes: int = 2 * 1024**3,
+        most_days: float = 30.0,
+        count: Callable[[str], None] = lambda _name: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.folder = folder
+        self._share, self._flush_rows, self._flush_s = share, flush_rows, flush_s
+        self._most_bytes, self._most_days = most_bytes, most_days
+        self._count, self._clock = count, clock
+        self._capacity = capacity
+        # Not a `queue.Queue`: its lock and its waking of the thread hand the interpreter back and forth, which cost a
+        # request milliseconds under load. Appending is atomic; the thread looks in every LOOK_S.
+        self._queue: deque[tuple[Prediction, Filters | None]] = deque()
+        self._name = f"{os.getpid()}-{time.time_ns():x}"  # a process number comes again, in containers always
+        self._n_parts = 0
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
+        self._thread.start()
+
+    def offer(
+        self,
+        call: Answered,
+        model: "ServedModel",
+        user_ids: Sequence[int | None],
+        states: StateBatch,
+        found: Recommendations | None,
+        shown: Sequence[npt.NDArray[np.int64]],
+        wanted: Asked,
+        propensities: Sequence[npt.NDArray[np.float32]] | None = None,
+    ) -> bool:
+        """Hand over the answers of one call, one for each of its B users; False where they are not in the sample or the
+        queue is full. Never waits.
+
+        `shown`: for each user row numbers of the movies that were shown, best first, the beginning of the list that
+        was made; `found` is None where that was the cold-start list. `propensities` (k,) each come from a policy that
+        draws; without them they are 1. Copies the rows that were shown and the candidates' ids, scores and ranks,
+        because the arrays of an answer are larger and may be used again.
+        """
+        if not sampled(call.request_id, self._share):
+            return False
+        received_us = self._received_us(call)
+        for row, user_id in enumerate(user_ids):
+            p = np.ones(len(shown[row]), dtype=np.float32) if propensities is None else propensities[row].copy()
+            prediction = _prediction(received_us, call, model, user_id, states, found, shown[row], wanted, row, p)
+            if not self._put(prediction, wanted.filters):
+                return False
+        return True
+
+    def offer_page(
+        self, call: Answered, page_of: PageOf, item_ids: npt.NDArray[np.int64], first_position: int, k: int
+    ) -> bool:
+        """The same for a further page of a list: which movies stood where. Their features were not kept."""
+        if not sampled(call.request_id, self._share):
+            return False
+        nothing = np.full(len(item_ids), np.nan, dtype=np.float32)
+        received_us = self._received_us(call)
+        prediction = Prediction(
+            request_id=call.request_id,
+            now=received_us // MICROSECONDS,
+            received_us=received_us,
+            user_id=page_of.user_id,
+            bundle_id=page_of.bundle_id,
+            version=page_of.version,
+            item_statistics_day=0,
+            row=0,
+            batch=1,
+            k=k,
+            list_length=k,
+            diversity=0.0,
+            filters_given=False,
+            filters=None,
+            degraded=tuple(call.degraded),
+            n_events=None,
+            last_event=None,
+            source_names=(),
+            feature_names=(),
+            candidate_ids=_NO_IDS,
+            candidate_scores=_NO_SCORES,
+            candidate_ranks=_NO_RANKS,
+            item_ids=item_ids.copy(),
+            positions=np.arange(first_position, first_position + len(item_ids)),
+            scores=nothing,
+            watch_probabilities=nothing,
+            like_probabilities=nothing,
+            propensities=np.ones(len(item_ids), dtype=np.float32),
+            features=None,
+        )
+        return self._put(prediction, None)
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Write what waits, then stop. What cannot be written within the time is lost."""
+        self._closing.set()
+        self._thread.join(timeout_s)
+
+    def _received_us(self, call: Answered) -> int:
+        return int(self._clock() * MICROSECONDS - call.elapsed_ms() * 1e3)
+
+    def _put(self, prediction: Prediction, filters: Filters | None) -> bool:
+        if len(self._queue) >= self._capacity:  # several threads may pass this at once: a few more than that may wait
+            self._count(DROPPED)
+            return False
+        self._queue.append((prediction, filters))
+        return True
+
+    # -- the thread -----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        waiting: list[Prediction] = []
+        oldest = tidied = time.monotonic()
+        while True:
+            closing = self._closing.wait(LOOK_S)
+            oldest = oldest if waiting else time.monotonic()
+            while self._queue:
+                waiting.append(_with_filters(*self._queue.popleft()))
+                if len(waiting) >= self._flush_rows:
+                    self._flush(waiting)
+                    waiting = []
+            if waiting and (closing or time.monotonic() - oldest >= self._flush_s):
+                self._flush(waiting)
+                waiting = []
+            if closing or time.monotonic() - tidied >= TIDY_S:
+                self._tidy()
+                tidied = time.monotonic()
+            if closing:
+                return
+
+    def _flush(self, waiting: list[Prediction]) -> None:
+        self._n_parts += 1
+        outcome = LOGGED
+        try:
+            write_parts(self.folder, waiting, f"{self._name}-{self._n_parts:06}")
+        except OSError as error:
+            log.error("%d answers are not in the prediction log: %s", len(waiting), error)
+            outcome = FAILED
+        except Exception:  # a bug of ours must not end the thread, and with it the log
+            log.exception("%d answers are not in the prediction log", len(waiting))
+            outcome = FAILED
+        for _ in waiting:
+            self._count(outcome)
+
+    def _tidy(self) -> None:
+        try:
+            _, unreadable = merge_finished_hours(self.folder, self._clock(), GRACE_S)
+            removed = remove_oldest(self.folder, self._clock(), self._most_bytes, self._most_days)
+        except Exception:
+            log.exception("the prediction log was not tidied; it is tried again in %.0f s", TIDY_S)
+            self._count(FAILED)
+            return
+        for name, times in ((FAILED, unreadable), (REMOVED, removed)):
+            for _ in range(times):
+                self._count(name)
+
+
+def _prediction(
+    received_us: int,
+    call: Answered,
+    model: "ServedModel",
+    user_id: int | None,
+    states: StateBatch,
+    found: Recommendations | None,
+    shown: npt.NDArray[np.int64],
+    asked: Asked,
+    row: int,
+    propensities: npt.NDArray[np.float32],
+) -> Prediction:
+    n = len(shown)
+    there = 0  # candidates that the ranker was given, or all where it did not run
+    features = None
+    if found is not None:
+        candidates = found.candidates
+        depth = candidates.item_idx.shape[1] if found.features is None else found.features.shape[1]
+        there = int((candidates.item_idx[row, :depth] >= 0).sum())
+        features = _features(found, row, n)
+    nothing = np.full(n, np.nan, dtype=np.float32)
+    return Prediction(
+        request_id=call.request_id,
+        now=int(states.now[row]),
+        received_us=received_us,
+        user_id=user_id,
+        bundle_id=model.bundle.facts.bundle_id,
+        version=model.version,
+        item_statistics_day=model.stats.day,
+        row=row,
+        batch=len(states),
+        k=asked.k,
+        list_length=asked.length,
+        diversity=asked.diversity,
+        filters_given=asked.filters != Filters(),
+        filters=None,
+        degraded=tuple(call.degraded),
+        n_events=int(states.n_events[row]),
+        last_event=int(states.timestamps[row, -1]) if states.item_idx[row, -1] >= 0 else None,
+        source_names=() if found is None else found.candidates.source_names,
+        feature_names=() if features is None else model.recommender.feature_names,
+        candidate_ids=_NO_IDS if found is None else model.catalogue.to_ids(candidates.item_idx[row, :there]),
+        candidate_scores=_NO_SCORES if found is None else candidates.source_scores[row, :there].copy(),
+        candidate_ranks=_NO_RANKS if found is None else candidates.source_ranks[row, :there].copy(),
+        item_ids=model.catalogue.to_ids(shown),
+        positions=np.arange(1, n + 1),
+        scores=nothing if found is None else found.scores[row, :n].copy(),
+        watch_probabilities=nothing if found is None else found.watch_probability[row, :n].copy(),
+        like_probabilities=nothing if found is None else found.like_probability[row, :n].copy(),
+        propensities=propensities,
+        features=features,
+    )
+
+
+def _features(found: Recommendations, row: int, n_shown: int) -> npt.NDArray[np.float32] | None:
+    """(k, F) rows of what was shown; NaN for a movie further down than the ranker looks."""
+    if found.features is None:
+        return None
+    depth = found.features.shape[1]
+    position = found.position[row, :n_shown]
+    rows: npt.NDArray[np.float32] = found.features[row, np.minimum(position, depth - 1)]  # a copy
+    rows[position >= depth] = np.nan
+    return rows
+
+
+def _with_filters(prediction: Prediction, filters: Filters | None) -> Prediction:
+    if filters is None or not prediction.filters_given:
+        return prediction
+    text = json.dumps(asdict(filters), sort_keys=True)
+    return replace(prediction, filters=text if len(text) <= LONGEST_FILTERS else None)

@@ -1,0 +1,166 @@
+"""What callers send: bodies and query parameters.
+
+Stage: serving. In: JSON, query strings. Out: validated requests. Absent: limits that settings decide, and whether a
+movie or a genre exists (the service checks both).
+
+Unknown keys are errors, so that a misspelt filter is not silently ignored.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from serving.schemas.fields import LARGEST_ID, WHOLE, Id, Seconds, Stars, example
+
+MOST_EXCLUDED = 10_000
+MOST_IN_A_QUERY = 200  # excluded ids in a query string; a body takes more
+MOST_GENRES = 20
+LONGEST_CURSOR = 8_000  # characters; the largest one that `paging` makes is shorter
+MOST_USERS = 50  # of one call
+LONGEST_SEARCH = 200
+
+Genre = Annotated[str, Field(max_length=40)]
+Year = Annotated[int, Field(ge=1800, le=3000), WHOLE]
+Length = Annotated[int, Field(ge=1), WHOLE]
+Count = Annotated[int, Field(ge=0, le=2**31), WHOLE]
+Age = Annotated[int, Field(ge=1, le=120), WHOLE]
+UserId = Annotated[int, WHOLE] | Annotated[str, Field(max_length=100)]
+Cursor = Annotated[str, Field(min_length=1, max_length=LONGEST_CURSOR, pattern="^[A-Za-z0-9_-]*$")]
+CURSOR_IS = (
+    "`next_cursor` of the answer before: the next k movies of the same list. It carries the list, so filters, "
+    "diversity, explain and paginate do not go with it"
+)
+PAGINATE_IS = "also return a cursor to the rest of the list, of 200 movies at most"
+EXPLAIN_IS = "say for each movie which sources found it, what moved its score, and why in words"
+DIVERSITY_IS = "0 keeps the ranker's order; up to 1 trades score for variety of genres"
+K_IS = "how many; the service's default if not given, and at most its `max_k`"
+
+
+class Asked(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Body(Asked):
+    """JSON knows numbers and truth values, so that "5" is no number and false is not 0."""
+
+    model_config = ConfigDict(strict=True)
+
+
+def _alone(asked: BaseModel, *also: str) -> None:
+    """Raises ValueError where a cursor comes with more than k, or what `also` names."""
+    more = sorted(asked.model_fields_set - {"k", "cursor", *also})
+    if getattr(asked, "cursor", None) is not None and more:
+        raise ValueError(f"a cursor goes on with its list as it is: leave out {', '.join(more)}")
+
+
+class Rated(Body):
+    """One rating of a history. Without a timestamp the event counts as a few seconds old, in the order given."""
+
+    movie_id: Id
+    rating: Stars
+    timestamp: Seconds | None = None
+
+
+class Profile(Body):
+    gender: Literal["F", "M"] | None = None
+    age: Age | None = None
+    occupation: str | None = Field(default=None, max_length=100)
+
+
+class YearRange(Asked):
+    year_from: Year | None = Field(default=None, description="released in this year or later", examples=[1990])
+    year_to: Year | None = Field(default=None, description="released in this year or earlier", examples=[2005])
+
+    @model_validator(mode="after")
+    def _years_in_order(self) -> "YearRange":
+        if self.year_from is not None and self.year_to is not None and self.year_from > self.year_to:
+            raise ValueError(f"year_from {self.year_from} lies after year_to {self.year_to}")
+        return self
+
+
+class FilterBody(YearRange, Body):
+    """What may be recommended; empty means everything."""
+
+    genres: list[Genre] = Field(default=[], max_length=MOST_GENRES, description="at least one of these")
+    exclude_ids: list[Id] = Field(default=[], max_length=MOST_EXCLUDED)
+    min_ratings: Count = Field(default=0, description="ratings so far, as of the day's statistics")
+
+
+class ListQuery(YearRange):
+    """The query parameters of a list for one user."""
+
+    k: Length | None = Field(default=None, description=K_IS, examples=[10])
+    genre: list[Genre] = Field(
+        default=[], max_length=MOST_GENRES, description="at least one of these", examples=[["Drama"]]
+    )
+    exclude_ids: list[Annotated[int, Field(ge=0, le=LARGEST_ID)]] = Field(
+        default=[], max_length=MOST_IN_A_QUERY, description="never these movies", examples=[[260, 1196]]
+    )
+    min_ratings: Count = Field(default=0, description="ratings so far, as of the day's statistics")
+    diversity: float = Field(default=0.0, ge=0.0, le=1.0, description=DIVERSITY_IS, examples=[0.3])
+    explain: bool = Field(default=False, description=EXPLAIN_IS)
+    paginate: bool = Field(default=False, description=PAGINATE_IS)
+    cursor: Cursor | None = Field(default=None, description=CURSOR_IS)
+
+    @model_validator(mode="after")
+    def _cursor_alone(self) -> "ListQuery":
+        _alone(self)
+        return self
+
+
+class RecommendationRequest(Body):
+    model_config = example(
+        {
+            "history": [{"movie_id": 260, "rating": 5.0}, {"movie_id": 1196, "rating": 4.5}],
+            "profile": {"gender": "F", "age": 35, "occupation": None},
+            "k": 5,
+            "filters": {"year_from": 1990, "min_ratings": 20},
+            "diversity": 0.2,
+            "explain": True,
+        }
+    )
+
+    history: list[Rated] = Field(default=[], description="oldest first; empty gives the cold-start answer")
+    profile: Profile = Profile()
+    k: Length | None = Field(default=None, description=K_IS)
+    filters: FilterBody = FilterBody()
+    diversity: float = Field(default=0.0, ge=0.0, le=1.0, description=DIVERSITY_IS)
+    explain: bool = Field(default=False, description=EXPLAIN_IS)
+    paginate: bool = Field(default=False, description=PAGINATE_IS)
+    cursor: Cursor | None = Field(
+        default=None, description=CURSOR_IS + ". Movies of a history sent along are left out."
+    )
+
+    @model_validator(mode="after")
+    def _cursor_alone(self) -> "RecommendationRequest":
+        _alone(self, "history")
+        return self
+
+
+class ManyRequest(Body):
+    """The same list for several users."""
+
+    model_config = example({"user_ids": [42, 7, 1234], "k": 5, "filters": {"genres": ["Drama"]}})
+
+    user_ids: list[UserId] = Field(
+        min_length=1,
+        max_length=MOST_USERS,
+        description="answered in this order; one that cannot be a user id gets a problem in its place",
+    )
+    k: Length | None = Field(default=None, description=K_IS)
+    filters: FilterBody = FilterBody()
+    diversity: float = Field(default=0.0, ge=0.0, le=1.0, description=DIVERSITY_IS)
+
+
+class SearchQuery(Asked):
+    q: str = Field(min_length=1, max_length=LONGEST_SEARCH, description="words of the title", examples=["star wars"])
+    k: Length | None = Field(default=None, description=K_IS, examples=[10])
+
+
+class EventRequest(Body):
+    model_config = example({"user_id": 42, "movie_id": 260, "rating": 4.5})
+
+    user_id: Id
+    movie_id: Id
+    rating: Stars
+    timestamp: Seconds | None = Field(default=None, description="when it happened; now if not given")

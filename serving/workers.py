@@ -1,0 +1,185 @@
+"""The processes of the service: one, or several that share a listening socket; how they start, drain and stop.
+
+Stage: serving. In: `Start`, a bound socket. Out: a service until SIGTERM or Ctrl-C; then answers that were begun are
+ended, and the process exits with 0. Absent: the app (`app`), and restarts of a whole machine.
+
+Workers are spawned, never forked: after any parallel region a forked child hangs in FAISS, LightGBM and torch alike.
+What they share: the socket, the files of the bundle as the page cache holds them, the online store, the event log
+under `store.locks`, and a folder of metrics. What each has of its own: its model and when it follows the alias, its
+queue, its rate limits (a client may get the rate once from each), and last known states.
+"""
+
+import asyncio
+import logging
+import multiprocessing
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from recsys.errors import RecsysError
+from serving import logs
+from serving.app import create_app
+from serving.metrics import Metrics, mark_process_dead
+from serving.settings import ServiceSettings
+
+CANNOT_START = 3  # exit code of a worker whose model cannot be loaded; another would fare no better
+LAST_RESORT_S = 10.0  # after the limit for a graceful stop; then a worker is killed
+SHORT_LIFE_S = 30.0
+SHORT_LIVES = 3  # of workers, in a row; then something is wrong that a restart does not mend
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a worker is told; it is pickled. The key in `settings` travels through a pipe: neither in argv nor in the
+    environment."""
+
+    settings: ServiceSettings
+    log_format: str = "text"
+    log_level: str = "info"
+    metrics_dir: Path | None = None
+
+    def configure_logs(self) -> None:
+        key = self.settings.api_key
+        logs.configure(self.log_format, self.log_level, [] if key is None else [key.get_secret_value()])
+
+
+class Server(uvicorn.Server):
+    """Goes on for `drain_s` once it is told to stop: `/readyz` says no, and each answer closes its connection, so that
+    clients leave before the door is shut."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_s: float) -> None:
+        super().__init__(config)
+        self._app, self._drain_s = app, drain_s
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state.draining = True
+        if not self.force_exit:
+            await asyncio.sleep(self._drain_s)
+        await super().shutdown(sockets)
+
+
+def serve(start: Start, listening: socket.socket) -> None:
+    """Serve in this process until it is told to stop. Raises what kept the model from being loaded."""
+    settings = start.settings
+    failures: list[Exception] = []
+
+    def stop(error: Exception | None = None) -> None:
+        if error is not None:
+            failures.append(error)
+        server.should_exit = True
+
+    app = create_app(settings, on_failure=stop, metrics=Metrics(start.metrics_dir))
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # uvicorn would believe X-Forwarded-For of whoever connects from this machine
+        ws="none",
+        lifespan="on",
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=settings.shutdown_s,
+    )
+    server = Server(config, app, settings.drain_s)
+    with _told_to_stop(stop):
+        server.run(sockets=[listening])
+    if app.state.service is not None:
+        app.state.service.store.close()
+    if failures:
+        raise failures[0]
+
+
+def supervise(start: Start, listening: socket.socket, workers: int) -> None:
+    """Serve in `workers` processes until told to stop. One that dies is replaced. Raises RecsysError where they cannot
+    start, or die as soon as they have."""
+    stopping = threading.Event()
+    with tempfile.TemporaryDirectory(prefix="recsys-metrics-") as folder, _told_to_stop(stopping.set):
+        told = replace(start, metrics_dir=Path(folder))
+        running: dict[SpawnProcess, float] = {_spawn(told, listening): time.monotonic() for _ in range(workers)}
+        short_lives, trouble = 0, ""
+        while not stopping.is_set() and not trouble:
+            wait([process.sentinel for process in running], timeout=0.2)
+            for process in [p for p in running if p.exitcode is not None]:
+                lived_s = time.monotonic() - running.pop(process)
+                if stopping.is_set():
+                    break
+                mark_process_dead(Path(folder), process.pid or 0)
+                log.error("worker %s ended with exit code %s after %.0f s", process.pid, process.exitcode, lived_s)
+                short_lives = short_lives + 1 if lived_s < SHORT_LIFE_S else 0
+                if process.exitcode == CANNOT_START:
+                    trouble = "A worker could not load its model; its log line above says why."
+                elif short_lives >= SHORT_LIVES:
+                    trouble = (
+                        f"{SHORT_LIVES} workers in a row ended within {SHORT_LIFE_S:g} s; the log above says more."
+                    )
+                else:
+                    running[_spawn(told, listening)] = time.monotonic()
+        listening.close()
+        _stop_all(list(running), start.settings)
+    if trouble:
+        raise RecsysError(trouble)
+
+
+def _spawn(start: Start, listening: socket.socket) -> SpawnProcess:
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=(start, listening), name="recsys-worker")
+    process.start()
+    return process
+
+
+def _work(start: Start, listening: socket.socket) -> None:
+    """A worker, from beginning to end."""
+    start.configure_logs()
+    threading.Thread(target=_stop_with_parent, name="watch-parent", daemon=True).start()
+    try:
+        serve(start, listening)
+    except RecsysError as error:
+        log.error("%s", error)
+        sys.exit(CANNOT_START)
+
+
+def _stop_with_parent() -> None:
+    """A worker whose supervisor was killed must not go on alone, on a port that nobody owns."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _stop_all(processes: list[SpawnProcess], settings: ServiceSettings) -> None:
+    for process in processes:
+        process.terminate()
+    until = time.monotonic() + settings.drain_s + settings.shutdown_s + LAST_RESORT_S
+    for process in processes:
+        process.join(max(until - time.monotonic(), 0.0))
+        if process.exitcode is None:
+            log.error("worker %s did not stop in time and is killed", process.pid)
+            process.kill()
+            process.join()
+
+
+@contextmanager
+def _told_to_stop(stop: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and Ctrl-C call `stop`, and do nothing else: uvicorn raises them again when it has stopped, which would
+    end the process by the signal. Outside of the main thread, as in tests, signals are left alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

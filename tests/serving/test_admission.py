@@ -1,0 +1,177 @@
+"""Lanes: what is let in, what is told to come back, and that one lane never waits for the other."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from serving.admission import Admission, Lane
+from serving.logs import request_id
+from serving.metrics import Metrics
+from serving.problems import ProblemError
+from serving.service import Service
+
+from .serving_client import connected
+from .serving_world import ServingWorld
+
+
+def lane(
+    metrics: Metrics,
+    threads: int = 1,
+    max_queue: int = 2,
+    max_wait_ms: float | None = None,
+    waits: Callable[[int], None] = lambda _: None,
+) -> Lane:
+    return Lane("test", threads, max_queue, max_wait_ms, lambda: metrics, waits)
+
+
+def test_the_work_sees_what_the_request_set_and_the_queue_is_told_of_and_empty_again() -> None:
+    told: list[int] = []
+    go = threading.Event()
+
+    async def scenario() -> list[str]:
+        own = lane(Metrics(), waits=told.append)
+        asked = []
+        for name in ("a", "b", "c"):
+            request_id.set(name)
+            asked.append(asyncio.create_task(own.run(lambda: (go.wait(20), request_id.get())[1])))
+        await asyncio.sleep(0.01)
+        assert told == [0, 1, 1]
+        go.set()
+        answers = await asyncio.gather(*asked)
+        own.close()
+        return answers
+
+    assert asyncio.run(scenario()) == ["a", "b", "c"]
+    assert sum(told) == 0
+
+
+def test_a_full_queue_refuses_at_once_and_serves_whom_it_let_in() -> None:
+    metrics, go = Metrics(), threading.Event()
+
+    async def scenario() -> tuple[list[int], ProblemError, float]:
+        own = lane(metrics)
+        inside = [asyncio.create_task(own.run(lambda n: go.wait(20) and n, n)) for n in (1, 2, 3)]
+        await asyncio.sleep(0.01)
+        started = time.perf_counter()
+        with pytest.raises(ProblemError) as refused:
+            await own.run(int)
+        took = time.perf_counter() - started
+        go.set()
+        answers = await asyncio.gather(*inside)
+        assert await own.run(int) == 0  # there is room again
+        own.close()
+        return answers, refused.value, took
+
+    answers, refused, took = asyncio.run(scenario())
+    assert answers == [1, 2, 3]
+    assert (refused.status, refused.kind, refused.headers()) == (503, "overloaded", {"Retry-After": "1"})
+    assert took < 0.1
+    assert metrics.as_dict()["shed.queue_full"] == 1
+
+
+def test_nobody_is_let_in_whose_turn_would_come_too_late() -> None:
+    """The mean after one run of 100 ms is 10 ms (weight 0.1): the second waits 10 ms, the third would wait 20."""
+    metrics, go = Metrics(), threading.Event()
+
+    async def scenario() -> Lane:
+        own = lane(metrics, max_queue=50, max_wait_ms=15.0)
+        await own.run(time.sleep, 0.1)
+        assert own.expected_wait_ms == 0.0
+        first = asyncio.create_task(own.run(go.wait, 20))
+        await asyncio.sleep(0)
+        assert 10.0 <= own.expected_wait_ms < 14.0
+        second = asyncio.create_task(own.run(int))
+        await asyncio.sleep(0)
+        with pytest.raises(ProblemError, match="Too many requests at once"):
+            await own.run(int)
+        go.set()
+        await asyncio.gather(first, second)
+        own.close()
+        return own
+
+    asyncio.run(scenario())
+    assert metrics.as_dict() == {"shed.budget": 1}
+
+
+def test_whoever_comes_to_an_idle_lane_is_let_in_however_slow_the_last_ones_were() -> None:
+    async def scenario() -> None:
+        own = lane(Metrics(), max_wait_ms=0.001)
+        for _ in range(3):
+            await own.run(time.sleep, 0.02)
+        own.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_failure_reaches_its_caller_and_frees_its_place() -> None:
+    async def scenario() -> None:
+        own = lane(Metrics(), max_queue=1)
+        for _ in range(5):
+            with pytest.raises(ZeroDivisionError):
+                await own.run(lambda: 1 / 0)
+        own.close()
+        with pytest.raises(RuntimeError, match="were closed"):
+            await own.run(int)
+
+    asyncio.run(scenario())
+
+
+def test_each_compute_thread_is_told_to_use_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("serving.admission.single_threaded", lambda: told.append(threading.current_thread().name))
+    metrics = Metrics()
+
+    async def scenario() -> None:
+        admission = Admission(threads=2, io_threads=1, max_queue=8, max_wait_ms=None, metrics=lambda: metrics)
+        await asyncio.gather(*(admission.run(time.sleep, 0.02) for _ in range(4)), admission.run_io(int))
+        admission.close()
+
+    asyncio.run(scenario())
+    assert sorted(told) == ["compute-0", "compute-1"]
+
+
+def test_events_and_cheap_routes_do_not_wait_behind_answers(
+    service: Service, world: ServingWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One compute thread, held by an answer that does not end."""
+    go, begun = threading.Event(), threading.Event()
+    recommend = service.recommend_user
+
+    def slow(*args):  # type: ignore[no-untyped-def]
+        begun.set()
+        go.wait(20)
+        return recommend(*args)
+
+    monkeypatch.setattr(service, "recommend_user", slow)
+    settings = world.settings.model_copy(update={"threads": 1, "max_queue": 1})
+    with connected(settings, service) as client:
+        answers: list[int] = []
+
+        def ask() -> None:
+            with httpx.Client(base_url=client.base_url, trust_env=False, timeout=30) as other:
+                answers.append(other.get("/v1/users/1/recommendations").status_code)
+
+        asking = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in asking:
+            thread.start()
+        assert begun.wait(20)
+        depth = "recsys_queue_depth 1.0"
+        until = time.monotonic() + 20
+        while depth not in client.get("/metrics").text:  # the second one waits
+            assert time.monotonic() < until
+        refused = client.get("/v1/users/2/recommendations")
+        assert refused.status_code == 503
+        assert refused.json()["type"] == "urn:recsys:problem:overloaded"
+        assert refused.headers["retry-after"] == "1"
+        for path in ("/healthz", "/readyz", "/metrics", "/v1/model", "/v1/users/3/history"):
+            assert client.get(path).status_code == 200, path
+        event = {"user_id": 4, "movie_id": 5, "rating": 4.0}
+        assert client.post("/v1/events", json=event).status_code == 201
+        go.set()
+        for thread in asking:
+            thread.join()
+        assert answers == [200, 200]

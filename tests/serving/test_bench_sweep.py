@@ -1,0 +1,131 @@
+"""The rate sweep: which steps are sustained, and where the knee is, on services whose curve is known."""
+
+import json
+
+import pytest
+
+from serving.bench.load import Load
+from serving.bench.sweep import EASIER, FIRST, GROWTH, HALVINGS, MOST_STEPS, knee_of, step_of, sweep
+
+BUDGET_MS = 50.0
+
+
+def load(
+    offered: float = 100.0,
+    achieved: float | None = None,
+    p99_ms: float = 10.0,
+    shed: int = 0,
+    degraded: int = 0,
+    errors: int = 0,
+) -> Load:
+    """Of 1000 requests."""
+    return Load(
+        seconds=10.0,
+        requests=1000,
+        latency={"n": 1000 - shed - errors, "p50_ms": p99_ms / 2, "p99_ms": p99_ms},
+        late={"n": 1000},
+        statuses={"200": 1000 - shed - errors, "503": shed},
+        degraded={},
+        degraded_answers=degraded,
+        errors={"TimeoutError": errors} if errors else {},
+        corrected={},
+        inside={},
+        offered=offered,
+        achieved=offered if achieved is None else achieved,
+        cpu_us=100.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("measured", "said"),
+    [
+        (load(), ""),
+        (load(achieved=95.0), ""),
+        (load(achieved=94.0), "only 94%"),
+        (load(shed=10), ""),
+        (load(shed=11), "1.1% shed"),
+        (load(degraded=11), "1.1% degraded"),
+        (load(errors=11), "1.1% failed"),
+        (load(p99_ms=50.0), ""),
+        (load(p99_ms=51.0), "p99 51 ms, calm it was 5.0 ms"),
+    ],
+)
+def test_what_is_sustained(measured: Load, said: str) -> None:
+    step = step_of(100.0, measured, 5.0, BUDGET_MS)
+    assert step.sustained == (said == "")
+    assert said in step.why
+
+
+def test_the_first_step_cannot_explode_and_a_calm_one_sets_the_scale() -> None:
+    assert step_of(1.0, load(p99_ms=500.0), None, BUDGET_MS).sustained
+    assert step_of(1.0, load(p99_ms=99.0), 20.0, BUDGET_MS).sustained
+    assert not step_of(1.0, load(p99_ms=101.0), 20.0, BUDGET_MS).sustained
+
+
+def test_a_rate_without_any_answer_is_not_sustained() -> None:
+    nothing = load(shed=1000, achieved=0.0)
+    step = step_of(100.0, Load(**{**vars(nothing), "latency": {"n": 0}}), 5.0, BUDGET_MS)
+    assert not step.sustained
+    assert step.p99_ms == 0.0  # JSON knows no infinity
+    json.dumps(vars(step), allow_nan=False)
+
+
+def server(capacity: float):  # type: ignore[no-untyped-def]
+    """A queue: the wait grows as load nears capacity, beyond which answers are missing."""
+
+    def measure(rate: float) -> Load:
+        asked.append(rate)
+        if rate > capacity:
+            return load(rate, capacity, 5_000.0, shed=round(1000 * (1 - capacity / rate)))
+        return load(rate, rate, 4.0 / (1.001 - rate / capacity))
+
+    asked: list[float] = []
+    measure.asked = asked  # type: ignore[attr-defined]
+    return measure
+
+
+@pytest.mark.parametrize("capacity", [40.0, 100.0, 333.0])
+def test_the_knee_is_found_close_to_where_it_is(capacity: float) -> None:
+    measure = server(capacity)
+    said: list[str] = []
+    found = sweep(measure, capacity * 0.8, BUDGET_MS, said.append)
+    assert found.reached
+    assert found.knee is not None
+    # p99 exceeds 50 ms from 92 % of capacity on; the last gap is GROWTH - 1 of the rate, halved HALVINGS times
+    assert 0.92 * capacity * (1 - (GROWTH - 1) / 2**HALVINGS) <= found.knee <= 0.922 * capacity
+    assert found.saturation == found.knee
+    assert [step.rate for step in found.steps] == sorted(measure.asked)
+    assert len(said) == len(measure.asked)
+    assert measure.asked[0] == pytest.approx(FIRST * 0.8 * capacity)
+
+
+def test_a_first_rate_that_is_too_high_is_lowered() -> None:
+    measure = server(50.0)
+    found = sweep(measure, 400.0, BUDGET_MS, lambda _: None)
+    assert measure.asked[:3] == [120.0, 60.0, 30.0]
+    assert found.knee is not None
+    assert 30.0 <= found.knee < 50.0
+
+
+def test_a_service_that_sustains_nothing_has_no_knee() -> None:
+    measure = server(1.0)
+    found = sweep(measure, 1_000.0, BUDGET_MS, lambda _: None)
+    assert (found.knee, found.saturation, found.reached) == (None, 0.0, True)
+    assert len(measure.asked) == 1 + EASIER
+    assert len(found.steps) == 1
+
+
+def test_a_service_that_stands_everything_ends_the_sweep() -> None:
+    measure = server(1e9)
+    found = sweep(measure, 100.0, BUDGET_MS, lambda _: None)
+    assert len(found.steps) == MOST_STEPS
+    assert not found.reached
+    assert found.knee == pytest.approx(30.0 * GROWTH ** (MOST_STEPS - 1))
+
+
+def test_the_knee_lies_before_the_first_bend_and_not_after() -> None:
+    """A step that happens to be sustained beyond one that was not does not count."""
+    steps = [step_of(r, load(r, a), 5.0, BUDGET_MS) for r, a in ((30.0, 30.0), (10.0, 10.0), (20.0, 5.0))]
+    found = knee_of(steps)
+    assert (found.knee, found.saturation) == (10.0, 10.0)
+    assert [step.rate for step in found.steps] == [10.0, 20.0, 30.0]
