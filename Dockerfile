@@ -1,4 +1,5 @@
-# One image for training and serving, CPU only. Which of the two it does is the command: see docker-compose.yml.
+# One image for training, serving and MLflow's server, CPU only. Which of them it does is the command: see
+# docker-compose.yml.
 #
 #   docker build -t recsys .
 #
@@ -30,9 +31,10 @@ COPY serving serving
 COPY feature_repo feature_repo
 RUN pip install --no-cache-dir --disable-pip-version-check --no-deps -e .
 
-# The code belongs to root and cannot be changed by who runs it; only the home can be written.
+# The code belongs to root and cannot be changed by who runs it; only the home and MLflow's
+# folder of artifacts can be written.
 ENV RECSYS_HOME=/var/lib/recsys PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-RUN useradd --create-home --uid 10001 recsys && install -d -o recsys -g recsys /var/lib/recsys
+RUN useradd --create-home --uid 10001 recsys && install -d -o recsys -g recsys /var/lib/recsys /var/lib/mlflow
 USER recsys
 VOLUME /var/lib/recsys
 

@@ -1,6 +1,6 @@
 """Who is computed for, and who is told to come back: the threads of the service and the queue before them.
 
-Stage: serving. In: work to do off the event loop. Out: its result, or a 503 at once where the wait would be too long.
+Stage: serving. In: work to do off the event loop. Out: its result, or a 503 early where the wait would be too long.
 Absent: what the work is, and clients (`access`).
 
 Two lanes. Answers need the processor: a few compute threads, since Python code runs one thread at a time and more of
@@ -23,6 +23,9 @@ from serving.threads import Threads
 P = ParamSpec("P")
 T = TypeVar("T")
 WEIGHT = 0.1  # of the newest duration in the running mean
+# A refusal takes as long as the wait it spares, and no longer than this. Clients that ask again at once would otherwise
+# keep the event loop so busy with refusals that those who were let in miss their budget.
+LONGEST_REFUSAL_S = 0.05
 
 
 class Lane:
@@ -30,7 +33,7 @@ class Lane:
 
     threads      work done at once
     max_queue    work that may wait for them
-    max_wait_ms  nobody is let in whose turn is expected to come later than that; None for no such limit
+    max_wait_ms  nobody has to wait who is not expected to be through by then; None for no such limit
     waits        told how many more, or fewer, wait
     """
 
@@ -56,9 +59,9 @@ class Lane:
         return self._mean_ms * max(self._inside - self._threads + 1, 0) / self._threads
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`work(...)` on one of the threads. Raises ProblemError 503 `overloaded`, at once, where the queue is full or
-        the wait would be too long."""
-        self._admit()
+        """`work(...)` on one of the threads. Raises ProblemError 503 `overloaded`, within LONGEST_REFUSAL_S, where the
+        queue is full or the wait would be too long."""
+        await self._admit()
         self._moved(1)
         here = contextvars.copy_context()  # log lines of the thread carry the request's id
         try:
@@ -76,15 +79,16 @@ class Lane:
         self._inside += by
         self._waits(max(self._inside - self._threads, 0) - before)
 
-    def _admit(self) -> None:
+    async def _admit(self) -> None:
         wait_ms = self.expected_wait_ms
         if self._inside >= self._threads + self._max_queue:
             reason = "queue_full"
-        elif self._max_wait_ms is not None and wait_ms > self._max_wait_ms:
+        elif self._max_wait_ms is not None and wait_ms > 0 and wait_ms + self._mean_ms > self._max_wait_ms:
             reason = "budget"
         else:
             return
         self._metrics().shed(reason)
+        await asyncio.sleep(min(wait_ms / 1e3, LONGEST_REFUSAL_S))
         raise overloaded(wait_ms)
 
 

@@ -97,6 +97,8 @@ class Answers:
     ) -> tuple[Body, Rest | None]:
         """The answer, and what is left of the list for further pages. Raises ConfigError where the filters name
         something that does not exist."""
+        if user_id is not None:
+            self._age(known)
         states, found, (movies,) = self._lists(model, call, [known], wanted)
         items = self._items(model, movies, wanted.k)
         if wanted.explain:
@@ -127,7 +129,8 @@ class Answers:
         self._predictions.offer(
             call, model, user_ids, states, found, [movies.item_idx[: wanted.k] for movies in lists], wanted
         )
-        for movies in lists:
+        for known, movies in zip(knowns, lists, strict=True):
+            self._age(known)
             self._count(movies.cold)
         return [(movies.cold, self._items(model, movies, wanted.k)) for movies in lists]
 
@@ -173,6 +176,11 @@ class Answers:
         for stage, ms in call.timings_ms.items():
             self._metrics.stage(stage, ms)
         return {stage: round(ms, 3) for stage, ms in call.timings_ms.items()}
+
+    def _age(self, known: Known) -> None:
+        """How old what the store told of a user is. Nothing for somebody without events."""
+        if known.state.timestamps:
+            self._metrics.state_age(self._clock() - known.state.timestamps[-1])
 
     # -- the list -------------------------------------------------------------------------------------------------
 

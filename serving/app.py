@@ -90,7 +90,7 @@ def create_app(
         threads=settings.threads,
         io_threads=settings.io_threads,
         max_queue=settings.max_queue,
-        max_wait_ms=settings.budget_ms,
+        max_wait_ms=settings.budget_ms * settings.last_share,  # who is let in shall be answered in full
         metrics=lambda: app.state.metrics,
     )
     problems.install(app)

@@ -23,9 +23,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from recsys.columns import CHAMPION
+from recsys.columns import CHAMPION, ITEM_STATS_VIEW
 from recsys.errors import RecsysError, RegistryError, StoreError
 from recsys.feature_store import FeatureStore
+from recsys.feature_store.tables import table_path
 from recsys.features.item_stats import day_of
 from recsys.features.state import UserState
 from recsys.recommender import Recommender
@@ -88,7 +89,7 @@ class Champion:
         self._served: Mark | None = None  # unknown until the registry was asked
         self._last_check: float | None = None
         self._last_failure: str | None = None
-        self._stats_looked_at = int(day_of(int(clock())))
+        self._stats_looked_at = self._stats_mark()
         self._replaced: weakref.ref[Recommender] | None = None
         self._changing = threading.Lock()  # one change at a time
         self._stop = threading.Event()
@@ -138,10 +139,10 @@ class Champion:
         """Read the statistics of movies again, as of the last day that ended; whether they changed. Raises StoreError
         where they cannot be read; the old ones stay."""
         with self._changing, _giving_way():
-            now = int(self._clock())
+            now, mark = int(self._clock()), self._stats_mark()
             old = self._model
             stats = stats_of(old.catalogue, self._store, now)
-            self._stats_looked_at = int(day_of(now))
+            self._stats_looked_at = mark
             if stats.day == old.stats.day and np.array_equal(stats.decayed, old.stats.decayed):
                 return False
             self._model = old.with_stats(stats, now)
@@ -160,10 +161,18 @@ class Champion:
                 pause_s = min(pause_s * 2, max(LONGEST_PAUSE_S, self._settings.reload_s))
                 continue
             pause_s = self._settings.reload_s
-            if int(day_of(int(self._clock()))) != self._stats_looked_at:
-                self._new_day()
+            if self._stats_mark() != self._stats_looked_at:
+                self._new_stats()
 
-    def _new_day(self) -> None:
+    def _stats_mark(self) -> tuple[int, int]:
+        """Another one when a day has ended, and when the features stage has written its tables again."""
+        try:
+            written = table_path(self._settings.home, ITEM_STATS_VIEW).stat().st_mtime_ns
+        except FileNotFoundError:  # whoever reads the table says what is wrong
+            written = 0
+        return int(day_of(int(self._clock()))), written
+
+    def _new_stats(self) -> None:
         try:
             self.refresh_stats()
         except Exception as error:

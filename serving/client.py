@@ -14,15 +14,17 @@ second counts once.
 """
 
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel
 
 from serving.schemas import (
-    EventRequest,
+    EventBatch,
+    FeedbackEvent,
     FilterBody,
     ManyRecommended,
     ManyRequest,
@@ -30,9 +32,12 @@ from serving.schemas import (
     MovieSearch,
     Profile,
     Rated,
+    RatingEvent,
     RecommendationRequest,
     Recommended,
-    Recorded,
+    RecordedEvent,
+    RecordedMany,
+    RecordedOne,
     Similar,
     UserHistory,
 )
@@ -164,10 +169,33 @@ class Client:
         """Movies by words of their titles."""
         return self._get("/v1/movies", MovieSearch, {"q": text, "k": k})
 
-    def record(self, user_id: int, movie_id: int, rating: float, timestamp: int | None = None) -> Recorded:
-        """A user has rated a movie; when the service hears of it, unless `timestamp` (seconds UTC) says when."""
-        body = EventRequest(user_id=user_id, movie_id=movie_id, rating=rating, timestamp=timestamp)
-        return self._post("/v1/events", Recorded, body)
+    def record(
+        self,
+        user_id: int,
+        movie_id: int,
+        rating: float | None = None,
+        timestamp: int | None = None,
+        *,
+        kind: Literal["rating", "watch", "impression"] = "rating",
+        event_id: str | None = None,
+        request_id: str | None = None,
+    ) -> RecordedOne:
+        """A user has rated a movie, or with another `kind` watched it or been shown it. It happened when the service
+        hears of it, unless `timestamp` (seconds UTC) says when. `request_id`: of the answer that showed it."""
+        more = {"user_id": user_id, "movie_id": movie_id, "timestamp": timestamp, "request_id": request_id}
+        more["event_id"] = event_id or uuid.uuid4().hex
+        if kind == "rating":
+            event: RatingEvent | FeedbackEvent = RatingEvent.model_validate({**more, "rating": rating})
+        else:
+            event = FeedbackEvent.model_validate({**more, "kind": kind})
+        return self._post("/v1/events", RecordedOne, event, repeatable=True)
+
+    def record_many(self, events: Sequence[RatingEvent | FeedbackEvent]) -> list[RecordedEvent]:
+        """Several events at once, all or none. Those without an `event_id` are given one."""
+        named = [
+            event if event.event_id else event.model_copy(update={"event_id": uuid.uuid4().hex}) for event in events
+        ]
+        return self._post("/v1/events", RecordedMany, EventBatch(events=named), repeatable=True).events
 
     def history(self, user_id: int, n: int = 20) -> UserHistory:
         """What a user rated last, newest first."""
@@ -194,13 +222,20 @@ class Client:
         given = {name: value for name, value in asked.items() if value is not None and value != []}
         return self._asked("GET", path, model, params=given)
 
-    def _post(self, path: str, model: type[Model], body: BaseModel) -> Model:
-        return self._asked("POST", path, model, json=body.model_dump(mode="json", exclude_defaults=True))
+    def _post(self, path: str, model: type[Model], body: BaseModel, repeatable: bool = False) -> Model:
+        content = body.model_dump(mode="json", exclude_defaults=True)
+        return self._asked("POST", path, model, repeatable, json=content)
 
-    def _asked(self, method: str, path: str, model: type[Model], **request: Any) -> Model:
+    def _asked(self, method: str, path: str, model: type[Model], repeatable: bool = False, **request: Any) -> Model:
         """Raises ServiceError for what is not a success in the end, httpx.HTTPError where no answer comes."""
         for again in range(self._retries + 1):
-            response = self._http.request(method, path, **request)
+            try:
+                response = self._http.request(method, path, **request)
+            except httpx.TransportError:
+                if not repeatable or again == self._retries:
+                    raise
+                self._sleep(FIRST_PAUSE_S * 2.0**again)
+                continue
             if response.is_success:
                 return model.model_validate_json(response.content)
             pause_s = _pause_s(response, again)

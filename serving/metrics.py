@@ -24,7 +24,7 @@ from serving.instruments import OTHER, Cells, Counter, Family, Gauge, Histogram,
 STAGES = ("state", "retrieval", "features", "ranking", "ordering", "explain", "queue", "total")
 PARTS = ("user_state", "retrieval", "ranking", "explain")
 SHED = ("queue_full", "budget", "rate_limit")
-EVENTS = ("applied", "pending", "refused")
+EVENTS = ("applied", "pending", "refused", "repeated", "logged")
 RELOADS = ("swapped", "refused", "failed")
 ANSWERS = ("requests", "pages", "similar", "history")  # "requests": answers with recommendations
 STORE = ("store.not_asked", "store.left_alone")  # reads that the circuit refused; times that it opened
@@ -45,6 +45,9 @@ STAGE_BOUNDS = tuple(
     for ms in (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 7.5, 10, 15, 20, 30, 40, 50, 75, 100, 250, 1_000)
 )
 SECONDS_PER_DAY = 86_400
+# Seconds, from just now to decades, which is how old the users of MovieLens are.
+DAYS = (0.25, 1, 7, 30, 90, 365, 3_650, 14_600)
+AGE_BOUNDS = tuple(float(s) for s in (1, 10, 60, 600, 3_600, *(days * SECONDS_PER_DAY for days in DAYS)))
 INFO = "recsys_model_info"
 
 
@@ -66,6 +69,8 @@ class Metrics(Collector):
         )
         text = "Time of a stage of one answer."
         self._stages = Histogram(cells, "recsys_stage_seconds", text, STAGE_BOUNDS, ("stage",), most=24)
+        text = "From the last event that a stored user's state holds to the list that is made with it."
+        self._ages = Histogram(cells, "recsys_user_state_age_seconds", text, AGE_BOUNDS)
         self._counts = Counter(cells, "recsys_operations", "What was done, by name.", ("operation",))
         self._cold = Counter(cells, "recsys_cold_starts", "Answers to somebody nothing is known of.")
         self._degraded = Counter(cells, "recsys_degraded", "Parts that an answer was given without.", ("part",))
@@ -85,7 +90,7 @@ class Metrics(Collector):
         self._statistics = Gauge(cells, "recsys_item_statistics_timestamp_seconds", text, across="min")
         self.families: tuple[Family, ...] = (
             *(self._requests, self._seconds, self._stages, self._counts, self._cold, self._degraded, self._shed),
-            *(self._events, self._reloads, self._cache, self._queue, self._flying),
+            *(self._ages, self._events, self._reloads, self._cache, self._queue, self._flying),
             *(self._info, self._loaded, self._trained, self._statistics),
         )
         listed: tuple[tuple[Family, tuple[str, ...]], ...] = (
@@ -95,7 +100,7 @@ class Metrics(Collector):
         for family, names in listed:
             for name in names:
                 family.declare(name)
-        for plain in (self._cold, self._queue, self._flying):  # the model's moments begin with the model
+        for plain in (self._ages, self._cold, self._queue, self._flying):  # the model's moments begin with the model
             plain.declare()
         self._served: tuple[str, str, str] | None = None
         self._registry = CollectorRegistry(auto_describe=False)
@@ -111,6 +116,10 @@ class Metrics(Collector):
 
     def stage(self, name: str, ms: float) -> None:
         self._stages.observe(ms / 1e3, name)
+
+    def state_age(self, seconds: float) -> None:
+        """A list is made with a state whose last event is so old; one that a clock says is yet to come is 0 old."""
+        self._ages.observe(max(seconds, 0.0))
 
     def degraded(self, part: str) -> None:
         self._degraded.add(part)

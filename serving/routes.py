@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Concatenate, ParamSpec
 
 import orjson
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from serving.admission import Admission
 from serving.answers import Body, Call
@@ -34,7 +34,7 @@ from serving.schemas import (
     Similar,
     UserHistory,
 )
-from serving.schemas.asked import K_IS
+from serving.schemas.asked import K_IS, Key
 from serving.schemas.fields import LARGEST_ID
 from serving.service import Service
 
@@ -42,6 +42,13 @@ P = ParamSpec("P")
 
 UserId = Annotated[int, Path(ge=0, le=LARGEST_ID, description="as in the data set", examples=[42])]
 MovieId = Annotated[int, Path(ge=0, le=LARGEST_ID, description="as in the data set", examples=[260])]
+IdempotencyKey = Annotated[
+    Key | None,
+    Header(
+        description="for an event without `event_id`; for those of a batch, with /0, /1 and so on behind it",
+        examples=["a1"],
+    ),
+]
 K = Annotated[int | None, Query(ge=1, description=K_IS, examples=[10])]
 
 
@@ -124,9 +131,14 @@ async def search(request: Request, service: Ready, asked: Annotated[SearchQuery,
 
 
 @api.post("/events", status_code=201, tags=["events"], response_model=Recorded, responses=documented(400, 401, 413))
-async def record(request: Request, service: Ready, body: EventRequest) -> Json:
-    """A user has rated a movie. When this returns, the event is on disk and the user's next answer knows it."""
-    return Json(await _waited(request, service.record, body), status_code=201)
+async def record(request: Request, service: Ready, body: EventRequest, idempotency_key: IdempotencyKey = None) -> Json:
+    """A user has rated, watched or been shown a movie; or several events, `{"events": [...]}`, all or none.
+
+    When this returns, they are on disk, and the users' next answers know their ratings. Send them again, with the same
+    `event_id` or Idempotency-Key, if no answer comes: they are logged once, and answered as `repeated`. The same movie,
+    rated by the same user in the same second, counts once whatever its id.
+    """
+    return Json(await _waited(request, service.record, body, idempotency_key), status_code=201)
 
 
 @api.get("/users/{user_id}/history", tags=["events"], response_model=UserHistory)

@@ -19,24 +19,27 @@ from recsys.monitoring.prediction_log import predictions_folder
 from recsys.recommender import Filters
 from serving.answers import STATE, Answers, Body, Call, Wanted, about
 from serving.champion import Champion
-from serving.event_log import EventLog, LoggedEvent
+from serving.event_log import EventIdError, EventLog, LoggedEvent
 from serving.metrics import Metrics
 from serving.model import ServedModel, settle
 from serving.paging import Rest, decode, encode, key_of
 from serving.prediction_log import PredictionLog
 from serving.problems import ProblemError
 from serving.schemas import (
+    EventBatch,
     EventRequest,
+    FeedbackEvent,
     FilterBody,
     ListQuery,
     ManyRequest,
     Rated,
+    RatingEvent,
     RecommendationRequest,
     SearchQuery,
 )
 from serving.schemas.fields import LARGEST_ID
 from serving.settings import ServiceSettings
-from serving.states import Known, UserStates
+from serving.states import Known, Outcome, UserStates
 
 CLOCK_SKEW_S = 5  # how far a client's clock may be ahead
 NO_USER: Body = {
@@ -81,6 +84,7 @@ class Service:
         store = FeatureStore(settings.feature_store)
         model = ServedModel.load(settings, store, int(time.time()))
         service = cls(settings, Champion(settings, store, metrics, model), store, metrics)
+        service.event_log.recover()
         moved = service.states.catch_up()
         log.info("event log read, %d user state(s) moved forward", moved)
         service.states.read(0)  # the first read opens the store
@@ -181,36 +185,69 @@ class Service:
             "items": [model.movies.facts[idx] for idx in found[:k].tolist()],
         }
 
-    def record(self, call: Call, body: EventRequest) -> Body:
-        """Append to the log, then move the user's state."""
+    def record(self, call: Call, body: EventRequest, key: str | None) -> Body:
+        """Append to the log, then move the users' states. `key`: of the request, for events without an id."""
         model = self.champion.model
-        self._idx(model, body.movie_id, status=422)
-        now = int(self._clock())
-        timestamp = self._past(body.timestamp, now) if body.timestamp is not None else now
-        event = LoggedEvent(
-            event_id=uuid.uuid4().hex,
-            user_id=body.user_id,
-            item_id=body.movie_id,
-            rating=body.rating,
-            timestamp=timestamp,
-            received=now,
-            bundle_id=model.bundle.facts.bundle_id,
-        )
+        asked = body.events
+        many = isinstance(body.root, EventBatch)
+        keys = [f"{key}/{place}" if many and key else key for place in range(len(asked))]
+        events = self._to_log(model, asked, keys)
         try:
-            known, applied = self.states.record(event)
+            outcomes = self.states.record_all(events)
+        except EventIdError as error:
+            raise ProblemError(422, "event-id-reused", str(error)) from error
         except OSError as error:
-            log.error("%s: event not logged: %s", call.request_id, error)
-            self.metrics.event("refused")
-            raise ProblemError(503, "event-not-stored", "The event could not be stored; send it again.") from error
-        self.metrics.event("applied" if applied else "pending")
+            log.error("%s: %d event(s) not logged: %s", call.request_id, len(events), error)
+            for _ in events:
+                self.metrics.event("refused")
+            what = "events" if many else "event"
+            raise ProblemError(503, "event-not-stored", f"The {what} could not be stored; send it again.") from error
+        told = [self._told(outcome) for outcome in outcomes]
+        return {"request_id": call.request_id, **({"events": told} if many else told[0])}
+
+    def _to_log(
+        self, model: ServedModel, asked: Sequence[RatingEvent | FeedbackEvent], keys: Sequence[str | None]
+    ) -> list[LoggedEvent]:
+        """`keys`: by which events without an id go; a new one where even that is missing."""
+        moment = self._clock()
+        now = int(moment)
+        events = []
+        for event, key in zip(asked, keys, strict=True):
+            self._idx(model, event.movie_id, status=422)
+            events.append(
+                LoggedEvent(
+                    event_id=event.event_id or key or uuid.uuid4().hex,
+                    user_id=event.user_id,
+                    item_id=event.movie_id,
+                    rating=event.rating if isinstance(event, RatingEvent) else None,
+                    timestamp=self._past(event.timestamp, now) if event.timestamp is not None else now,
+                    received=now,
+                    bundle_id=model.bundle.facts.bundle_id,
+                    kind=event.kind,
+                    request_id=event.request_id,
+                    received_us=int(moment * 1e6),
+                )
+            )
+        return events
+
+    def _told(self, outcome: Outcome) -> Body:
+        """Count an event and say what became of it."""
+        event = outcome.event
+        if outcome.repeated:
+            self.metrics.event("repeated")
+        elif outcome.known is None:
+            self.metrics.event("logged")
+        else:
+            self.metrics.event("applied" if outcome.applied else "pending")
         return {
-            "request_id": call.request_id,
             "event_id": event.event_id,
             "user_id": event.user_id,
             "movie_id": event.item_id,
-            "timestamp": timestamp,
-            "applied": applied,
-            "n_events": known.state.n_events,
+            "kind": event.kind,
+            "timestamp": event.timestamp,
+            "applied": outcome.applied,
+            "repeated": outcome.repeated,
+            "n_events": None if outcome.known is None else outcome.known.state.n_events,
         }
 
     def history(self, call: Call, user_id: int, n: int) -> Body:

@@ -53,7 +53,7 @@ class ServiceSettings(BaseModel):
     max_body_bytes: int = Field(default=1_000_000, ge=1_000)
     budget_ms: float = Field(default=50.0, gt=0)
     state_share: float = Field(default=0.4, gt=0, le=1)
-    retrieval_share: float = Field(default=0.6, gt=0, le=1)
+    retrieval_share: float = Field(default=0.85, gt=0, le=1)
     explain_share: float = Field(default=0.8, gt=0, le=1)
     last_share: float = Field(default=0.8, gt=0, le=1)
     threads: int = Field(default=1, ge=1)

@@ -5,7 +5,8 @@ acknowledged event. Absent: how a state moves (`recsys.features.rebuild`), and t
 
 Order of an event: log, then read, fold and push in one turn of that user, held against threads and other processes
 alike (`store.locks`). If the store fails, the event stays pending: it is folded into whatever this process reads, and
-pushed when the store answers again, with the user's next event, or after a restart from the log.
+pushed when the store answers again, with the user's next event, or after a restart from the log. Only ratings move a
+state; events of other kinds are logged, and that is all.
 
 A store that fails time after time is known to be away (`circuit`): nobody waits for it then, and one request at a
 time finds out whether it is back.
@@ -15,7 +16,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -34,12 +35,15 @@ from serving.threads import Threads
 
 Ids = npt.NDArray[np.int64]
 Stored = tuple[UserState, Ids]
+A = TypeVar("A")
 T = TypeVar("T")
 STORE_THREADS = 4
 REMEMBERED = 20_000  # users whose last state stays in memory, about 2 kB each
 SLOW_S = 0.25  # a store that takes longer is as good as away, as budgets are a fifth of that
 READ_LIMIT_S = 10.0  # for whoever has no budget
 RECORD_LIMIT_S = 2.0  # an event waits that long for the store, then stays pending
+AGAIN_S = 1.0  # how often pending events are tried again while the store answers
+TOGETHER = 64  # users moved in one turn, with a write for all
 log = logging.getLogger(__name__)
 
 
@@ -52,6 +56,22 @@ class Known:
     stored: bool
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an event.
+
+    event     as the log has it: of an event sent again, the first one
+    repeated  it was in the log already
+    known     the user after it; None for kinds that move no state
+    applied   the store has it, or need not; False: it counts here, and is pushed later
+    """
+
+    event: LoggedEvent
+    repeated: bool
+    known: Known | None
+    applied: bool
+
+
 class UserStates:
     """Safe to share between threads, and between processes that serve one home."""
 
@@ -62,6 +82,7 @@ class UserStates:
         self._circuit = circuit or Circuit()
         self._pending: dict[int, list[Event]] = {}
         self._pending_lock = threading.Lock()
+        self._left, self._again_at = False, 0.0  # events are pending without anybody at them; when to try next
         self._last: OrderedDict[int, Known] = OrderedDict()
         self._last_lock = threading.Lock()
         self._reading = Threads("store-read", STORE_THREADS)
@@ -88,22 +109,37 @@ class UserStates:
         return self._folded(user_id, None if known is None else (known.state, known.seen_ids))
 
     def record(self, event: LoggedEvent) -> tuple[Known, bool]:
-        """Log an event and move the user's state. Returns the state and whether the store has it already.
+        """Log a rating and move the user's state. Returns the state and whether the store has it already.
 
         OSError means that the event was not logged, and nothing has moved.
         """
-        user_id = event.user_id
-        self._log.append(event)
-        with self._pending_lock:  # whoever reads meanwhile knows the event already
-            waiting = self._pending.get(user_id, [])
-            self._pending[user_id] = [*waiting, Event(event.item_id, event.rating, event.timestamp)]
-        try:
-            what = f"The state of user {user_id} was not moved"
-            known = self._within(self._moving, RECORD_LIMIT_S, what, self._move, user_id)
-        except StoreError as error:
-            log.warning("event %s is in the log, but not yet in the store: %s", event.event_id, error)
-            return self.last_known(user_id), False
-        return known, True
+        (outcome,) = self.record_all([event])
+        assert outcome.known is not None
+        return outcome.known, outcome.applied
+
+    def record_all(self, events: Sequence[LoggedEvent]) -> list[Outcome]:
+        """Log events, all or none, and move the states of their users. One that was sent before is folded once more,
+        which changes nothing, unless its state was not moved then.
+
+        OSError and EventIdError mean that none was logged, and nothing has moved.
+        """
+        logged = self._log.append(*events)
+        users: dict[int, None] = {}
+        with self._pending_lock:  # whoever reads meanwhile knows the events already
+            for event in logged:
+                if event.rating is not None:
+                    users[event.user_id] = None
+                    waiting = self._pending.get(event.user_id, [])
+                    self._pending[event.user_id] = [*waiting, Event(event.item_id, event.rating, event.timestamp)]
+        moved = self._moved_in_time(list(users))
+        outcomes = []
+        for given, event in zip(events, logged, strict=True):
+            known, applied = None, True
+            if event.rating is not None:
+                known, applied = moved.get(event.user_id), event.user_id in moved
+                known = known or self.last_known(event.user_id)
+            outcomes.append(Outcome(event, event is not given, known, applied))
+        return outcomes
 
     def catch_up(self) -> int:
         """Push what the log knows and the store does not, as after a restart. Returns the users moved."""
@@ -119,12 +155,27 @@ class UserStates:
 
     # -- parts ----------------------------------------------------------------------------------------------------
 
-    def _within(self, threads: Threads, limit_s: float, what: str, work: Callable[[int], T], user_id: int) -> T:
-        """`work(user_id)` on a thread that can be left behind. Its outcome tells the circuit how the store is."""
+    def _moved_in_time(self, user_ids: Sequence[int]) -> dict[int, Known]:
+        """The users whose states were moved. Of the others the events are pending."""
+        moved: dict[int, Known] = {}
+        until = time.perf_counter() + RECORD_LIMIT_S
+        for low in range(0, len(user_ids), TOGETHER):
+            some = user_ids[low : low + TOGETHER]
+            what = f"The state of {f'user {some[0]}' if len(some) == 1 else f'{len(some)} users'} was not moved"
+            try:
+                limit_s = max(until - time.perf_counter(), 0.0)
+                moved |= self._within(self._moving, limit_s, what, self._move, some)
+            except StoreError as error:
+                log.warning("events of user(s) %s are in the log, but not yet in the store: %s", some, error)
+                self._left = True
+        return moved
+
+    def _within(self, threads: Threads, limit_s: float, what: str, work: Callable[[A], T], asked: A) -> T:
+        """`work(asked)` on a thread that can be left behind. Its outcome tells the circuit how the store is."""
         if not self._circuit.admits():
             self._count("store.not_asked")
             raise StoreError(f"{what}: the store failed {self._circuit.failures} times and is asked again shortly")
-        running = threads.submit(self._timed, work, user_id)
+        running = threads.submit(self._timed, work, asked)
         try:
             return running.result(limit_s)
         except TimeoutError as error:
@@ -135,13 +186,17 @@ class UserStates:
             self._failed()
             raise
 
-    def _timed(self, work: Callable[[int], T], user_id: int) -> T:
+    def _timed(self, work: Callable[[A], T], asked: A) -> T:
         """The store's own time tells how it is, also where the caller has given up: on a busy machine a caller may run
         out of time although the store answers at once."""
         started = time.perf_counter()
-        result = work(user_id)
-        if time.perf_counter() - started < SLOW_S and self._circuit.succeeded():
+        result = work(asked)
+        ended = time.perf_counter()
+        if ended - started < SLOW_S and self._circuit.succeeded():
             log.warning("the store answers again")
+            self._moving.submit(self._move_pending)
+        elif self._left and ended >= self._again_at:  # too few failures for the circuit, or writes alone fail
+            self._left, self._again_at = False, ended + AGAIN_S
             self._moving.submit(self._move_pending)
         return result
 
@@ -153,26 +208,35 @@ class UserStates:
     def _read(self, user_id: int) -> Stored | None:
         return self._store.online_state(user_id)
 
-    def _move(self, user_id: int) -> Known:
+    def _move(self, user_ids: Sequence[int]) -> dict[int, Known]:
         """Read, fold what is pending, push: one turn. Also where the caller has given up waiting, the turn is ended
         here, so that no later turn is overtaken by an earlier one."""
-        with self._store.locks.held(user_id):
-            waiting = list(self._pending.get(user_id, ()))
-            stored = self._store.online_state(user_id)
-            if waiting:
-                state, seen = moved(stored, user_id, waiting, self._store.whole_state)
-                self._store.push_state(state, seen, stamped=state.timestamps[-1])
-                known = Known(state, seen, stored=True)
-                self._settled(user_id, len(waiting))
+        now: dict[int, Known] = {}
+        with self._store.locks.held(*user_ids):
+            waiting = {user_id: list(self._pending.get(user_id, ())) for user_id in user_ids}
+            for user_id in user_ids:
+                stored = self._store.online_state(user_id)
+                if waiting[user_id]:
+                    now[user_id] = Known(
+                        *moved(stored, user_id, waiting[user_id], self._store.whole_state), stored=True
+                    )
+                else:  # another turn has taken them along
+                    now[user_id] = _known(user_id, stored)
+            for known in now.values():  # before the push: if it fails, this is what is known
+                self._remember(known)
+            rows = [(now[user_id].state, now[user_id].seen_ids) for user_id in user_ids if waiting[user_id]]
+            if len(rows) == 1:
+                self._store.push_state(*rows[0], stamped=rows[0][0].timestamps[-1])
             else:
-                known = _known(user_id, stored)
-        self._remember(known)
-        return known
+                self._store.push_states(rows)
+            for user_id in user_ids:
+                self._settled(user_id, len(waiting[user_id]))
+        return now
 
     def _settled(self, user_id: int, count: int) -> None:
         """The first `count` events of a user are in the store; later ones may have come meanwhile."""
         with self._pending_lock:
-            rest = self._pending.pop(user_id)[count:]
+            rest = self._pending.pop(user_id, [])[count:]
             if rest:
                 self._pending[user_id] = rest
 
@@ -180,8 +244,9 @@ class UserStates:
         """After a failure of the store: every user who has an event that it does not know."""
         for user_id in list(self._pending):
             try:
-                self._move(user_id)
+                self._move([user_id])
             except StoreError as error:
+                self._left = True
                 log.warning("events of %d user(s) wait for the store: %s", len(self._pending), error)
                 return
 

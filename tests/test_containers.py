@@ -1,7 +1,8 @@
 """What the container files promise: that they start what exists, tell no secret and open nothing by themselves.
 
 Stage: tests. In: Dockerfile, docker-compose.yml. Out: pass or fail. Absent: a container engine, which may not be there;
-the files are held against the code they start. What Prometheus and Grafana look at: `serving/test_monitoring`.
+the files are held against the code they start. What Prometheus and Grafana look at: `serving/test_monitoring`. That the
+servers, started with these commands and this environment, work together: `stores/test_compose_environment`.
 """
 
 import json
@@ -22,7 +23,9 @@ COMPOSE = ROOT / "docker-compose.yml"
 DOCKERFILE = ROOT / "Dockerfile"
 MONITORING = ROOT / "serving" / "monitoring"
 REQUIRED = re.compile(r"\$\{(\w+):\?[^}]+\}")  # ${NAME:?what to do}: without it, nothing starts
-SECRET = re.compile(r"(?i)passw|secret|token|key")
+SECRET = re.compile(r"(?i)passw|secret|token|key|cli_auth")
+PASSWORD = re.compile(r"(?<=://recsys:).*(?=@)|(?<=password=).*$")  # within an address
+OFFICIAL = {"redis": "redis", "postgres": "postgres"}  # images that start as root unless told otherwise; their user
 
 
 def compose() -> dict[str, Any]:
@@ -50,16 +53,36 @@ def settings_variables() -> set[str]:
 
 
 def ours() -> dict[str, dict[str, Any]]:
-    """The services made of this repository's image."""
+    """The services that run `recsys`."""
+    return {name: s for name, s in with_our_image().items() if "entrypoint" not in s}
+
+
+def with_our_image() -> dict[str, dict[str, Any]]:
     return {name: s for name, s in compose()["services"].items() if str(s["image"]).startswith("recsys:")}
+
+
+def options(command: list[str]) -> dict[str, str]:
+    """`--name=value`, and `--name value`, by name; a flag alone is ""."""
+    found: dict[str, str] = {}
+    name = ""
+    for word in command:
+        if word.startswith("--"):
+            name, _, value = word.removeprefix("--").partition("=")
+            found[name] = value
+        elif name:
+            found[name] = word
+    return found
 
 
 # -- what starts ------------------------------------------------------------------------------------------------------
 
 
 def test_services_are_the_agreed_ones() -> None:
-    assert set(compose()["services"]) == {"trainer", "api", "prometheus", "grafana"}
+    assert set(compose()["services"]) == {
+        *("redis", "postgres", "mlflow", "trainer", "api", "prometheus", "grafana"),
+    }
     assert set(ours()) == {"trainer", "api"}
+    assert set(with_our_image()) == {"trainer", "api", "mlflow"}
 
 
 def test_compose_commands_parse_and_start_what_they_should() -> None:
@@ -78,6 +101,72 @@ def test_ours_get_only_known_variables() -> None:
     for name, argument in instructions():
         if name == "ENV":
             assert {word.split("=")[0] for word in shlex.split(argument)} <= settings_variables() | python
+
+
+def test_both_halves_read_the_same_servers() -> None:
+    """Each address that the code reads names a service of this file, and the port where that one listens."""
+    from recsys.feature_store.config import FeatureStoreConfig
+    from recsys.home import Home
+
+    trainer, api = (ours()[name]["environment"] for name in ("trainer", "api"))
+    assert api == {**trainer, "RECSYS_API_KEY": "<RECSYS_API_KEY>"}
+    assert set(trainer) == {
+        *("RECSYS_HOME", "RECSYS_ONLINE_STORE", "RECSYS_REDIS_CONNECTION", "RECSYS_REGISTRY_PATH"),
+        "MLFLOW_TRACKING_URI",
+    }
+    config = FeatureStoreConfig(
+        home=Home(Path("/nowhere")).dataset("ml-100k"),
+        repo=ROOT / "feature_repo",
+        online_store=trainer["RECSYS_ONLINE_STORE"],
+        redis_connection=trainer["RECSYS_REDIS_CONNECTION"],
+        registry_path=trainer["RECSYS_REGISTRY_PATH"],
+    )
+    assert (config.online_file, config.registry_file) == (None, None), "something would stay embedded"
+    assert trainer["RECSYS_REDIS_CONNECTION"] == "redis:6379,password=<REDIS_PASSWORD>"
+    assert trainer["RECSYS_REGISTRY_PATH"] == "postgresql+psycopg://recsys:<POSTGRES_PASSWORD>@postgres:5432/feast"
+    postgres, mlflow = (compose()["services"][name] for name in ("postgres", "mlflow"))
+    assert postgres["environment"] == {
+        "POSTGRES_USER": "recsys",
+        "POSTGRES_PASSWORD": "<POSTGRES_PASSWORD>",
+        "POSTGRES_DB": "feast",
+    }
+    backend = mlflow["environment"]["MLFLOW_BACKEND_STORE_URI"]
+    assert backend == trainer["RECSYS_REGISTRY_PATH"].replace("/feast", "/mlflow")
+    made = (MONITORING / "databases.sql").read_text(encoding="utf-8")
+    assert re.findall(r"^CREATE DATABASE (\w+);$", made, re.MULTILINE) == ["mlflow"]
+    assert trainer["MLFLOW_TRACKING_URI"] == f"http://mlflow:{options(mlflow['command'])['port']}"
+    for name in ours():
+        for server in ("redis", "postgres", "mlflow"):
+            assert ours()[name]["depends_on"][server]["condition"] == "service_healthy"
+    assert mlflow["depends_on"]["postgres"]["condition"] == "service_healthy"
+
+
+def test_redis_keeps_what_it_is_given() -> None:
+    redis = compose()["services"]["redis"]
+    assert redis["command"][0] == "redis-server"
+    given = options(redis["command"])
+    assert given["requirepass"] == redis["environment"]["REDISCLI_AUTH"] == "<REDIS_PASSWORD>"
+    assert (given["appendonly"], given["maxmemory-policy"]) == ("yes", "noeviction")
+
+
+def test_mlflow_hands_artifacts_through_and_admits_who_asks() -> None:
+    """No container of ours gets a 403 for its name. That MLflow understands the command: `stores`."""
+    mlflow = compose()["services"]["mlflow"]
+    assert mlflow["entrypoint"] == ["mlflow"]
+    assert mlflow["command"][0] == "server"
+    asked = options(mlflow["command"])
+    assert (asked["host"], asked["port"], asked["workers"]) == ("0.0.0.0", "5000", "1")
+    assert "serve-artifacts" in asked
+    assert f"mlflow:{asked['artifacts-destination']}" in mlflow["volumes"]
+    assert mlflow["working_dir"] == asked["artifacts-destination"], "the folder that the image's user can write"
+    (owned,) = [argument for _, argument in instructions() if "install -d -o recsys" in argument]
+    assert asked["artifacts-destination"] in owned
+    hosts = asked["allowed-hosts"].split(",")
+    for asking in ("mlflow:5000", "127.0.0.1:5000", "localhost:5000"):
+        assert any(fnmatch(asking, host) for host in hosts)
+    assert not any(fnmatch("somewhere.example:5000", host) for host in hosts)
+    assert mlflow["environment"]["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+    assert mlflow["environment"]["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
 def test_both_halves_share_one_home() -> None:
@@ -131,8 +220,8 @@ def test_a_stopping_service_may_finish_what_it_began() -> None:
     assert float(ours()["api"]["stop_grace_period"].removesuffix("s")) > needed, "or Docker kills it in the middle"
 
 
-@pytest.mark.parametrize(("name", "port"), [("prometheus", 9090), ("grafana", 3000)])
-def test_watchers_listen_where_they_are_published_and_asked(name: str, port: int) -> None:
+@pytest.mark.parametrize(("name", "port"), [("prometheus", 9090), ("grafana", 3000), ("mlflow", 5000)])
+def test_pages_listen_where_they_are_published_and_asked(name: str, port: int) -> None:
     service = compose()["services"][name]
     assert service["ports"] == [f"127.0.0.1:{port}:{port}"]
     assert f"http://127.0.0.1:{port}/" in service["healthcheck"]["test"][-1]
@@ -142,6 +231,9 @@ def test_only_this_machine_reaches_a_port() -> None:
     for name, service in compose()["services"].items():
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:"), name
+        assert "network_mode" not in service
+    for name in ("redis", "postgres"):
+        assert "ports" not in compose()["services"][name], "nobody outside asks them"
 
 
 def test_whatever_runs_on_is_restarted_and_asked_for_its_health() -> None:
@@ -151,12 +243,15 @@ def test_whatever_runs_on_is_restarted_and_asked_for_its_health() -> None:
         assert ("healthcheck" in service) is not once
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service.get("user") == OFFICIAL.get(name), "root without capabilities cannot change to another user"
 
 
 def test_images_are_pinned() -> None:
     for name, service in compose()["services"].items():
-        assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+", service["image"]), name
-    assert {s["image"] for s in ours().values()} == {f"recsys:{_version()}"}
+        numbers = r"\d+\.\d+" if name == "postgres" else r"v?\d+\.\d+\.\d+"  # PostgreSQL's second is the patch
+        assert re.fullmatch(rf"[\w/]+:{numbers}", service["image"]), name
+    assert {s["image"] for s in with_our_image().values()} == {f"recsys:{_version()}"}
+    assert [name for name, s in with_our_image().items() if "build" in s] == ["trainer"]
 
 
 def _version() -> str:
@@ -167,14 +262,22 @@ def _version() -> str:
 
 
 def test_no_secret_has_a_default() -> None:
-    text = COMPOSE.read_text(encoding="utf-8")
-    found = 0
-    for service in yaml.safe_load(text)["services"].values():
+    """Neither in a variable of its own, nor within an address, nor among a command's words."""
+    document = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
+    found = set()
+    for service in document["services"].values():
         for name, value in service.get("environment", {}).items():
-            if SECRET.search(name):
-                found += 1
-                assert REQUIRED.fullmatch(value), f"{name} has a value in the file"
-    assert found == 2
+            secrets = [value] if SECRET.search(name) else PASSWORD.findall(value)
+            for secret in secrets:
+                assert REQUIRED.fullmatch(secret), f"{name} has a value in the file"
+                found.add(name)
+        given = options(service["command"]) if isinstance(service.get("command"), list) else {}
+        for name, value in given.items():
+            assert not re.search("pass|auth", name) or REQUIRED.fullmatch(value), f"--{name} has a value in the file"
+    assert found == {
+        *("RECSYS_API_KEY", "GF_SECURITY_ADMIN_PASSWORD", "POSTGRES_PASSWORD", "REDISCLI_AUTH"),
+        *("RECSYS_REDIS_CONNECTION", "RECSYS_REGISTRY_PATH", "MLFLOW_BACKEND_STORE_URI"),
+    }
     assert not SECRET.search(DOCKERFILE.read_text(encoding="utf-8"))
 
 

@@ -56,7 +56,7 @@ def drift(reference: npt.ArrayLike, current: npt.ArrayLike, bins: int = BINS) ->
     low, high = np.maximum(expected, SMALLEST), np.maximum(actual, SMALLEST)
     psi = float(((high - low) * np.log(high / low)).sum())
     missing = (1 - len(there_p) / len(p), 1 - len(there_q) / len(q))
-    return Drift(psi, _ks(there_p, there_q), missing, tuple(edges), tuple(expected), tuple(actual))
+    return Drift(psi, _ks(there_p, there_q), missing, tuple(edges), tuple(expected.tolist()), tuple(actual.tolist()))
 
 
 def drift_by_feature(reference: Mapping[str, Float], current: Mapping[str, Float]) -> dict[str, Drift]:

@@ -133,7 +133,7 @@ def sampled(request_id: str, share: float) -> bool:
     """Whether an answer belongs to the sample: decided by its id alone, so that a smaller share is part of a larger.
 
     >>> [sampled("5b1f0c9e", share) for share in (0.0, 0.1, 0.5, 1.0)]
-    [False, False, True, True]
+    [False, False, False, True]
     """
     digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64

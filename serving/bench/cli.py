@@ -1,4 +1,4 @@
-"""The commands of the benchmark: `recsys bench latency` and `recsys bench soak`.
+"""The commands of the benchmark: `recsys bench latency`, `recsys bench freshness` and `recsys bench soak`.
 
 Stage: the edge. In: argv and `recsys.settings`. Out: reports below the data set's reports, text on stdout (results) and
 stderr (progress), an exit code. Absent: logic. Heavy libraries are imported inside the commands, so that `--help`
@@ -42,6 +42,7 @@ def latency(
     url: Annotated[
         str | None, typer.Option(help="A service that runs already. Default: one is started, measured and stopped.")
     ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of the service that is started.")] = 1,
     k: Annotated[int, typer.Option("--k", "-k", min=1, max=100, help="Movies an answer.")] = 10,
     n: Annotated[int, typer.Option("--requests", "-n", min=1, help="Requests of each measurement.")] = 500,
     warmup: Annotated[int, typer.Option(min=0, help="Requests before measuring starts.")] = 50,
@@ -79,6 +80,7 @@ def latency(
         step_s=2.0 if quick else 4.0,
         open_s=6.0 if quick else 20.0,
         url=url,
+        workers=workers,
         wrk=wrk,
         hnsw=hnsw,
         device=device,
@@ -124,6 +126,54 @@ def soak(
     write_json(path, report)
     _say(f"written to {path}")
     typer.echo(text(report))
+    if not report["passed"]:
+        raise typer.Exit(1)
+
+
+@bench.command()
+def freshness(
+    dataset: Dataset = None,
+    stores: Annotated[
+        str | None, typer.Option(help="Comma-separated: sqlite, redis. Default: both, where redis-server is on PATH.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1.0, help="Of each of the four rounds on each store.")] = 15.0,
+    events: Annotated[float, typer.Option(min=0.5, help="Ratings a second.")] = 20.0,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=1.0, help="Lists a second that others read. Default: 30 % of what the service gives."),
+    ] = None,
+    k: Annotated[int, typer.Option("--k", "-k", min=2, max=100, help="Movies an answer.")] = 10,
+    limit_ms: Annotated[
+        float, typer.Option(min=1.0, help="Milliseconds at the 99th percentile, from a rating to a list that knows it.")
+    ] = 30.0,
+    most_ratio: Annotated[
+        float, typer.Option(min=1.0, help="The others' p99 while ratings come in, over theirs without.")
+    ] = 1.5,
+    budget_ms: Budget = 50.0,
+    home: HomeFolder = None,
+) -> None:
+    """Measure how long after a rating the recommendations know it, on SQLite and on Redis, while others read.
+
+    All happens in a copy of the home. Writes freshness.json below the data set's reports. Ends with exit code 1 if the
+    99th percentile exceeds the limit, reads are slowed down by more than the ratio, or a rating was not seen at once.
+
+    Example: `recsys bench freshness --stores sqlite --limit-ms 50`
+    """
+    settings = _settings(dataset, home, budget_ms=budget_ms)
+
+    from recsys.artefacts import write_json
+    from serving.bench import freshness as measuring
+
+    chosen = None if stores is None else tuple(name.strip() for name in stores.split(","))
+    options = measuring.FreshnessOptions(
+        stores=chosen, seconds=seconds, events=events, rate=rate, k=k, limit_ms=limit_ms, most_ratio=most_ratio
+    )
+    with _stoppable():
+        report = measuring.run(settings, options, _command(), _say)
+    path = settings.home.reports / "freshness.json"
+    write_json(path, report)
+    _say(f"written to {path}")
+    typer.echo(measuring.text(report))
     if not report["passed"]:
         raise typer.Exit(1)
 

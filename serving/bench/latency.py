@@ -31,7 +31,7 @@ class Options:
     requests    of each closed loop and of each measurement in process
     warmup      of each, unmeasured
     step_s, open_s   seconds of a step of the sweep, and of the open loop at 60 % of saturation
-    url         a service that runs already; None starts one
+    url         a service that runs already; None starts one, with so many `workers`
     """
 
     sections: tuple[str, ...] = SECTIONS
@@ -41,6 +41,7 @@ class Options:
     step_s: float = 4.0
     open_s: float = 20.0
     url: str | None = None
+    workers: int = 1
     wrk: bool = False
     hnsw: bool = False
     device: str = "cuda"
@@ -197,7 +198,7 @@ def _target(settings: ServiceSettings, options: Options, progress: Progress) -> 
             yield target
         return
     progress.begin("start the service", "starting a service")
-    with own_service(settings) as target:
+    with own_service(settings, "--workers", str(options.workers)) as target:
         progress.note(f"ready after {target.ready_s:.1f} s")
         yield target
 

@@ -201,7 +201,7 @@ def _http(http: Mapping[str, Any]) -> list[Table]:
         ]
         columns = ["offered/s", "full/s", "p50 ms", "p99 ms", "shed", "degraded", "failed", "sustained"]
         note = (
-            f"Saturation: {sweep['saturation']:.0f} full answers a second."
+            f"Saturation: {sweep['saturation']:.0f} full answers a second; the knee is at {sweep['knee']:.0f} a second."
             if sweep["knee"]
             else "Not even the first rate was sustained."
         )

@@ -5,7 +5,8 @@ Absent: how a rate is measured (`load`), pictures (`pictures`).
 
 A step is sustained where the service keeps up: at least KEPT_UP of what was offered came back as full answers, at most
 LOST of the requests were shed, failed or answered without a part, and p99 did not explode. The knee is the highest
-sustained rate before the first that is not; saturation is the rate of full answers there.
+sustained rate before the first that is not. Saturation is the most full answers a second that any rate brought: beyond
+it, more requests bring no more answers.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ KEPT_UP = 0.95
 LOST = 0.01
 EXPLODED = 5.0  # times the p99 of the calmest step, where that is more than the budget
 FIRST, GROWTH = 0.3, 1.3  # of the closed loop's rate; from step to step
+MORE = 1.03  # full answers that count as more than before
 MOST_STEPS = 14
 EASIER = 3  # times that the first rate is halved while it is not sustained
 HALVINGS = 2  # of the gap between the last sustained rate and the first that was not
@@ -46,7 +48,7 @@ class Step:
 @dataclass(frozen=True)
 class Sweep:
     """steps: in order of rate. knee: rate of the last sustained step before the first that is not; None where not even
-    the first is. saturation: full answers a second at the knee. reached: whether a step was not sustained at all."""
+    the first is. saturation: the most full answers a second of any step. reached: whether a step was not sustained."""
 
     steps: tuple[Step, ...]
     knee: float | None
@@ -87,13 +89,15 @@ def knee_of(steps: list[Step]) -> Sweep:
             break
         last = step
     reached = any(not step.sustained for step in ordered)
-    return Sweep(tuple(ordered), last.rate if last else None, last.achieved if last else 0.0, reached)
+    saturation = max((step.achieved for step in ordered), default=0.0)
+    return Sweep(tuple(ordered), last.rate if last else None, saturation, reached)
 
 
 def sweep(
     measure: Callable[[float], Load], closed_rate: float, budget_ms: float, report: Callable[[str], None]
 ) -> Sweep:
-    """Raise the rate from FIRST of the closed loop's until a step is not sustained, then close in on the knee."""
+    """Raise the rate from FIRST of the closed loop's until a step is not sustained, and on until full answers grow no
+    more; then close in on the knee."""
     steps: list[Step] = []
 
     def add(rate: float) -> Step:
@@ -117,6 +121,9 @@ def sweep(
         add(rate)
     if len(steps) > 1 and not steps[-1].sustained:
         low, high = steps[-2].rate, steps[-1].rate
+        while len(steps) < MOST_STEPS and steps[-1].achieved > MORE * max(step.achieved for step in steps[:-1]):
+            rate *= GROWTH
+            add(rate)
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             low, high = (middle, high) if add(middle).sustained else (low, middle)

@@ -74,7 +74,7 @@ def own_service(settings: ServiceSettings, *options: str) -> Iterator[Target]:
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "recsys", "serve", "--dataset", settings.home.name]
     command += ["--home", str(settings.home.root.parent), "--port", str(port), "--budget-ms", str(settings.budget_ms)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = _environment(settings)
     with tempfile.TemporaryFile() as said:  # a pipe that nobody reads would stop a talkative service
         started = time.monotonic()
         process = subprocess.Popen(
@@ -100,6 +100,20 @@ def own_service(settings: ServiceSettings, *options: str) -> Iterator[Target]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _environment(settings: ServiceSettings) -> dict[str, str]:
+    """Our own, but with the stores that `settings` name: a service over a copy of a home must not write to the servers
+    of whoever measures."""
+    own = {
+        "OMP_NUM_THREADS": "1",
+        "RECSYS_ONLINE_STORE": settings.feature_store.online_store,
+        "RECSYS_REDIS_CONNECTION": settings.feature_store.redis_connection,
+        "RECSYS_REGISTRY_PATH": settings.feature_store.registry_path,
+        "MLFLOW_TRACKING_URI": settings.tracking_uri,
+    }
+    kept = {name: value for name, value in os.environ.items() if name.upper() not in own}
+    return kept | {name: value for name, value in own.items() if value is not None}
 
 
 def users_of(home: DatasetHome, size: int = USERS, seed: int = SEED) -> list[int]:

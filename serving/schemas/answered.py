@@ -6,7 +6,7 @@ test holds every one of them against the model here, so that no request pays for
 
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, RootModel
 
 from serving.schemas.fields import DATASET, MODEL, MOVIE, example
 
@@ -32,6 +32,16 @@ ANSWERED = {
     "watch_probability": 0.034,
     "like_probability": 0.81,
     "sources": ["two_tower", "ease"],
+}
+RECORDED = {
+    "event_id": "0192f0c2",
+    "user_id": 42,
+    "movie_id": 260,
+    "kind": "rating",
+    "timestamp": 1794800000,
+    "applied": True,
+    "repeated": False,
+    "n_events": 118,
 }
 TIMINGS = {"state": 0.4, "retrieval": 1.2, "features": 0.9, "ranking": 1.1, "ordering": 0.1, "total": 3.8}
 RECOMMENDED = {
@@ -279,28 +289,40 @@ class UserHistory(BaseModel):
     events: list[RatedMovie]
 
 
-class Recorded(BaseModel):
-    """`applied` False: the event is safe in the log and already counts here, but the store did not take it yet."""
+class RecordedEvent(BaseModel):
+    """`applied` False: the event is safe in the log and already counts here, but the store did not take it yet.
+    `repeated`: it was in the log under this id before; `timestamp` is that of the first time. `n_events`: ratings of
+    this user now, while `applied` is False as far as this process knows; null for kinds that move no state."""
 
-    model_config = example(
-        {
-            "request_id": "5b1f0c9e",
-            "event_id": "0192f0c2",
-            "user_id": 42,
-            "movie_id": 260,
-            "timestamp": 1794800000,
-            "applied": True,
-            "n_events": 118,
-        }
-    )
-
-    request_id: str
     event_id: str
     user_id: int
     movie_id: int
+    kind: str
     timestamp: int
     applied: bool
-    n_events: int
+    repeated: bool
+    n_events: int | None
+
+
+class RecordedOne(RecordedEvent):
+    model_config = example({"request_id": "5b1f0c9e", **RECORDED})
+
+    request_id: str
+
+
+class RecordedMany(BaseModel):
+    """In the order of the request."""
+
+    model_config = example({"request_id": "5b1f0c9e", "events": [RECORDED]})
+
+    request_id: str
+    events: list[RecordedEvent]
+
+
+class Recorded(RootModel[RecordedOne | RecordedMany]):
+    """Of one event, or of several."""
+
+    model_config = example({"request_id": "5b1f0c9e", **RECORDED})
 
 
 class ModelCard(BaseModel):

@@ -6,9 +6,9 @@ movie or a genre exists (the service checks both).
 Unknown keys are errors, so that a misspelt filter is not silently ignored.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, RootModel, Tag, model_validator
 
 from serving.schemas.fields import LARGEST_ID, WHOLE, Id, Seconds, Stars, example
 
@@ -18,6 +18,8 @@ MOST_GENRES = 20
 LONGEST_CURSOR = 8_000  # characters; the largest one that `paging` makes is shorter
 MOST_USERS = 50  # of one call
 LONGEST_SEARCH = 200
+MOST_EVENTS = 500  # of one call
+LONGEST_KEY = 128
 
 Genre = Annotated[str, Field(max_length=40)]
 Year = Annotated[int, Field(ge=1800, le=3000), WHOLE]
@@ -25,6 +27,7 @@ Length = Annotated[int, Field(ge=1), WHOLE]
 Count = Annotated[int, Field(ge=0, le=2**31), WHOLE]
 Age = Annotated[int, Field(ge=1, le=120), WHOLE]
 UserId = Annotated[int, WHOLE] | Annotated[str, Field(max_length=100)]
+Key = Annotated[str, Field(min_length=1, max_length=LONGEST_KEY, pattern=r"^[A-Za-z0-9._:/-]*$")]
 Cursor = Annotated[str, Field(min_length=1, max_length=LONGEST_CURSOR, pattern="^[A-Za-z0-9_-]*$")]
 CURSOR_IS = (
     "`next_cursor` of the answer before: the next k movies of the same list. It carries the list, so filters, "
@@ -157,10 +160,74 @@ class SearchQuery(Asked):
     k: Length | None = Field(default=None, description=K_IS, examples=[10])
 
 
-class EventRequest(Body):
-    model_config = example({"user_id": 42, "movie_id": 260, "rating": 4.5})
+class Happened(Body):
+    """What every kind of event has."""
 
     user_id: Id
     movie_id: Id
-    rating: Stars
     timestamp: Seconds | None = Field(default=None, description="when it happened; now if not given")
+    event_id: Key | None = Field(
+        default=None, description="the caller's own: an event that is sent again under it is logged once"
+    )
+    request_id: Key | None = Field(default=None, description="of the answer that showed the movie")
+
+
+class RatingEvent(Happened):
+    model_config = example({"user_id": 42, "movie_id": 260, "rating": 4.5})
+
+    kind: Literal["rating"] = "rating"
+    rating: Stars
+
+
+class FeedbackEvent(Happened):
+    """ "watch": seen, without a rating. "impression": shown to the user. Both are logged, as labels to learn from; the
+    user's state, which is made of ratings, stays as it is."""
+
+    model_config = example({"user_id": 42, "movie_id": 260, "kind": "watch", "request_id": "5b1f0c9e"})
+
+    kind: Literal["watch", "impression"]
+
+
+def _kind(event: Any) -> str:
+    kind = event.get("kind", "rating") if isinstance(event, dict) else getattr(event, "kind", "rating")
+    return "feedback" if kind in ("watch", "impression") else "rating"
+
+
+def _one_or_many(body: Any) -> str:
+    return "many" if isinstance(body, EventBatch) or (isinstance(body, dict) and "events" in body) else "one"
+
+
+AnyEvent = Annotated[
+    Annotated[RatingEvent, Tag("rating")] | Annotated[FeedbackEvent, Tag("feedback")], Discriminator(_kind)
+]
+
+
+class EventBatch(Body):
+    """Several events, logged all or none."""
+
+    model_config = example(
+        {
+            "events": [
+                {"user_id": 42, "movie_id": 260, "rating": 4.5, "event_id": "a1", "timestamp": 978300000},
+                {"user_id": 42, "movie_id": 1196, "kind": "impression", "request_id": "5b1f0c9e"},
+            ]
+        }
+    )
+
+    events: list[AnyEvent] = Field(min_length=1, max_length=MOST_EVENTS, description="answered in this order")
+
+
+class EventRequest(
+    RootModel[
+        Annotated[Annotated[AnyEvent, Tag("one")] | Annotated[EventBatch, Tag("many")], Discriminator(_one_or_many)]
+    ]
+):
+    """One event, or several."""
+
+    model_config = ConfigDict(
+        frozen=True, json_schema_extra={"examples": [{"user_id": 42, "movie_id": 260, "rating": 4.5}]}
+    )
+
+    @property
+    def events(self) -> list[RatingEvent | FeedbackEvent]:
+        return self.root.events if isinstance(self.root, EventBatch) else [self.root]

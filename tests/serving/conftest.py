@@ -39,14 +39,20 @@ def service(world: ServingWorld, loaded: Service) -> Iterator[Service]:
     champion = Champion(world.settings, loaded.store, metrics, loaded.champion.model)
     fresh = Service(world.settings, champion, loaded.store, metrics, clock=lambda: world.end + 86_400.0)
     pushed: dict[int, object] = {}
-    push = loaded.store.push_state
+    push, push_many = loaded.store.push_state, loaded.store.push_states
 
     def remember(state, seen, *, stamped):  # type: ignore[no-untyped-def]
         pushed.setdefault(state.user_id, loaded.store.online_state(state.user_id))
         push(state, seen, stamped=stamped)
 
+    def remember_many(rows):  # type: ignore[no-untyped-def]
+        for state, _ in rows:
+            pushed.setdefault(state.user_id, loaded.store.online_state(state.user_id))
+        push_many(rows)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loaded.store, "push_state", remember)
+        patch.setattr(loaded.store, "push_states", remember_many)
         yield fresh
     for before in pushed.values():
         if before is not None:

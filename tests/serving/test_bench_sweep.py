@@ -93,7 +93,8 @@ def test_the_knee_is_found_close_to_where_it_is(capacity: float) -> None:
     assert found.knee is not None
     # p99 exceeds 50 ms from 92 % of capacity on; the last gap is GROWTH - 1 of the rate, halved HALVINGS times
     assert 0.92 * capacity * (1 - (GROWTH - 1) / 2**HALVINGS) <= found.knee <= 0.922 * capacity
-    assert found.saturation == found.knee
+    assert found.saturation == pytest.approx(capacity, rel=1e-9)  # what every rate beyond it brings
+    assert sum(step.achieved == capacity for step in found.steps) <= 2 + HALVINGS  # it does not climb for nothing
     assert [step.rate for step in found.steps] == sorted(measure.asked)
     assert len(said) == len(measure.asked)
     assert measure.asked[0] == pytest.approx(FIRST * 0.8 * capacity)
@@ -110,7 +111,7 @@ def test_a_first_rate_that_is_too_high_is_lowered() -> None:
 def test_a_service_that_sustains_nothing_has_no_knee() -> None:
     measure = server(1.0)
     found = sweep(measure, 1_000.0, BUDGET_MS, lambda _: None)
-    assert (found.knee, found.saturation, found.reached) == (None, 0.0, True)
+    assert (found.knee, found.saturation, found.reached) == (None, 1.0, True)
     assert len(measure.asked) == 1 + EASIER
     assert len(found.steps) == 1
 
@@ -127,5 +128,5 @@ def test_the_knee_lies_before_the_first_bend_and_not_after() -> None:
     """A step that happens to be sustained beyond one that was not does not count."""
     steps = [step_of(r, load(r, a), 5.0, BUDGET_MS) for r, a in ((30.0, 30.0), (10.0, 10.0), (20.0, 5.0))]
     found = knee_of(steps)
-    assert (found.knee, found.saturation) == (10.0, 10.0)
+    assert (found.knee, found.saturation) == (10.0, 30.0)
     assert [step.rate for step in found.steps] == [10.0, 20.0, 30.0]

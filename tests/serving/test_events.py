@@ -26,7 +26,7 @@ def recommended(client: httpx.Client, user_id: int, k: int = 10) -> list[int]:
 
 
 def event(user_id: int, movie_id: int, timestamp: int, rating: float = 4.0) -> LoggedEvent:
-    return LoggedEvent(f"{user_id}-{movie_id}", user_id, movie_id, rating, timestamp, 1_700_000_000, "b")
+    return LoggedEvent(f"{user_id}-{movie_id}-{timestamp}", user_id, movie_id, rating, timestamp, 1_700_000_000, "b")
 
 
 def test_the_next_answer_knows_an_event(client: httpx.Client, service: Service, world: ServingWorld) -> None:

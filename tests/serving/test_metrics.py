@@ -82,6 +82,19 @@ def test_bounds_are_where_budgets_lie() -> None:
     assert len([b for b in REQUEST_BOUNDS if 0.001 <= b <= 0.1]) >= 15
 
 
+def test_ages_of_states_go_from_seconds_to_decades() -> None:
+    metrics = Metrics()
+    assert value(exposed(metrics), "recsys_user_state_age_seconds_count") == 0, "there before the first state is read"
+    for age in (-3.0, 1.0, 59.0, 30 * 365 * 86_400.0):
+        metrics.state_age(age)
+    found = exposed(metrics)
+    buckets = series(found, "recsys_user_state_age_seconds_bucket")
+    younger = {float(dict(labels)["le"]): number for labels, number in buckets.items()}
+    years = 365 * 86_400.0
+    assert (younger[1.0], younger[60.0], younger[10 * years], younger[40 * years]) == (2, 3, 3, 4)
+    assert value(found, "recsys_user_state_age_seconds_sum") == 60.0 + 30 * 365 * 86_400
+
+
 def test_everything_else_is_counted_by_its_name() -> None:
     metrics = Metrics()
     metrics.stage("ranking", 1.5)

@@ -89,7 +89,7 @@ def states(store: FakeStore, tmp_path: Path, metrics: Metrics, clock: Clock) -> 
 
 
 def event(user_id: int, movie_id: int, timestamp: int, rating: float = 4.0) -> LoggedEvent:
-    return LoggedEvent(f"{user_id}-{movie_id}", user_id, movie_id, rating, timestamp, 1_700_000_000, "b")
+    return LoggedEvent(f"{user_id}-{movie_id}-{timestamp}", user_id, movie_id, rating, timestamp, 1_700_000_000, "b")
 
 
 def test_a_store_that_is_known_to_be_away_is_not_waited_for(

@@ -202,8 +202,8 @@ def connections_closed() -> Iterator[None]:
 
 
 def close_registry(backend: Any) -> None:
-    """MLflow keeps its connections until the process ends."""
-    if backend._client is not None:
+    """MLflow keeps its connections to a database until the process ends."""
+    if backend._client is not None and not backend.is_server:
         backend._client._tracking_client.store.engine.dispose()
         backend._client._get_registry_client().store.engine.dispose()
 
