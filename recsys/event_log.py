@@ -28,7 +28,6 @@ Position = Mapping[str, int]  # bytes read of each file, by its name; empty is t
 BEGINNING: Final[Position] = {}
 PATTERN: Final = "events-*.jsonl"
 RATING_KIND: Final = "rating"
-KINDS: Final = (RATING_KIND, "watch", "impression")
 log = logging.getLogger(__name__)
 
 
@@ -41,7 +40,7 @@ class LoggedEvent:
     timestamp    when it happened, seconds UTC
     received     when the service heard of it, seconds UTC
     bundle_id    what was served at that time
-    kind         one of KINDS: "rating"; "watch", seen without a rating; "impression", shown to the user
+    kind         "rating"; "watch", seen without a rating; "impression", shown to the user
     request_id   of the answer that showed the movie, where the caller told it
     received_us  `received` in microseconds; None in lines of older versions
     """
@@ -64,8 +63,14 @@ def end_of(folder: Path) -> Position:
     Waits for a write under way (milliseconds), because the writer takes back what it could not put on disk: a position
     that lay behind such lines would hide what is written in their place.
     """
+    return {name: end for name, (end, _) in _ends(folder).items()}
+
+
+def _ends(folder: Path) -> dict[str, tuple[int, int]]:
+    """Of every file, the end of its last whole line, and its size: more, where a write broke off."""
     with locked(folder, fcntl.LOCK_SH):
-        return {path.name: end_of_last_line(path) for path in sorted(folder.glob(PATTERN))}
+        paths = sorted(folder.glob(PATTERN))
+        return {path.name: (end_of_last_line(path), path.stat().st_size) for path in paths}
 
 
 @contextmanager
@@ -94,10 +99,10 @@ def read_log(
     `user_id` restricts them to one user: tens of milliseconds for a hundred thousand lines, which are not parsed.
     Broken lines are skipped, and counted in the program's log.
     """
-    ends = end_of(folder) if through is None else through
+    ends = _ends(folder) if through is None else {name: (end, end) for name, end in through.items()}
     for name in sorted(ends):
-        path, start, end = folder / name, after.get(name, 0), ends[name]
-        skipped = int(through is None and path.stat().st_size > end)
+        path, start, (end, size) = folder / name, after.get(name, 0), ends[name]
+        skipped = int(size > end)
         for line in _lines(path, start, end) if user_id is None else _lines_naming(user_id, path, start, end):
             event = parse(line)
             if event is None:

@@ -2,7 +2,7 @@
 
 Stage: serving. In: a request's method, path, headers and address. Out: None, or the problem that refuses it. Absent:
 users and sessions, and trust in headers such as X-Forwarded-For: behind a proxy every client has the proxy's address,
-so let the proxy limit rates, or let clients send their key.
+so let the proxy limit rates. Whoever sends the key counts as one client.
 
 Without a key, writes are open where the service listens on this machine alone. Other pages in this machine's browser
 are kept out by Origin and Host; a browser cannot forge either.

@@ -120,20 +120,6 @@ class Answers:
         }
         return body, rest
 
-    def recommend_many(
-        self, model: ServedModel, call: Call, knowns: Sequence[Known], wanted: Wanted
-    ) -> list[tuple[bool, list[Body]]]:
-        """Whether each user is a stranger, and the movies: one batch, in the order given."""
-        states, found, lists = self._lists(model, call, knowns, wanted)
-        user_ids = [known.state.user_id for known in knowns]
-        self._predictions.offer(
-            call, model, user_ids, states, found, [movies.item_idx[: wanted.k] for movies in lists], wanted
-        )
-        for known, movies in zip(knowns, lists, strict=True):
-            self._age(known)
-            self._count(movies.cold)
-        return [(movies.cold, self._items(model, movies, wanted.k)) for movies in lists]
-
     def page(
         self, model: ServedModel, call: Call, rest: Rest, seen_ids: npt.NDArray[np.int64], k: int
     ) -> tuple[Body, Rest | None]:

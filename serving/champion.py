@@ -90,7 +90,7 @@ class Champion:
         self._last_check: float | None = None
         self._last_failure: str | None = None
         self._stats_looked_at = self._stats_mark()
-        self._replaced: weakref.ref[Recommender] | None = None
+        self._replaced: deque[tuple[weakref.ref[Recommender], float]] = deque()  # and when
         self._changing = threading.Lock()  # one change at a time
         self._stop = threading.Event()
         self._follower: threading.Thread | None = None
@@ -130,6 +130,7 @@ class Champion:
     def reload(self) -> Outcome:
         """Look at the alias now, and serve what it names; also one that was refused before. Then the newest statistics
         of movies, where the model stayed."""
+        self._let_go()
         outcome = self._look(again=True)
         if outcome == "unchanged":
             self.refresh_stats()
@@ -155,20 +156,21 @@ class Champion:
     def _follow(self) -> None:
         pause_s = self._settings.reload_s
         while not self._stop.wait(pause_s):
-            self._let_go()
-            outcome = self._look(again=False)
-            if outcome == "failed":
-                pause_s = min(pause_s * 2, max(LONGEST_PAUSE_S, self._settings.reload_s))
-                continue
-            pause_s = self._settings.reload_s
-            if self._stats_mark() != self._stats_looked_at:
-                self._new_stats()
+            try:
+                self._let_go()
+                outcome = self._look(again=False)
+                if outcome != "failed" and self._stats_mark() != self._stats_looked_at:
+                    self._new_stats()
+            except Exception as error:  # whatever it is, the next look may find it mended
+                outcome = self._fail("failed", "the champion could not be followed", error)
+            longest_s = max(LONGEST_PAUSE_S, self._settings.reload_s)
+            pause_s = min(pause_s * 2, longest_s) if outcome == "failed" else self._settings.reload_s
 
     def _stats_mark(self) -> tuple[int, int]:
         """Another one when a day has ended, and when the features stage has written its tables again."""
         try:
             written = table_path(self._settings.home, ITEM_STATS_VIEW).stat().st_mtime_ns
-        except FileNotFoundError:  # whoever reads the table says what is wrong
+        except OSError:  # whoever reads the table says what is wrong
             written = 0
         return int(day_of(int(self._clock()))), written
 
@@ -218,20 +220,23 @@ class Champion:
         facts = old.bundle.facts
         self._earlier.append(Earlier(old.version, facts.bundle_id, self._loaded_at, now))
         self._loaded_at = now
-        self._replaced = weakref.ref(old.recommender)
+        self._replaced.append((weakref.ref(old.recommender), now))
         self._tell()
         log.info("version %d, %s, replaces version %d", model.version, model.bundle.facts.bundle_id, old.version)
         settle()
 
     def _let_go(self) -> None:
-        """The model before goes when its last request ends, by its count of references. Where it is still there long
-        after, a cycle holds it, which the collector no longer sees among what was settled: walk everything once."""
-        if self._replaced is None or self._clock() < self._loaded_at + GONE_AFTER_S:
-            return
-        if self._replaced() is not None:
-            log.warning("the model before is held by something; all objects are walked to let it go")
+        """A model that was replaced goes when its last request ends, by its count of references. Where one is still
+        there long after, a cycle holds it, which the collector no longer sees among what was settled: walk everything
+        once."""
+        due = self._clock() - GONE_AFTER_S
+        held = False
+        while self._replaced and self._replaced[0][1] <= due:
+            model, _ = self._replaced.popleft()
+            held |= model() is not None
+        if held:
+            log.warning("a model that was replaced is held by something; all objects are walked to let it go")
             unsettle()
-        self._replaced = None
 
     def _fail(self, outcome: Literal["refused", "failed"], what: str, error: Exception) -> Outcome:
         unexpected = not isinstance(error, RecsysError)

@@ -9,8 +9,7 @@ anything that the HTTP interface does not offer, and the heavy libraries behind 
 
 An error arrives as `ServiceError` with the problem that the service told. 503 and 429 are asked again, after as long
 as the service says, a bounded number of times; an event that was answered so was not taken. Where no answer comes at
-all, nothing is sent again: give events a timestamp, and send them again yourself, since the same movie in the same
-second counts once.
+all, only events are sent again, under the id that each is given: the service takes an id once.
 """
 
 import time

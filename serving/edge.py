@@ -125,8 +125,6 @@ class Gate:
         headers = Headers(scope=scope)
         try:
             self._access.check(scope, headers)
-            if scope["path"] == "/readyz" and scope["app"].state.draining:
-                raise ProblemError(503, "stopping", "The service is being stopped.")
             async with asyncio.timeout(self._body_s):
                 body = await self._body(headers, receive)
         except _Gone:

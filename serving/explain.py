@@ -280,7 +280,7 @@ def _collaborative(found: Recommendations, position: npt.NDArray[np.int64], n_hi
     out: list[Body | None] = []
     for row, at in enumerate(ranks.argmin(axis=1).tolist()):
         rank = int(ranks[row, at])
-        text = f"Liked by people with a history like yours: place {rank} of {FROM_HISTORIES[names[columns[at]]]}"
+        text = f"Watched by people with a history like yours: place {rank} of {FROM_HISTORIES[names[columns[at]]]}"
         out.append(_reason("collaborative", text) if rank <= HIGH_UP else None)
     return out
 

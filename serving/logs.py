@@ -33,15 +33,17 @@ log = logging.getLogger(__name__)
 
 # What a record has without `extra`; uvicorn adds its message a second time, with colours.
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
-_NAMES = r"(?:proxy-)?authorization|x-api-key|[\w-]*api[-_]?key|[\w-]*passw(?:or)?d|[\w-]*secret|[\w-]*token|cookie"
+_NAMES = r"(?:proxy-)?authorization|x-api-key|cookie|[\w-]*(?:api[-_]?key|passw(?:or)?d|secret|token)"
 _SECRET_NAME = re.compile(rf"(?i)(?:{_NAMES})$")
 _SECRET_VALUE = re.compile(
-    rf"(?i)\b({_NAMES})\b"  # a name, then what separates it from its value in a header, a query, JSON or a repr
+    # A name, then what separates it from its value in a header, a query, JSON or a repr. It begins where a word with
+    # its hyphens does: tried at every hyphen, a long word would take a time that grows with its square.
+    rf"(?i)(?<![\w-])({_NAMES})\b"
     r"(['\"]?\s*[:=]\s*|['\"]\s*,\s*)"
     r"(?:b?\"[^\"]*\"|b?'[^']*'|(?:(?:bearer|basic)\s+)?[^\s'\",;&})\]]+)"
 )
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}")
-_USER_INFO = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@]+@", re.IGNORECASE)
+_USER_INFO = re.compile(r"((?<![a-z0-9+.-])[a-z][a-z0-9+.-]*://)[^/\s@]+@", re.IGNORECASE)
 
 
 def configure(

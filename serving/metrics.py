@@ -30,7 +30,6 @@ ANSWERS = ("requests", "pages", "similar", "history")  # "requests": answers wit
 STORE = ("store.not_asked", "store.left_alone")  # reads that the circuit refused; times that it opened
 PREDICTIONS = ("predictions.logged", "predictions.dropped", "predictions.failed", "predictions.files_removed")
 COUNTS = ANSWERS + STORE + PREDICTIONS
-CACHE = ("hit", "miss")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 UNMATCHED = "unmatched"  # the route of a request that no route took
 
@@ -77,7 +76,6 @@ class Metrics(Collector):
         self._shed = Counter(cells, "recsys_shed", "Requests turned away, by reason.", ("reason",))
         self._events = Counter(cells, "recsys_events", "Events received, by what became of them.", ("outcome",))
         self._reloads = Counter(cells, "recsys_reloads", "Attempts to change the model, by outcome.", ("outcome",))
-        self._cache = Counter(cells, "recsys_cache", "Look-ups in a cache.", ("cache", "result"))
         self._queue = Gauge(cells, "recsys_queue_depth", "Requests that wait for a compute thread.")
         self._flying = Gauge(cells, "recsys_in_flight", "Requests that are being answered.")
         text = "Which model is served; the value is how many workers serve it."
@@ -90,7 +88,7 @@ class Metrics(Collector):
         self._statistics = Gauge(cells, "recsys_item_statistics_timestamp_seconds", text, across="min")
         self.families: tuple[Family, ...] = (
             *(self._requests, self._seconds, self._stages, self._counts, self._cold, self._degraded, self._shed),
-            *(self._ages, self._events, self._reloads, self._cache, self._queue, self._flying),
+            *(self._ages, self._events, self._reloads, self._queue, self._flying),
             *(self._info, self._loaded, self._trained, self._statistics),
         )
         listed: tuple[tuple[Family, tuple[str, ...]], ...] = (
@@ -140,9 +138,6 @@ class Metrics(Collector):
         """Anything else, "requests" (an answer with recommendations) among it."""
         self._counts.add(name)
 
-    def cache(self, name: str, hit: bool) -> None:
-        self._cache.add(name, CACHE[0] if hit else CACHE[1])
-
     def queue(self, depth: int) -> None:
         self._queue.set(depth)
 
@@ -176,7 +171,7 @@ class Metrics(Collector):
         named = {name: n for (name,), n in self._counts.by_label().items()}
         named["cold_start"] = self._cold.by_label()[()]
         prefixed = (("degraded", self._degraded), ("shed", self._shed), ("reload", self._reloads))
-        for prefix, family in (*prefixed, ("events", self._events), ("cache", self._cache)):
+        for prefix, family in (*prefixed, ("events", self._events)):
             for values, n in family.by_label().items():
                 named[".".join((prefix, *values))] = n
         named["events"] = named.pop("events.applied")

@@ -20,7 +20,7 @@ import hashlib
 import hmac
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +28,14 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.problems import ProblemError
+from serving.schemas.fields import LARGEST_ID
 
 LONGEST_LIST = 200
 HASH_BYTES = 16
 COLUMNS = ("<i8", "<f4", "<f4", "<f4", "<u4")
 ROW_BYTES = sum(np.dtype(column).itemsize for column in COLUMNS)
 LENGTH = struct.Struct("<H")
+Text = Annotated[str, Field(max_length=100)]
 
 
 class Header(BaseModel):
@@ -41,13 +43,13 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    user_id: int | None
-    version: int
-    bundle_id: str
+    user_id: int | None = Field(ge=0, le=LARGEST_ID)
+    version: int = Field(ge=0, le=2**31)
+    bundle_id: str = Field(max_length=200)
     cold_start: bool
-    degraded: list[str]
-    source_names: list[str]
-    shown: int = Field(ge=0)
+    degraded: list[Text] = Field(max_length=20)
+    source_names: list[Text] = Field(max_length=32)
+    shown: int = Field(ge=0, le=LONGEST_LIST)
     n: int = Field(ge=0, le=LONGEST_LIST)
 
 

@@ -226,6 +226,7 @@ class PredictionLog:
                 return
 
     def _flush(self, waiting: list[Prediction]) -> None:
+        """One part. An answer that cannot be written as Parquet is looked for and left out, alone."""
         self._n_parts += 1
         outcome = LOGGED
         try:
@@ -234,7 +235,12 @@ class PredictionLog:
             log.error("%d answers are not in the prediction log: %s", len(waiting), error)
             outcome = FAILED
         except Exception:  # a bug of ours must not end the thread, and with it the log
-            log.exception("%d answers are not in the prediction log", len(waiting))
+            if len(waiting) > 1:
+                middle = len(waiting) // 2
+                self._flush(waiting[:middle])
+                self._flush(waiting[middle:])
+                return
+            log.exception("an answer is not in the prediction log")
             outcome = FAILED
         for _ in waiting:
             self._count(outcome)

@@ -59,6 +59,16 @@ class ProblemError(Exception):
         self.status, self.kind, self.detail, self.more = status, kind, detail, more
         self.retry_after = retry_after
 
+    def as_dict(self) -> dict[str, Any]:
+        """As RFC 9457 has it, without where it happened. `kind` "about:blank" takes the status' own phrase as title."""
+        blank = self.kind == "about:blank"
+        return {
+            "type": self.kind if blank else f"urn:recsys:problem:{self.kind}",
+            "title": HTTPStatus(self.status).phrase if blank else self.kind.replace("-", " ").capitalize(),
+            "status": self.status,
+            "detail": self.detail,
+        }
+
     def headers(self) -> dict[str, str]:
         if self.status == HTTPStatus.UNAUTHORIZED:
             return {"WWW-Authenticate": "Bearer"}
@@ -73,16 +83,7 @@ def answer(request: Request, error: ProblemError, headers: Mapping[str, str] | N
 
 
 def problem_response(path: str, error: ProblemError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """`kind` "about:blank" takes the status' own phrase as title, as the RFC says."""
-    blank = error.kind == "about:blank"
-    body = {
-        "type": error.kind if blank else f"urn:recsys:problem:{error.kind}",
-        "title": HTTPStatus(error.status).phrase if blank else error.kind.replace("-", " ").capitalize(),
-        "status": error.status,
-        "detail": error.detail,
-        "instance": path,
-        **error.more,
-    }
+    body = {**error.as_dict(), "instance": path, **error.more}
     return JSONResponse(body, error.status, {**error.headers(), **(headers or {})}, MEDIA_TYPE)
 
 

@@ -8,14 +8,16 @@ them; tests hold every answer against it, requests do not pay for that. Everythi
 included: FastAPI would give a plain function to a thread of its own pool first.
 """
 
+import time
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Annotated, Any, Concatenate, ParamSpec
 
 import orjson
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from serving.admission import Admission
-from serving.answers import Body, Call
+from serving.answers import Body, Call, about
 from serving.problems import ProblemError, documented
 from serving.schemas import (
     EventRequest,
@@ -36,7 +38,7 @@ from serving.schemas import (
 )
 from serving.schemas.asked import K_IS, Key
 from serving.schemas.fields import LARGEST_ID
-from serving.service import Service
+from serving.service import Service, one_of_several
 
 P = ParamSpec("P")
 
@@ -102,14 +104,37 @@ async def recommend_user(
 
 @api.post("/recommendations", tags=["recommend"], response_model=Recommended, responses=documented(400, 413))
 async def recommend_history(request: Request, service: Ready, body: RecommendationRequest) -> Json:
-    """The same for somebody who is not stored: the history comes in the body, and is forgotten afterwards."""
+    """The same for somebody who is not stored: the history comes in the body, and makes nobody a user."""
     return await _computed(request, service.recommend_history, body)
 
 
 @api.post("/users/recommendations", tags=["recommend"], response_model=ManyRecommended, responses=documented(400, 413))
 async def recommend_many(request: Request, service: Ready, body: ManyRequest) -> Json:
-    """Lists for several stored users, computed together, in the order asked."""
-    return await _computed(request, service.recommend_many, body)
+    """Lists for several stored users, in the order asked. Each takes a turn of its own, so that a long call holds up
+    nobody; whose turn is refused under load gets that as a problem in place of a list."""
+    admission: Admission = request.app.state.admission
+    model, wanted = service.champion.model, service.wanted(body)
+    found: dict[int | str, Body] = {}
+    for asked in dict.fromkeys(body.user_ids):
+        call = Call(request.state.request_id, time.perf_counter())
+        try:
+            found[asked] = await admission.run(service.recommend_one, call, model, asked, wanted)
+        except ProblemError as error:
+            if error.status != HTTPStatus.SERVICE_UNAVAILABLE or not found:
+                raise
+            found[asked] = one_of_several(asked, problem=error.as_dict())
+    degraded = dict.fromkeys(part for one in found.values() for part in one["degraded"])
+    total_ms = (time.perf_counter() - request.state.started) * 1e3
+    request.state.timings_ms, request.state.degraded = {"total": total_ms}, list(degraded)
+    return Json(
+        {
+            "request_id": request.state.request_id,
+            **about(model),
+            "degraded": list(degraded),
+            "answers": [found[asked] for asked in body.user_ids],
+            "timings_ms": {"total": round(total_ms, 3)},
+        }
+    )
 
 
 @api.get("/movies/{movie_id}/similar", tags=["movies"], response_model=Similar, responses=documented(404))
@@ -174,8 +199,10 @@ async def healthz() -> Json:
 
 
 @health.get("/readyz", response_model=Health, responses=documented(503))
-async def readyz(_service: Ready) -> Json:
-    """The model is loaded and warm; 503 before."""
+async def readyz(request: Request, _service: Ready) -> Json:
+    """The model is loaded and warm; 503 before, and once the service is being stopped."""
+    if request.app.state.draining:
+        raise ProblemError(503, "stopping", "The service is being stopped.")
     return Json({"status": "ready"})
 
 

@@ -104,7 +104,7 @@ class Service:
         return self._list(model, call, user_id, known, _wanted(asked, k, filters))
 
     def recommend_history(self, call: Call, body: RecommendationRequest) -> Body:
-        """For a history that the request brings along; nothing is stored."""
+        """For a history that the request brings along. It makes nobody a user; what was answered may be logged."""
         call.begin()
         model = self.champion.model
         k = self._size(body.k)
@@ -123,28 +123,18 @@ class Service:
         filters = _filters(body.filters, body.filters.genres)
         return self._list(model, call, None, Known(state, seen, stored=True), _wanted(body, k, filters))
 
-    def recommend_many(self, call: Call, body: ManyRequest) -> Body:
-        """For several users of the store in one batch. Who cannot be a user gets a problem, the others their lists."""
+    def wanted(self, body: ManyRequest) -> Wanted:
+        """What each of several users is to get."""
+        return Wanted(self._size(body.k), _filters(body.filters, body.filters.genres), body.diversity)
+
+    def recommend_one(self, call: Call, model: ServedModel, asked: int | str, wanted: Wanted) -> Body:
+        """For one of several users of the store. Who cannot be a user gets a problem."""
+        if not isinstance(asked, int) or not 0 <= asked <= LARGEST_ID:
+            return one_of_several(_shown(asked), problem=NO_USER)
         call.begin()
-        model = self.champion.model
-        wanted = Wanted(self._size(body.k), _filters(body.filters, body.filters.genres), body.diversity)
-        valid = {asked for asked in body.user_ids if isinstance(asked, int) and 0 <= asked <= LARGEST_ID}
-        own = {user_id: Call(call.request_id, call.started) for user_id in sorted(valid)}
-        knowns = [self._known(own[user_id], user_id) for user_id in own]
-        lists = dict(zip(own, self.answers.recommend_many(model, call, knowns, wanted) if own else [], strict=True))
-        answers = [
-            _one(asked, *lists[asked], own[asked].degraded, None)
-            if asked in valid and isinstance(asked, int)
-            else _one(_shown(asked), False, [], [], NO_USER)
-            for asked in body.user_ids
-        ]
-        return {
-            "request_id": call.request_id,
-            **about(model),
-            "degraded": call.degraded,
-            "answers": answers,
-            "timings_ms": self.answers.timings(call),
-        }
+        known = self._known(call, asked)
+        body, _ = self.answers.recommend(model, call, asked, known, wanted)
+        return one_of_several(asked, body["cold_start"], body["items"], call.degraded)
 
     def similar(self, call: Call, movie_id: int, k: int | None) -> Body:
         model = self.champion.model
@@ -298,7 +288,8 @@ class Service:
 
     def _list(self, model: ServedModel, call: Call, user_id: int | None, known: Known, wanted: Wanted) -> Body:
         body, rest = self.answers.recommend(model, call, user_id, known, wanted)
-        self.champion.remember(known.state, known.seen_ids)
+        if user_id is not None:
+            self.champion.remember(known.state, known.seen_ids)
         return self._with_cursor(body, rest)
 
     def _page(self, model: ServedModel, call: Call, rest: Rest, seen: np.ndarray[Any, Any], k: int) -> Body:
@@ -364,7 +355,13 @@ def _wanted(asked: ListQuery | RecommendationRequest, k: int, filters: Filters) 
     return Wanted(k, filters, asked.diversity, asked.explain, asked.paginate)
 
 
-def _one(user_id: int | str, cold: bool, items: list[Body], degraded: list[str], problem: Body | None) -> Body:
+def one_of_several(
+    user_id: int | str,
+    cold: bool = False,
+    items: Sequence[Body] = (),
+    degraded: Sequence[str] = (),
+    problem: Body | None = None,
+) -> Body:
     """One of several answers."""
     return {"user_id": user_id, "cold_start": cold, "degraded": degraded, "items": items, "problem": problem}
 

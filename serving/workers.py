@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """What a worker is told; it is pickled. The key in `settings` travels through a pipe: neither in argv nor in the
-    environment."""
+    """What a worker is told; it is pickled, and travels through a pipe: what is secret in `settings` stands in nobody's
+    argv."""
 
     settings: ServiceSettings
     log_format: str = "text"

@@ -32,6 +32,7 @@ from recsys.feature_store.materialization import VIEWS, dispose, materialize_all
 from recsys.feature_store.offline import point_in_time
 from recsys.feature_store.online import Row, Stored, read_states, stamped_row, write_states
 from recsys.feature_store.registration import register
+from recsys.feature_store.registry_file import set_aside_if_damaged
 from recsys.feature_store.tables import STATE_COLUMNS, states_from_columns, table_path
 from recsys.feature_store.user_locks import UserLocks
 from recsys.features.catalogue import Catalogue
@@ -69,6 +70,8 @@ class FeatureStore:
         self._need_tables()
         with self._failing("The definitions could not be registered", "See feature_repo/definitions.py."):
             self.config.home.feast.mkdir(parents=True, exist_ok=True)
+            if self.config.registry_file is not None:
+                set_aside_if_damaged(self.config.registry_file)
             feast_store = self._open()
             changed = register(feast_store, self.config)
             feast_store.refresh_registry()

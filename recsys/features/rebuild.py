@@ -2,7 +2,7 @@
 
 Stage: features; both tracks. In: a user's events, or a stored state and events that arrived since. Out: the state and
 the seen movies; or None, where the stored state does not say enough and all events must be read again. Absent: where
-events are kept (`recsys.feature_store.whole`), and the fold of one new event (`state.state_after`).
+events are kept (`recsys.feature_store.latest`), and the fold of one new event (`state.state_after`).
 
 What a set of events is:
 

@@ -13,13 +13,11 @@ Machine Intelligence 2020.
 Shapes: R rows, F features.
 """
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from recsys.errors import ConfigError
-from recsys.features.candidate import FEATURE_GROUPS
 from recsys.ranking.ranker import BoostedRanker, Double, Float, LogisticRanker, Ranker
 
 
@@ -36,13 +34,6 @@ class Contributions:
         """The n features that move this row's score most, up or down, strongest first; ties in the order of `names`."""
         best = np.argsort(-np.abs(self.values[row]), kind="stable")[:n]
         return [(self.names[feature], float(self.values[row, feature])) for feature in best]
-
-    def by_group(self) -> dict[str, Double]:
-        """(R,) sums over the features of each group of `FEATURE_GROUPS`; with the bias they too sum to the score."""
-        return {
-            group: self.values[:, [bool(re.fullmatch(pattern, name)) for name in self.names]].sum(axis=1)
-            for group, pattern in FEATURE_GROUPS.items()
-        }
 
 
 def contributions(ranker: Ranker, rows: Float) -> Contributions:

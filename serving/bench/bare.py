@@ -8,7 +8,8 @@ In the sum (`IN_SUM`), for one user and the candidates that the ranker sees:
 
     feast        one `get_online_features(...).to_dict()` of the user's row
     tower        the eager torch forward pass of the user tower over the user's own history, nothing padded
-    index        one FAISS search for as many movies as the product asks for
+    index        one FAISS search for `fetch` movies and as many more as were seen (the product passes over those
+                 with a selector instead, which takes a little longer for few and less for many)
     ease, item_knn, covisitation   one product of a history (1, N), sparse, with the stored weights, by SciPy
     ials         the normal equations, `numpy.linalg.solve`, and one matrix-vector product for the scores
     lightgbm     `Booster.predict` of the (rank, F) matrix

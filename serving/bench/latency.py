@@ -13,7 +13,7 @@ from typing import Any
 from recsys.errors import ConfigError, RecsysError
 from recsys.evaluation.about import PACKAGES, about, load_average, processor, thread_counts
 from serving.bench.load import Load, Plan, generate
-from serving.bench.sweep import sweep
+from serving.bench.sweep import LOST, sweep
 from serving.bench.target import Target, own_service, recommendation_paths, users_of
 from serving.settings import ServiceSettings
 
@@ -110,18 +110,21 @@ def run(settings: ServiceSettings, options: Options, command: str, say: Callable
 
 
 def verdict(report: dict[str, Any], budget_ms: float) -> dict[str, Any]:
-    """Which p99 is held against the budget: over HTTP with one client, else at 60 % of saturation, else in process."""
+    """Which p99 is held against the budget: over HTTP with one client, else at 60 % of saturation, else in process.
+    It is one of full answers, so that it counts only where at most LOST of the requests got none."""
     http, inside = report.get("http", {}), report.get("in_process")
     if "closed" in http:
-        where, p99 = "over HTTP", http["closed"]["1"]["latency"].get("p99_ms")
+        where, load = "over HTTP", http["closed"]["1"]
     elif "open" in http:
-        where, p99 = "over HTTP in an open loop", http["open"]["latency"].get("p99_ms")
+        where, load = "over HTTP in an open loop", http["open"]
     elif inside is not None:
-        where, p99 = "in process", inside["ranked"][inside["headline"]]["stages"]["total"]["p99_ms"]
+        where, load = "in process", {"latency": inside["ranked"][inside["headline"]]["stages"]["total"]}
     else:
-        return {"where": None, "p99_ms": None, "budget_ms": budget_ms, "within_budget": True}
-    within = p99 is not None and p99 <= budget_ms
-    return {"where": where, "p99_ms": p99, "budget_ms": budget_ms, "within_budget": within}
+        return {"where": None, "p99_ms": None, "lost": 0.0, "budget_ms": budget_ms, "within_budget": True}
+    p99, requests = load["latency"].get("p99_ms"), load.get("requests", 0)
+    lost = 1 - load["latency"].get("n", 0) / requests if requests else 0.0
+    within = p99 is not None and p99 <= budget_ms and lost <= LOST
+    return {"where": where, "p99_ms": p99, "lost": lost, "budget_ms": budget_ms, "within_budget": within}
 
 
 def _in_this_process(

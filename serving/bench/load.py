@@ -183,11 +183,12 @@ class Tally:
         self.statuses[str(answer.status)] += 1
         if answer.status != 200:
             return
-        self.latency.add(seconds)
         left_out = b'"degraded":[' in answer.body and b'"degraded":[]' not in answer.body
+        if not left_out:  # one that left a part out may be fast, and would flatter
+            self.latency.add(seconds)
         self.degraded_answers += left_out
         self.full += not left_out
-        if left_out or (len(self.latency) % DETAIL_EVERY == 0 and b'"timings_ms":' in answer.body):
+        if left_out or (self.full % DETAIL_EVERY == 0 and b'"timings_ms":' in answer.body):
             body = json.loads(answer.body)
             self.degraded.update(body.get("degraded", ()))
             for stage, ms in body.get("timings_ms", {}).items():

@@ -53,7 +53,7 @@ class SoakResult:
     degraded    parts that answers say were left out, by name
     versions    answers by version of the model
     wrong       answers that were not as they must be, by kind; `told` describes the first
-    unreadable  seconds since the start of the first and the last answer whose user's state could not be read
+    unreadable  seconds since the start of each answer whose user's state could not be read
     """
 
     requests: int = 0
@@ -168,7 +168,7 @@ class Checker:
         if len(set(movies)) != self.plan.k:
             result.violated("wrong number", f"{who}: {len(set(movies))} different movies for k = {self.plan.k}")
         if UNREADABLE in body["degraded"]:
-            result.unreadable = [*result.unreadable[:1], at_s]
+            result.unreadable.append(at_s)
         elif again := self._seen[user_id].intersection(movies):
             result.violated("seen movie", f"{who}: has rated {sorted(again)[:3]}, degraded {body['degraded']}")
 

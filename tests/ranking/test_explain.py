@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from recsys.errors import ConfigError
-from recsys.features.candidate import FEATURE_GROUPS
 from recsys.ranking.compiled import compile_ranker
 from recsys.ranking.explain import Contributions, contributions
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker, Ranker
@@ -21,16 +20,13 @@ def rankers() -> dict[str, Ranker]:
 
 @pytest.mark.parametrize("name", ["both", "compiled", "trees", "logistic"])
 @pytest.mark.parametrize("n", [1, len(ROWS)])
-def test_they_sum_to_the_score_feature_by_feature_and_group_by_group(name: str, n: int) -> None:
+def test_they_sum_to_the_score(name: str, n: int) -> None:
     ranker = rankers()[name]
     found = contributions(ranker, ROWS[:n])
     assert found.names == ranker.feature_names
     assert found.values.shape == (n, len(found.names))
     scores = ranker.score(ROWS[:n])
     np.testing.assert_allclose(found.values.sum(axis=1) + found.bias, scores, atol=1e-4, rtol=0)
-    groups = found.by_group()
-    assert list(groups) == list(FEATURE_GROUPS)
-    np.testing.assert_allclose(sum(groups.values()) + found.bias, scores, atol=1e-4, rtol=0)
 
 
 def test_the_ranker_is_its_trees_and_its_logistic_part() -> None:

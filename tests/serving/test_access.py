@@ -193,6 +193,10 @@ def test_origins_that_are_named_may_read(world: ServingWorld, service: Service) 
         for other in ("https://shop.example.evil", "http://shop.example", "null"):
             assert "access-control-allow-origin" not in client.get("/v1/movies/2", headers={"Origin": other}).headers
         asking = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
+        own = "authorization,content-type,idempotency-key,x-api-key,x-request-id"
+        assert (
+            client.options("/v1/events", headers={**asking, "Access-Control-Request-Headers": own}).status_code == 200
+        )
         assert client.options("/v1/recommendations", headers=asking).status_code == 200
         too_large = client.post("/v1/recommendations", content=b"x" * 1_100_000, headers=asking)
         assert (too_large.status_code, too_large.headers["access-control-allow-origin"]) == (413, asking["Origin"])

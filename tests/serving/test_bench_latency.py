@@ -230,13 +230,15 @@ def test_a_sibling_is_another_version(world: ServingWorld, tmp_path: Path) -> No
 
 
 def test_a_temporary_home_is_gone_and_leaves_the_real_one_alone(world: ServingWorld) -> None:
+    before = registry_of(world.settings).versions()
     with temporary_home(world.settings) as there:
         place = there.home.root
         assert (there.home.data / "users.parquet").exists()
         assert registry_of(there).versions() == []
         assert there.home.root != world.home.root
     assert not place.exists()
-    assert len(registry_of(world.settings).versions()) == 1
+    assert registry_of(world.settings).versions() == before
+    assert before
 
 
 def test_without_an_accelerator_it_says_so(

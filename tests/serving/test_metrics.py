@@ -107,9 +107,6 @@ def test_everything_else_is_counted_by_its_name() -> None:
     metrics.reload("swapped")
     metrics.count("requests")
     metrics.count("similar")
-    metrics.cache("users", hit=True)
-    metrics.cache("users", hit=False)
-    metrics.cache("users", hit=True)
     metrics.queue(3)
     metrics.in_flight(2)
     found = exposed(metrics)
@@ -122,13 +119,9 @@ def test_everything_else_is_counted_by_its_name() -> None:
     assert value(found, "recsys_events_total", outcome="applied") == 1
     assert value(found, "recsys_reloads_total", outcome="swapped") == 1
     assert value(found, "recsys_operations_total", operation="similar") == 1
-    assert value(found, "recsys_cache_total", cache="users", result="hit") == 2
-    assert value(found, "recsys_cache_total", cache="users", result="miss") == 1
     assert value(found, "recsys_queue_depth") == 3
     assert value(found, "recsys_in_flight") == 2
     assert metrics.as_dict() == {
-        "cache.users.hit": 2,
-        "cache.users.miss": 1,
         "cold_start": 1,
         "degraded.ranking": 2,
         "events": 1,

@@ -1,6 +1,7 @@
 """Pages: together they are the list, whatever happened meanwhile; a cursor that is not ours is refused."""
 
 import base64
+import json
 from dataclasses import replace
 
 import httpx
@@ -16,6 +17,7 @@ from serving.movies import Movies
 from serving.paging import LONGEST_LIST, Header, Rest, decode, encode, key_of
 from serving.problems import ProblemError
 from serving.schemas.asked import LONGEST_CURSOR
+from serving.schemas.fields import LARGEST_ID
 from serving.service import Service
 
 from .serving_client import connected
@@ -78,7 +80,7 @@ def test_a_cursor_gives_back_what_went_in() -> None:
 def test_the_longest_cursor_is_shorter_than_its_bound() -> None:
     longest = rest_of(
         LONGEST_LIST,
-        user_id=2**63 - 1,
+        user_id=LARGEST_ID,
         bundle_id="b" * 100,
         degraded=["user_state", "ranking", "retrieval"],
         source_names=["s" * 20] * 10,
@@ -113,6 +115,20 @@ def test_a_forged_content_with_a_right_hash_is_refused_too(content: bytes) -> No
     with pytest.raises(ProblemError) as refused:
         decode(forged, KEY)
     assert (refused.value.status, refused.value.kind) == (422, "invalid-cursor")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"version": 2**70}, {"shown": 10**6}, {"user_id": -1}, {"bundle_id": "x" * 1_000}, {"source_names": ["s"] * 40}],
+)
+def test_numbers_and_texts_of_a_forged_header_are_bounded(changes: dict[str, object]) -> None:
+    """Without an API key the hash can be made by anybody; what is in a header goes into answers and the log."""
+    fields = json.loads(rest_of(0).header.model_dump_json())
+    header = json.dumps({**fields, "n": 0, **changes}).encode()
+    content = paging.LENGTH.pack(len(header)) + header
+    forged = base64.urlsafe_b64encode(content + paging._hash(content, KEY)).rstrip(b"=").decode()
+    with pytest.raises(ProblemError, match="damaged"):
+        decode(forged, KEY)
 
 
 def test_a_wrong_number_of_movies_is_refused() -> None:

@@ -230,6 +230,24 @@ def test_what_cannot_be_written_is_counted_and_the_log_goes_on(
     assert counts == {FAILED: 1, LOGGED: 1}
 
 
+def test_an_answer_that_is_no_parquet_takes_no_other_with_it(
+    make: Any, tmp_path: Path, counts: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def picky(folder: Path, rows: list[Any], name: str) -> Any:
+        if any(row.request_id == "bad" for row in rows):
+            raise OverflowError("Python int too large to convert to C long")
+        return write_parts(folder, rows, name)
+
+    monkeypatch.setattr(prediction_log, "write_parts", picky)
+    log = make(flush_s=60.0)
+    names = [*(f"r{i}" for i in range(5)), "bad", *(f"s{i}" for i in range(4))]
+    for name in names:
+        offer(log, name)
+    log.close()
+    assert sorted(p.request_id for p in logged(tmp_path / "log")) == sorted(set(names) - {"bad"})
+    assert counts == {FAILED: 1, LOGGED: 9}
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_disk_that_is_full_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = pq.ParquetWriter

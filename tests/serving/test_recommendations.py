@@ -11,6 +11,9 @@ from pydantic import BaseModel
 from recsys.features.state import Event, UserState, state_after, state_batch
 from recsys.recommender import Context, Filters, Recommendations
 from serving import schemas
+from serving.admission import overloaded
+from serving.answers import Call, Wanted
+from serving.model import ServedModel
 from serving.service import Service
 
 from .serving_world import MOVIES, USERS, ServingWorld
@@ -115,6 +118,28 @@ def test_a_wrong_user_spoils_no_other(client: httpx.Client) -> None:
         assert answer["problem"]["status"] == 422
     only_wrong = client.post("/v1/users/recommendations", json={"user_ids": ["x"]}).json()
     assert [answer["problem"]["status"] for answer in only_wrong["answers"]] == [422]
+
+
+def test_each_of_several_users_takes_a_turn_of_its_own(
+    client: httpx.Client, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is refused gets that in place of a list; where nobody had a turn, the whole call is refused."""
+    refused: set[int] = set()
+    one = service.recommend_one
+
+    def busy(call: Call, model: ServedModel, asked: int, wanted: Wanted) -> dict[str, object]:
+        if asked in refused:
+            raise overloaded(2_500)
+        return one(call, model, asked, wanted)
+
+    monkeypatch.setattr(service, "recommend_one", busy)
+    refused.add(9)
+    first, second = client.post("/v1/users/recommendations", json={"user_ids": [4, 9], "k": 3}).json()["answers"]
+    assert (len(first["items"]), first["problem"]) == (3, None)
+    assert second["items"] == []
+    assert (second["problem"]["status"], second["problem"]["type"]) == (503, "urn:recsys:problem:overloaded")
+    whole = client.post("/v1/users/recommendations", json={"user_ids": [9, 4]})
+    assert (whole.status_code, whole.headers["Retry-After"]) == (503, "3")
 
 
 @pytest.mark.parametrize("user_ids", [[], list(range(51)), [1.5], [None], [True]])

@@ -209,6 +209,21 @@ def test_looks_become_rarer_while_the_registry_is_away(
     assert pauses == [0.01, 0.02, 0.03, 0.03, 0.03, 0.03]
 
 
+def test_a_failure_that_nobody_expected_ends_no_following(
+    world: ServingWorld, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    champion = Champion(world.settings, service.store, service.metrics, service.champion.model)
+    turns = iter([False, False, True])
+    monkeypatch.setattr(champion._stop, "wait", lambda _: next(turns))
+    with monkeypatch.context() as broken:
+        broken.setattr(Registry, "look_up", lambda *_: {}["tags"])
+        champion._follow()
+    assert service.metrics.as_dict()["reload.failed"] == 2
+    assert "the champion could not be followed (KeyError)" in champion.status()["last_failure"]
+    assert champion._look(again=False) == "unchanged"
+    assert champion.status()["last_failure"] is None
+
+
 def test_a_bundle_of_other_data_is_refused(champion: Champion, versions: Versions, world: ServingWorld) -> None:
     with pytest.raises(BundleError, match="tiny-production was trained on tiny-world, but other is served"):
         check_dataset(champion.model.bundle, "other")

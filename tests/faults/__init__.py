@@ -1,0 +1,1 @@
+"""What is kept when something breaks in the middle: each test says which fault, and what must be there afterwards."""
