@@ -16,7 +16,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -156,18 +156,17 @@ class UserStates:
     # -- parts ----------------------------------------------------------------------------------------------------
 
     def _moved_in_time(self, user_ids: Sequence[int]) -> dict[int, Known]:
-        """The users whose states were moved. Of the others the events are pending."""
+        """The users whose states were moved. Of the others the events are pending: after a turn that fails, or takes
+        longer than RECORD_LIMIT_S, no other is tried."""
         moved: dict[int, Known] = {}
-        until = time.perf_counter() + RECORD_LIMIT_S
-        for low in range(0, len(user_ids), TOGETHER):
-            some = user_ids[low : low + TOGETHER]
-            what = f"The state of {f'user {some[0]}' if len(some) == 1 else f'{len(some)} users'} was not moved"
-            try:
-                limit_s = max(until - time.perf_counter(), 0.0)
-                moved |= self._within(self._moving, limit_s, what, self._move, some)
-            except StoreError as error:
-                log.warning("events of user(s) %s are in the log, but not yet in the store: %s", some, error)
-                self._left = True
+        try:
+            for some in _turns(user_ids):
+                what = f"The state of {f'user {some[0]}' if len(some) == 1 else f'{len(some)} users'} was not moved"
+                moved |= self._within(self._moving, RECORD_LIMIT_S, what, self._move, some)
+        except StoreError as error:
+            self._left = True
+            left = len(user_ids) - len(moved)
+            log.warning("events of %d user(s) are in the log, but not yet in the store: %s", left, error)
         return moved
 
     def _within(self, threads: Threads, limit_s: float, what: str, work: Callable[[A], T], asked: A) -> T:
@@ -242,9 +241,9 @@ class UserStates:
 
     def _move_pending(self) -> None:
         """After a failure of the store: every user who has an event that it does not know."""
-        for user_id in list(self._pending):
+        for some in _turns(list(self._pending)):
             try:
-                self._move([user_id])
+                self._move(some)
             except StoreError as error:
                 self._left = True
                 log.warning("events of %d user(s) wait for the store: %s", len(self._pending), error)
@@ -281,3 +280,7 @@ class UserStates:
 def _known(user_id: int, stored: Stored | None) -> Known:
     state, seen = stored if stored is not None else (UserState(user_id), np.empty(0, dtype=np.int64))
     return Known(state, seen, stored is not None)
+
+
+def _turns(user_ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (user_ids[low : low + TOGETHER] for low in range(0, len(user_ids), TOGETHER))

@@ -27,6 +27,7 @@ from serving.bench.load import Pool, open_loop, poisson_arrivals, precise_loop
 UNREADABLE = "user_state"
 TOLD = 10  # violations that are told in words; all are counted
 FIRST_TRIES = 20
+PAUSE_S = 0.01  # before a list is asked for again, so that a service out of breath is not kept so
 UNSEEN_S = 5.0  # a rating that no list shows by then is lost
 
 
@@ -59,7 +60,9 @@ class FreshnessResult:
     post_ms    a rating, from when it was due until it was accepted
     seen_ms    a rating, from when it was due until a list showed it
     own_ms     the user's next list, from the rating's acceptance; without posting, from when it was due
-    at_once    ratings that the first list asked for showed
+    at_once    ratings that the first answer showed
+    stale      lists that were made with a state which did not know the rating yet
+    unanswered asked for a list, and told to come back, or given one that was made without the user's state
     moved      ratings after which the other movies stood in another order, or were others
     wrong      what was not as it must be, by kind; `told` describes the first
     """
@@ -69,6 +72,8 @@ class FreshnessResult:
     seen_ms: list[float] = field(default_factory=list)
     own_ms: list[float] = field(default_factory=list)
     at_once: int = 0
+    stale: int = 0
+    unanswered: int = 0
     moved: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     degraded: Counter[str] = field(default_factory=Counter)
@@ -147,10 +152,13 @@ class Measurement:
                 movies = await self._list_of(user_id)
                 if movies is not None and movie not in movies:
                     break
+                self.result.stale += movies is not None
+                self.result.unanswered += movies is None
                 if self._since(accepted) > UNSEEN_S * 1e3:
                     self.result.violated("not seen", f"user {user_id}: movie {movie} is still recommended")
                     writer.movies.pop(0)
                     return
+                await asyncio.sleep(PAUSE_S)
             self.result.seen_ms.append(self._since(due))
             self.result.own_ms.append(self._since(accepted))
             self.result.at_once += tries == 1
@@ -185,6 +193,7 @@ class Measurement:
         for _ in range(FIRST_TRIES):  # on a busy machine an answer may do without the state
             if movies := await self._list_of(user_id):
                 return movies
+            await asyncio.sleep(PAUSE_S)
         raise RuntimeError(f"user {user_id} gets no list to rate from")
 
     async def _n_events(self, user_id: int) -> int:

@@ -54,7 +54,7 @@ def service(world: ServingWorld, loaded: Service) -> Iterator[Service]:
         patch.setattr(loaded.store, "push_state", remember)
         patch.setattr(loaded.store, "push_states", remember_many)
         yield fresh
-    for before in pushed.values():
+    for before in list(pushed.values()):  # what was pending may be moved in the background still
         if before is not None:
             push(before[0], before[1], stamped=before[0].timestamps[-1])  # type: ignore[index]
 

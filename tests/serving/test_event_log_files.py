@@ -262,6 +262,21 @@ def test_a_position_is_never_behind_what_may_be_taken_back(tmp_path: Path, monke
     assert found == [before]
 
 
+def test_a_write_under_way_is_not_taken_for_a_torn_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = EventLog(tmp_path)
+    log.append(event(0))
+    writer = threading.Thread(target=lambda: [log.append(event(n)) for n in range(1, 200)])
+    writer.start()
+    seen = []
+    with caplog.at_level(logging.WARNING):
+        while writer.is_alive():
+            seen.append(len(list(log.read())))
+    writer.join()
+    assert seen == sorted(seen)
+    assert caplog.text == ""
+    assert len(list(log.read())) == 200
+
+
 # ---- together
 
 
