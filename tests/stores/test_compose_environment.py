@@ -20,6 +20,8 @@ import httpx
 import psycopg
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from recsys.registry import Registry, model_name_for
 from recsys.settings import read_settings
@@ -234,7 +236,11 @@ def test_the_registry_works_through_the_server(composed: Composed, tmp_path: Pat
 
 
 def test_servers_refuse_whom_they_should(composed: Composed) -> None:
-    with redis.Redis(port=composed.redis.port) as stranger, pytest.raises(redis.exceptions.AuthenticationError):
+    once = Retry(NoBackoff(), 0)
+    with (
+        redis.Redis(port=composed.redis.port, retry=once) as stranger,
+        pytest.raises(redis.exceptions.AuthenticationError),
+    ):
         stranger.ping()
     url = f"{composed.mlflow.url}/api/2.0/mlflow/experiments/search?max_results=1"
     hosts = {"mlflow:5000": 200, "127.0.0.1:5000": 200, "localhost:5000": 200, "pages.example:5000": 403}
