@@ -68,9 +68,10 @@ def own_redis(wanted: bool = True) -> Iterator[str | None]:
     with tempfile.TemporaryDirectory(prefix="recsys-bench-redis-") as folder:
         given = {"port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "appendonly": "yes"}
         options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+        program = shutil.which("redis-server") or "redis-server"  # where it is missing, starting it says so
         try:
             process = subprocess.Popen(
-                ["redis-server", *options],
+                [program, *options],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,

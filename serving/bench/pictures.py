@@ -96,9 +96,9 @@ def knee_png(sweep: Mapping[str, Any], data: Mapping[str, Any], budget_ms: float
     if bad:
         axes.plot(*zip(*bad, strict=True), "x", color=WARNING, markersize=11, mew=2, label="not sustained")
     axes.axhline(budget_ms, color=MUTED, linewidth=1, linestyle=":", label=f"budget {budget_ms:g} ms")
-    axes.set_yscale("log")
+    axes.set_ylim(bottom=0)
     axes.set_xlabel("requests offered a second (Poisson)", color=MUTED)
-    axes.set_ylabel("milliseconds from when a request was due", color=MUTED)
+    axes.set_ylabel("ms since it was due", color=MUTED)
     axes.grid(color=GRID)
     right = axes.twinx()
     for spine in right.spines.values():
