@@ -65,7 +65,7 @@ def _write(
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
     from feast.type_map import python_values_to_proto_values
 
-    feature_view = feast_store.get_feature_view(view)
+    feature_view = feast_store.get_feature_view(view, allow_registry_cache=True)
     (entity,) = feature_view.entity_columns
     keys = python_values_to_proto_values(user_ids, entity.dtype.to_value_type())
     columns = {
