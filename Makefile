@@ -32,10 +32,10 @@ format: $(VENV)/.installed  ## rewrite the code in the agreed form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Asks pypi.org about every pinned version; it needs the network, and is no part of `make test` for that. In an
+# Asks the package index about every pinned version; it needs the network, and is no part of `make test` for that. In an
 # environment of its own, since what it brings has no place beside the pins. Without --strict, versions that could not
 # be looked up would pass as clean.
-audit: $(VENV)/.installed  ## known weaknesses of the pinned dependencies (asks pypi.org) and of the code
+audit: $(VENV)/.installed  ## known weaknesses of the pinned dependencies (asks the package index) and of the code
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml recsys serving pipelines
 	test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && \
 	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
