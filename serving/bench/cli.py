@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from serving.cli import Budget, Dataset, HomeFolder
+
 if TYPE_CHECKING:
     from serving.settings import ServiceSettings
 
@@ -21,15 +23,6 @@ bench = typer.Typer(
     help="Measure how fast answers are, and whether they stay right under load. Example: `recsys bench latency`.",
 )
 app.add_typer(bench, name="bench")
-
-Dataset = Annotated[
-    str | None, typer.Option("--dataset", "-d", help="Name of a trained data set. Default: the one used last.")
-]
-HomeFolder = Annotated[
-    Path | None,
-    typer.Option("--home", help="Folder for everything that a run writes. Default: RECSYS_HOME, else .recsys/."),
-]
-Budget = Annotated[float, typer.Option("--budget-ms", min=1.0, help="Milliseconds that one answer may take.")]
 
 
 @bench.command()
