@@ -1,9 +1,10 @@
-"""How anything is written: beside its place first, then renamed into it; and how it is fingerprinted.
+"""How anything is written: beside its place first, then renamed into it; how it is locked, and fingerprinted.
 
 Stage: every stage. In: a path and a writer. Out: a whole file or folder, or none; a SHA-256. Absent: any
 knowledge of what is written.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -51,6 +52,24 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def locked_folder(folder: Path, how: int) -> Iterator[int | None]:
+    """Hold `flock` on the folder itself, against other processes and threads that do: LOCK_EX or LOCK_SH.
+
+    Gives the folder's handle; None, and no lock, where there is no folder yet. A process that dies gives it back.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        fcntl.flock(handle, how)
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -13,15 +13,14 @@ Only ratings move a user's state. A reader that folds leaves out events without 
 
 import fcntl
 import logging
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import orjson
 
+from recsys.artefacts import locked_folder
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 
 Position = Mapping[str, int]  # bytes read of each file, by its name; empty is the beginning
@@ -68,27 +67,9 @@ def end_of(folder: Path) -> Position:
 
 def _ends(folder: Path) -> dict[str, tuple[int, int]]:
     """Of every file, the end of its last whole line, and its size: more, where a write broke off."""
-    with locked(folder, fcntl.LOCK_SH):
+    with locked_folder(folder, fcntl.LOCK_SH):
         paths = sorted(folder.glob(PATTERN))
         return {path.name: (end_of_last_line(path), path.stat().st_size) for path in paths}
-
-
-@contextmanager
-def locked(folder: Path, how: int) -> Iterator[int | None]:
-    """Hold the log's lock, which is `flock` on the folder itself: LOCK_EX to write, LOCK_SH to see where it ends.
-
-    Gives the folder's handle; None, and no lock, where there is no folder yet. A process that dies gives it back.
-    """
-    try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        yield None
-        return
-    try:
-        fcntl.flock(handle, how)
-        yield handle
-    finally:
-        os.close(handle)
 
 
 def read_log(

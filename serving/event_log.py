@@ -35,7 +35,8 @@ from pathlib import Path
 
 import orjson
 
-from recsys.event_log import LoggedEvent, end_of_last_line, locked, read_log
+from recsys.artefacts import locked_folder
+from recsys.event_log import LoggedEvent, end_of_last_line, read_log
 from serving.recent_ids import NAME, RecentIds, files_of
 
 __all__ = ["EventIdError", "EventLog", "LoggedEvent"]
@@ -77,7 +78,7 @@ class EventLog:
 
     def recover(self) -> None:
         """What the first append would do as well: cut off torn ends, and learn the recent ids. Raises OSError."""
-        with self._writing, locked(self.folder, fcntl.LOCK_EX) as folder:
+        with self._writing, locked_folder(self.folder, fcntl.LOCK_EX) as folder:
             if folder is not None:
                 for path in files_of(self.folder):
                     _repair(path)
@@ -91,7 +92,7 @@ class EventLog:
         """Decide about every call of the group."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with locked(self.folder, fcntl.LOCK_EX) as folder:
+            with locked_folder(self.folder, fcntl.LOCK_EX) as folder:
                 assert folder is not None
                 path = self._newest()
                 if path is not None:

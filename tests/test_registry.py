@@ -3,6 +3,7 @@
 Longer than other files: all tests share one empty database, which MLflow takes seconds to make.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -10,13 +11,16 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from recsys.artefacts import replacing_folder
 from recsys.errors import BundleError, RegistryError
 from recsys.gate import judge
 from recsys.registry import Registry, VersionInfo, model_name_for
@@ -389,30 +393,33 @@ def test_download_errors(registry: Registry, make: Make, home: Path, tmp_path: P
     shutil.rmtree(stored)
     with pytest.raises(RegistryError, match="Could not fetch version 1 in the registry at"):
         registry.download(1, tmp_path / "to")
-    assert not (tmp_path / "to").exists()
+    assert list((tmp_path / "to").iterdir()) == []
     registry._backend.client.set_model_version_tag(NAME, "1", "recsys.bundle_id", "../../evil")
     with pytest.raises(RegistryError, match=r"names its bundle '\.\./\.\./evil': refused"):
         registry.download(1, tmp_path / "to")
 
 
-def test_download_while_another_process_puts_the_same_copy_there(
+def test_two_that_download_at_once_put_one_copy_there(
     registry: Registry, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whoever has a copy is reading it by now: it is not replaced under them."""
     bundle = make("b1")
     registry.register(bundle)
+    copies: list[Path] = []
+    second = threading.Barrier(2)
 
-    def other_was_faster(*_: Any, **__: Any) -> None:
-        if winner:
-            (tmp_path / "to").mkdir(exist_ok=True)
-            (tmp_path / "to" / "b1").symlink_to(bundle)
-        raise OSError(39, "Directory not empty")
+    def slowly(place: Path) -> contextlib.AbstractContextManager[Path]:
+        copies.append(place)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            second.wait(timeout=0.5)
+        return replacing_folder(place)
 
-    winner = False
-    monkeypatch.setattr("recsys.registry.store.shutil.copytree", other_was_faster)
-    with pytest.raises(RegistryError, match="Directory not empty"):
-        registry.download(1, tmp_path / "to")
-    winner = True
-    assert registry.download(1, tmp_path / "to") == tmp_path / "to" / "b1"
+    monkeypatch.setattr("recsys.registry.store.replacing_folder", slowly)
+    with ThreadPoolExecutor(2) as two:
+        places = set(two.map(lambda _: registry.download(1, tmp_path / "to"), range(2)))
+    assert places == {tmp_path / "to" / "b1"}
+    assert fingerprint_folder(places.pop()) == fingerprint_folder(bundle)
+    assert len(copies) == 1
 
 
 def test_a_moved_home_still_serves_and_registers(registry: Registry, make: Make, home: Path, tmp_path: Path) -> None:

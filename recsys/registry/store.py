@@ -7,6 +7,7 @@ What lies where: one MLflow run a training, with the artifacts `bundle/`, `evalu
 model version pointing at `bundle/`; the earlier champions, oldest first, as a tag of the registered model.
 """
 
+import fcntl
 import hashlib
 import json
 import shutil
@@ -18,7 +19,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from recsys.artefacts import replacing_folder
+from recsys.artefacts import locked_folder, replacing_folder
 from recsys.columns import CHALLENGER, CHAMPION
 from recsys.errors import BundleError, RegistryError
 from recsys.evaluation.ranks import RANKS_FILE, read_ranks
@@ -228,22 +229,13 @@ class Registry:
         if not records.is_folder_name(name):
             raise RegistryError(f"Version {info.version} of {self.model_name} names its bundle {name!r}: refused.")
         place = to / name
-        if place.is_dir() and fingerprint_folder(place) == sha:
-            return place
-        part = _EVALUATION if evaluation else _BUNDLE
-        with self._backend.speaking(f"fetch version {info.version}"), tempfile.TemporaryDirectory() as scratch:
-            source = self._stored(info, part, scratch)
-            if fingerprint_folder(source) != sha:
-                raise RegistryError(
-                    f"The stored bundle of version {info.version} of {self.model_name} was altered or is incomplete"
-                    f" ({source}). Roll back, or register it again."
-                )
-            try:
-                with replacing_folder(place) as beside:
-                    shutil.copytree(source, beside, dirs_exist_ok=True)
-            except OSError:  # another process may have put the same copy there in the same moment
-                if not (place.is_dir() and fingerprint_folder(place) == sha):
-                    raise
+        if not to.is_dir():
+            with self._backend.speaking(f"fetch version {info.version}"):
+                to.mkdir(parents=True, exist_ok=True)
+        with locked_folder(to, fcntl.LOCK_EX):  # put there once: whoever came first is reading it by now
+            if not (place.is_dir() and fingerprint_folder(place) == sha):
+                with self._backend.speaking(f"fetch version {info.version}"):
+                    self._fetch(info, _EVALUATION if evaluation else _BUNDLE, sha, place)
         return place
 
     def ranks(self, ref: str | int) -> pd.DataFrame:
@@ -281,6 +273,17 @@ class Registry:
     def _artifacts(self) -> Path:
         """Where a store without a server keeps the runs' artifacts."""
         return self._backend.folder / "artifacts" / self.model_name
+
+    def _fetch(self, info: VersionInfo, part: str, sha: str, place: Path) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            source = self._stored(info, part, scratch)
+            if fingerprint_folder(source) != sha:
+                raise RegistryError(
+                    f"The stored bundle of version {info.version} of {self.model_name} was altered or is incomplete"
+                    f" ({source}). Roll back, or register it again."
+                )
+            with replacing_folder(place) as beside:
+                shutil.copytree(source, beside, dirs_exist_ok=True)
 
     def _stored(self, info: VersionInfo, part: str, scratch: str) -> Path:
         """A file or folder of a version's run: where it lies, or below `scratch` where a server had to send it."""

@@ -43,8 +43,8 @@ class Running:
     def wait_said(self, text: str, times: int = 1) -> None:
         until = time.monotonic() + START_LIMIT_S
         while sum(text in line for line in self.lines) < times:
-            assert self.process.poll() is None, self.lines
-            assert time.monotonic() < until, self.lines
+            assert self.process.poll() is None, "".join(self.lines)[-4000:]
+            assert time.monotonic() < until, "".join(self.lines)[-4000:]
             time.sleep(0.05)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
