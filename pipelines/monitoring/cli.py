@@ -4,6 +4,7 @@ Stage: the edge. In: argv and `recsys.settings`. Out: calls into the checks, tex
 (progress). Absent: logic. Heavy libraries are imported inside the commands, so that `--help` answers at once.
 """
 
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ from typing import Annotated
 import typer
 
 from pipelines.cli import Dataset, HomeFolder
+from recsys.evaluation.about import command_line
 
 app = typer.Typer(no_args_is_help=True)
 logs = typer.Typer(no_args_is_help=True, help="What was answered and what happened next. Example: `recsys logs join`.")
@@ -43,8 +45,6 @@ def skew(
     Example: `recsys skew --since 2026-11-21`
     """
     import os
-    import shlex
-    import sys
     from datetime import UTC
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the service: sums depend on how they are cut
@@ -59,7 +59,7 @@ def skew(
         since=0 if since is None else int(since.replace(tzinfo=since.tzinfo or UTC).timestamp()),
         most=most,
         drift=drift,
-        command=shlex.join(["recsys", *sys.argv[1:]]),
+        command=command_line(sys.argv[1:]),
     )
     checking.write(job, result)
     print(skew_report.text(result), end="")

@@ -6,7 +6,9 @@ the argv of the command, which whoever runs it hands in.
 
 import os
 import platform
+import shlex
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +42,20 @@ def about(command: str, packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
         "python": platform.python_version(),
         "versions": ", ".join(f"{name} {version(name)}" for name in packages),
     }
+
+
+def command_line(words: Sequence[str]) -> str:
+    """A command as it was typed, but for the place of the home, which says nothing to whoever reads a report.
+
+    >>> command_line(["bench", "latency", "--home", "/a/b", "--quick"])
+    'recsys bench latency --quick'
+    """
+    kept = [
+        word
+        for before, word in zip(["", *words[:-1]], words, strict=True)
+        if before != "--home" and word.split("=")[0] != "--home"
+    ]
+    return shlex.join(["recsys", *kept])
 
 
 def processor() -> str:

@@ -5,6 +5,7 @@ stderr (progress), an exit code. Absent: logic. Heavy libraries are imported ins
 answers at once.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from recsys.evaluation.about import command_line
 from serving.cli import Budget, Dataset, HomeFolder
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ def latency(
         device=device,
     )
     with _stoppable():
-        report = measuring.run(settings, options, _command(), _say)
+        report = measuring.run(settings, options, command_line(sys.argv[1:]), _say)
     for path in save(report, settings.home.reports):
         _say(f"written to {path}")
     typer.echo(text_table(report))
@@ -114,7 +116,7 @@ def soak(
 
     options = soaking.SoakOptions(minutes=minutes, reloads=reloads, k=k, rate=rate)
     with _stoppable():
-        report = soaking.run(settings, options, _command(), _say)
+        report = soaking.run(settings, options, command_line(sys.argv[1:]), _say)
     path = settings.home.reports / "soak.json"
     write_json(path, report)
     _say(f"written to {path}")
@@ -162,7 +164,7 @@ def freshness(
         stores=chosen, seconds=seconds, events=events, rate=rate, k=k, limit_ms=limit_ms, most_ratio=most_ratio
     )
     with _stoppable():
-        report = measuring.run(settings, options, _command(), _say)
+        report = measuring.run(settings, options, command_line(sys.argv[1:]), _say)
     path = settings.home.reports / "freshness.json"
     write_json(path, report)
     _say(f"written to {path}")
@@ -190,13 +192,6 @@ def _stoppable() -> Iterator[None]:
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
-
-
-def _command() -> str:
-    import shlex
-    import sys
-
-    return shlex.join(["recsys", *sys.argv[1:]])
 
 
 def _settings(dataset: str | None, home: Path | None, **options: object) -> "ServiceSettings":

@@ -6,6 +6,7 @@ meaning of the body. A full client costs 0.5 to 1 ms a request, which would be m
 
 import asyncio
 from dataclasses import dataclass
+from typing import cast
 
 MAX_HEAD = 65_536
 
@@ -157,8 +158,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its base class
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -6,10 +6,13 @@ HdrHistogram keeps every duration to three significant digits, so that a percent
 sampled and nothing interpolated. Source: G. Tene, hdrhistogram.org.
 """
 
+from collections.abc import Iterable
+
 from hdrh.histogram import HdrHistogram
 
 PERCENTILES = (50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9)
 LONGEST_US = 120_000_000
+Counted = tuple[int, int]  # microseconds, and how often
 
 
 def name_of(percentile: float) -> str:
@@ -29,9 +32,9 @@ class Durations:
     def __len__(self) -> int:
         return int(self._histogram.get_total_count())
 
-    def add(self, seconds: float) -> None:
+    def add(self, seconds: float, count: int = 1) -> None:
         """Below a microsecond counts as one, above LONGEST_US as that."""
-        self._histogram.record_value(min(max(round(seconds * 1e6), 1), LONGEST_US))
+        self._histogram.record_value(min(max(round(seconds * 1e6), 1), LONGEST_US), count)
 
     def summary(self) -> dict[str, float]:
         """n, mean_ms, max_ms and a key a percentile; only n where there is nothing."""
@@ -41,14 +44,24 @@ class Durations:
         top = self._histogram.get_max_value() / 1e3
         return {"n": len(self), "mean_ms": self._histogram.get_mean_value() / 1e3, **values, "max_ms": top}
 
-    def corrected(self, interval_s: float) -> dict[str, float]:
-        """p50 and p99 with what a client that waits for each answer left out: for an answer slower than the interval
-        in which it would have sent again, one more for each interval that it waited. {} where there is nothing."""
-        if not len(self):
-            return {}
+    def corrected(self, interval_s: float) -> list[Counted]:
+        """With what a client that waits for each answer left out: for an answer slower than the interval in which it
+        would have sent again, one more for each interval that it waited."""
         whole = HdrHistogram(1, LONGEST_US, 3)
         interval_us = max(round(interval_s * 1e6), 1)
-        for item in self._histogram.get_recorded_iterator():
-            count = item.count_added_in_this_iter_step
-            whole.record_corrected_value(item.value_iterated_to, interval_us, count)
-        return {name_of(p): whole.get_value_at_percentile(p) / 1e3 for p in (50.0, 99.0)}
+        for us, count in _counted(self._histogram):
+            whole.record_corrected_value(us, interval_us, count)
+        return _counted(whole)
+
+
+def pooled(parts: Iterable[Iterable[Counted]]) -> Durations:
+    """All of them together."""
+    durations = Durations()
+    for part in parts:
+        for us, count in part:
+            durations.add(us / 1e6, count)
+    return durations
+
+
+def _counted(histogram: HdrHistogram) -> list[Counted]:
+    return [(i.value_iterated_to, i.count_added_in_this_iter_step) for i in histogram.get_recorded_iterator()]

@@ -7,11 +7,12 @@ which tables and pictures are made. Absent: how each section measures (its own m
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from recsys.errors import ConfigError, RecsysError
 from recsys.evaluation.about import PACKAGES, about, load_average, processor, thread_counts
+from serving.bench.empty import PATH, empty_service
 from serving.bench.load import Load, Plan, generate
 from serving.bench.sweep import LOST, sweep
 from serving.bench.target import Target, own_service, recommendation_paths, users_of
@@ -21,6 +22,13 @@ SECTIONS = ("in-process", "closed", "sweep", "open", "catalogue", "device")
 CLIENTS = (1, 4, 16)
 OPEN_SHARE = 0.6  # of saturation
 SEED = 7
+SATURATION = "a full answer at saturation"
+AIMS_MS = {  # on two cores, with the load generator on the same; 4 ms an answer are 250 a second
+    "one client, p50": 4.0,
+    "one client, p99": 8.0,
+    SATURATION: 4.0,
+    f"open loop at {OPEN_SHARE:.0%} of saturation, p99": 25.0,
+}
 LONGEST_CLOSED_S = 20.0  # a slow service ends a closed loop by time
 
 
@@ -61,7 +69,7 @@ class Options:
             "in-process": 12 + 0.06 * self.requests,
             "start the service": 10.0,
             "closed": len(CLIENTS) * (closed + 2),
-            "wrk": 2 * 2 * closed + 4,
+            "wrk": 2 * 2 * max(closed, 20.0) + 4,
             "sweep": 11 * (self.step_s + 0.5),
             "open": self.open_s + 1,
             "catalogue": 75 + (600 if self.hnsw else 0),
@@ -179,18 +187,20 @@ def _over_http(settings: ServiceSettings, options: Options, user_ids: list[int],
         paths = recommendation_paths(user_ids, options.k)
         if options.needs("closed"):
             progress.begin("closed", "closed loop")
-            http |= closed(target, paths, options, CLIENTS, progress)
+            with empty_service() as nothing:
+                http |= closed(target, nothing, paths, options, CLIENTS, progress)
         if options.wrk:
             from serving.bench import wrk
 
             progress.begin("wrk", "wrk and our closed loop in turns")
-            seconds = min(LONGEST_CLOSED_S, max(0.006 * options.requests, 3.0))
             http["wrk"] = [
-                wrk.compare(Plan(target.url, paths, clients, seconds=seconds), generate) for clients in (1, 4)
+                wrk.compare(Plan(target.url, paths, clients, seconds=LONGEST_CLOSED_S), generate) for clients in (1, 4)
             ]
         if options.needs("sweep", "open"):
             http |= _opened(target, paths, options, settings.budget_ms, http, progress)
         http["resident_mib"] = target.resident_mib()
+        if "closed" in http:
+            http["against_bare"] = against_bare(http)
     return found
 
 
@@ -207,22 +217,41 @@ def _target(settings: ServiceSettings, options: Options, progress: Progress) -> 
 
 
 def closed(
-    target: Target, paths: tuple[str, ...], options: Options, clients: tuple[int, ...], progress: Progress
+    target: Target,
+    nothing: str,
+    paths: tuple[str, ...],
+    options: Options,
+    clients: tuple[int, ...],
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Closed loops by number of clients, each beside one over an endpoint that does nothing."""
+    """Closed loops by number of clients, each beside one over an empty FastAPI service at `nothing`."""
     loops: dict[str, Any] = {}
     bare: dict[str, Any] = {}
     ratio: dict[str, float] = {}
     for n in clients:
         kind = {"clients": n, "requests": options.requests, "seconds": LONGEST_CLOSED_S, "warmup": options.warmup}
-        nothing = generate(Plan(target.url, ("/healthz",), **kind))  # type: ignore[arg-type]
+        empty = generate(Plan(nothing, (PATH,), **kind))  # type: ignore[arg-type]
         load = generate(Plan(target.url, paths, **kind))  # type: ignore[arg-type]
         _answered(load, target)
-        bare[str(n)], loops[str(n)] = asdict(nothing), asdict(load)
-        ratio[str(n)] = load.latency["p50_ms"] / nothing.latency["p50_ms"]
+        bare[str(n)], loops[str(n)] = (asdict(replace(found, corrected=[])) for found in (empty, load))
+        ratio[str(n)] = load.latency["p50_ms"] / empty.latency["p50_ms"]
         p50, p99 = (load.latency[name] for name in ("p50_ms", "p99_ms"))
         progress.note(f"{n} client(s): p50 {p50:.1f} ms, p99 {p99:.1f} ms, {load.achieved:.0f}/s")
     return {"closed": loops, "bare": bare, "ratio_to_bare": ratio}
+
+
+def against_bare(http: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The figures with an aim: ms, how many bare HTTP answers of one client (median, same run) that is, and the aim."""
+    bare_ms = http["bare"]["1"]["latency"]["p50_ms"]
+    ms = {
+        "one client, p50": http["closed"]["1"]["latency"]["p50_ms"],
+        "one client, p99": http["closed"]["1"]["latency"]["p99_ms"],
+    }
+    if "sweep" in http:
+        ms[SATURATION] = 1e3 / http["sweep"]["saturation"] if http["sweep"]["saturation"] else float("inf")
+    if "open" in http and "p99_ms" in http["open"]["latency"]:
+        ms[f"open loop at {OPEN_SHARE:.0%} of saturation, p99"] = http["open"]["latency"]["p99_ms"]
+    return {name: {"ms": value, "bare_answers": value / bare_ms, "aim_ms": AIMS_MS[name]} for name, value in ms.items()}
 
 
 def _opened(

@@ -179,9 +179,9 @@ def _http(http: Mapping[str, Any]) -> list[Table]:
             rows.append(_load_row(f"{clients} client(s), bare HTTP, ms", http["bare"][clients]))
         one = http["closed"]["1"]
         note = (
-            f"Ratio to bare HTTP (/healthz), medians: {_list(http['ratio_to_bare'])}. Inside the service, one client, "
-            f"median: {one['inside'].get('total', 0):.2f} ms. The generator took {one['cpu_us']:.0f} µs of processor "
-            "a request."
+            f"Ratio to bare HTTP (an empty FastAPI answer), medians: {_list(http['ratio_to_bare'])}. Inside the "
+            f"service, one client, median: {one['inside'].get('total', 0):.2f} ms. The generator took "
+            f"{one['cpu_us']:.0f} µs of processor a request."
         )
         if http.get("ready_s"):
             note += f" Ready after {http['ready_s']:.1f} s; {http['resident_mib']:.0f} MiB resident at the end."
@@ -216,7 +216,19 @@ def _http(http: Mapping[str, Any]) -> list[Table]:
             f"{load['late'].get('p99_ms', 0):.2f} ms late at p99."
         )
         found.append((f"Open loop at {load['share']:.0%} of saturation", header, [row], note))
+    if "against_bare" in http:
+        found.append(_against_bare(http))
     return found
+
+
+def _against_bare(http: Mapping[str, Any]) -> Table:
+    rows = [
+        [name, f"{found['ms']:.2f}", f"{found['aim_ms']:.0f}", f"{found['bare_answers']:.1f}"]
+        for name, found in http["against_bare"].items()
+    ]
+    bare_ms = http["bare"]["1"]["latency"]["p50_ms"]
+    note = f"A bare answer took {bare_ms:.2f} ms: an empty FastAPI service, one client, median, in the same run."
+    return ("Against the aims", ["", "ms", "aim, ms", "in bare answers"], rows, note)
 
 
 def _wrk(compared: Mapping[str, Any]) -> Table:

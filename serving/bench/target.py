@@ -59,6 +59,13 @@ class Target:
         return card
 
 
+def free_port() -> int:
+    """One that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def own_service(settings: ServiceSettings, *options: str) -> Iterator[Target]:
     """A service in a process of its own on a free port, with more `options` of `recsys serve`; once it is ready.
@@ -68,9 +75,7 @@ def own_service(settings: ServiceSettings, *options: str) -> Iterator[Target]:
     """
     import httpx
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "recsys", "serve", "--dataset", settings.home.name]
     command += ["--home", str(settings.home.root.parent), "--port", str(port), "--budget-ms", str(settings.budget_ms)]

@@ -4,8 +4,9 @@ Stage: serving (benchmark). In: a `Plan` of a closed loop. Out: wrk's p50, p99 a
 Absent: wrk itself (`apt-get install wrk`); without it the section says so.
 
 wrk adds to its histogram what it thinks was left out: for an answer that took more than twice the mean, answers at
-that time less one mean, less two, and so on (`stats_correct`). Its percentiles are therefore held against ours with
-the same addition (`Load.corrected`). The two take turns, and the medians of the turns are compared.
+that time less one mean, less two, and so on (`stats_correct`). It is therefore held against ours with the same addition
+(`Load.corrected`). The two take many short turns, in the order ABBA, so that a machine that changes its speed meanwhile
+changes it for both; percentiles are those of the durations of all turns together.
 """
 
 import json
@@ -13,17 +14,17 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from recsys.errors import RecsysError
+from serving.bench.histogram import Counted, pooled
 from serving.bench.load import Load, Plan
 
-TURNS = 3
+TURNS = 10
+SHORTEST_S = 2.0  # of a turn: wrk counts its time in steps of 100 ms
 TOLERANCE = 0.15
 MISSING = "wrk is not installed; `apt-get install wrk` brings it"
 SCRIPT = """\
@@ -35,10 +36,14 @@ request = function()
 end
 done = function(summary, latency, requests)
   local e = summary.errors
-  io.write(string.format(
-    'FOUND {"requests": %%d, "us": %%d, "p50_us": %%d, "p99_us": %%d, "errors": %%d}\\n',
-    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
-    e.connect + e.read + e.write + e.status + e.timeout))
+  local counted = {}
+  for i = 1, #latency do
+    local us, count = latency(i)
+    counted[i] = string.format("[%%d, %%d]", us, count)
+  end
+  io.write(string.format('FOUND {"requests": %%d, "us": %%d, "errors": %%d, "counted": [%%s]}\\n',
+    summary.requests, summary.duration, e.connect + e.read + e.write + e.status + e.timeout,
+    table.concat(counted, ", ")))
 end
 """
 NAMES = ("rate", "p50_ms", "p99_ms")
@@ -50,22 +55,41 @@ def compare(plan: Plan, measure: Callable[[Plan], Load]) -> dict[str, Any]:
     program = shutil.which("wrk")
     if program is None:
         return {"message": MISSING}
-    turns: dict[str, list[dict[str, float]]] = {"wrk": [], "ours": []}
-    once = replace(plan, requests=None, seconds=max(plan.seconds / TURNS, 1.0))
-    for _ in range(TURNS):
-        load = measure(once)
-        turns["ours"].append({"rate": load.latency["n"] / load.seconds, **load.corrected})
-        try:
-            turns["wrk"].append(run(program, once))
-        except RecsysError as error:
-            return {"clients": plan.clients, "message": f"nothing to compare: {error}"}
-    middle = {who: {name: float(np.median([t[name] for t in ts])) for name in NAMES} for who, ts in turns.items()}
-    ratio = {name: middle["ours"][name] / middle["wrk"][name] for name in NAMES}
+    turns: dict[str, list[Turn]] = {"wrk": [], "ours": []}
+    once = replace(plan, requests=None, seconds=max(plan.seconds / TURNS, SHORTEST_S))
+    for number in range(TURNS):
+        for who in ("ours", "wrk") if number % 2 else ("wrk", "ours"):
+            try:
+                turns[who].append(run(program, once) if who == "wrk" else _ours(measure(once)))
+            except RecsysError as error:
+                return {"clients": plan.clients, "message": f"nothing to compare: {error}"}
+    found = {who: _together(ts) for who, ts in turns.items()}
+    ratio = {name: found["ours"][name] / found["wrk"][name] for name in NAMES}
     agrees = all(abs(value - 1) <= TOLERANCE for value in ratio.values())
-    return {"clients": plan.clients, **middle, "ratio": ratio, "agrees": agrees, "tolerance": TOLERANCE}
+    return {"clients": plan.clients, **found, "ratio": ratio, "agrees": agrees, "tolerance": TOLERANCE}
 
 
-def run(program: str, plan: Plan) -> dict[str, float]:
+@dataclass(frozen=True)
+class Turn:
+    """answers within `seconds`; their durations, with what was left out"""
+
+    answers: int
+    seconds: float
+    counted: list[Counted]
+
+
+def _ours(load: Load) -> Turn:
+    return Turn(int(load.latency["n"]), load.seconds, load.corrected)
+
+
+def _together(turns: Sequence[Turn]) -> dict[str, float]:
+    """NAMES of all turns."""
+    durations = pooled(turn.counted for turn in turns).summary()
+    rate = sum(turn.answers for turn in turns) / sum(turn.seconds for turn in turns)
+    return {"rate": rate, "p50_ms": durations["p50_ms"], "p99_ms": durations["p99_ms"]}
+
+
+def run(program: str, plan: Plan) -> Turn:
     """One run of wrk: one thread, as many connections as the plan has clients. Raises RecsysError where it fails or
     has errors, because times of errors compare with nothing."""
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +100,7 @@ def run(program: str, plan: Plan) -> dict[str, float]:
     return parse(done.stdout + done.stderr)
 
 
-def parse(said: str) -> dict[str, float]:
+def parse(said: str) -> Turn:
     """What the script printed at the end."""
     found = re.search(r"^FOUND (\{.*\})$", said, re.MULTILINE)
     if found is None:
@@ -84,8 +108,4 @@ def parse(said: str) -> dict[str, float]:
     values = json.loads(found[1])
     if values["errors"] or not values["requests"]:
         raise RecsysError(f"wrk had {values['errors']} errors in {values['requests']} requests")
-    return {
-        "rate": values["requests"] / values["us"] * 1e6,
-        "p50_ms": values["p50_us"] / 1e3,
-        "p99_ms": values["p99_us"] / 1e3,
-    }
+    return Turn(values["requests"], values["us"] / 1e6, [(us, count) for us, count in values["counted"]])

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,17 @@ def test_the_whole_report(world: ServingWorld, url: str, monkeypatch: pytest.Mon
     assert found["model"]["bundle_id"] == world.bundle_id
     assert found["dataset"]["synthetic"] is True
     assert found["options"]["users"] == 60
-    assert set(found["http"]) >= {"closed", "bare", "ratio_to_bare", "sweep", "wrk", "ready_s", "resident_mib"}
+    assert set(found["http"]) >= {"closed", "bare", "ratio_to_bare", "against_bare", "sweep", "wrk", "ready_s"}
     assert set(found["http"]["closed"]) == {"1", "2"}
     one = found["http"]["closed"]["1"]
     assert one["statuses"] == {"200": 20}
     assert one["latency"]["n"] == 20
     assert one["latency"]["p50_ms"] <= one["latency"]["p99.9_ms"] <= one["latency"]["max_ms"] * 1.01
     assert found["http"]["ratio_to_bare"]["1"] > 1
+    one_p50 = found["http"]["against_bare"]["one client, p50"]
+    assert one_p50["bare_answers"] == pytest.approx(found["http"]["ratio_to_bare"]["1"])
+    assert one_p50["ms"] == one["latency"]["p50_ms"]
+    assert set(found["http"]["against_bare"]) == set(latency.AIMS_MS)
     assert found["http"]["wrk"][0] == {"message": wrk.MISSING}
 
     inside = found["in_process"]
@@ -285,23 +290,28 @@ def test_the_verdict(found: dict[str, Any], where: str | None, within: bool) -> 
 # -- wrk -------------------------------------------------------------------------------------------------------------
 
 
+LOAD = Load(1.0, 100, {"n": 100}, {}, {}, {}, 0, {}, [(1000, 100)], {}, 0.0, 100.0, 1.0)
+
+
 def test_what_wrk_prints_is_read() -> None:
-    said = 'Running 3s test\nFOUND {"requests": 3000, "us": 3000000, "p50_us": 900, "p99_us": 2500, "errors": 0}\n'
-    assert wrk.parse(said) == {"rate": 1000.0, "p50_ms": 0.9, "p99_ms": 2.5}
+    said = 'Running 3s test\nFOUND {"requests": 3, "us": 3000000, "errors": 0, "counted": [[900, 2], [2500, 1]]}\n'
+    assert wrk.parse(said) == wrk.Turn(3, 3.0, [(900, 2), (2500, 1)])
     with pytest.raises(RecsysError, match="2 errors in 10 requests"):
-        wrk.parse('FOUND {"requests": 10, "us": 1, "p50_us": 1, "p99_us": 1, "errors": 2}')
+        wrk.parse('FOUND {"requests": 10, "us": 1, "errors": 2, "counted": []}')
     with pytest.raises(RecsysError, match="wrk did not finish: unable to connect"):
         wrk.parse("unable to connect")
 
 
 @pytest.mark.parametrize(("p50_ms", "agrees"), [(1.1, True), (1.2, False)])
-def test_wrk_and_we_are_compared_by_medians(p50_ms: float, agrees: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = iter([0.5, 1.0, 30.0])
+def test_wrk_and_we_are_compared_by_all_turns(p50_ms: float, agrees: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One slow turn of wrk's moves its p99, not the median of all its durations."""
+    us = iter([1000, 1000, 30_000, *[1000] * (wrk.TURNS - 3)])
     monkeypatch.setattr(wrk.shutil, "which", lambda _: "/bin/wrk")
-    monkeypatch.setattr(wrk, "run", lambda *_: {"rate": 100.0, "p50_ms": next(turns), "p99_ms": 2.0})
-    ours = Load(1.0, 100, {"n": 100}, {}, {}, {}, 0, {}, {"p50_ms": p50_ms, "p99_ms": 2.0}, {}, 0.0, 100.0, 1.0)
+    monkeypatch.setattr(wrk, "run", lambda *_: wrk.Turn(100, 1.0, [(next(us), 100)]))
+    counted = [(round(1000 * p50_ms), 90), (30_000, 10)]
+    ours = replace(LOAD, latency={"n": 100}, corrected=counted)
     found = wrk.compare(Plan("http://x", ("/",)), lambda _: ours)
-    assert found["wrk"]["p50_ms"] == 1.0
+    assert found["wrk"] == {"rate": 100.0, "p50_ms": pytest.approx(1.0), "p99_ms": pytest.approx(30.0, rel=1e-3)}
     assert found["ratio"]["p50_ms"] == pytest.approx(p50_ms)
     assert found["agrees"] is agrees
     assert ("DISAGREE" in report._wrk(found)[3]) == (not agrees)
@@ -313,8 +323,7 @@ def test_where_wrk_has_errors_there_is_nothing_to_compare(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(wrk.shutil, "which", lambda _: "/bin/wrk")
     monkeypatch.setattr(wrk, "run", run)
-    ours = Load(1.0, 100, {"n": 100}, {}, {}, {}, 0, {}, {"p50_ms": 1.0, "p99_ms": 2.0}, {}, 0.0, 100.0, 1.0)
-    found = wrk.compare(Plan("http://x", ("/",), clients=4), lambda _: ours)
+    found = wrk.compare(Plan("http://x", ("/",), clients=4), lambda _: LOAD)
     assert found == {"clients": 4, "message": "nothing to compare: wrk had 3 errors in 103 requests"}
     assert report._wrk(found) == ("wrk", ["", ""], [], found["message"])
 
@@ -324,7 +333,8 @@ def test_the_real_wrk(url: str) -> None:
     program = wrk.shutil.which("wrk")
     assert program is not None
     found = wrk.run(program, Plan(url, ("/healthz", "/v1/model"), clients=2, seconds=1.0))
-    assert found["rate"] > 1
-    assert 0 < found["p50_ms"] <= found["p99_ms"]
+    assert found.answers > 1
+    assert sum(count for _, count in found.counted) >= found.answers
+    assert 0.9 < found.seconds < 2
     with pytest.raises(RecsysError, match="wrk had"):
         wrk.run(program, Plan(url, ("/v1/nothing",), seconds=1.0))
