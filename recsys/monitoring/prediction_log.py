@@ -14,8 +14,11 @@ Lists that belong together have the same length, so that pandas (`explode`) and 
 Shapes: k movies shown, K ranked candidates, S sources, F features.
 """
 
+import fcntl
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +29,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys.artefacts import locked_folder
 from recsys.columns import USER_ID
 from recsys.errors import DataError
 from recsys.home import DatasetHome
@@ -33,6 +37,7 @@ from recsys.home import DatasetHome
 PARTS: Final = "parts"
 MERGED_FROM: Final = b"recsys.parts"  # file metadata: names of the parts that an hour's file holds
 MICROSECONDS: Final = 1_000_000
+log = logging.getLogger(__name__)
 
 _FLOATS = pa.list_(pa.float32())
 SCHEMA: Final = pa.schema(
@@ -80,11 +85,11 @@ class Prediction:
     item_statistics_day   the day that the statistics of movies were said to be of
     row, batch            place among the users that were answered in one call, and their number: floats may differ in
                           the last bit between batches of different sizes
-    k, list_length        movies asked for, and how long a list was made for it and for further pages filters
-    as JSON, None where none were given or where they are too long to keep degraded              what was left out;
-    then `features` or the candidates may be missing n_events, last_event  of the state that was used, last_event in
-    seconds UTC and None for a cold user; both None for a
-                          further page of a list, which has no features and no candidates either
+    k, list_length        movies asked for, and how long a list was made for it and for further pages
+    filters               as JSON, None where none were given or where they are too long to keep
+    degraded              what was left out; then `features` or the candidates may be missing
+    n_events, last_event  of the state that was used, last_event in seconds UTC and None for a cold user; both None for
+                          a further page of a list, which has no features and no candidates either
     candidate_ids (K,), candidate_scores (K, S), candidate_ranks (K, S), 0 where a source did not return the movie: what
                           the ranker was given, in merged order; K = 0 where retrieval was left out
     item_ids, scores, watch_probabilities, like_probabilities   (k,) what was shown, best first; NaN where unknown
@@ -180,6 +185,14 @@ def from_table(table: Any) -> list[Prediction]:
     return [Prediction(**{n: parts[n][row] for n in names}) for row in range(table.num_rows)]
 
 
+@contextmanager
+def unmerged(folder: Path) -> Iterator[None]:
+    """While it lasts no hour is merged, so that every answer stays where `log_files` found it. Waits for a merge under
+    way. Files may go all the same, the oldest first, because the bounds of the folder wait for nobody."""
+    with locked_folder(folder / PARTS, fcntl.LOCK_SH):
+        yield
+
+
 def log_files(folder: Path) -> list[Path]:
     """Every file with answers, finished hours and parts that no finished hour holds yet, by name."""
     hours = sorted(folder.glob("predictions-*.parquet"))
@@ -190,16 +203,22 @@ def log_files(folder: Path) -> list[Path]:
 
 def merged_from(hour: Path) -> list[str]:
     """Names of the parts that an hour's file was made of."""
-    metadata = _opened(hour).schema_arrow.metadata or {}
-    return str(metadata.get(MERGED_FROM, b"").decode()).split()
+    with _opened(hour) as file:
+        return [] if file is None else parts_in(file.schema_arrow)
+
+
+def parts_in(schema: Any) -> list[str]:
+    """The same of a file's schema."""
+    return str((schema.metadata or {}).get(MERGED_FROM, b"").decode()).split()
 
 
 def n_logged(folder: Path) -> int:
     """Answers in the log, from the files' own counts."""
     total = 0
-    for path in log_files(folder):
-        with _opened(path) as file:
-            total += int(file.metadata.num_rows)
+    with unmerged(folder):
+        for path in log_files(folder):
+            with _opened(path) as file:
+                total += 0 if file is None else int(file.metadata.num_rows)
     return total
 
 
@@ -208,27 +227,32 @@ def read_predictions(
 ) -> Iterator[list[Prediction]]:
     """The logged answers received in [since, until), file by file, at most `batch` in memory at once.
 
-    Raises DataError for a file that cannot be read.
+    Nothing is merged until the last one was read (`unmerged`). Raises DataError for a file that cannot be read.
     """
-    for path in log_files(folder):
-        with _opened(path) as file:
-            try:
-                for part in file.iter_batches(batch):
+    with unmerged(folder):
+        for path in log_files(folder):
+            with _opened(path) as file:
+                for part in () if file is None else file.iter_batches(batch):
                     chosen = from_table(pa.table(part))
                     yield [p for p in chosen if since_us <= p.received_us < until_us]
-            except (OSError, pa.ArrowException, KeyError) as error:
-                raise _unreadable(path, error) from error
 
 
-def _opened(path: Path) -> Any:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """None where the file has been removed since it was listed. Raises DataError where it cannot be read."""
+    file = None
     try:
-        return pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} cannot be read ({error}); move it out of the folder to go on without its answers.")
+        try:
+            file = pq.ParquetFile(path)
+        except FileNotFoundError:
+            log.warning("%s has been removed; its answers are left out", path)
+        yield file
+    except (OSError, pa.ArrowException, KeyError) as error:
+        advice = "move it out of the folder to go on without its answers."
+        raise DataError(f"{path} cannot be read ({error}); {advice}") from error
+    finally:
+        if file is not None:
+            file.close()
 
 
 LISTS: Final = (

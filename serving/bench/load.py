@@ -146,13 +146,12 @@ class Pool:
 
     async def ask(self, request: bytes, timeout_s: float) -> tuple[Answer, float]:
         """The answer, and the moment when the request was sent."""
-        loop = asyncio.get_running_loop()
         async with self._free:
-            connection = self._fresh(loop.time()) or await connect(self._host, self._port)
-            sent = loop.time()
+            connection = self._fresh(time.monotonic()) or await connect(self._host, self._port)
+            sent = time.monotonic()
             answer = await connection.ask(request, timeout_s)
             if connection.usable:
-                self._idle.append((loop.time(), connection))
+                self._idle.append((time.monotonic(), connection))
             return answer, sent
 
     def _fresh(self, now: float) -> Connection | None:
@@ -225,41 +224,39 @@ async def noted(tally: Tally, asking: Awaitable[tuple[Answer, float]], due: floa
         tally.errors[type(error).__name__] += 1
         return None
     tally.late.add(max(sent - due, 0.0))
-    tally.add(answer, asyncio.get_running_loop().time() - due)
+    tally.add(answer, time.monotonic() - due)
     return answer
 
 
 async def closed_loop(plan: Plan, pool: Pool, requests: Sequence[bytes]) -> Load:
-    loop = asyncio.get_running_loop()
     tally = Tally()
-    begun, cpu = loop.time(), time.process_time()
+    begun, cpu = time.monotonic(), time.process_time()
     until = begun + plan.seconds
     sent = 0
 
     async def client() -> None:
         nonlocal sent
-        while loop.time() < until and (plan.requests is None or sent - tally.statuses[SHED] < plan.requests):
+        while time.monotonic() < until and (plan.requests is None or sent - tally.statuses[SHED] < plan.requests):
             sent += 1
-            await noted(tally, pool.ask(requests[sent % len(requests)], plan.timeout_s), loop.time())
+            await noted(tally, pool.ask(requests[sent % len(requests)], plan.timeout_s), time.monotonic())
 
     await asyncio.gather(*(client() for _ in range(plan.clients)))
-    elapsed = loop.time() - begun
+    elapsed = time.monotonic() - begun
     return tally.load(sent, elapsed, elapsed, time.process_time() - cpu, plan.clients)
 
 
 async def open_loop(arrivals: Sequence[float], seconds: float, ask: Callable[[int, float], Awaitable[None]]) -> float:
     """Call `ask(number, moment when it is due)` at every arrival, and wait for all of them; the time it took."""
-    loop = asyncio.get_running_loop()
-    begun = loop.time() + LEAD_S
+    begun = time.monotonic() + LEAD_S
     running: set[asyncio.Task[None]] = set()
     for number, at in enumerate(arrivals):
-        await asyncio.sleep(max(begun + at - loop.time(), 0.0))  # also where it is late: answers must be read
+        await asyncio.sleep(max(begun + at - time.monotonic(), 0.0))  # also where it is late: answers must be read
         task = asyncio.ensure_future(_as_task(ask(number, begun + at)))
         running.add(task)
         task.add_done_callback(running.discard)
     while running:
         await asyncio.gather(*running)
-    return max(loop.time() - begun, seconds)
+    return max(time.monotonic() - begun, seconds)
 
 
 async def _as_task(asking: Awaitable[None]) -> None:
