@@ -30,7 +30,7 @@ from recsys.feature_store.importing import import_feast
 from recsys.feature_store.latest import history_position, whole_state
 from recsys.feature_store.materialization import VIEWS, dispose, materialize_all
 from recsys.feature_store.offline import point_in_time
-from recsys.feature_store.online import Row, Stored, read_states, stamped_row, write_states
+from recsys.feature_store.online import Row, Stored, UserRows, stamped_row
 from recsys.feature_store.registration import register
 from recsys.feature_store.registry_file import set_aside_if_damaged
 from recsys.feature_store.tables import STATE_COLUMNS, states_from_columns, table_path
@@ -57,7 +57,7 @@ class FeatureStore:
         self.config = config
         self.locks = UserLocks(config.home.feast / "locks")
         self._feast_store: Any = None
-        self._retrieval: Any = None
+        self._users: UserRows | None = None
         self._opening = threading.RLock()
         # Feast reads and writes SQLite over one connection, which sees its own unfinished transaction: without a lock
         # a read during a push could return new movies with old ratings. Redis has a connection a call.
@@ -75,7 +75,7 @@ class FeatureStore:
             feast_store = self._open()
             changed = register(feast_store, self.config)
             feast_store.refresh_registry()
-            self._retrieval = None
+            self._users = None
             return changed
 
     def materialize(self) -> None:
@@ -88,12 +88,12 @@ class FeatureStore:
         home = self.config.home
         position = history_position(home)
         with self._failing("The online store could not be filled", "Run `recsys train --only features --force`."):
-            service = self._registered() and self._retrieval
+            feast_store = self._registered()
 
             def later_events(fresh: Any) -> None:
-                catch_up(_Beside(self, fresh, service), None, read_log(home.events, after=position))
+                catch_up(_Beside(self, UserRows(fresh)), None, read_log(home.events, after=position))
 
-            materialize_all(self._feast_store, self.config, later_events)
+            materialize_all(feast_store, self.config, later_events)
             # from here on `catch_up` need not look at what came before, because the online store has it
             write_json(self._caught_up, dict(position))
         self.catch_up()
@@ -203,10 +203,10 @@ class FeatureStore:
         with self._failing(
             "User states could not be read", "Run `recsys train --only features --force`, or check the online store."
         ):
-            feast_store = self._registered()
+            users = self._user_rows()
             for low in range(0, len(user_ids), ONLINE_CHUNK):
                 with self._online:
-                    out += read_states(feast_store, self._retrieval, user_ids[low : low + ONLINE_CHUNK])
+                    out += users.read(user_ids[low : low + ONLINE_CHUNK])
         return out
 
     def push_state(self, state: UserState, seen_ids: npt.ArrayLike, *, stamped: int) -> None:
@@ -224,16 +224,16 @@ class FeatureStore:
 
     def _push(self, rows: Sequence[Row]) -> None:
         with self._failing("User states could not be written", "Check the online store; events are in the log."):
-            feast_store = self._registered()
+            users = self._user_rows()
             with self._online:
-                write_states(feast_store, rows)
+                users.write(rows)
 
     def close(self) -> None:
         """Close connections; the next call opens them again."""
         with self._opening:
             if self._feast_store is not None:
                 dispose(self._feast_store)
-            self._feast_store = self._retrieval = None
+            self._feast_store = self._users = None
 
     def _open(self) -> Any:
         with self._opening:
@@ -247,23 +247,28 @@ class FeatureStore:
 
     def _registered(self) -> Any:
         """Feast's store, once the definitions are known to be in its registry."""
-        if self._retrieval is not None:
+        if self._users is not None:
             return self._feast_store
         registry = self.config.registry_file
         if registry is not None and not registry.exists():
             raise StoreError(f"No feature registry at {registry}. Run `recsys train` first.")
         with self._opening:
             feast_store = self._open()  # before anything else of Feast: see `importing`
-            from feast.errors import FeatureServiceNotFoundException
+            from feast.errors import FeatureViewNotFoundException
 
             try:
-                self._retrieval = feast_store.get_feature_service(RETRIEVAL_SERVICE)
-            except FeatureServiceNotFoundException as error:
+                self._users = UserRows(feast_store)
+            except FeatureViewNotFoundException as error:
                 raise StoreError(
                     f"The registry does not know project {self.config.project}: {self.config.home.root} is new, or was "
                     "moved. Run `recsys train --only features --force`."
                 ) from error
             return feast_store
+
+    def _user_rows(self) -> UserRows:
+        self._registered()
+        assert self._users is not None
+        return self._users
 
     def _need_tables(self) -> None:
         for view in VIEWS:
@@ -307,12 +312,12 @@ def _values(column: Any) -> list[Any]:
 class _Beside:
     """An online store that is being filled and that nobody reads yet; `catch_up` sees it like the other one."""
 
-    def __init__(self, store: FeatureStore, fresh: Any, service: Any) -> None:
-        self._fresh, self._service = fresh, service
+    def __init__(self, store: FeatureStore, fresh: UserRows) -> None:
+        self._fresh = fresh
         self.whole_state = store.whole_state
 
     def online_states(self, user_ids: Sequence[int]) -> list[Stored | None]:
-        return read_states(self._fresh, self._service, user_ids)
+        return self._fresh.read(user_ids)
 
     def push_states(self, rows: Sequence[Stored]) -> None:
-        write_states(self._fresh, [stamped_row(row) for row in rows])
+        self._fresh.write([stamped_row(row) for row in rows])

@@ -16,7 +16,8 @@ In the sum (`IN_SUM`), for one user and the candidates that the ranker sees:
     orjson       the answer as bytes
 
 Beside the sum (`BESIDE`): `selection`, one `numpy.argpartition` for each source that scores every movie, without which
-no list comes out of a product; `own_tower` and `own_ranker`, what the product runs in place of torch and LightGBM.
+no list comes out of a product; `own_read`, `own_tower` and `own_ranker`, what the product runs in place of the call
+above, torch and LightGBM.
 """
 
 from collections.abc import Callable
@@ -35,7 +36,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 
 from recsys.artefacts import read_json
-from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, TWO_TOWER
+from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, RETRIEVAL_SERVICE, TWO_TOWER
 from recsys.feature_store import FeatureStore
 from recsys.features.state import StateBatch
 from recsys.recommender import Recommender
@@ -49,7 +50,7 @@ Float = npt.NDArray[np.float32]
 Call = Callable[[], object]
 
 IN_SUM = ("feast", "tower", "index", EASE, ITEM_KNN, COVISITATION, IALS, "lightgbm", "orjson")
-BESIDE = ("selection", "own_tower", "own_ranker")
+BESIDE = ("selection", "own_read", "own_tower", "own_ranker")
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,14 @@ class BareLibraries:
         """What to call for this user, by name; names of IN_SUM and BESIDE that this bundle has a use for."""
         store, ranker = self._store, self._recommender.ranker
         store.online_state(asked.user_id)  # opens the store
-        feast_store, service = store._registered(), store._retrieval
+        feast_store = store._registered()
+        service = feast_store.get_feature_service(RETRIEVAL_SERVICE)
         row = [{"user_id": asked.user_id}]
         found: dict[str, Call] = {
             "feast": lambda: feast_store.get_online_features(features=service, entity_rows=row).to_dict(),
             "lightgbm": lambda: self._booster.predict(asked.rows, raw_score=True, num_threads=1),
             "orjson": lambda: orjson.dumps(asked.answer),
+            "own_read": lambda: store.online_state(asked.user_id),
         }
         if self._tower is not None:
             found |= self._tower_calls(asked)

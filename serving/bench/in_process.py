@@ -27,6 +27,7 @@ from serving.bench.bare import BESIDE, IN_SUM, Asked, BareLibraries
 
 RANKED = (100, 300, 500)
 HEADLINE = 300
+OWN = {"feast": "own_read", "tower": "own_tower", "lightgbm": "own_ranker"}
 USERS = 50  # the bare calls' inputs are prepared for so many
 
 
@@ -120,19 +121,15 @@ def _one_depth(
 
 def ratios(total_ms: float, medians: dict[str, float]) -> dict[str, float]:
     """bare_sum_ms and overhead; the same with the selection counted in, and against what the product runs in place of
-    torch and LightGBM.
+    some of them (OWN).
 
     >>> found = ratios(6.0, {"feast": 1.0, "tower": 1.0, "lightgbm": 2.0, "selection": 1.0, "own_ranker": 0.5})
     >>> found["overhead"], found["overhead_with_selection"], found["own_sum_ms"]
     (1.5, 1.2, 2.5)
     """
     bare = sum(medians[name] for name in IN_SUM if name in medians)
-    own = (
-        bare
-        - medians.get("tower", 0.0)
-        + medians.get("own_tower", medians.get("tower", 0.0))
-        - medians.get("lightgbm", 0.0)
-        + medians.get("own_ranker", medians.get("lightgbm", 0.0))
+    own = bare + sum(
+        medians[ours] - medians[theirs] for theirs, ours in OWN.items() if theirs in medians and ours in medians
     )
     selection = medians.get("selection", 0.0)
     return {

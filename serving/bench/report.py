@@ -26,6 +26,7 @@ BARE_NAMES: Final = {
     "lightgbm": "LightGBM predict",
     "orjson": "orjson",
     "selection": "beside the sum: np.argpartition for each scored source",
+    "own_read": "beside the sum: the product's own read",
     "own_tower": "beside the sum: the product's own tower",
     "own_ranker": "beside the sum: the product's own ranker",
 }
@@ -127,7 +128,7 @@ def _in_process(inside: Mapping[str, Any]) -> list[Table]:
     bare_rows = [[BARE_NAMES[name], *(f"{d['bare'][name]:.3f}" for d in ranked.values())] for name in names]
     for key, title in (
         ("bare_sum_ms", "sum of the bare calls"),
-        ("own_sum_ms", "sum with the product's own tower and ranker"),
+        ("own_sum_ms", "sum with the product's own read, tower and ranker"),
     ):
         bare_rows.append([title, *(f"{d[key]:.3f}" for d in ranked.values())])
     for key, title in (

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recsys.columns import TIMESTAMP, USER_ID
+from recsys.columns import RETRIEVAL_SERVICE, TIMESTAMP, USER_ID, USER_SEEN_VIEW, USER_STATE_VIEW
 from recsys.errors import StoreError
 from recsys.feature_store import FeatureStore, write_feature_tables
+from recsys.feature_store.tables import SEEN_COLUMN, states_from_columns
 from recsys.features.histories import Histories
 from recsys.features.state import Event, UserState, state_after
 
@@ -30,15 +31,16 @@ def base(servers: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> I
     world.store.close()
 
 
-def test_one_user_is_one_read(base: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_user_is_one_read_of_each_view(base: World, monkeypatch: pytest.MonkeyPatch) -> None:
     base.store.online_state(1)
-    feast_store = base.store._feast_store
-    calls: list[Any] = []
-    real = feast_store.get_online_features
-    monkeypatch.setattr(feast_store, "get_online_features", lambda **given: calls.append(given) or real(**given))
-    monkeypatch.setattr(feast_store, "get_feature_service", None)
+    provider = base.store._feast_store._get_provider()
+    asked: list[str] = []
+    real = provider.online_read
+    monkeypatch.setattr(provider, "online_read", lambda *given: asked.append(given[1].name) or real(*given))
+    for name in ("get_feature_service", "get_feature_view", "get_online_features"):  # which would ask the registry
+        monkeypatch.setattr(base.store._feast_store, name, None)
     found = base.store.online_state(1)
-    assert len(calls) == 1
+    assert asked == [USER_STATE_VIEW, USER_SEEN_VIEW]
     assert found is not None
     state, seen = found
     assert state == UserState(1, (3, 5), (4.0, 2.5), (T0, T0 + 10), 2, 1, 6.5, 22.25, "F", 18, "artist")
@@ -46,24 +48,22 @@ def test_one_user_is_one_read(base: World, monkeypatch: pytest.MonkeyPatch) -> N
     assert seen.dtype == np.int64
 
 
-def test_columns_are_taken_by_name(base: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = base.store.online_state(2)
-    feast_store = base.store._feast_store
-    real = feast_store.get_online_features
-
-    class Reversed:
-        def __init__(self, answer: Any) -> None:
-            self.answer = answer
-
-        def to_dict(self) -> dict[str, Any]:
-            return dict(reversed(self.answer.to_dict().items()))
-
-    monkeypatch.setattr(feast_store, "get_online_features", lambda **given: Reversed(real(**given)))
-    found = base.store.online_state(2)
-    assert found is not None
-    assert expected is not None
-    assert found[0] == expected[0]
-    assert found[1].tolist() == expected[1].tolist()
+def test_rows_are_what_feast_itself_reads(base: World) -> None:
+    """For a known user, one without events and somebody unknown, in any order and twice."""
+    user_ids = [2, 77, 1, 9, 2]
+    feast_store = base.store._registered()
+    answer = feast_store.get_online_features(
+        features=feast_store.get_feature_service(RETRIEVAL_SERVICE),
+        entity_rows=[{USER_ID: user_id} for user_id in user_ids],
+    ).to_dict()
+    expected = states_from_columns(user_ids, answer)
+    for row, found in enumerate(base.store.online_states(user_ids)):
+        if answer["n_events"][row] is None:
+            assert found is None
+        else:
+            assert found is not None
+            assert found[0] == expected[row]
+            assert found[1].tolist() == (answer[SEEN_COLUMN][row] or [])
 
 
 def test_somebody_unknown_is_none_and_somebody_without_events_is_not(base: World) -> None:
@@ -188,10 +188,10 @@ def test_every_failure_says_what_to_do(
         elsewhere.online_state(1)
     elsewhere.close()
 
-    def broken(**_: Any) -> None:
+    def broken(*_: Any) -> None:
         raise OSError("disk on fire")
 
     base.store.online_state(1)
-    monkeypatch.setattr(base.store._feast_store, "get_online_features", broken)
+    monkeypatch.setattr(base.store._feast_store._get_provider(), "online_read", broken)
     with pytest.raises(StoreError, match=r"states could not be read .*disk on fire.*Run `recsys train --only features"):
         base.store.online_state(1)
