@@ -77,6 +77,16 @@ class UserRows:
         self._provider.online_write_batch(self._config, view, data, progress=None)
 
 
+def commit_without_waiting(feast_store: Any) -> None:
+    """For SQLite: a commit no longer waits until the disk has it, which a push does twice and reads would wait for too.
+
+    A process that dies loses nothing by it. A machine that does may lose the last pushes, never the file's order; every
+    event is in the log by then, and `FeatureStore.catch_up` pushes it again when a service starts.
+    """
+    connection = feast_store._get_provider().online_store._get_conn(feast_store.config)
+    connection.execute("PRAGMA synchronous=NORMAL")  # with journal_mode=WAL, which materialisation has set
+
+
 def stamped_row(row: Stored) -> Row:
     """What `UserRows.write` takes, stamped by the state's last event; 0 without any."""
     state, seen = row

@@ -30,7 +30,7 @@ from recsys.feature_store.importing import import_feast
 from recsys.feature_store.latest import history_position, whole_state
 from recsys.feature_store.materialization import VIEWS, dispose, materialize_all
 from recsys.feature_store.offline import point_in_time
-from recsys.feature_store.online import Row, Stored, UserRows, stamped_row
+from recsys.feature_store.online import Row, Stored, UserRows, commit_without_waiting, stamped_row
 from recsys.feature_store.registration import register
 from recsys.feature_store.registry_file import set_aside_if_damaged
 from recsys.feature_store.tables import STATE_COLUMNS, states_from_columns, table_path
@@ -258,6 +258,8 @@ class FeatureStore:
 
             try:
                 self._users = UserRows(feast_store)
+                if self.config.online_store == "sqlite":
+                    commit_without_waiting(feast_store)
             except FeatureViewNotFoundException as error:
                 raise StoreError(
                     f"The registry does not know project {self.config.project}: {self.config.home.root} is new, or was "
