@@ -43,7 +43,7 @@ def open_job(
         seed=seed,
         refit=refit,
         latency_budget_ms=budget_ms,
-        feature_store=f"{settings.online_store} {settings.redis_connection} {settings.registry_path}",
+        feature_store=settings.feature_store(home).address,
     )
     if tuned:
         config = _tuned(config, source)

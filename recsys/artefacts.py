@@ -5,24 +5,35 @@ knowledge of what is written.
 """
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+TOKEN = 16  # hexadecimal digits that tell apart those who write to one place
+FORGOTTEN_S = 86_400.0  # nobody writes to a file that long without changing it
 
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; rename it into place on success, remove it on any failure.
 
-    Readers see the old file or the new one, never a part. The parent folder is made when missing.
+    Readers see the old file or the new one, never a part. The parent folder is made when missing. What a writer of this
+    path that was killed has left is removed once it is FORGOTTEN_S old.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    for left in _beside(path, "part"):
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > FORGOTTEN_S:
+                left.unlink()
+    beside = _new_name(path, "part")
     try:
         yield beside
         beside.replace(path)
@@ -32,26 +43,50 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """The same for a whole folder: the old one is moved aside, the new one renamed in, the old one removed."""
+    """The same for a whole folder: the old one is moved aside, the new one renamed in, the old one removed.
+
+    Whoever writes holds locks on what it makes and on what it moves aside; what can be locked was left by a writer that
+    was killed. The next one clears it away, and puts back an old folder that is the only one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    shutil.rmtree(beside, ignore_errors=True)
+    _clear_up(path)
+    beside, old = _new_name(path, "part"), _new_name(path, "old")
     beside.mkdir()
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
-        yield beside
-        shutil.rmtree(old, ignore_errors=True)
-        if path.exists():
-            path.rename(old)
-        try:
-            beside.rename(path)
-        except BaseException:
-            if old.exists():
-                old.rename(path)
-            raise
+        with locked_folder(beside, fcntl.LOCK_EX):
+            yield beside
+            with locked_folder(path, fcntl.LOCK_EX):  # the old one, also under its other name
+                if path.exists():
+                    path.rename(old)
+                try:
+                    beside.rename(path)
+                except BaseException:
+                    if old.exists():
+                        old.rename(path)
+                    raise
+                shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _clear_up(path: Path) -> None:
+    """Undo what killed writers of the folder `path` had begun."""
+    for left in [*_beside(path, "old"), *_beside(path, "part")]:
+        with suppress(BlockingIOError), locked_folder(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if left.suffix == ".old" and left.exists() and not path.exists():
+                left.rename(path)
+            elif any(left.glob("*")):  # an empty one may have been made just now, and not be locked yet
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _new_name(path: Path, ending: str) -> Path:
+    """A process id would not do: in each of two containers that share a volume it may be 1."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(TOKEN // 2)}.{ending}")
+
+
+def _beside(path: Path, ending: str) -> list[Path]:
+    """All that have such a name."""
+    return list(path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * TOKEN}.{ending}"))
 
 
 @contextmanager

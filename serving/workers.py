@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ctypes import c_bool
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
@@ -32,24 +33,33 @@ from recsys.errors import RecsysError
 from serving import logs
 from serving.app import create_app
 from serving.metrics import Metrics, mark_process_dead
+from serving.service import Service
 from serving.settings import ServiceSettings
 
-CANNOT_START = 3  # exit code of a worker whose model cannot be loaded; another would fare no better
+CANNOT_START = 3  # exit code of a worker whose model cannot be loaded; while none ever was, none will be
 LAST_RESORT_S = 10.0  # after the limit for a graceful stop; then a worker is killed
 SHORT_LIFE_S = 30.0
 SHORT_LIVES = 3  # of workers, in a row; then something is wrong that a restart does not mend
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # before another worker is tried where one could not start; they double
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Start:
     """What a worker is told; it is pickled, and travels through a pipe: what is secret in `settings` stands in nobody's
-    argv."""
+    argv.
+
+    alone  no other worker listens
+    ready  shared by all workers; the first whose model is loaded makes it true. Without a lock, which a worker that
+           is killed could leave held
+    """
 
     settings: ServiceSettings
     log_format: str = "text"
     log_level: str = "info"
     metrics_dir: Path | None = None
+    alone: bool = True
+    ready: c_bool | None = None
 
     def configure_logs(self) -> None:
         key = self.settings.api_key
@@ -81,7 +91,19 @@ def serve(start: Start, listening: socket.socket) -> None:
             failures.append(error)
         server.should_exit = True
 
-    app = create_app(settings, on_failure=stop, metrics=Metrics(start.metrics_dir))
+    def load(settings: ServiceSettings, metrics: Metrics) -> Service:
+        service = Service.load(settings, metrics)
+        if start.ready is not None:
+            start.ready.value = True
+        return service
+
+    metrics = Metrics(start.metrics_dir)
+    if start.alone:
+        app = create_app(settings, load, on_failure=stop, metrics=metrics)
+    else:  # listening while it loads, it would take connections from the others, only to refuse
+        with _told_to_stop(sys.exit):
+            loaded = load(settings, metrics)
+        app = create_app(settings, lambda *_: loaded, on_failure=stop, metrics=metrics)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -103,14 +125,19 @@ def serve(start: Start, listening: socket.socket) -> None:
 
 
 def supervise(start: Start, listening: socket.socket, workers: int) -> None:
-    """Serve in `workers` processes until told to stop. One that dies is replaced. Raises RecsysError where they cannot
-    start, or die as soon as they have."""
+    """Serve in `workers` processes until told to stop. One that dies is replaced; where the new one cannot start, as
+    while the store is away, the others go on and it is tried again. Raises RecsysError where none can start, or they
+    die as soon as they have."""
     stopping = threading.Event()
     with tempfile.TemporaryDirectory(prefix="recsys-metrics-") as folder, _told_to_stop(stopping.set):
-        told = replace(start, metrics_dir=Path(folder))
-        running: dict[SpawnProcess, float] = {_spawn(told, listening): time.monotonic() for _ in range(workers)}
+        ready = multiprocessing.get_context("spawn").RawValue(c_bool)
+        told = replace(start, metrics_dir=Path(folder), ready=ready)
+        running: dict[SpawnProcess, float] = {}
         short_lives, trouble = 0, ""
+        pause_s, again_at = FIRST_PAUSE_S, 0.0
         while not stopping.is_set() and not trouble:
+            while len(running) < workers and time.monotonic() >= again_at:
+                running[_spawn(replace(told, alone=not running), listening)] = time.monotonic()
             wait([process.sentinel for process in running], timeout=0.2)
             for process in [p for p in running if p.exitcode is not None]:
                 lived_s = time.monotonic() - running.pop(process)
@@ -118,15 +145,20 @@ def supervise(start: Start, listening: socket.socket, workers: int) -> None:
                     break
                 mark_process_dead(Path(folder), process.pid or 0)
                 log.error("worker %s ended with exit code %s after %.0f s", process.pid, process.exitcode, lived_s)
-                short_lives = short_lives + 1 if lived_s < SHORT_LIFE_S else 0
                 if process.exitcode == CANNOT_START:
-                    trouble = "A worker could not load its model; its log line above says why."
-                elif short_lives >= SHORT_LIVES:
+                    if not ready.value:
+                        trouble = "A worker could not load its model; its log line above says why."
+                    elif time.monotonic() >= again_at:  # of several that fail together, the first sets the pause
+                        log.error("%d worker(s) go on; another is tried in %g s", len(running), pause_s)
+                        again_at, pause_s = time.monotonic() + pause_s, min(2 * pause_s, LONGEST_PAUSE_S)
+                    continue
+                short_lives += 1
+                if lived_s >= SHORT_LIFE_S:
+                    short_lives, pause_s = 0, FIRST_PAUSE_S
+                if short_lives >= SHORT_LIVES:
                     trouble = (
                         f"{SHORT_LIVES} workers in a row ended within {SHORT_LIFE_S:g} s; the log above says more."
                     )
-                else:
-                    running[_spawn(told, listening)] = time.monotonic()
         listening.close()
         _stop_all(list(running), start.settings)
     if trouble:

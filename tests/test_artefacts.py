@@ -1,13 +1,21 @@
 """What is written is whole or not there. Stage: every stage."""
 
+import contextlib
+import fcntl
 import hashlib
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from recsys.artefacts import (
+    FORGOTTEN_S,
     fingerprint_files,
     fingerprint_value,
+    locked_folder,
     read_json,
     replacing_file,
     replacing_folder,
@@ -73,14 +81,102 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(old: bool, tmp_path: P
     assert [p.name for p in tmp_path.iterdir()] == (["models"] if old else [])
 
 
-def test_leftovers_of_a_killed_run_do_not_get_into_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.getpid", lambda: 7)
-    part = tmp_path / ".models.7.part"
-    part.mkdir()
-    (part / "stale.txt").write_text("stale")
+def killed(path: Path, writer: str) -> None:
+    """A process that begins to write at `path`, as `writer` does, and is killed."""
+    lines = [
+        "import sys, time; from pathlib import Path; from recsys import artefacts",
+        f"with artefacts.{writer}(Path(sys.argv[1])) as beside:",
+        "    (beside / 'half.txt' if beside.is_dir() else beside).write_text('half')",
+        "    print('begun', flush=True); time.sleep(60)",
+    ]
+    with subprocess.Popen([sys.executable, "-c", "\n".join(lines), path], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.kill()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_next_writer_clears_away_what_a_killed_one_left(fails: bool, tmp_path: Path) -> None:
+    for name in ("models", "models.x"):  # of the other path, nothing is touched
+        killed(tmp_path / name, "replacing_folder")
+    assert sorted(inside(tmp_path).values()) == ["half", "half"]
+    with contextlib.suppress(HaltedError), replacing_folder(tmp_path / "models") as beside:
+        assert list(beside.iterdir()) == []
+        (beside / "a.txt").write_text("new")
+        if fails:
+            raise HaltedError
+    (other,) = tmp_path.glob(".models*")
+    assert other.name.startswith(".models.x.")
+    assert inside(tmp_path / "models") == ({} if fails else {"a.txt": "new"})
+
+
+def test_an_old_folder_that_is_the_only_one_is_put_back(tmp_path: Path) -> None:
+    """Its writer was killed between the two renames."""
+    old = tmp_path / ".models.0123456789abcdef.old"
+    old.mkdir()
+    (old / "a.txt").write_text("old")
+    with locked_folder(old, fcntl.LOCK_EX), pytest.raises(HaltedError), replacing_folder(tmp_path / "models"):
+        raise HaltedError
+    assert inside(tmp_path) == {f"{old.name}/a.txt": "old"}, "its writer is alive"
+    with pytest.raises(HaltedError), replacing_folder(tmp_path / "models"):
+        raise HaltedError
+    assert inside(tmp_path) == {"models/a.txt": "old"}
+    old.mkdir()
+    (old / "a.txt").write_text("older")
+    with pytest.raises(HaltedError), replacing_folder(tmp_path / "models"):
+        raise HaltedError
+    assert inside(tmp_path) == {"models/a.txt": "old"}
+
+
+def test_an_old_folder_is_locked_until_it_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that nobody puts it back between the two renames of a writer that is alive."""
+    (tmp_path / "models").mkdir()
+    removed = []
+
+    def removing(folder: Path, **_: object) -> None:
+        if folder.suffix == ".old":
+            with pytest.raises(BlockingIOError), locked_folder(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                pass
+            removed.append(folder.exists())
+
+    monkeypatch.setattr("shutil.rmtree", removing)
+    with replacing_folder(tmp_path / "models"):
+        pass
+    assert removed == [True]
+
+
+def test_two_writers_of_one_place_leave_each_other_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process 1 of two containers that share a volume. The last to end wins."""
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    with replacing_folder(tmp_path / "models") as first:
+        (first / "a.txt").write_text("first")
+        with replacing_folder(tmp_path / "models") as second:
+            (second / "b.txt").write_text("second")
+        assert inside(tmp_path / "models") == {"b.txt": "second"}
+    with replacing_file(tmp_path / "c.txt") as first:
+        first.write_text("first")
+        with replacing_file(tmp_path / "c.txt") as second:
+            second.write_text("second")
+        assert (tmp_path / "c.txt").read_text() == "second"
+    assert inside(tmp_path) == {"models/a.txt": "first", "c.txt": "first"}
+
+
+def test_a_folder_just_made_is_not_yet_locked_and_stays(tmp_path: Path) -> None:
+    (tmp_path / ".models.0123456789abcdef.part").mkdir()
     with replacing_folder(tmp_path / "models") as beside:
         (beside / "a.txt").write_text("new")
-    assert inside(tmp_path) == {"models/a.txt": "new"}
+    assert {p.name for p in tmp_path.iterdir()} == {"models", ".models.0123456789abcdef.part"}
+
+
+def test_a_part_of_a_file_is_removed_once_it_is_a_day_old(tmp_path: Path) -> None:
+    killed(tmp_path / "c.txt", "replacing_file")
+    (left,) = tmp_path.iterdir()
+    for age_s, stays in ((FORGOTTEN_S - 60, True), (FORGOTTEN_S + 60, False)):
+        os.utime(left, (time.time() - age_s,) * 2)
+        with replacing_file(tmp_path / "c.txt") as beside:
+            beside.write_text("new")
+        assert left.exists() is stays
+    assert inside(tmp_path) == {"c.txt": "new"}
 
 
 def test_json_is_sorted_readable_and_ends_its_line(tmp_path: Path) -> None:

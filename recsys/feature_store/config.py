@@ -10,11 +10,17 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from recsys.errors import ConfigError
 from recsys.feature_store.importing import import_feast
 from recsys.home import DatasetHome
+
+# Without them a call to a machine that went away without a word takes a quarter of an hour, or has no end. redis-py
+# tries four times with pauses, so that with them a call takes up to some twenty seconds.
+TIME_LIMITS_S: Final = {"socket_timeout": 2, "socket_connect_timeout": 1}
+# scheme, then user and password as SQLAlchemy reads them, host and port, database
+REGISTRY_ADDRESS: Final = re.compile(r"([\w+]+://)(?:[^:/]*(?::[^@]*)?@)?([\w.:\[\]-]*)(/[\w./-]*)?")
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,8 @@ class FeatureStoreConfig:
     home              everything embedded lies below `home.feast` and `home.features`
     repo              the `feature_repo` folder
     online_store      "sqlite" (embedded) or "redis"
-    redis_connection  "host:port[,option=value...]"; needed for "redis", an error otherwise
+    redis_connection  "host:port[,option=value...]"; needed for "redis", an error otherwise. May hold a password, as the
+                      next may: neither is written anywhere (`address` is)
     registry_path     database URL of a shared registry (postgresql+psycopg://...); None is SQLite in the home
     """
 
@@ -52,6 +59,19 @@ class FeatureStoreConfig:
         """
         readable = re.sub(r"[^0-9a-zA-Z]+", "_", self.home.name).strip("_")
         return f"recsys_{readable}_{hashlib.sha256(str(self.home.root.resolve()).encode()).hexdigest()[:8]}"
+
+    @property
+    def address(self) -> str:
+        """Which store this is, to be shown and kept: kind, servers and databases, without users, passwords, options."""
+        found: list[str] = [self.online_store]
+        if self.redis_connection is not None:
+            parts = self.redis_connection.split(",")
+            servers = [part for part in parts if "=" not in part][:1]  # Feast takes the first
+            found.append(",".join([*servers, *(part for part in parts if part.startswith("db="))]))
+        if self.registry_path is not None:
+            told = REGISTRY_ADDRESS.match(self.registry_path)
+            found.append("".join(told.groups("")) if told else "an unknown registry")
+        return " ".join(found)
 
     @property
     def registry_file(self) -> Path | None:
@@ -87,7 +107,14 @@ class FeatureStoreConfig:
             # lose the second. Without that check the last write wins, as in SQLite, and `push_state` keeps order.
             raw["online_store"] = {
                 "type": "redis",
-                "connection_string": self.redis_connection,
+                "connection_string": with_time_limits(self.redis_connection or ""),
                 "skip_dedup": True,
             }
         return import_feast().RepoConfig(repo_path=self.repo, **raw)
+
+
+def with_time_limits(redis_connection: str) -> str:
+    """The connection with TIME_LIMITS_S for those that it does not name itself."""
+    named = {part.partition("=")[0] for part in redis_connection.split(",")}
+    limits = [f"{name}={limit_s}" for name, limit_s in TIME_LIMITS_S.items() if name not in named]
+    return ",".join([redis_connection, *limits])

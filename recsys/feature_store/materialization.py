@@ -11,6 +11,7 @@ deleted at the end, so that nobody looks unknown in between.
 """
 
 import contextlib
+import fcntl
 import io
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from recsys.artefacts import locked_folder
 from recsys.columns import EVENT_TIMESTAMP, ITEM_ID, ITEM_STATS_VIEW, USER_ID, USER_SEEN_VIEW, USER_STATE_VIEW
 from recsys.feature_store.config import FeatureStoreConfig
 from recsys.feature_store.tables import table_path
@@ -52,18 +54,27 @@ def stamp_range(paths: Sequence[Path]) -> tuple[datetime, datetime]:
 def materialize_all(
     feast_store: Any, config: FeatureStoreConfig, before_swap: Callable[[Any], object] = lambda _fresh: None
 ) -> None:
-    """Replace the online store's content; Feast shows its progress bars on stderr.
+    """Replace the online store's content, one process at a time; Feast shows its progress bars on stderr.
 
     `before_swap` gets the Feast store over the SQLite file beside, once it is full and before anybody reads it.
     """
-    start, end = stamp_range([table_path(config.home, view) for view in VIEWS])
-    if config.online_file is None:
-        _materialize(feast_store, start, end)
-        _delete_strangers(feast_store, config)
-        return
+    config.home.feast.mkdir(parents=True, exist_ok=True)
+    with locked_folder(config.home.feast, fcntl.LOCK_EX):  # two would fill, and remove, one file beside
+        start, end = stamp_range([table_path(config.home, view) for view in VIEWS])
+        if config.online_file is None:
+            _materialize(feast_store, start, end)
+            _delete_strangers(feast_store, config)
+        else:
+            _materialize_beside(config, config.online_file, start, end, before_swap)
+
+
+def _materialize_beside(
+    config: FeatureStoreConfig, online: Path, start: Any, end: Any, before_swap: Callable[[Any], object]
+) -> None:
+    """Fill a new SQLite file and copy it over."""
     from feast import FeatureStore
 
-    fresh_file = config.online_file.with_name(".online.db.part")
+    fresh_file = online.with_name(".online.db.part")
     fresh_file.unlink(missing_ok=True)
     fresh = FeatureStore(config=config.feast_config(fresh_file))
     try:
@@ -71,7 +82,7 @@ def materialize_all(
         fresh.provider.update_infra(config.project, [], views, [], entities, partial=True)
         _materialize(fresh, start, end)
         before_swap(fresh)
-        _copy_over(fresh_file, config.online_file)
+        _copy_over(fresh_file, online)
     finally:
         fresh.provider.teardown_infra(config.project, [], [])  # closes and removes the file beside
         dispose(fresh)

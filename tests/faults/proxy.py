@@ -33,7 +33,7 @@ class Proxy:
 
     def close(self) -> None:
         self._listening.close()
-        self._close_all()
+        self.refusing = True
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -48,6 +48,9 @@ class Proxy:
                     client.close()
                     continue
                 self._open |= {client, server}
+                if self._refusing:  # since it was asked above
+                    self._close_all()
+                    continue
                 threading.Thread(target=self._pass, args=(client, server, True), daemon=True).start()
                 threading.Thread(target=self._pass, args=(server, client, False), daemon=True).start()
 
@@ -62,8 +65,9 @@ class Proxy:
                 one.shutdown(socket.SHUT_RDWR)
 
     def _close_all(self) -> None:
-        for one in list(self._open):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
-        self._open.clear()
+        with contextlib.suppress(KeyError):
+            while True:
+                one = self._open.pop()
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+                one.close()

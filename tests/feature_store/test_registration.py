@@ -129,7 +129,8 @@ def test_servers_by_configuration(tmp_path: Path) -> None:
     assert told.project == config.project
     assert told.project.startswith("recsys_ml_1m_")
     assert told.registry.path == "postgresql+psycopg://feast@db/feast"
-    assert (told.online_store.type, told.online_store.connection_string) == ("redis", "redis:6379,db=1")
+    assert told.online_store.type == "redis"
+    assert told.online_store.connection_string == "redis:6379,db=1,socket_timeout=2,socket_connect_timeout=1"
     assert told.online_store.skip_dedup is True
     assert told.offline_store.type == "duckdb"
     assert (config.registry_file, config.online_file) == (None, None)

@@ -19,6 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from recsys.feature_store import FeatureStore
+from serving.bench.outage import store_away
 from serving.event_log import EventLog
 
 from .serving_world import DATASET, ServingWorld, build
@@ -171,6 +172,31 @@ def test_a_worker_that_dies_is_replaced_and_one_without_its_parent_stops(root: P
         while any(Path(f"/proc/{pid}").exists() for pid in second):
             assert time.monotonic() < until
             time.sleep(0.05)
+
+
+def test_while_the_store_is_away_a_dead_worker_does_not_take_the_others_along(root: Path) -> None:
+    """Its successors cannot start, and try again more and more seldom. None of them takes a connection meanwhile."""
+    with served(root, "--workers", "2") as service:
+        service.wait_ready(2)
+        first = children(service.process.pid)
+        with store_away(root / DATASET / "feast" / "online.db"):
+            os.kill(min(first), signal.SIGKILL)
+            answers = 0
+            while not any("1 worker(s) go on; another is tried in 2 s" in line for line in service.lines):
+                assert service.process.poll() is None, "".join(service.lines)[-4000:]
+                with service.client() as client:
+                    response = client.get("/v1/users/3/recommendations")
+                assert response.status_code == 200
+                assert "user_state" in response.json()["degraded"]
+                answers += 1
+            assert answers > 20
+            assert any("1 worker(s) go on; another is tried in 1 s" in line for line in service.lines)
+            assert any("ended with exit code 3" in line for line in service.lines)
+        service.wait_ready(3)
+        assert max(first) in children(service.process.pid)
+        assert len(children(service.process.pid)) == 2
+        assert service.stop() == 0
+    assert "Traceback" not in "".join(service.lines)
 
 
 def test_workers_that_cannot_load_end_the_service(root: Path) -> None:

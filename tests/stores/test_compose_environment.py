@@ -202,6 +202,18 @@ def test_training_left_everything_on_the_servers(composed: Composed) -> None:
         assert connection.dbsize() >= len(composed.home.users)
 
 
+def test_no_secret_is_written_anywhere(composed: Composed) -> None:
+    """MLflow asks for no password, and bundles travel."""
+    with psycopg.connect(f"{composed._address}/mlflow") as connection:
+        told = dict(connection.execute("SELECT key, value FROM params").fetchall())
+    assert told["feature_store"].startswith("redis 127.0.0.1:")
+    files = [path for root in (composed.home.root, composed.mlflow.artifacts) for path in root.rglob("*")]
+    assert len([path for path in files if path.name == "bundle.json"]) >= 2
+    for secret in SECRETS.values():
+        assert secret not in "".join(told.values())
+        assert [path for path in files if path.is_file() and secret.encode() in path.read_bytes()] == []
+
+
 def test_the_service_fetches_its_model_from_the_server(composed: Composed, client: httpx.Client) -> None:
     user = int(composed.home.events["user_id"].iloc[0])
     known = int((composed.home.events["user_id"] == user).sum())
