@@ -8,6 +8,7 @@ events are in the newest states, the seen movies and the movie statistics, and i
 before changes. A service may run meanwhile, and loses none.
 """
 
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pipelines.job import Job
 from recsys.columns import ITEM_STATS_VIEW, TIMESTAMP, USER_ID, USER_SEEN_VIEW, USER_STATE_VIEW
 from recsys.feature_store import Latest, history_path, write_feature_tables
 from recsys.features.contexts import Contexts
-from recsys.features.item_stats import snapshots
+from recsys.features.item_stats import SECONDS_PER_DAY, day_of, snapshots
 
 
 def ranker_contexts(job: Job, after: int, through: int) -> Contexts:
@@ -43,6 +44,9 @@ def run(job: Job) -> None:
     latest = Latest.of(job.histories, job.tables.events, job.tables.users, job.home.events)
     if latest.received:
         job.report(f"features: {len(latest.received):,} users moved by the event log")
-    write_feature_tables(job.home, job.histories, snapshots(latest.known), contexts, latest)
+    # Of days that have ended: a part of today's would pass for the whole once it is midnight.
+    today = int(day_of(int(time.time())))
+    ended = latest.known[latest.known[TIMESTAMP] < today * SECONDS_PER_DAY]
+    write_feature_tables(job.home, job.histories, snapshots(ended), contexts, latest)
     job.store.apply()
     job.store.materialize()

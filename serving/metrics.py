@@ -27,7 +27,8 @@ SHED = ("queue_full", "budget", "rate_limit")
 EVENTS = ("applied", "pending", "refused", "repeated", "logged")
 RELOADS = ("swapped", "refused", "failed")
 ANSWERS = ("requests", "pages", "similar", "history")  # "requests": answers with recommendations
-STORE = ("store.not_asked", "store.left_alone")  # reads that the circuit refused; times that it opened
+# reads that the circuit refused; times that it opened; calls with events that were too many to keep
+STORE = ("store.not_asked", "store.left_alone", "store.left_out")
 PREDICTIONS = ("predictions.logged", "predictions.dropped", "predictions.failed", "predictions.files_removed")
 COUNTS = ANSWERS + STORE + PREDICTIONS
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

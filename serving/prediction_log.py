@@ -19,8 +19,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 LOGGED: Final = "predictions.logged"  # on disk
 DROPPED: Final = "predictions.dropped"  # the queue was full
-FAILED: Final = "predictions.failed"  # the disk refused, or a part could not be read again
+FAILED: Final = "predictions.failed"  # the disk refused an answer or an hour, or a file could not be read again
 REMOVED: Final = "predictions.files_removed"  # by the bounds on bytes and days
 
 LONGEST_FILTERS: Final = (
@@ -44,8 +45,10 @@ LONGEST_FILTERS: Final = (
 LOOK_S: Final = 0.1  # how often the thread looks for answers
 TIDY_S: Final = 60.0
 GRACE_S: Final = 60.0  # an hour is merged so long after its end, when every worker has flushed
+Offered = tuple[Prediction, Filters | None]
 _NO_IDS: Final = np.empty(0, dtype=np.int64)
 _NO_SCORES: Final = np.empty((0, 0), dtype=np.float32)
+_NO_FILTERS: Final = Filters()
 _NO_RANKS: Final = np.empty((0, 0), dtype=np.int32)
 log = logging.getLogger(__name__)
 
@@ -111,7 +114,7 @@ class PredictionLog:
         self._capacity = capacity
         # Not a `queue.Queue`: its lock and its waking of the thread hand the interpreter back and forth, which cost a
         # request milliseconds under load. Appending is atomic; the thread looks in every LOOK_S.
-        self._queue: deque[tuple[Prediction, Filters | None]] = deque()
+        self._queue: deque[Offered] = deque()
         self._name = f"{os.getpid()}-{time.time_ns():x}"  # a process number comes again, in containers always
         self._n_parts = 0
         self._closing = threading.Event()
@@ -141,7 +144,7 @@ class PredictionLog:
             return False
         received_us = self._received_us(call)
         for row, user_id in enumerate(user_ids):
-            p = np.ones(len(shown[row]), dtype=np.float32) if propensities is None else propensities[row].copy()
+            p = _constants(len(shown[row])).ones if propensities is None else propensities[row].copy()
             prediction = _prediction(received_us, call, model, user_id, states, found, shown[row], wanted, row, p)
             if not self._put(prediction, wanted.filters):
                 return False
@@ -153,7 +156,7 @@ class PredictionLog:
         """The same for a further page of a list: which movies stood where. Their features were not kept."""
         if not sampled(call.request_id, self._share):
             return False
-        nothing = np.full(len(item_ids), np.nan, dtype=np.float32)
+        constants = _constants(len(item_ids))
         received_us = self._received_us(call)
         prediction = Prediction(
             request_id=call.request_id,
@@ -180,10 +183,10 @@ class PredictionLog:
             candidate_ranks=_NO_RANKS,
             item_ids=item_ids.copy(),
             positions=np.arange(first_position, first_position + len(item_ids)),
-            scores=nothing,
-            watch_probabilities=nothing,
-            like_probabilities=nothing,
-            propensities=np.ones(len(item_ids), dtype=np.float32),
+            scores=constants.nothing,
+            watch_probabilities=constants.nothing,
+            like_probabilities=constants.nothing,
+            propensities=constants.ones,
             features=None,
         )
         return self._put(prediction, None)
@@ -206,13 +209,13 @@ class PredictionLog:
     # -- the thread -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        waiting: list[Prediction] = []
+        waiting: list[Offered] = []
         oldest = tidied = time.monotonic()
         while True:
             closing = self._closing.wait(LOOK_S)
             oldest = oldest if waiting else time.monotonic()
             while self._queue:
-                waiting.append(_with_filters(*self._queue.popleft()))
+                waiting.append(self._queue.popleft())
                 if len(waiting) >= self._flush_rows:
                     self._flush(waiting)
                     waiting = []
@@ -225,12 +228,13 @@ class PredictionLog:
             if closing:
                 return
 
-    def _flush(self, waiting: list[Prediction]) -> None:
+    def _flush(self, waiting: list[Offered]) -> None:
         """One part. An answer that cannot be written as Parquet is looked for and left out, alone."""
         self._n_parts += 1
         outcome = LOGGED
         try:
-            write_parts(self.folder, waiting, f"{self._name}-{self._n_parts:06}")
+            predictions = [_with_filters(*offered) for offered in waiting]
+            write_parts(self.folder, predictions, f"{self._name}-{self._n_parts:06}")
         except OSError as error:
             log.error("%d answers are not in the prediction log: %s", len(waiting), error)
             outcome = FAILED
@@ -242,20 +246,31 @@ class PredictionLog:
                 return
             log.exception("an answer is not in the prediction log")
             outcome = FAILED
-        for _ in waiting:
-            self._count(outcome)
+        self._count_each(outcome, len(waiting))
 
     def _tidy(self) -> None:
+        """Removing comes first: a merge needs room. Each is tried, whatever became of the other."""
+        now = self._clock()
         try:
-            _, unreadable = merge_finished_hours(self.folder, self._clock(), GRACE_S)
-            removed = remove_oldest(self.folder, self._clock(), self._most_bytes, self._most_days)
+            removed = remove_oldest(self.folder, now, self._most_bytes, self._most_days)
         except Exception:
-            log.exception("the prediction log was not tidied; it is tried again in %.0f s", TIDY_S)
-            self._count(FAILED)
-            return
-        for name, times in ((FAILED, unreadable), (REMOVED, removed)):
-            for _ in range(times):
-                self._count(name)
+            self._not_tidied("the oldest files of the prediction log were not removed")
+        else:
+            self._count_each(REMOVED, removed)
+        try:
+            _, failed = merge_finished_hours(self.folder, now, GRACE_S)
+        except Exception:
+            self._not_tidied("the hours of the prediction log were not merged")
+        else:
+            self._count_each(FAILED, failed)
+
+    def _not_tidied(self, what: str) -> None:
+        log.exception("%s; it is tried again in %.0f s", what, TIDY_S)
+        self._count(FAILED)
+
+    def _count_each(self, name: str, times: int) -> None:
+        for _ in range(times):
+            self._count(name)
 
 
 def _prediction(
@@ -271,14 +286,15 @@ def _prediction(
     propensities: npt.NDArray[np.float32],
 ) -> Prediction:
     n = len(shown)
-    there = 0  # candidates that the ranker was given, or all where it did not run
+    constants = _constants(n)
+    ids = model.catalogue.item_ids  # shown and candidates are movies of the catalogue: `to_ids` would look for others
     features = None
     if found is not None:
         candidates = found.candidates
         depth = candidates.item_idx.shape[1] if found.features is None else found.features.shape[1]
-        there = int((candidates.item_idx[row, :depth] >= 0).sum())
+        # candidates that the ranker was given, or all where it did not run; where there are fewer, the end is -1
+        there = int(np.count_nonzero(candidates.item_idx[row, :depth] >= 0))
         features = _features(found, row, n)
-    nothing = np.full(n, np.nan, dtype=np.float32)
     return Prediction(
         request_id=call.request_id,
         now=int(states.now[row]),
@@ -292,24 +308,40 @@ def _prediction(
         k=asked.k,
         list_length=asked.length,
         diversity=asked.diversity,
-        filters_given=asked.filters != Filters(),
+        filters_given=asked.filters != _NO_FILTERS,
         filters=None,
         degraded=tuple(call.degraded),
         n_events=int(states.n_events[row]),
         last_event=int(states.timestamps[row, -1]) if states.item_idx[row, -1] >= 0 else None,
         source_names=() if found is None else found.candidates.source_names,
         feature_names=() if features is None else model.recommender.feature_names,
-        candidate_ids=_NO_IDS if found is None else model.catalogue.to_ids(candidates.item_idx[row, :there]),
+        candidate_ids=_NO_IDS if found is None else ids[candidates.item_idx[row, :there]],
         candidate_scores=_NO_SCORES if found is None else candidates.source_scores[row, :there].copy(),
         candidate_ranks=_NO_RANKS if found is None else candidates.source_ranks[row, :there].copy(),
-        item_ids=model.catalogue.to_ids(shown),
-        positions=np.arange(1, n + 1),
-        scores=nothing if found is None else found.scores[row, :n].copy(),
-        watch_probabilities=nothing if found is None else found.watch_probability[row, :n].copy(),
-        like_probabilities=nothing if found is None else found.like_probability[row, :n].copy(),
+        item_ids=ids[shown],
+        positions=constants.positions,
+        scores=constants.nothing if found is None else found.scores[row, :n].copy(),
+        watch_probabilities=constants.nothing if found is None else found.watch_probability[row, :n].copy(),
+        like_probabilities=constants.nothing if found is None else found.like_probability[row, :n].copy(),
         propensities=propensities,
         features=features,
     )
+
+
+class _Constants(NamedTuple):
+    """(k,) each, for answers of k movies: places 1 to k, propensities of 1, NaN where there is no value."""
+
+    positions: npt.NDArray[np.int64]
+    ones: npt.NDArray[np.float32]
+    nothing: npt.NDArray[np.float32]
+
+
+@cache
+def _constants(k: int) -> _Constants:
+    constants = _Constants(np.arange(1, k + 1), np.ones(k, dtype=np.float32), np.full(k, np.nan, dtype=np.float32))
+    for array in constants:
+        array.flags.writeable = False  # answers share them
+    return constants
 
 
 def _features(found: Recommendations, row: int, n_shown: int) -> npt.NDArray[np.float32] | None:
@@ -318,7 +350,7 @@ def _features(found: Recommendations, row: int, n_shown: int) -> npt.NDArray[np.
         return None
     depth = found.features.shape[1]
     position = found.position[row, :n_shown]
-    rows: npt.NDArray[np.float32] = found.features[row, np.minimum(position, depth - 1)]  # a copy
+    rows: npt.NDArray[np.float32] = found.features[row].take(position, axis=0, mode="clip")  # a copy
     rows[position >= depth] = np.nan
     return rows
 

@@ -4,18 +4,19 @@ Stage: serving. In: the feature store, the event log, events. Out: state and see
 acknowledged event. Absent: how a state moves (`recsys.features.rebuild`), and the log's format.
 
 Order of an event: log, then read, fold and push in one turn of that user, held against threads and other processes
-alike (`store.locks`). If the store fails, the event stays pending: it is folded into whatever this process reads, and
-pushed when the store answers again, with the user's next event, or after a restart from the log. Only ratings move a
-state; events of other kinds are logged, and that is all.
+alike (`store.locks`). If the store fails, the event stays pending (`pending`): it is folded into whatever this process
+reads, and pushed when the store answers again, with the user's next event, or after a restart from the log. Only
+ratings move a state; events of other kinds are logged, and that is all.
 
 A store that fails time after time is known to be away (`circuit`): nobody waits for it then, and one request at a
-time finds out whether it is back.
+time finds out whether it is back. Then the log is read, for events that were too many to keep, and because what the
+store had acknowledged may be gone: a Redis that crashes has lost its last second.
 """
 
 import logging
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -31,6 +32,7 @@ from recsys.features.state import Event, UserState, state_after
 from serving.circuit import Circuit
 from serving.event_log import EventLog, LoggedEvent
 from serving.metrics import Metrics
+from serving.pending import Pending
 from serving.threads import Threads
 
 Ids = npt.NDArray[np.int64]
@@ -43,6 +45,7 @@ SLOW_S = 0.25  # a store that takes longer is as good as away, as budgets are a 
 READ_LIMIT_S = 10.0  # for whoever has no budget
 RECORD_LIMIT_S = 2.0  # an event waits that long for the store, then stays pending
 AGAIN_S = 1.0  # how often pending events are tried again while the store answers
+LOG_PAUSES, LOG_PAUSE_S = 10, 60.0  # after the log was read: ten times as long as that took, a minute at most
 TOGETHER = 64  # users moved in one turn, with a write for all
 log = logging.getLogger(__name__)
 
@@ -76,13 +79,19 @@ class UserStates:
     """Safe to share between threads, and between processes that serve one home."""
 
     def __init__(
-        self, store: FeatureStore, event_log: EventLog, metrics: Metrics | None = None, circuit: Circuit | None = None
+        self,
+        store: FeatureStore,
+        event_log: EventLog,
+        metrics: Metrics | None = None,
+        circuit: Circuit | None = None,
+        pending: Pending | None = None,
     ) -> None:
         self._store, self._log, self._metrics = store, event_log, metrics
         self._circuit = circuit or Circuit()
-        self._pending: dict[int, list[Event]] = {}
-        self._pending_lock = threading.Lock()
+        self._pending = Pending() if pending is None else pending
         self._left, self._again_at = False, 0.0  # events are pending without anybody at them; when to try next
+        self._log_at = 0.0  # when to read the log next, if it must be read
+        self._lost: set[int] = set()  # users whose state the store had, and has no more
         self._last: OrderedDict[int, Known] = OrderedDict()
         self._last_lock = threading.Lock()
         self._reading = Threads("store-read", STORE_THREADS)
@@ -90,23 +99,33 @@ class UserStates:
 
     def read(self, user_id: int, timeout_s: float = READ_LIMIT_S) -> Known:
         """One read of the store. Raises StoreError where it fails, takes longer than `timeout_s`, or is known to be
-        away; then at once.
+        away; then at once. Also where it answers, but lacks an acknowledged event that is not pending.
 
         A read cannot be interrupted, only given up; a store that hangs holds STORE_THREADS threads, not the service.
         """
+        # Before the store is asked, and in this order: an event is remembered before it is pushed, and pending or left
+        # out until it was. Afterwards one that was pushed meanwhile would be neither here nor in what was read.
+        remembered = self._last.get(user_id)
+        waiting, left_out = self._pending.of(user_id), self._pending.left_out(user_id)
         stored = self._within(
             self._reading, timeout_s, f"The state of user {user_id} was not read", self._read, user_id
         )
-        known = self._folded(user_id, stored)
+        if left_out:
+            raise StoreError(f"Events of user {user_id} are in the log, and in the store once it has caught up")
+        known = _known(user_id, stored)
+        if remembered is not None and _lacks(known, remembered, waiting):
+            self._lost.add(user_id)
+            self._left = True
+            raise StoreError(f"The store had more events of user {user_id} before; the state is made anew")
         self._remember(known)
-        return known
+        return _folded(user_id, stored, waiting)
 
     def last_known(self, user_id: int) -> Known:
         """What was read or recorded last, for a moment in which the store cannot be read; nothing for a stranger.
         Events that wait for the store are in it."""
-        with self._last_lock:
-            known = self._last.get(user_id)
-        return self._folded(user_id, None if known is None else (known.state, known.seen_ids))
+        waiting = self._pending.of(user_id)  # first: what waits no longer was remembered before
+        known = self._last.get(user_id)
+        return _folded(user_id, None if known is None else (known.state, known.seen_ids), waiting)
 
     def record(self, event: LoggedEvent) -> tuple[Known, bool]:
         """Log a rating and move the user's state. Returns the state and whether the store has it already.
@@ -124,22 +143,22 @@ class UserStates:
         OSError and EventIdError mean that none was logged, and nothing has moved.
         """
         logged = self._log.append(*events)
-        users: dict[int, None] = {}
-        with self._pending_lock:  # whoever reads meanwhile knows the events already
-            for event in logged:
-                if event.rating is not None:
-                    users[event.user_id] = None
-                    waiting = self._pending.get(event.user_id, [])
-                    self._pending[event.user_id] = [*waiting, Event(event.item_id, event.rating, event.timestamp)]
-        moved = self._moved_in_time(list(users))
-        outcomes = []
-        for given, event in zip(events, logged, strict=True):
-            known, applied = None, True
+        by_user: dict[int, list[Event]] = defaultdict(list)
+        for event in logged:
             if event.rating is not None:
-                known, applied = moved.get(event.user_id), event.user_id in moved
-                known = known or self.last_known(event.user_id)
-            outcomes.append(Outcome(event, event is not given, known, applied))
-        return outcomes
+                by_user[event.user_id].append(Event(event.item_id, event.rating, event.timestamp))
+        # before anything else is done: whoever reads meanwhile knows the events already
+        left_out = {user_id: own for user_id, own in by_user.items() if not self._pending.add(user_id, own)}
+        if left_out:
+            self._leave_out(left_out)
+        moved = self._moved_in_time([user_id for user_id in by_user if user_id not in left_out])
+        after = {user_id: moved.get(user_id) or self.last_known(user_id) for user_id in by_user}
+        return [
+            Outcome(event, event is not given, None, applied=True)
+            if event.rating is None
+            else Outcome(event, event is not given, after[event.user_id], applied=event.user_id in moved)
+            for given, event in zip(events, logged, strict=True)
+        ]
 
     def catch_up(self) -> int:
         """Push what the log knows and the store does not, as after a restart. Returns the users moved."""
@@ -163,11 +182,21 @@ class UserStates:
             for some in _turns(user_ids):
                 what = f"The state of {f'user {some[0]}' if len(some) == 1 else f'{len(some)} users'} was not moved"
                 moved |= self._within(self._moving, RECORD_LIMIT_S, what, self._move, some)
-        except StoreError as error:
+        except (StoreError, OSError) as error:  # OSError: no file for a user's lock
             self._left = True
             left = len(user_ids) - len(moved)
             log.warning("events of %d user(s) are in the log, but not yet in the store: %s", left, error)
         return moved
+
+    def _leave_out(self, by_user: dict[int, list[Event]]) -> None:
+        """Too many events are pending to keep these as well. Only the log has them, until the store has caught up with
+        it; meanwhile they are in what is known last, as far as that reaches back."""
+        self._left = True
+        self._count("store.left_out")
+        log.warning("events of %d user(s) are in the log only: too many wait for the store", len(by_user))
+        for user_id, own in by_user.items():
+            known = self.last_known(user_id)
+            self._remember(_folded(user_id, (known.state, known.seen_ids), own))
 
     def _within(self, threads: Threads, limit_s: float, what: str, work: Callable[[A], T], asked: A) -> T:
         """`work(asked)` on a thread that can be left behind. Its outcome tells the circuit how the store is."""
@@ -193,6 +222,7 @@ class UserStates:
         ended = time.perf_counter()
         if ended - started < SLOW_S and self._circuit.succeeded():
             log.warning("the store answers again")
+            self._pending.behind = True  # whatever it had, it may have lost
             self._moving.submit(self._move_pending)
         elif self._left and ended >= self._again_at:  # too few failures for the circuit, or writes alone fail
             self._left, self._again_at = False, ended + AGAIN_S
@@ -211,64 +241,72 @@ class UserStates:
         """Read, fold what is pending, push: one turn. Also where the caller has given up waiting, the turn is ended
         here, so that no later turn is overtaken by an earlier one."""
         now: dict[int, Known] = {}
+        rows: list[Stored] = []
+        whole = self._store.whole_state
         with self._store.locks.held(*user_ids):
-            waiting = {user_id: list(self._pending.get(user_id, ())) for user_id in user_ids}
+            waiting = {user_id: self._pending.of(user_id) for user_id in user_ids}
             for user_id in user_ids:
                 stored = self._store.online_state(user_id)
-                if waiting[user_id]:
-                    now[user_id] = Known(
-                        *moved(stored, user_id, waiting[user_id], self._store.whole_state), stored=True
-                    )
-                else:  # another turn has taken them along
-                    now[user_id] = _known(user_id, stored)
+                known, remembered = _known(user_id, stored), self._last.get(user_id)
+                lost = remembered is not None and _lacks(known, remembered, waiting[user_id])
+                if lost:  # by a store that crashed, or left out here; the tables and the log have it
+                    known = Known(*whole(known.state), stored=True)
+                elif waiting[user_id]:  # else another turn has taken them along
+                    known = Known(*moved(stored, user_id, waiting[user_id], whole), stored=True)
+                if lost or waiting[user_id]:
+                    rows.append((known.state, known.seen_ids))
+                now[user_id] = known
             for known in now.values():  # before the push: if it fails, this is what is known
-                self._remember(known)
-            rows = [(now[user_id].state, now[user_id].seen_ids) for user_id in user_ids if waiting[user_id]]
+                self._remember(known, newest=True)
             if len(rows) == 1:
-                self._store.push_state(*rows[0], stamped=rows[0][0].timestamps[-1])
+                self._store.push_state(*rows[0], stamped=max(rows[0][0].timestamps, default=0))
             else:
                 self._store.push_states(rows)
             for user_id in user_ids:
-                self._settled(user_id, len(waiting[user_id]))
+                self._pending.remove(user_id, len(waiting[user_id]))
+                self._lost.discard(user_id)
         return now
 
-    def _settled(self, user_id: int, count: int) -> None:
-        """The first `count` events of a user are in the store; later ones may have come meanwhile."""
-        with self._pending_lock:
-            rest = self._pending.pop(user_id, [])[count:]
-            if rest:
-                self._pending[user_id] = rest
-
     def _move_pending(self) -> None:
-        """After a failure of the store: every user who has an event that it does not know."""
-        for some in _turns(list(self._pending)):
-            try:
+        """After a failure of the store: every user who has an event that it does not know, then what only the log has.
+        Nobody waits for the outcome; what is left is tried again."""
+        try:
+            for some in _turns(list({*self._pending.users(), *self._lost})):
                 self._move(some)
-            except StoreError as error:
-                self._left = True
-                log.warning("events of %d user(s) wait for the store: %s", len(self._pending), error)
-                return
+            if self._pending.behind:
+                self._follow_log()
+        except Exception as error:
+            self._left = True
+            left, unexpected = len(self._pending.users()), not isinstance(error, StoreError)
+            log.warning("events of %d user(s) wait for the store: %s", left, error, exc_info=unexpected)
 
-    def _folded(self, user_id: int, stored: Stored | None) -> Known:
-        """With what is pending. An event that does not fold exactly is shown all the same: the state is made anew
-        from the log once it is pushed."""
-        waiting = self._pending.get(user_id)
-        if not waiting:
-            return _known(user_id, stored)
-        state, seen = stored if stored is not None else (UserState(user_id), np.empty(0, dtype=np.int64))
-        folded = fold(state, seen, waiting)
-        if folded is None:
-            for event in waiting:
-                state = state_after(state, event)
-            folded = state, np.union1d(seen, [event.item_id for event in waiting]).astype(np.int64)
-        return Known(*folded, stored=True)
+    def _follow_log(self) -> None:
+        """Catch up with the log, unless somebody is at it, or was just now; then later."""
+        started = time.perf_counter()
+        if started < self._log_at or not self._pending.begin():
+            self._left = True
+            return
+        caught_up = False
+        try:
+            count = self.catch_up()
+            caught_up = True
+            log.info("event log read, %d user state(s) moved forward", count)
+        finally:
+            self._pending.end(caught_up)
+            ended = time.perf_counter()
+            self._log_at = ended + min(LOG_PAUSES * (ended - started), LOG_PAUSE_S)
 
-    def _remember(self, known: Known) -> None:
+    def _remember(self, known: Known, newest: bool = False) -> None:
+        """What a turn of the user has made is the newest. A read may be older than what is remembered: turns have
+        ended since it began."""
         if not known.stored:
             return
+        user_id = known.state.user_id
         with self._last_lock:
-            self._last[known.state.user_id] = known
-            self._last.move_to_end(known.state.user_id)
+            last = self._last.get(user_id)
+            if newest or last is None or not _older(known.state, last.state):
+                self._last[user_id] = known
+            self._last.move_to_end(user_id)
             if len(self._last) > REMEMBERED:
                 self._last.popitem(last=False)
 
@@ -280,6 +318,35 @@ class UserStates:
 def _known(user_id: int, stored: Stored | None) -> Known:
     state, seen = stored if stored is not None else (UserState(user_id), np.empty(0, dtype=np.int64))
     return Known(state, seen, stored is not None)
+
+
+def _folded(user_id: int, stored: Stored | None, waiting: Sequence[Event]) -> Known:
+    """With what is pending. An event that does not fold exactly is shown all the same: the state is made anew from the
+    log once it is pushed."""
+    if not waiting:
+        return _known(user_id, stored)
+    state, seen = stored if stored is not None else (UserState(user_id), np.empty(0, dtype=np.int64))
+    folded = fold(state, seen, waiting)
+    if folded is None:
+        for event in waiting:
+            state = state_after(state, event)
+        folded = state, np.union1d(seen, [event.item_id for event in waiting]).astype(np.int64)
+    return Known(*folded, stored=True)
+
+
+def _lacks(known: Known, remembered: Known, waiting: Sequence[Event]) -> bool:
+    """Whether what was read lacks an event that is remembered, other than those that wait."""
+    user_id = known.state.user_id
+    if not _older(known.state, remembered.state):
+        return False
+    now, before = (_folded(user_id, (one.state, one.seen_ids), waiting).state for one in (known, remembered))
+    return _older(now, before)
+
+
+def _older(state: UserState, other: UserState) -> bool:
+    """Whether `state` is of fewer events. Events are never taken back, and of two ratings under one key the higher one
+    counts: neither number can fall."""
+    return (state.n_events, state.rating_sum) < (other.n_events, other.rating_sum)
 
 
 def _turns(user_ids: Sequence[int]) -> Iterator[Sequence[int]]:

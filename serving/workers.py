@@ -40,6 +40,7 @@ CANNOT_START = 3  # exit code of a worker whose model cannot be loaded; while no
 LAST_RESORT_S = 10.0  # after the limit for a graceful stop; then a worker is killed
 SHORT_LIFE_S = 30.0
 SHORT_LIVES = 3  # of workers, in a row; then something is wrong that a restart does not mend
+FIRST_READY_S = 30.0  # how long a worker that has loaded waits for the first one
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # before another worker is tried where one could not start; they double
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,8 @@ def serve(start: Start, listening: socket.socket) -> None:
 
     def load(settings: ServiceSettings, metrics: Metrics) -> Service:
         service = Service.load(settings, metrics)
+        if not start.alone:
+            _wait_for_first(start.ready)
         if start.ready is not None:
             start.ready.value = True
         return service
@@ -122,6 +125,14 @@ def serve(start: Start, listening: socket.socket) -> None:
         app.state.service.store.close()
     if failures:
         raise failures[0]
+
+
+def _wait_for_first(ready: c_bool | None) -> None:
+    """Until a worker is ready that has listened from the beginning: whoever is told by one worker that the service is
+    ready may reach another next. It may also have died."""
+    until = time.monotonic() + FIRST_READY_S
+    while ready is not None and not ready.value and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 def supervise(start: Start, listening: socket.socket, workers: int) -> None:

@@ -29,6 +29,15 @@ def skew(
     max_mismatch: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the answers that may differ without exit code 1.")
     ] = 0.0,
+    max_left_out: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of the answers that may lack a comparison of features without exit code 1. Further pages and "
+            "answers to a history of the request, which never have one, do not count.",
+        ),
+    ] = 0.5,
     max_psi: Annotated[
         float | None, typer.Option(min=0, help="Fail where a feature's PSI exceeds this. Default: it only warns.")
     ] = None,
@@ -40,7 +49,7 @@ def skew(
     """Recompute the features of logged answers from raw events and compare them to the bit.
 
     Names what differs and the likely cause. Writes skew.txt, skew.json and skew.html to the data set's reports. Ends
-    with exit code 1 where more differs than is allowed, or nothing could be compared.
+    with exit code 1 where more differs than is allowed, or less could be compared.
 
     Example: `recsys skew --since 2026-11-21`
     """
@@ -64,7 +73,7 @@ def skew(
     checking.write(job, result)
     print(skew_report.text(result), end="")
     job.report(f"report: {job.home.reports / 'skew.html'}")
-    failed = checking.failures(result, most_mismatches=max_mismatch, most_psi=max_psi)
+    failed = checking.failures(result, most_mismatches=max_mismatch, most_left_out=max_left_out, most_psi=max_psi)
     for why in failed:
         typer.echo(f"recsys skew: {why}", err=True)
     if failed:

@@ -31,7 +31,7 @@ from recsys.ranking.training import TrainingTable, WholeLists
 
 HORIZON_S: Final = 86_400
 LABELS: Final = "labels"  # as in the training table: 1 for what happened
-FOUND: Final = b"recsys.found"  # file metadata: share of the events within a horizon whose movie had been shown
+FOUND: Final = b"recsys.found"  # file metadata: share of what was watched or rated that had been shown before
 IMPRESSIONS: Final = pa.schema(
     [
         (REQUEST_ID, pa.string()),
@@ -54,8 +54,8 @@ IMPRESSIONS: Final = pa.schema(
 
 @dataclass(frozen=True)
 class Summary:
-    """by_position: position, impressions and positives of complete answers. found: share of the events of users with
-    answers whose movie one of their answers had shown within the horizon."""
+    """by_position: position, impressions and positives of complete answers. found: share of what users with answers
+    watched or rated whose movie one of their answers had shown within the horizon."""
 
     answers: int
     impressions: int
@@ -71,7 +71,7 @@ class Summary:
         lines = [
             f"{self.answers:,} answers, {self.impressions:,} impressions, {self.positives:,} watched or rated "
             f"({share:.2%}), {self.rated:,} of them rated; {self.seen:,} impressions confirmed by the client.",
-            f"Of what these users did, {self.found:.1%} had been shown within the horizon.",
+            f"Of what these users watched or rated, {self.found:.1%} had been shown within the horizon.",
             f"{self.open_answers:,} answers are younger than the horizon; they are not in the table below.",
             "",
             f"{'position':>8} {'impressions':>12} {'positives':>10} {'CTR':>8}",
@@ -90,7 +90,8 @@ def join(predictions: Path, events: Path, out: Path, *, until: int, horizon_s: i
     happened = _attributed(shown, logged_events(events), horizon_s)
     shown = _labelled(shown, happened)
     shown["complete"] = shown["received_us"] <= (until - horizon_s) * MICROSECONDS
-    found = float((happened["impression"] >= 0).mean()) if len(happened) else 0.0
+    done = happened[happened[KIND] != SEEN]  # that a movie was shown is nothing that a user did
+    found = float((done["impression"] >= 0).mean()) if len(done) else 0.0
     _write(out, read_predictions(predictions), shown, names, found)
     return _summary(shown, found)
 

@@ -33,7 +33,7 @@ from recsys.monitoring.drift import Drift, drift_by_feature
 from recsys.monitoring.events import logged_events
 from recsys.monitoring.prediction_log import MICROSECONDS, Prediction, n_logged, predictions_folder, read_predictions
 from recsys.monitoring.raw_events import RawEvents
-from recsys.monitoring.recompute import Group, Recomputer, left_out, whole_calls
+from recsys.monitoring.recompute import BY_DESIGN, Group, Recomputer, left_out, whole_calls
 from recsys.ranking.ranker import Ranker
 from recsys.recommender import Recommender
 from recsys.training_table import retrieve_contexts
@@ -240,13 +240,16 @@ def _result(
         ]
         return sorted(rows, key=lambda row: (-row["answers"], row["name"]))
 
+    troubled = sum(n for why, n in comparison.left_out.items() if why not in BY_DESIGN)
     shifted = [name for name, d in found.items() if d.psi > SHIFTED]
     return {
         "compared": comparison.compared,
         "values": comparison.values,
         "mismatching": comparison.mismatching,
         "share": comparison.share,
+        "unranked": comparison.unranked,
         "left_out": dict(comparison.left_out.most_common()),
+        "left_out_share": (troubled + comparison.unranked) / max(troubled + comparison.compared, 1),
         "bundles": dict(comparison.bundles.most_common()),
         "days_behind": {str(days): n for days, n in sorted(comparison.days_behind.items())},
         "features": differences(comparison.features),
@@ -272,11 +275,19 @@ def _result(
     }
 
 
-def failures(result: dict[str, Any], *, most_mismatches: float, most_psi: float | None) -> list[str]:
-    """Why the check fails, a sentence each; empty where it passes."""
+def failures(
+    result: dict[str, Any], *, most_mismatches: float, most_left_out: float, most_psi: float | None
+) -> list[str]:
+    """Why the check fails, a sentence each; empty where it passes. Where little could be compared, that nothing differs
+    says little."""
     out = []
     if not result["compared"]:
         out.append("no answer could be compared")
+    elif result["left_out_share"] > most_left_out:
+        out.append(
+            f"{result['left_out_share']:.2%} of the answers have no features that could be compared, at most "
+            f"{most_left_out:.2%} may"
+        )
     if result["share"] > most_mismatches:
         out.append(f"{result['share']:.2%} of the answers differ, at most {most_mismatches:.2%} may")
     if most_psi is not None and (high := [d for d in result["drift"] if d["psi"] > most_psi]):

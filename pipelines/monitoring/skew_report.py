@@ -30,6 +30,8 @@ def text(result: Mapping[str, Any]) -> str:
     lines = [f"Data: {result['data']['label']}", headline(result), result["verdict"]]
     if result["left_out"]:
         lines += ["", "Not compared:", *(f"{n:>8,}  {why}" for why, n in result["left_out"].items())]
+    if result["unranked"]:
+        lines += ["", f"Compared without features: {_unranked(result)}"]
     behind = {int(days): n for days, n in result["days_behind"].items() if int(days) > 0}
     if behind:
         lines += ["", f"Movie statistics were older than the log allowed in {sum(behind.values()):,} answers,"]
@@ -78,6 +80,7 @@ def page(result: Mapping[str, Any]) -> str:
         *_section("Features that differ", header, [_difference(row) for row in result["features"]]),
         image_html(pictures, "mismatches", "Share of answers in which each feature differs"),
         *_section("Not compared", ["Why", "Answers"], [[why, f"{n:,}"] for why, n in result["left_out"].items()]),
+        f"<p>Compared without features: {_unranked(result)}</p>" if result["unranked"] else "",
         "<h2>Distributions</h2>",
         f"<p class='how'>{escape(_drift_line(result))}</p>",
         image_html(pictures, "psi", "Population stability index of each feature"),
@@ -175,6 +178,10 @@ def _bars(
     axes.grid(axis="x", color=plots.GRID)
     plots.words(figure, title, data, note)
     return plots.png(figure)
+
+
+def _unranked(result: Mapping[str, Any]) -> str:
+    return f"{result['unranked']:,} answers that say they were made without ranking."
 
 
 def _drift_line(result: Mapping[str, Any]) -> str:

@@ -27,7 +27,12 @@ FACTS: Final = {
     "last_event": "moment of the state's last event",
     "now": "moment of the answer against the clock that received it",
     "item_statistics_day": "day of the movie statistics",
+    "retrieved": "candidates, their sources, scores and ranks",
     "candidates": "a shown movie that the ranker would not have seen",
+    "feature_names": "names of the features, in their order",
+    "length": "number of movies shown",
+    "positions": "positions of the movies shown",
+    "propensities": "propensities of the movies shown",
     "order": "movies shown, in their order",
     "scores": "scores",
     "probabilities": "probabilities",
@@ -47,12 +52,14 @@ class Difference:
 
 @dataclass
 class Comparison:
-    """compared, values: answers and feature values that were held against one another; mismatching: answers in which
-    anything differs; left_out: answers by why they could not be compared; days_behind: answers by how many days the
-    statistics were older than what a refresh just before them would have given; kept: calls with a mismatch."""
+    """compared, values: answers and feature values that were held against one another; unranked: compared answers that
+    say they were made without the ranker, and have no features; mismatching: answers in which anything differs;
+    left_out: answers by why they could not be compared; days_behind: answers by how many days the statistics were older
+    than what a refresh just before them would have given; kept: calls with a mismatch."""
 
     compared: int = 0
     values: int = 0
+    unranked: int = 0
     mismatching: int = 0
     features: dict[str, Difference] = field(default_factory=dict)
     facts: dict[str, Difference] = field(default_factory=dict)
@@ -73,6 +80,7 @@ class Comparison:
         for answer in call:
             differing += self._add(answer)
             self.compared += 1
+            self.unranked += "ranking" in answer.prediction.degraded
             self.bundles[answer.prediction.bundle_id] += 1
             self.days_behind[newest_day - answer.prediction.item_statistics_day] += 1
         self.mismatching += differing
@@ -129,7 +137,8 @@ def same_bits(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDA
 
 
 def _facts(answer: Recomputed) -> Mapping[str, tuple[Any, Any]]:
-    """By name: what was logged, and what it should have been."""
+    """By name: what was logged, and what it should have been. What the log lacks is a difference too: nothing else
+    would tell that a column or the end of a list is not written."""
     logged = answer.prediction
     clock = max(logged.received_us // MICROSECONDS, (logged.last_event or 0) + 1)
     ranked = logged.features is None or not (~np.isnan(logged.features).all(axis=1) & ~answer.ranked).any()
@@ -138,7 +147,13 @@ def _facts(answer: Recomputed) -> Mapping[str, tuple[Any, Any]]:
         "last_event": (logged.last_event, answer.last_event),
         "now": (logged.now, logged.now if abs(logged.now - clock) <= RACE_S else clock),
         "item_statistics_day": (logged.item_statistics_day, answer.day),
+        "retrieved": _retrieved(answer),
         "candidates": (True, bool(ranked)),
+        "feature_names": (() if logged.features is None else logged.feature_names, answer.feature_names),
+        "length": (len(logged.item_ids), answer.n_shown),
+        "positions": (logged.positions.tolist(), list(range(1, len(logged.item_ids) + 1))),
+        # 1 for each, as long as an answer is a function of its inputs
+        "propensities": _floats(logged.propensities, np.ones(len(logged.item_ids), dtype=np.float32)),
         "order": (logged.item_ids.tolist(), answer.item_ids.tolist()),
         "scores": _floats(logged.scores, answer.scores),
         "probabilities": _floats(
@@ -148,7 +163,19 @@ def _facts(answer: Recomputed) -> Mapping[str, tuple[Any, Any]]:
     }
 
 
+def _retrieved(answer: Recomputed) -> tuple[Any, Any]:
+    """The first of names, movies, ranks and scores that differs."""
+    logged = answer.prediction
+    pairs = (
+        (logged.source_names, answer.source_names),
+        (logged.candidate_ids.tolist(), answer.candidate_ids.tolist()),
+        (logged.candidate_ranks.tolist(), answer.candidate_ranks.tolist()),
+        _floats(logged.candidate_scores, answer.candidate_scores),
+    )
+    return next(((said, found) for said, found in pairs if said != found), (True, True))
+
+
 def _floats(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> tuple[Any, Any]:
     """Equal where the bits are."""
-    same = len(a) == len(b) and bool(same_bits(a, b).all())
+    same = a.shape == b.shape and bool(same_bits(a, b).all())
     return (True, True) if same else (a.tolist(), b.tolist())

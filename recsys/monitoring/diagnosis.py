@@ -40,12 +40,15 @@ class Finding:
 def diagnose(recomputer: Recomputer, comparison: Comparison, other_bundles: Sequence[str] = ()) -> list[Finding]:
     """Every hypothesis that explains any mismatch, the best first; of equals, the simpler one, which was tried first.
 
-    Looks at the answers with features among `comparison.kept`; empty where there is none.
+    Looks at the calls among `comparison.kept` with features that differ; empty where there is none: of what else may be
+    wrong, every hypothesis would say that the features agree.
     """
-    groups = [group for group in comparison.kept if group[0].features is not None]
-    if not groups:
+    ranked = [group for group in comparison.kept if group[0].features is not None]
+    calls = [call for call in recomputer.recompute(ranked) if any(_differs(answer) for answer in call)]
+    if not calls:
         return []
-    truth = [answer for call in recomputer.recompute(groups) for answer in call]
+    groups = [[answer.prediction for answer in call] for call in calls]
+    truth = [answer for call in calls for answer in call]
     found = []
     for hypothesis in _hypotheses(truth, recomputer, groups, other_bundles):
         again = [answer for call in recomputer.recompute(groups, hypothesis) for answer in call]
@@ -115,10 +118,15 @@ def _hypotheses(
 
 
 def _agrees(answer: Recomputed) -> bool:
+    return answer.features is not None and bool(answer.ranked.all()) and not _differs(answer)
+
+
+def _differs(answer: Recomputed) -> bool:
+    """In a feature that can be compared, by more than rounding."""
     logged, found = answer.prediction.features, answer.features
-    if logged is None or found is None or not answer.ranked.all():
+    if logged is None or found is None:
         return False
-    return bool(np.isclose(logged, found, rtol=RTOL, atol=ATOL, equal_nan=True).all())
+    return not np.isclose(logged, found, rtol=RTOL, atol=ATOL, equal_nan=True).all()
 
 
 # -- columns -----------------------------------------------------------------------------------------------------------

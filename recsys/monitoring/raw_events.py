@@ -30,6 +30,7 @@ from recsys.monitoring.events import RECEIVED_US, ratings_of
 from recsys.monitoring.prediction_log import MICROSECONDS, Prediction
 
 RACE_S: Final = 2
+KNOWN: Final = "known"  # of a logged event, the second from which on statistics count it
 Int = npt.NDArray[np.int64]
 COLUMNS: Final = [USER_ID, ITEM_ID, RATING, TIMESTAMP]
 
@@ -51,6 +52,7 @@ class RawEvents:
         self._catalogue = Catalogue.from_tables(tables.movies, tables.users)
         self._table = tables.events.sort_values([USER_ID, TIMESTAMP, ITEM_ID], kind="stable", ignore_index=True)
         self._logged = ratings_of(logged).sort_values([USER_ID, RECEIVED_US], kind="stable", ignore_index=True)
+        self._logged[KNOWN] = np.maximum(self._logged[TIMESTAMP], self._logged[RECEIVED_US] // MICROSECONDS)
         self._table_users = self._table[USER_ID].to_numpy(np.int64)
         self._logged_users = self._logged[USER_ID].to_numpy(np.int64)
         self._timelines: dict[tuple[str, int | None], ItemStatsTimeline] = {}
@@ -97,14 +99,20 @@ class RawEvents:
         return day > self.last_day and len(self._logged) > 0
 
     def stats(self, bundle_id: str, catalogue: Catalogue, day: int, with_log: bool | None = None) -> ItemStats:
-        """Statistics as of a day, from raw events; with the log's events where the day says so (`holds_log`)."""
+        """Statistics as of a day, from raw events; with the log's events where the day says so (`holds_log`).
+
+        A logged event counts from the day after its reception on, and an event of the table that arrives again in the
+        log, or twice in it, from where it came first."""
         with_log = self.holds_log(day) if with_log is None else with_log
         key = (bundle_id, day if with_log else None)
         if key not in self._timelines:
             events = self._table[COLUMNS]
             if with_log:
-                before = self._logged[self._logged[TIMESTAMP] < day * SECONDS_PER_DAY]
-                events = distinct_rows(pd.concat([events, before[COLUMNS]], ignore_index=True))
+                before = self._logged[self._logged[KNOWN] < day * SECONDS_PER_DAY]
+                before = before.sort_values(KNOWN, ascending=False, kind="stable")
+                given = events.assign(**{KNOWN: events[TIMESTAMP]})
+                kept = distinct_rows(pd.concat([before[given.columns], given], ignore_index=True))
+                events = kept.assign(**{TIMESTAMP: kept[KNOWN]})[COLUMNS]
             self._timelines[key] = ItemStatsTimeline(catalogue, snapshots(events))
         return self._timelines[key].as_of(day)
 
@@ -115,7 +123,7 @@ class RawEvents:
     @cached_property
     def _log_last_day(self) -> Int:
         """For each event in the order of reception: the day from which on what was received so far changes nothing."""
-        in_order = self._logged.sort_values(RECEIVED_US, kind="stable")[TIMESTAMP].to_numpy(np.int64)
+        in_order = self._logged.sort_values(RECEIVED_US, kind="stable")[KNOWN].to_numpy(np.int64)
         return np.asarray(np.maximum.accumulate(day_of(in_order) + 1))
 
     @cached_property

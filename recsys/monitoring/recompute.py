@@ -14,7 +14,7 @@ Shapes: B users of a call, k movies shown, F features.
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,10 @@ from recsys.monitoring.prediction_log import Prediction
 from recsys.monitoring.raw_events import RawEvents, Used
 from recsys.recommender import Context, Filters, Recommendations, Recommender
 
+# Answers that no log could say enough of, however well the service does.
+FURTHER_PAGE: Final = "a further page of a list"
+HISTORY_GIVEN: Final = "its history came with the request and is not kept"
+BY_DESIGN: Final = (FURTHER_PAGE, HISTORY_GIVEN)
 Float = npt.NDArray[np.float32]
 Group = list[Prediction]  # the answers of one call
 
@@ -60,17 +64,24 @@ class Hypothesis:
 @dataclass(frozen=True)
 class Recomputed:
     """features (k, F) of the movies shown, in the order of the log's feature names, NaN where this bundle has no such
-    feature or did not rank the movie; None where the answer was made without ranking. ranked (k,): whether it did.
-    item_ids, scores, watch, like (k,): what it would have shown. n_events, last_event: of the state; day: of the
-    statistics."""
+    feature or did not rank the movie; None where the answer was made without ranking, or has no features to compare
+    with. ranked (k,): whether it did. feature_names: what the ranker is given, () without one. item_ids, scores, watch,
+    like (k,): what it would have shown, as much as is logged; n_shown: how many movies that would have been.
+    source_names and candidate_* as in `Prediction`. n_events, last_event: of the state; day: of the statistics."""
 
     prediction: Prediction
     features: Float | None
     ranked: npt.NDArray[np.bool_]
+    feature_names: tuple[str, ...]
     item_ids: npt.NDArray[np.int64]
     scores: Float
     watch: Float
     like: Float
+    n_shown: int
+    source_names: tuple[str, ...]
+    candidate_ids: npt.NDArray[np.int64]
+    candidate_scores: Float
+    candidate_ranks: npt.NDArray[np.int32]
     n_events: int
     last_event: int | None
     day: int
@@ -79,11 +90,11 @@ class Recomputed:
 def left_out(prediction: Prediction) -> str | None:
     """Why an answer cannot be computed again; None where it can."""
     if prediction.n_events is None:
-        return "a further page of a list"
+        return FURTHER_PAGE
     if "retrieval" in prediction.degraded:
         return "the cold-start list, in place of an answer"
     if prediction.user_id is None:
-        return "its history came with the request and is not kept"
+        return HISTORY_GIVEN
     if "user_state" in prediction.degraded:
         return "answered without the user's state, as it says"
     if prediction.filters_given and prediction.filters is None:
@@ -197,9 +208,11 @@ def _aligned(
     n = len(prediction.item_ids)
     features: Float | None = None
     ranked = np.zeros(n, dtype=bool)
+    candidates = found.candidates
+    depth = candidates.item_idx.shape[1] if found.features is None else found.features.shape[1]
+    there = int((candidates.item_idx[row, :depth] >= 0).sum())
     if prediction.features is not None and found.features is not None:
-        depth = found.features.shape[1]
-        place = {int(i): at for at, i in enumerate(found.candidates.item_idx[row, :depth]) if i >= 0}
+        place = {int(i): at for at, i in enumerate(candidates.item_idx[row, :there])}
         shown = [place.get(int(i), -1) for i in recommender.catalogue.to_idx(prediction.item_ids)]
         ranked = np.array(shown, dtype=np.int64) >= 0
         names = {name: column for column, name in enumerate(recommender.feature_names)}
@@ -211,10 +224,16 @@ def _aligned(
         prediction,
         features,
         ranked,
+        () if found.features is None else recommender.feature_names,
         found.item_ids[row, :n],
         found.scores[row, :n],
         found.watch_probability[row, :n],
         found.like_probability[row, :n],
+        min(prediction.k, int((found.item_ids[row] >= 0).sum())),
+        candidates.source_names,
+        recommender.catalogue.to_ids(candidates.item_idx[row, :there]),
+        candidates.source_scores[row, :there],
+        candidates.source_ranks[row, :there],
         int(states.n_events[row]),
         int(states.timestamps[row, -1]) if states.item_idx[row, -1] >= 0 else None,
         day,

@@ -1,4 +1,4 @@
-"""Redis slow, hanging, refusing, and empty after a restart.
+"""Redis slow, hanging, refusing, back without its last second, and empty after a restart.
 
 Kept: answers come within their budget, with what was known last; every event is in the log at once, and in the store
 when Redis is back, without the user's doing.
@@ -21,6 +21,7 @@ from recsys.features.state import Event, UserState
 from recsys.settings import Settings
 from serving import states
 from serving.metrics import Metrics
+from serving.pending import Pending
 from serving.service import Service
 from serving.settings import ServiceSettings
 from tests.serving.serving_client import connected
@@ -172,17 +173,77 @@ def test_away_and_back(broken: Broken, fault: str) -> None:
     for user in users:
         broken.expect(user)
     broken.wait_for(lambda: all(broken.answer(user)["degraded"] == [] for user in users))
-    assert broken.service.states._pending == {}
+    assert len(broken.service.states._pending) == 0
+
+
+def test_an_outage_with_more_events_than_memory_is_given_for(broken: Broken) -> None:
+    """The log has them. Their users are answered without the store, and told so, until it has caught up."""
+    service, users = broken.service, (33, 35, 37)
+    service.states._pending = Pending(most_of_user=1)
+    for user in users:
+        broken.answer(user)
+    broken.proxy.refusing = True
+    told = [broken.rate(user, movie) for movie in (70, 71, 72) for user in users]
+    assert [(t["applied"], t["n_events"]) for t in told] == [(False, n) for n in (16, 17, 18) for _ in users]
+    assert len(service.states._pending) == len(users)
+    catching_up, go_on = threading.Event(), threading.Event()
+    catch_up = service.store.catch_up
+
+    def slowly() -> int:
+        catching_up.set()
+        assert go_on.wait(BACK_S)
+        return catch_up()
+
+    service.store.catch_up = slowly  # type: ignore[method-assign]
+    broken.proxy.refusing = False
+    broken.wait_for(catching_up.is_set)
+    for user in users:
+        answer = broken.answer(user)
+        assert (answer["degraded"], answer["cold_start"]) == (["user_state"], False)
+        assert not {70, 71, 72} & {item["movie_id"] for item in answer["items"]}  # type: ignore[index]
+        assert broken.client.get(f"/v1/users/{user}/history").status_code == 503
+    assert broken.answer(39)["degraded"] == []
+    go_on.set()
+    for user in users:
+        broken.expect(user)
+    broken.wait_for(lambda: all(broken.answer(user)["degraded"] == [] for user in users))
+    assert len(service.states._pending) == 0
+
+
+@pytest.mark.parametrize("known_here", [True, False])
+def test_what_a_crash_took_from_redis_comes_back(broken: Broken, known_here: bool) -> None:
+    """Its last second is lost, with a state that was acknowledged as applied. Whoever remembers more than the store has
+    sees it at the next answer, without a failure in between; for all others the log is read once Redis is back."""
+    user = 41 if known_here else 43
+    broken.answer(user)
+    before = broken.direct.online_state(user)
+    assert before is not None
+    assert broken.rate(user, 70)["applied"] is True
+    if not known_here:
+        broken.service.states._last.clear()  # as if another worker had recorded it
+        broken.proxy.refusing = True
+        until = time.monotonic() + BACK_S
+        while not broken.service.states._circuit.open:
+            assert time.monotonic() < until
+            broken.answer(45)
+    broken.direct.push_state(*before, stamped=before[0].timestamps[-1])
+    broken.proxy.refusing = False
+    if known_here:
+        answer = broken.answer(user)
+        assert answer["degraded"] == ["user_state"]
+        assert 70 not in [item["movie_id"] for item in answer["items"]]  # type: ignore[index]
+    broken.expect(user)
+    broken.wait_for(lambda: broken.answer(user)["degraded"] == [])
 
 
 def test_empty_after_a_restart(world: ServingWorld) -> None:
-    """This Redis keeps nothing on disk. Whoever rated meanwhile, or does so later, is whole again, from the tables and
-    the log; the others are after `recsys train --only features`."""
+    """This Redis keeps nothing on disk. Whoever rated meanwhile or does so later, or is remembered, is whole again,
+    from the tables and the log; the others are after `recsys train --only features`."""
     server = RedisServer()
     server.start()
     try:
         with _broken(world, server) as broken:
-            assert broken.answer(21)["degraded"] == []
+            assert broken.answer(21)["degraded"] == broken.answer(27)["degraded"] == []
             server.stop(signal.SIGKILL)
             assert broken.rate(21, 70)["applied"] is False
             server.start()
@@ -191,6 +252,8 @@ def test_empty_after_a_restart(world: ServingWorld) -> None:
             broken.wait_for(lambda: broken.service.states._circuit.open is False)
             assert broken.rate(23, 70)["applied"] is True
             broken.expect(23)
+            assert broken.answer(27)["cold_start"] is False
+            broken.expect(27)
             broken.direct.materialize()
             found = broken.state(25)
             assert found is not None

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.monitoring.join import Summary, join, training_table
@@ -125,6 +126,22 @@ def test_kinds_of_events(world: Monitored) -> None:
     assert frame[RATING].fillna(-1).tolist() == [-1, -1, 3.0, -1, -1]
     assert (summary.positives, summary.rated, summary.seen) == (2, 1, 1)
     assert logged_events(world.home.events)["kind"].tolist() == ["impression", "watch", "rating", "rating"]
+
+
+def test_what_was_merely_shown_is_nothing_that_a_user_did(world: Monitored) -> None:
+    user_id = users()[0]
+    ids = shown(world, user_id, AT)
+    for item_id in ids:
+        world.event(user_id, item_id, AT + 10, None, kind="impression")
+    _, summary = joined(world)
+    assert (summary.positives, summary.seen, summary.found) == (0, 5, 0.0)
+    elsewhere = next(int(i) for i in planted_recommender().catalogue.item_ids if i not in ids)
+    world.event(user_id, elsewhere, AT + 20, None, kind="watch")
+    world.event(user_id, ids[0], AT + 30, 4.0)
+    _, summary = joined(world)
+    assert summary.found == 0.5
+    assert "Of what these users watched or rated, 50.0% had been shown within the horizon." in summary.text()
+    assert pq.read_schema(world.home.reports / "impressions.parquet").metadata[b"recsys.found"] == b"0.5"
 
 
 def test_answers_younger_than_the_horizon_are_marked(world: Monitored) -> None:

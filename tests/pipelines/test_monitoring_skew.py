@@ -76,7 +76,7 @@ def test_nothing_differs_where_nothing_is_wrong(world: Monitored) -> None:
     assert result["values"] == sum(b * K_SHOWN for b in (60, 60, 9, 9, 7, 2)) * len(names(world))
     assert result["verdict"] == "Nothing differs."
     assert result["bundles"] == {RIGHT: 147}
-    assert skew.failures(result, most_mismatches=0.0, most_psi=None) == []
+    assert skew.failures(result, most_mismatches=0.0, most_left_out=0.5, most_psi=None) == []
 
 
 K_SHOWN = 5
@@ -172,7 +172,7 @@ def test_a_planted_bug_is_found_and_named(name: str, world: Monitored) -> None:
     assert result["findings"][0]["share"] >= 0.9
     assert result["verdict"].startswith(f"Likely cause: {cause}. It explains")
     assert cause in skew_report.text(result)
-    assert skew.failures(result, most_mismatches=0.0, most_psi=None) == [
+    assert skew.failures(result, most_mismatches=0.0, most_left_out=0.5, most_psi=None) == [
         f"{result['share']:.2%} of the answers differ, at most 0.00% may"
     ]
 
@@ -184,7 +184,7 @@ def test_a_bug_in_some_answers_is_told_by_its_share(world: Monitored) -> None:
     assert (result["compared"], result["mismatching"], result["share"]) == (60, 15, 0.25)
     assert {row["name"]: row["share"] for row in result["features"]} == {"mean_rating": 0.25, "decade": 0.25}
     assert [row["name"] for row in result["facts"]] in (["order", "probabilities", "scores"], [])
-    assert skew.failures(result, most_mismatches=0.25, most_psi=None) == []
+    assert skew.failures(result, most_mismatches=0.25, most_left_out=0.5, most_psi=None) == []
 
 
 def test_a_cause_that_was_not_thought_of(world: Monitored) -> None:
@@ -273,7 +273,9 @@ def test_what_cannot_be_compared_is_counted_by_its_reason(world: Monitored) -> N
         aside.rename(folder)
     assert result["compared"] == 0
     assert result["left_out"][f"its bundle {RIGHT} is gone"] == 3
-    assert skew.failures(result, most_mismatches=0.0, most_psi=None) == ["no answer could be compared"]
+    assert skew.failures(result, most_mismatches=0.0, most_left_out=0.5, most_psi=None) == [
+        "no answer could be compared"
+    ]
     assert skew_report.headline(result) == "None of 7 logged answers could be compared."
 
 
@@ -290,8 +292,10 @@ def test_distributions_need_the_sources_that_the_ranker_learnt_with(world: Monit
     result = checked(world, drift=True)
     assert result["drift"] == []
     assert result["no_drift_because"].endswith("which made the ranker's training rows, is gone; run `recsys train`")
-    assert skew.failures(result, most_mismatches=0.0, most_psi=0.2)[0].startswith("distributions could not be compared")
-    assert skew.failures(result, most_mismatches=0.0, most_psi=None) == []
+    assert skew.failures(result, most_mismatches=0.0, most_left_out=0.5, most_psi=0.2)[0].startswith(
+        "distributions could not be compared"
+    )
+    assert skew.failures(result, most_mismatches=0.0, most_left_out=0.5, most_psi=None) == []
 
 
 def test_the_command_writes_a_report_and_ends_with_1_where_anything_differs(
@@ -305,6 +309,12 @@ def test_the_command_writes_a_report_and_ends_with_1_where_anything_differs(
     assert re.search(
         r"40 answers with [\d,]+ feature values equal their recomputation to the bit\.\nNothing differs", said
     )
+    world.serve(moments(), degraded=["user_state"])
+    assert command.run(arguments) == 1
+    assert (
+        "60.00% of the answers have no features that could be compared, at most 50.00% may" in capsys.readouterr().err
+    )
+    assert command.run([*arguments, "--max-left-out", "0.6"]) == 0
     world.serve(moments()[40:], Bug(columns=("mean_rating", "popularity_30d")))
     assert command.run(arguments) == 1
     said = capsys.readouterr()

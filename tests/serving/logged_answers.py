@@ -38,20 +38,12 @@ class FakeCall:
         return 250.0
 
 
-class Ids:
-    """Row i is movie 10 i; -1 stays."""
-
-    @staticmethod
-    def to_ids(idx: Any) -> Any:
-        return np.where(np.asarray(idx) < 0, -1, np.asarray(idx) * 10)
-
-
 MODEL: Any = SimpleNamespace(
     version=3,
     bundle=SimpleNamespace(facts=SimpleNamespace(bundle_id="b-1")),
     stats=SimpleNamespace(day=20_000),
     recommender=SimpleNamespace(feature_names=NAMES),
-    catalogue=Ids(),
+    catalogue=SimpleNamespace(item_ids=np.arange(8) * 10),  # row i is movie 10 i
 )
 
 

@@ -125,7 +125,7 @@ def test_what_is_pending_is_tried_again_with_anybody_s_read(
         if service.store.online_state(34)[0].n_events == 16:  # type: ignore[index]
             break
     assert service.store.online_state(34)[0].n_events == 16  # type: ignore[index]
-    assert service.states._pending == {}
+    assert len(service.states._pending) == 0
 
 
 # ---- kinds

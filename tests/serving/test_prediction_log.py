@@ -259,15 +259,51 @@ def test_a_disk_that_is_full_leaves_no_file(tmp_path: Path, monkeypatch: pytest.
     assert not list((tmp_path / PARTS).iterdir())
 
 
-def test_tidying_that_fails_is_counted(make: Any, counts: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fails", ["merge_finished_hours", "remove_oldest"])
+def test_tidying_that_fails_is_counted_and_the_other_half_is_done(
+    fails: str, make: Any, tmp_path: Path, counts: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any) -> Any:
         raise PermissionError("no")
 
-    monkeypatch.setattr(prediction_log, "merge_finished_hours", refuse)
-    log = make()
+    monkeypatch.setattr(prediction_log, fails, refuse)
+    now = [NOON]
+    log = make(clock=lambda: now[0], most_bytes=1)
     offer(log, "r1")
+    until(lambda: counts[LOGGED] == 1)
+    now[0] = NOON + 2 * HOUR
     log.close()
-    assert counts == {LOGGED: 1, FAILED: 1}
+    removed = fails == "merge_finished_hours"
+    assert counts == {LOGGED: 1, FAILED: 1, **({REMOVED: 1} if removed else {})}
+    assert [p.name for p in log_files(tmp_path / "log")] == ([] if removed else ["predictions-2026-11-21T11.parquet"])
+
+
+def test_an_answer_that_is_no_parquet_doubles_none_of_another_hour(
+    make: Any, tmp_path: Path, counts: Counter[str]
+) -> None:
+    now = [NOON]
+    log = make(clock=lambda: now[0], flush_s=60.0)
+    offer(log, "a")
+    offer(log, "b")
+    now[0] = NOON + HOUR
+    offer(log, "c")
+    bad: Any = SimpleNamespace(**{**vars(MODEL), "version": 2**70})
+    log.offer(FakeCall("bad"), bad, [42], states(), found(), SHOWN, AskedFor())
+    log.close()
+    assert sorted(p.request_id for p in logged(tmp_path / "log")) == ["a", "b", "c"]
+    assert counts == {FAILED: 1, LOGGED: 3}
+
+
+def test_filters_that_are_no_json_do_not_end_the_log(make: Any, tmp_path: Path, counts: Counter[str]) -> None:
+    log = make()
+    anything: Any = object()
+    offer(log, "bad", filters=Filters(genres=(anything,)))
+    until(lambda: counts[FAILED] == 1)
+    offer(log, "kept")
+    until(lambda: counts[LOGGED] == 1)
+    log.close()
+    assert [p.request_id for p in logged(tmp_path / "log")] == ["kept"]
+    assert counts == {FAILED: 1, LOGGED: 1}
 
 
 CHILD = """
@@ -302,10 +338,12 @@ def test_a_kill_loses_at_most_what_was_offered_just_before(tmp_path: Path) -> No
 
 def test_the_writer_merges_and_removes_by_itself(make: Any, tmp_path: Path, counts: Counter[str]) -> None:
     now = [NOON]
-    log = make(clock=lambda: now[0], most_bytes=1)
+    log = make(clock=lambda: now[0])
     offer(log, "a")
     until(lambda: counts[LOGGED] == 1)
     now[0] = NOON + 2 * HOUR
     log.close()
+    assert [p.name for p in log_files(tmp_path / "log")] == ["predictions-2026-11-21T11.parquet"]
+    make(most_bytes=1).close()
     assert counts == {LOGGED: 1, REMOVED: 1}
     assert not log_files(tmp_path / "log")

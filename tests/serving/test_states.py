@@ -5,62 +5,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from recsys.errors import StoreError
 from recsys.feature_store.online import Stored
-from recsys.feature_store.user_locks import UserLocks
-from recsys.features.rebuild import state_from_events
-from recsys.features.state import HISTORY_LENGTH, Event, UserState
+from recsys.features.state import HISTORY_LENGTH
 from serving.circuit import Circuit
-from serving.event_log import EventLog, LoggedEvent
+from serving.event_log import EventLog
 from serving.metrics import Metrics
 from serving.states import STORE_THREADS, UserStates
 
-
-class FakeStore:
-    """The part of the feature store that `UserStates` uses; it fails or hangs when told to."""
-
-    def __init__(self, folder: Path) -> None:
-        self.rows: dict[int, Stored] = {}
-        self.locks = UserLocks(folder / "locks")
-        self.failing = False
-        self.going = threading.Event()
-        self.going.set()
-        self.reads = 0
-        self._log = EventLog(folder / "log")
-
-    def online_state(self, user_id: int) -> Stored | None:
-        self.reads += 1
-        self.going.wait(30)
-        if self.failing:
-            raise StoreError("the store is away")
-        return self.rows.get(user_id)
-
-    def online_states(self, user_ids: list[int]) -> list[Stored | None]:
-        return [self.online_state(user_id) for user_id in user_ids]
-
-    def whole_state(self, profile: UserState) -> Stored:
-        own = [e for e in self._log.read() if e.user_id == profile.user_id]
-        return state_from_events(profile, [Event(e.item_id, e.rating, e.timestamp) for e in own])
-
-    def push_state(self, state: UserState, seen: np.ndarray, *, stamped: int) -> None:
-        assert stamped == state.timestamps[-1]
-        if self.failing:
-            raise StoreError("the store is away")
-        self.rows[state.user_id] = (state, seen)
-
-    def push_states(self, rows: list[Stored]) -> None:
-        for state, seen in rows:
-            self.push_state(state, seen, stamped=state.timestamps[-1])
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from .fake_store import Clock, FakeStore, event
 
 
 @pytest.fixture
@@ -86,10 +41,6 @@ def states(store: FakeStore, tmp_path: Path, metrics: Metrics, clock: Clock) -> 
     made = UserStates(store, EventLog(tmp_path / "log"), metrics, circuit)  # type: ignore[arg-type]
     yield made
     made.close()
-
-
-def event(user_id: int, movie_id: int, timestamp: int, rating: float = 4.0) -> LoggedEvent:
-    return LoggedEvent(f"{user_id}-{movie_id}-{timestamp}", user_id, movie_id, rating, timestamp, 1_700_000_000, "b")
 
 
 def test_a_store_that_is_known_to_be_away_is_not_waited_for(
@@ -182,7 +133,7 @@ def test_one_more_failure_while_catching_up_loses_nothing(
     store.failing = False
     states._move_pending()
     assert sorted(store.rows) == [1, 2, 3]
-    assert states._pending == {}
+    assert len(states._pending) == 0
 
 
 def test_an_event_given_up_on_is_applied_before_the_next_one_of_its_user(
@@ -198,7 +149,7 @@ def test_an_event_given_up_on_is_applied_before_the_next_one_of_its_user(
     known, applied = states.record(event(1, 11, 90))
     assert (known.state.item_ids, applied) == ((11, 10), True)
     assert store.rows[1][0] == known.state
-    assert states._pending == {}
+    assert len(states._pending) == 0
 
 
 def test_many_events_of_one_user_at_once_are_all_kept(store: FakeStore, states: UserStates) -> None:
