@@ -11,7 +11,7 @@ about ten minutes on two cores.
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +164,7 @@ def in_enlarged_world(
     return {
         "n_movies": n_movies,
         "in_process": inside,
-        "http": asdict(load),
+        "http": asdict(replace(load, counted=[])),
         "ready_s": ready_s,
         "resident_mib": resident_mib,
     }

@@ -13,7 +13,7 @@ from typing import Any
 from recsys.errors import ConfigError, RecsysError
 from recsys.evaluation.about import PACKAGES, about, load_average, processor, thread_counts
 from serving.bench.empty import PATH, empty_service
-from serving.bench.load import Load, Plan, generate
+from serving.bench.load import Load, Plan, generate, together
 from serving.bench.sweep import LOST, sweep
 from serving.bench.target import Target, own_service, recommendation_paths, users_of
 from serving.settings import ServiceSettings
@@ -29,6 +29,7 @@ AIMS_MS = {  # on two cores, with the load generator on the same; 4 ms an answer
     SATURATION: 4.0,
     f"open loop at {OPEN_SHARE:.0%} of saturation, p99": 25.0,
 }
+TURNS = 4  # into which a closed loop is divided
 LONGEST_CLOSED_S = 20.0  # a slow service ends a closed loop by time
 
 
@@ -224,16 +225,27 @@ def closed(
     clients: tuple[int, ...],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Closed loops by number of clients, each beside one over an empty FastAPI service at `nothing`."""
+    """Closed loops by number of clients, each in turns with one over an empty FastAPI service at `nothing`."""
     loops: dict[str, Any] = {}
     bare: dict[str, Any] = {}
     ratio: dict[str, float] = {}
     for n in clients:
-        kind = {"clients": n, "requests": options.requests, "seconds": LONGEST_CLOSED_S, "warmup": options.warmup}
-        empty = generate(Plan(nothing, (PATH,), **kind))  # type: ignore[arg-type]
-        load = generate(Plan(target.url, paths, **kind))  # type: ignore[arg-type]
-        _answered(load, target)
-        bare[str(n)], loops[str(n)] = (asdict(replace(found, corrected=[])) for found in (empty, load))
+        plan = Plan(
+            target.url,
+            paths,
+            clients=n,
+            requests=-(-options.requests // TURNS),
+            seconds=LONGEST_CLOSED_S / TURNS,
+            warmup=options.warmup,
+        )
+        turns: dict[bool, list[Load]] = {True: [], False: []}
+        for number in range(TURNS):  # in the order ABBA: a machine that changes its speed changes it for both
+            for is_empty in (True, False) if number % 2 else (False, True):
+                asked = replace(plan, url=nothing, paths=(PATH,)) if is_empty else plan
+                turns[is_empty].append(generate(asked))
+                _answered(turns[is_empty][-1], asked.url)
+        empty, load = together(turns[True]), together(turns[False])
+        bare[str(n)], loops[str(n)] = asdict(empty), asdict(load)
         ratio[str(n)] = load.latency["p50_ms"] / empty.latency["p50_ms"]
         p50, p99 = (load.latency[name] for name in ("p50_ms", "p99_ms"))
         progress.note(f"{n} client(s): p50 {p50:.1f} ms, p99 {p99:.1f} ms, {load.achieved:.0f}/s")
@@ -267,7 +279,7 @@ def _opened(
         closed_rate = max(load["achieved"] for load in http["closed"].values())
     else:
         load = generate(Plan(target.url, paths, max(CLIENTS), seconds=options.step_s, warmup=options.warmup))
-        _answered(load, target)
+        _answered(load, target.url)
         closed_rate = load.achieved
     progress.begin("sweep", "open loop at rising rates")
 
@@ -279,12 +291,12 @@ def _opened(
     if options.needs("open") and found.knee is not None:
         rate = OPEN_SHARE * found.saturation
         progress.begin("open", f"open loop at {rate:.0f}/s, {OPEN_SHARE:.0%} of saturation")
-        out["open"] = {"rate": rate, "share": OPEN_SHARE, **asdict(at(rate, options.open_s))}
+        out["open"] = {"rate": rate, "share": OPEN_SHARE, **asdict(replace(at(rate, options.open_s), counted=[]))}
     return out
 
 
-def _answered(load: Load, target: Target) -> None:
+def _answered(load: Load, url: str) -> None:
     """Raises RecsysError where nothing came back that could be measured."""
     if not load.latency["n"]:
         came = load.statuses or load.errors
-        raise RecsysError(f"{target.url} did not answer a single request with 200; what came: {came}")
+        raise RecsysError(f"{url} did not answer a single request with 200; what came: {came}")

@@ -20,16 +20,17 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import uvloop
 
 from recsys.errors import RecsysError
 from serving.bench.connection import Answer, BrokenAnswerError, Connection, connect, request_bytes
-from serving.bench.histogram import Counted, Durations
+from serving.bench.histogram import Counted, Durations, pooled
 
 MOST_CONNECTIONS = 400  # select() watches at most 1024
 MOST_IDLE_S = 3.0  # servers close an idle connection after a few seconds; one that is older is not trusted
@@ -67,7 +68,7 @@ class Load:
     statuses    answers by status; "503" is shed load
     degraded    parts left out, by name; `degraded_answers` counts the answers that left out any
     errors      requests without an answer, by kind
-    corrected   durations of a closed loop as if its clients had not waited (`histogram.Durations.corrected`)
+    counted     the same durations, each with how often it came
     inside      medians of the times that answers tell of themselves, a sample
     offered, achieved   a second: requests; full answers, which have status 200 and nothing left out
     cpu_us      processor time of the generator a request
@@ -81,7 +82,7 @@ class Load:
     degraded: dict[str, int]
     degraded_answers: int
     errors: dict[str, int]
-    corrected: list[Counted]
+    counted: list[Counted]
     inside: dict[str, float]
     offered: float
     achieved: float
@@ -96,6 +97,37 @@ class Load:
         """Neither answered nor shed."""
         answered = self.statuses.get("200", 0)
         return sum(self.statuses.values()) - answered - self.shed + sum(self.errors.values())
+
+
+def together(loads: Sequence[Load]) -> Load:
+    """Several turns of one closed loop as one."""
+    requests, seconds = sum(load.requests for load in loads), sum(load.seconds for load in loads)
+    full = sum(load.achieved * load.seconds for load in loads)
+    return Load(
+        seconds=seconds,
+        requests=requests,
+        latency=pooled(load.counted for load in loads).summary(),
+        late={},
+        statuses=_added(load.statuses for load in loads),
+        degraded=_added(load.degraded for load in loads),
+        degraded_answers=sum(load.degraded_answers for load in loads),
+        errors=_added(load.errors for load in loads),
+        counted=[],
+        inside={
+            stage: float(np.median([load.inside[stage] for load in loads if stage in load.inside]))
+            for stage in dict.fromkeys(stage for load in loads for stage in load.inside)
+        },
+        offered=requests / seconds,
+        achieved=full / seconds,
+        cpu_us=sum(load.cpu_us * load.requests for load in loads) / max(requests, 1),
+    )
+
+
+def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for some in counts:
+        total.update(some)
+    return dict(total)
 
 
 def generate(plan: Plan) -> Load:
@@ -195,9 +227,8 @@ class Tally:
             for stage, ms in body.get("timings_ms", {}).items():
                 self.inside.setdefault(stage, []).append(ms)
 
-    def load(self, requests: int, seconds: float, elapsed: float, cpu_s: float, clients: int = 0) -> Load:
-        """`seconds`: as long as requests came; `elapsed`: until the last answer; `clients` of a closed loop."""
-        interval = elapsed * clients / max(requests, 1)
+    def load(self, requests: int, seconds: float, elapsed: float, cpu_s: float) -> Load:
+        """`seconds`: as long as requests came; `elapsed`: until the last answer."""
         middle = {stage: sorted(ms)[len(ms) // 2] for stage, ms in self.inside.items()}
         return Load(
             seconds=elapsed,
@@ -208,7 +239,7 @@ class Tally:
             degraded=dict(self.degraded),
             degraded_answers=self.degraded_answers,
             errors=dict(self.errors),
-            corrected=self.latency.corrected(interval) if clients else [],
+            counted=self.latency.counted(),
             inside=middle,
             offered=requests / seconds if seconds else 0.0,
             achieved=self.full / elapsed if elapsed else 0.0,
@@ -242,7 +273,7 @@ async def closed_loop(plan: Plan, pool: Pool, requests: Sequence[bytes]) -> Load
 
     await asyncio.gather(*(client() for _ in range(plan.clients)))
     elapsed = time.monotonic() - begun
-    return tally.load(sent, elapsed, elapsed, time.process_time() - cpu, plan.clients)
+    return tally.load(sent, elapsed, elapsed, time.process_time() - cpu)
 
 
 async def open_loop(arrivals: Sequence[float], seconds: float, ask: Callable[[int, float], Awaitable[None]]) -> float:

@@ -5,8 +5,8 @@ Absent: wrk itself (`apt-get install wrk`); without it the section says so.
 
 wrk adds to its histogram what it thinks was left out: for an answer that took more than twice the mean, answers at
 that time less one mean, less two, and so on (`stats_correct`). It is therefore held against ours with the same addition
-(`Load.corrected`). The two take many short turns, in the order ABBA, so that a machine that changes its speed meanwhile
-changes it for both; percentiles are those of the durations of all turns together.
+(`Durations.corrected`). The two take many short turns, in the order ABBA, so that a machine that changes its speed
+meanwhile changes it for both; percentiles are those of the durations of all turns together.
 """
 
 import json
@@ -60,7 +60,7 @@ def compare(plan: Plan, measure: Callable[[Plan], Load]) -> dict[str, Any]:
     for number in range(TURNS):
         for who in ("ours", "wrk") if number % 2 else ("wrk", "ours"):
             try:
-                turns[who].append(run(program, once) if who == "wrk" else _ours(measure(once)))
+                turns[who].append(run(program, once) if who == "wrk" else _ours(measure(once), plan.clients))
             except RecsysError as error:
                 return {"clients": plan.clients, "message": f"nothing to compare: {error}"}
     found = {who: _together(ts) for who, ts in turns.items()}
@@ -78,8 +78,9 @@ class Turn:
     counted: list[Counted]
 
 
-def _ours(load: Load) -> Turn:
-    return Turn(int(load.latency["n"]), load.seconds, load.corrected)
+def _ours(load: Load, clients: int) -> Turn:
+    interval_s = load.seconds * clients / max(load.requests, 1)
+    return Turn(int(load.latency["n"]), load.seconds, pooled([load.counted]).corrected(interval_s))
 
 
 def _together(turns: Sequence[Turn]) -> dict[str, float]:

@@ -309,7 +309,7 @@ def test_wrk_and_we_are_compared_by_all_turns(p50_ms: float, agrees: bool, monke
     monkeypatch.setattr(wrk.shutil, "which", lambda _: "/bin/wrk")
     monkeypatch.setattr(wrk, "run", lambda *_: wrk.Turn(100, 1.0, [(next(us), 100)]))
     counted = [(round(1000 * p50_ms), 90), (30_000, 10)]
-    ours = replace(LOAD, latency={"n": 100}, corrected=counted)
+    ours = replace(LOAD, latency={"n": 100}, counted=counted)
     found = wrk.compare(Plan("http://x", ("/",)), lambda _: ours)
     assert found["wrk"] == {"rate": 100.0, "p50_ms": pytest.approx(1.0), "p99_ms": pytest.approx(30.0, rel=1e-3)}
     assert found["ratio"]["p50_ms"] == pytest.approx(p50_ms)

@@ -12,8 +12,8 @@ import pytest
 from recsys.errors import RecsysError
 from serving.bench import load
 from serving.bench.connection import Answer, AnswerReader, BrokenAnswerError, Connection, connect, request_bytes
-from serving.bench.histogram import LONGEST_US, PERCENTILES, Durations, name_of
-from serving.bench.load import Load, Plan, Tally, generate, poisson_arrivals
+from serving.bench.histogram import LONGEST_US, PERCENTILES, Durations, name_of, pooled
+from serving.bench.load import Load, Plan, Tally, generate, poisson_arrivals, together
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-Request-ID: Ab1\r\n\r\nhello"
 CHUNKED = (
@@ -294,6 +294,38 @@ def test_the_generator_is_a_process_of_its_own() -> None:
         found = generate(Plan(server.url, ("/", "/b"), clients=2, requests=30))
     assert found.latency["n"] == 30
     assert found.statuses == {"200": 30}
+    assert any(us % 1000 > 10 for us, _ in found.counted), "no clock that goes by milliseconds"
+    assert sum(count for _, count in found.counted) == 30
+
+
+def test_turns_are_put_together() -> None:
+    """Percentiles of all durations, not means of percentiles; rates by the time of all turns."""
+
+    def turn(seconds: float, counted: list[tuple[int, int]], inside: dict[str, float]) -> Load:
+        n = sum(count for _, count in counted)
+        statuses, degraded, errors = {"200": n, "503": 1}, {"ranking": 2}, {"TimeoutError": 1}
+        return Load(
+            seconds, n + 2, {"n": n}, {}, statuses, degraded, 2, errors, counted, inside, 0.0, n / seconds, 100.0
+        )
+
+    found = together([turn(1.0, [(1_000, 90)], {"total": 1.0}), turn(3.0, [(1_000, 8), (50_000, 2)], {})])
+    assert (found.latency["n"], found.requests, found.seconds) == (100, 104, 4.0)
+    assert found.latency["p50_ms"] == pytest.approx(1.0, rel=1e-3)
+    assert found.latency["p99_ms"] == pytest.approx(50.0, rel=1e-3)
+    assert found.statuses == {"200": 100, "503": 2}
+    assert (found.degraded, found.degraded_answers, found.errors) == ({"ranking": 4}, 4, {"TimeoutError": 2})
+    assert found.inside == {"total": 1.0}
+    assert (found.achieved, found.offered, found.cpu_us) == (25.0, 26.0, 100.0)
+
+
+def test_what_a_client_left_out_while_it_waited_can_be_added() -> None:
+    durations = Durations()
+    durations.add(0.001, 9)
+    durations.add(0.003)
+    durations.add(0.010)
+    found = durations.corrected(0.0025)
+    assert [round(us / 1e3, 1) for us, _ in found] == [1.0, 2.5, 3.0, 5.0, 7.5, 10.0]
+    assert [count for _, count in found] == [9, 1, 1, 1, 1, 1]
 
 
 def test_a_generator_that_fails_says_why() -> None:

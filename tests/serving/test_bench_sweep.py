@@ -28,7 +28,7 @@ def load(
         degraded={},
         degraded_answers=degraded,
         errors={"TimeoutError": errors} if errors else {},
-        corrected=[],
+        counted=[],
         inside={},
         offered=offered,
         achieved=offered if achieved is None else achieved,
