@@ -135,11 +135,12 @@ def freshness(
     events: Annotated[float, typer.Option(min=0.5, help="Ratings a second.")] = 20.0,
     rate: Annotated[
         float | None,
-        typer.Option(min=1.0, help="Lists a second that others read. Default: 30 % of what the service gives."),
+        typer.Option(min=1.0, help="Lists a second that others read. Default: 10 % of what the service gives."),
     ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of the service.")] = 2,
     k: Annotated[int, typer.Option("--k", "-k", min=2, max=100, help="Movies an answer.")] = 10,
     limit_ms: Annotated[
-        float, typer.Option(min=1.0, help="Milliseconds at the 99th percentile, from a rating to a list that knows it.")
+        float, typer.Option(min=1.0, help="Milliseconds at p99, from an accepted rating to a list that knows it.")
     ] = 30.0,
     most_ratio: Annotated[
         float, typer.Option(min=1.0, help="The others' p99 while ratings come in, over theirs without.")
@@ -147,7 +148,7 @@ def freshness(
     budget_ms: Budget = 50.0,
     home: HomeFolder = None,
 ) -> None:
-    """Measure how long after a rating the recommendations know it, on SQLite and on Redis, while others read.
+    """Measure how long after an accepted rating the recommendations know it, on SQLite and on Redis, while others read.
 
     All happens in a copy of the home. Writes freshness.json below the data set's reports. Ends with exit code 1 if the
     99th percentile exceeds the limit, reads are slowed down by more than the ratio, or a rating was not seen at once.
@@ -161,7 +162,14 @@ def freshness(
 
     chosen = None if stores is None else tuple(name.strip() for name in stores.split(","))
     options = measuring.FreshnessOptions(
-        stores=chosen, seconds=seconds, events=events, rate=rate, k=k, limit_ms=limit_ms, most_ratio=most_ratio
+        stores=chosen,
+        seconds=seconds,
+        events=events,
+        rate=rate,
+        workers=workers,
+        k=k,
+        limit_ms=limit_ms,
+        most_ratio=most_ratio,
     )
     with _stoppable():
         report = measuring.run(settings, options, command_line(sys.argv[1:]), _say)

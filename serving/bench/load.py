@@ -19,7 +19,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -173,7 +173,9 @@ class Pool:
 
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
-        self._idle: list[tuple[float, Connection]] = []  # the one used last on top
+        # The one used last is used last again: with several workers behind one address, which keep the connections that
+        # they took, all of them get their share, as a load balancer would see to.
+        self._idle: deque[tuple[float, Connection]] = deque()
         self._free = asyncio.Semaphore(MOST_CONNECTIONS)
 
     async def ask(self, request: bytes, timeout_s: float) -> tuple[Answer, float]:
@@ -188,7 +190,7 @@ class Pool:
 
     def _fresh(self, now: float) -> Connection | None:
         while self._idle:
-            since, connection = self._idle.pop()
+            since, connection = self._idle.popleft()
             if connection.usable and now - since < MOST_IDLE_S:
                 return connection
             connection.close()

@@ -12,7 +12,7 @@ import pytest
 from recsys.errors import RecsysError
 from serving.bench import load
 from serving.bench.connection import Answer, AnswerReader, BrokenAnswerError, Connection, connect, request_bytes
-from serving.bench.histogram import LONGEST_US, PERCENTILES, Durations, name_of, pooled
+from serving.bench.histogram import LONGEST_US, PERCENTILES, Durations, name_of
 from serving.bench.load import Load, Plan, Tally, generate, poisson_arrivals, together
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-Request-ID: Ab1\r\n\r\nhello"
