@@ -28,9 +28,10 @@ from recsys.recommender import Context
 from recsys.retrieval.index import EXACT_UP_TO, VectorIndex
 from recsys.retrieval.two_tower_source import TwoTowerSource
 from serving.bench.enlarge import grown_bundle, grown_statistics, grown_vectors
+from serving.bench.generator import generate
 from serving.bench.homes import fill_store, register, temporary_home
 from serving.bench.in_process import states_of
-from serving.bench.load import Plan, generate
+from serving.bench.load import Plan
 from serving.bench.target import own_service, recommendation_paths
 from serving.model import ServedModel, settle
 from serving.settings import ServiceSettings

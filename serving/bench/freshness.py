@@ -20,9 +20,10 @@ from recsys.columns import CHAMPION
 from recsys.errors import ConfigError, RecsysError
 from recsys.evaluation.about import about, load_average, processor
 from serving.bench.freshness_load import FreshnessPlan
+from serving.bench.generator import generate, in_own_process
 from serving.bench.histogram import Durations
 from serving.bench.homes import fill_store, own_redis, register, registry_of, temporary_home
-from serving.bench.load import Plan, generate, in_own_process
+from serving.bench.load import Plan
 from serving.bench.target import Target, own_service, recommendation_paths, users_of
 from serving.settings import ServiceSettings
 

@@ -13,7 +13,8 @@ from typing import Any
 from recsys.errors import ConfigError, RecsysError
 from recsys.evaluation.about import PACKAGES, about, load_average, processor, thread_counts
 from serving.bench.empty import PATH, empty_service
-from serving.bench.load import Load, Plan, generate, together
+from serving.bench.generator import Generator, generate
+from serving.bench.load import Load, Plan, together
 from serving.bench.sweep import LOST, sweep
 from serving.bench.target import Target, own_service, recommendation_paths, users_of
 from serving.settings import ServiceSettings
@@ -194,9 +195,11 @@ def _over_http(settings: ServiceSettings, options: Options, user_ids: list[int],
             from serving.bench import wrk
 
             progress.begin("wrk", "wrk and our closed loop in turns")
-            http["wrk"] = [
-                wrk.compare(Plan(target.url, paths, clients, seconds=LONGEST_CLOSED_S), generate) for clients in (1, 4)
-            ]
+            with Generator() as generator:
+                http["wrk"] = [
+                    wrk.compare(Plan(target.url, paths, clients, seconds=LONGEST_CLOSED_S), generator.run)
+                    for clients in (1, 4)
+                ]
         if options.needs("sweep", "open"):
             http |= _opened(target, paths, options, settings.budget_ms, http, progress)
         http["resident_mib"] = target.resident_mib()
@@ -239,11 +242,12 @@ def closed(
             warmup=options.warmup,
         )
         turns: dict[bool, list[Load]] = {True: [], False: []}
-        for number in range(TURNS):  # in the order ABBA: a machine that changes its speed changes it for both
-            for is_empty in (True, False) if number % 2 else (False, True):
-                asked = replace(plan, url=nothing, paths=(PATH,)) if is_empty else plan
-                turns[is_empty].append(generate(asked))
-                _answered(turns[is_empty][-1], asked.url)
+        with Generator() as generator:
+            for number in range(TURNS):  # in the order ABBA: a machine that changes its speed changes it for both
+                for is_empty in (True, False) if number % 2 else (False, True):
+                    asked = replace(plan, url=nothing, paths=(PATH,)) if is_empty else plan
+                    turns[is_empty].append(generator.run(asked))
+                    _answered(turns[is_empty][-1], asked.url)
         empty, load = together(turns[True]), together(turns[False])
         bare[str(n)], loops[str(n)] = asdict(empty), asdict(load)
         ratio[str(n)] = load.latency["p50_ms"] / empty.latency["p50_ms"]

@@ -1,4 +1,4 @@
-"""The load generator: a process of its own that asks a service in a closed or an open loop.
+"""The load generator: it asks a service in a closed or an open loop.
 
 Stage: serving (benchmark). In: a `Plan`. Out: a `Load`: percentiles, and what else came back, counted. Absent: which
 load is worth asking for (`sweep`, `latency`), and whether the answers are right (`soak`).
@@ -8,27 +8,23 @@ and sends nothing meanwhile, so that a stall shows in one answer alone ("coordin
 Open loop: requests come when they come, by a Poisson process, whether or not earlier ones were answered. The clock of
 each runs from the moment when it was due, not from when it could be sent. A stall shows in everyone who had to wait.
 
-`python -m serving.bench.load` reads a plan as JSON and prints the result as JSON. A process of its own, because on
-the service's own interpreter the two would take turns.
+`python -m serving.bench.load` reads plans, a line of JSON each, and prints a line of JSON for each (`generator`).
 """
 
 import asyncio
 import json
 import random
 import selectors
-import subprocess
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import uvloop
 
-from recsys.errors import RecsysError
 from serving.bench.connection import Answer, BrokenAnswerError, Connection, connect, request_bytes
 from serving.bench.histogram import Counted, Durations, pooled
 
@@ -128,33 +124,6 @@ def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
     for some in counts:
         total.update(some)
     return dict(total)
-
-
-def generate(plan: Plan) -> Load:
-    """Run a plan in a process of its own. Raises RecsysError where the generator fails."""
-    return Load(**in_own_process("serving.bench.load", asdict(plan)))
-
-
-def in_own_process(module: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """What `python -m module` answers in JSON. The process ends with us, however we end; Ctrl-C reaches us alone."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", module],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        out, said = process.communicate(json.dumps(asked).encode())
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-    if process.returncode:
-        lines = said.decode(errors="replace").strip().splitlines()
-        raise RecsysError(f"The load generator failed: {lines[-1] if lines else process.returncode}")
-    found: dict[str, Any] = json.loads(out)
-    return found
 
 
 def poisson_arrivals(rate: float, seconds: float, seed: int) -> list[float]:
@@ -330,10 +299,11 @@ def cheap_loop() -> asyncio.AbstractEventLoop:
 
 
 def main() -> None:
-    asked = json.load(sys.stdin)
-    plan = Plan(**{**asked, "paths": tuple(asked["paths"])})
-    with asyncio.Runner(loop_factory=cheap_loop if plan.rate is None else precise_loop) as runner:
-        json.dump(asdict(runner.run(run(plan))), sys.stdout)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        plan = Plan(**{**asked, "paths": tuple(asked["paths"])})
+        with asyncio.Runner(loop_factory=cheap_loop if plan.rate is None else precise_loop) as runner:
+            print(json.dumps(asdict(runner.run(run(plan)))), flush=True)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ from recsys.errors import ConfigError, RecsysError
 from recsys.evaluation.about import about, load_average, processor
 from recsys.feature_store import FeatureStore
 from serving.bench.enlarge import sibling
+from serving.bench.generator import generate, in_own_process
 from serving.bench.homes import fill_store, register, registry_of, temporary_home
-from serving.bench.load import Plan, generate, in_own_process
+from serving.bench.load import Plan
 from serving.bench.outage import store_away
 from serving.bench.soak_checks import checks
 from serving.bench.soak_load import SoakPlan

@@ -23,8 +23,7 @@ from recsys.errors import RecsysError
 from serving.bench.histogram import Counted, pooled
 from serving.bench.load import Load, Plan
 
-TURNS = 6
-WARM_UP = 50  # requests before ours: starting the generator takes the service out of the processor's caches
+TURNS = 10
 SHORTEST_S = 2.0  # of a turn: wrk counts its time in steps of 100 ms
 TOLERANCE = 0.15
 MISSING = "wrk is not installed; `apt-get install wrk` brings it"
@@ -57,7 +56,7 @@ def compare(plan: Plan, measure: Callable[[Plan], Load]) -> dict[str, Any]:
     if program is None:
         return {"message": MISSING}
     turns: dict[str, list[Turn]] = {"wrk": [], "ours": []}
-    once = replace(plan, requests=None, seconds=max(plan.seconds / TURNS, SHORTEST_S), warmup=WARM_UP)
+    once = replace(plan, requests=None, seconds=max(plan.seconds / TURNS, SHORTEST_S))
     for number in range(TURNS):
         for who in ("ours", "wrk") if number % 2 else ("wrk", "ours"):
             try:

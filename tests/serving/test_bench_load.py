@@ -12,8 +12,9 @@ import pytest
 from recsys.errors import RecsysError
 from serving.bench import load
 from serving.bench.connection import Answer, AnswerReader, BrokenAnswerError, Connection, connect, request_bytes
+from serving.bench.generator import Generator, generate
 from serving.bench.histogram import LONGEST_US, PERCENTILES, Durations, name_of
-from serving.bench.load import Load, Plan, Tally, generate, poisson_arrivals, together
+from serving.bench.load import Load, Plan, Tally, poisson_arrivals, together
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-Request-ID: Ab1\r\n\r\nhello"
 CHUNKED = (
@@ -296,6 +297,13 @@ def test_the_generator_is_a_process_of_its_own() -> None:
     assert found.statuses == {"200": 30}
     assert any(us % 1000 > 10 for us, _ in found.counted), "no clock that goes by milliseconds"
     assert sum(count for _, count in found.counted) == 30
+
+
+def test_one_generator_for_several_plans() -> None:
+    with listening(Server([OK])) as server, Generator() as generator:
+        assert generator.run(Plan(server.url, ("/",), requests=5)).latency["n"] == 5
+        assert generator.run(Plan(server.url, ("/",), rate=200.0, seconds=0.1)).late != {}
+        assert generator.run(Plan(server.url, ("/",), clients=2, requests=7)).latency["n"] >= 7
 
 
 def test_turns_are_put_together() -> None:
