@@ -45,22 +45,7 @@ class Durations:
         return {"n": len(self), "mean_ms": self._histogram.get_mean_value() / 1e3, **values, "max_ms": top}
 
     def counted(self) -> list[Counted]:
-        return _counted(self._histogram)
-
-    def corrected(self, interval_s: float) -> list[Counted]:
-        """With what a client that waits for each answer left out: for an answer slower than two of the intervals in
-        which it would have sent again, those that it did not send meanwhile, as long as they took more than one.
-
-        The histogram's own `record_corrected_value` also adds the rest below one interval, which makes the median of a
-        loop in which every second answer is slow a fifth too low.
-        """
-        whole = HdrHistogram(1, LONGEST_US, 3)
-        interval_us = max(round(interval_s * 1e6), 1)
-        for us, count in _counted(self._histogram):
-            whole.record_value(us, count)
-            for missing_us in range(us - interval_us, interval_us, -interval_us):
-                whole.record_value(missing_us, count)
-        return _counted(whole)
+        return [(i.value_iterated_to, i.count_added_in_this_iter_step) for i in self._histogram.get_recorded_iterator()]
 
 
 def pooled(parts: Iterable[Iterable[Counted]]) -> Durations:
@@ -70,7 +55,3 @@ def pooled(parts: Iterable[Iterable[Counted]]) -> Durations:
         for us, count in part:
             durations.add(us / 1e6, count)
     return durations
-
-
-def _counted(histogram: HdrHistogram) -> list[Counted]:
-    return [(i.value_iterated_to, i.count_added_in_this_iter_step) for i in histogram.get_recorded_iterator()]

@@ -240,7 +240,7 @@ def _wrk(compared: Mapping[str, Any]) -> Table:
         for who, values in (("ours", compared["ours"]), ("wrk", compared["wrk"]), ("ours / wrk", compared["ratio"]))
     ]
     word = "agree" if compared["agrees"] else "DISAGREE"
-    note = f"They {word} within {compared['tolerance']:.0%}. Both percentiles with wrk's correction."
+    note = f"They {word} within {compared['tolerance']:.0%}. Without what wrk adds for requests that it did not send."
     return (f"wrk, {compared['clients']} client(s)", ["", "p50 ms", "p99 ms", "answers/s"], rows, note)
 
 

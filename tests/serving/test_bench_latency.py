@@ -294,12 +294,31 @@ LOAD = Load(1.0, 100, {"n": 100}, {}, {}, {}, 0, {}, [(1000, 100)], {}, 0.0, 100
 
 
 def test_what_wrk_prints_is_read() -> None:
-    said = 'Running 3s test\nFOUND {"requests": 3, "us": 3000000, "errors": 0, "counted": [[900, 2], [2500, 1]]}\n'
-    assert wrk.parse(said) == wrk.Turn(3, 3.0, [(900, 2), (2500, 1)])
+    said = (
+        'Running 3s test\nFOUND {"requests": 3, "us": 3000, "errors": 0, "counted": [[900, 2], [1900, 1], [2900, 1]]}\n'
+    )
+    assert wrk.parse(said, 1) == wrk.Turn(3, 0.003, [(900, 2), (2900, 1)]), "wrk added 2900 - 1000, one mean"
     with pytest.raises(RecsysError, match="2 errors in 10 requests"):
-        wrk.parse('FOUND {"requests": 10, "us": 1, "errors": 2, "counted": []}')
+        wrk.parse('FOUND {"requests": 10, "us": 1, "errors": 2, "counted": []}', 1)
+    with pytest.raises(RecsysError, match="does not hold its 3 requests"):
+        wrk.parse(said.replace("[900, 2]", "[900, 3]"), 1)
     with pytest.raises(RecsysError, match="wrk did not finish: unable to connect"):
-        wrk.parse("unable to connect")
+        wrk.parse("unable to connect", 1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_wrk_adds_is_taken_out_again(seed: int) -> None:
+    """Against its `stats_correct`, as its source has it."""
+    rng = np.random.default_rng(seed)
+    measured = {int(us): int(n) for us, n in zip(rng.integers(1, 400, 40), rng.integers(1, 5, 40), strict=True)}
+    interval = int(rng.integers(5, 60))
+    added = dict(measured)
+    for us in range(2 * interval, max(measured) + 1):
+        m = us - interval
+        while added.get(us) and m > interval:
+            added[m] = added.get(m, 0) + added[us]
+            m -= interval
+    assert wrk.as_measured(sorted(added.items()), interval) == sorted(measured.items())
 
 
 @pytest.mark.parametrize(("p50_ms", "agrees"), [(1.1, True), (1.2, False)])
@@ -334,7 +353,7 @@ def test_the_real_wrk(url: str) -> None:
     assert program is not None
     found = wrk.run(program, Plan(url, ("/healthz", "/v1/model"), clients=2, seconds=1.0))
     assert found.answers > 1
-    assert sum(count for _, count in found.counted) >= found.answers
+    assert sum(count for _, count in found.counted) == found.answers
     assert 0.9 < found.seconds < 2
     with pytest.raises(RecsysError, match="wrk had"):
         wrk.run(program, Plan(url, ("/v1/nothing",), seconds=1.0))

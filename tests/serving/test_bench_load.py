@@ -326,16 +326,6 @@ def test_turns_are_put_together() -> None:
     assert (found.achieved, found.offered, found.cpu_us) == (25.0, 26.0, 100.0)
 
 
-def test_what_a_client_left_out_while_it_waited_can_be_added() -> None:
-    durations = Durations()
-    durations.add(0.001, 9)
-    durations.add(0.003)
-    durations.add(0.010)
-    found = durations.corrected(0.0025)
-    assert [round(us / 1e3, 1) for us, _ in found] == [1.0, 2.5, 3.0, 5.0, 7.5, 10.0]
-    assert [count for _, count in found] == [9, 1, 1, 1, 1, 1]
-
-
 def test_a_generator_that_fails_says_why() -> None:
     with pytest.raises(RecsysError, match="The load generator failed: ConnectionRefusedError"):
         generate(Plan("http://127.0.0.1:9", ("/",), requests=1, warmup=1))
