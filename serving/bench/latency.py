@@ -23,6 +23,7 @@ SECTIONS = ("in-process", "closed", "sweep", "open", "catalogue", "device")
 CLIENTS = (1, 4, 16)
 OPEN_SHARE = 0.6  # of saturation
 SEED = 7
+WRK_S = 40.0  # of either generator, for a number of clients
 SATURATION = "a full answer at saturation"
 AIMS_MS = {  # on two cores, with the load generator on the same; 4 ms an answer are 250 a second
     "one client, p50": 4.0,
@@ -71,7 +72,7 @@ class Options:
             "in-process": 12 + 0.06 * self.requests,
             "start the service": 10.0,
             "closed": len(CLIENTS) * (closed + 2),
-            "wrk": 2 * 2 * max(closed, 20.0) + 4,
+            "wrk": 2 * 2 * WRK_S + 4,
             "sweep": 11 * (self.step_s + 0.5),
             "open": self.open_s + 1,
             "catalogue": 75 + (600 if self.hnsw else 0),
@@ -197,7 +198,7 @@ def _over_http(settings: ServiceSettings, options: Options, user_ids: list[int],
             progress.begin("wrk", "wrk and our closed loop in turns")
             with Generator() as generator:
                 http["wrk"] = [
-                    wrk.compare(Plan(target.url, paths, clients, seconds=LONGEST_CLOSED_S), generator.run)
+                    wrk.compare(Plan(target.url, paths, clients, seconds=WRK_S), generator.run)
                     for clients in (1, 4)
                 ]
         if options.needs("sweep", "open"):
