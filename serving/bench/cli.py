@@ -133,10 +133,7 @@ def freshness(
     ] = None,
     seconds: Annotated[float, typer.Option(min=1.0, help="Of each of the four rounds on each store.")] = 15.0,
     events: Annotated[float, typer.Option(min=0.5, help="Ratings a second.")] = 20.0,
-    rate: Annotated[
-        float | None,
-        typer.Option(min=1.0, help="Lists a second that others read. Default: 10 % of what the service gives."),
-    ] = None,
+    rate: Annotated[float, typer.Option(min=1.0, help="Lists a second that others read.")] = 20.0,
     workers: Annotated[int, typer.Option(min=1, help="Processes of the service.")] = 2,
     k: Annotated[int, typer.Option("--k", "-k", min=2, max=100, help="Movies an answer.")] = 10,
     limit_ms: Annotated[

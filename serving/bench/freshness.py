@@ -20,17 +20,15 @@ from recsys.columns import CHAMPION
 from recsys.errors import ConfigError, RecsysError
 from recsys.evaluation.about import about, load_average, processor
 from serving.bench.freshness_load import FreshnessPlan
-from serving.bench.generator import generate, in_own_process
+from serving.bench.generator import in_own_process
 from serving.bench.histogram import Durations
 from serving.bench.homes import fill_store, own_redis, register, registry_of, temporary_home
-from serving.bench.load import Plan
-from serving.bench.target import Target, own_service, recommendation_paths, users_of
+from serving.bench.target import Target, own_service, users_of
 from serving.settings import ServiceSettings
 
 STORES = ("sqlite", "redis")
 REDIS = "redis-server"
-READ_SHARE = 0.1  # of what a closed loop of four clients gets
-CLOSED_S, WARM_UP_S = 2.0, 2.0
+WARM_UP_S = 2.0
 ORDER = (False, True, True, False)  # rounds: with ratings or without
 
 
@@ -39,7 +37,7 @@ class FreshnessOptions:
     """stores     of STORES; None takes those that are there
     seconds    of each of the four rounds
     events     ratings a second, in the rounds that have any
-    rate       lists a second that others read; None is READ_SHARE of what the service gives
+    rate       lists a second that others read
     workers    processes of the service: what one accepts another must know
     limit_ms   p99 from a rating's acceptance until a list shows it
     most_ratio p99 of the others' lists while ratings come in, over the same without
@@ -48,7 +46,7 @@ class FreshnessOptions:
     stores: tuple[str, ...] | None = None
     seconds: float = 15.0
     events: float = 20.0
-    rate: float | None = None
+    rate: float = 20.0
     workers: int = 2
     k: int = 10
     limit_ms: float = 30.0
@@ -116,14 +114,10 @@ def measured(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """The rounds over one running service, and what they add up to."""
-    rate = options.rate
-    if rate is None:
-        paths = recommendation_paths(list(user_ids), options.k)
-        rate = max(READ_SHARE * generate(Plan(target.url, paths, 4, seconds=CLOSED_S, warmup=50)).achieved, 1.0)
     secret = settings.api_key
     plan = FreshnessPlan(
         target.url,
-        read_rate=rate,
+        read_rate=options.rate,
         write_rate=options.events,
         seconds=WARM_UP_S,
         k=options.k,
@@ -134,10 +128,10 @@ def measured(
     in_own_process("serving.bench.freshness_load", asdict(plan))
     rounds: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for number, posting in enumerate(ORDER):
-        say(f"freshness:   {rate:.0f} lists/s, {options.events:g} ratings/s" + ("" if posting else " left out"))
+        say(f"freshness:   {options.rate:g} lists/s, {options.events:g} ratings/s" + ("" if posting else " left out"))
         asked = replace(plan, seconds=options.seconds, posting=posting, seed=plan.seed + 10 * number)
         rounds[posting].append(in_own_process("serving.bench.freshness_load", asdict(asked)))
-    return {"lists_per_s": rate, "ratings_per_s": options.events, **summary(rounds[True], rounds[False])}
+    return {"lists_per_s": options.rate, "ratings_per_s": options.events, **summary(rounds[True], rounds[False])}
 
 
 def summary(writing: Sequence[dict[str, Any]], quiet: Sequence[dict[str, Any]]) -> dict[str, Any]:
