@@ -198,8 +198,7 @@ def _over_http(settings: ServiceSettings, options: Options, user_ids: list[int],
             progress.begin("wrk", "wrk and our closed loop in turns")
             with Generator() as generator:
                 http["wrk"] = [
-                    wrk.compare(Plan(target.url, paths, clients, seconds=WRK_S), generator.run)
-                    for clients in (1, 4)
+                    wrk.compare(Plan(target.url, paths, clients, seconds=WRK_S), generator.run) for clients in (1, 4)
                 ]
         if options.needs("sweep", "open"):
             http |= _opened(target, paths, options, settings.budget_ms, http, progress)

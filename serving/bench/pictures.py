@@ -35,7 +35,7 @@ def stages_png(inside: Mapping[str, Any], data: Mapping[str, Any]) -> bytes:
     """Medians of the stages, stacked, above the bare library calls of the same run."""
     bars: list[tuple[str, dict[str, float]]] = []
     for depth, found in inside["ranked"].items():
-        parts = {s: v["p50_ms"] for s, v in found["stages"].items() if s in STAGES}
+        parts = {s: found["stages"][s]["p50_ms"] for s in STAGES if s in found["stages"]}
         parts[REST] = max(found["stages"]["total"]["p50_ms"] - sum(parts.values()), 0.0)
         bars.append((f"{depth} ranked, full", parts))
         bars.append((f"{depth} ranked, bare", {"bare library calls": found["bare_sum_ms"]}))
@@ -55,7 +55,9 @@ def stages_png(inside: Mapping[str, Any], data: Mapping[str, Any]) -> bytes:
     axes.set_xlabel("milliseconds, medians", color=MUTED)
     axes.grid(axis="x", color=GRID)
     below = (0.01, 0.26 / figure.get_figheight())
-    figure.legend(loc="lower left", ncols=6, bbox_to_anchor=below, frameon=False, fontsize=8.5, labelcolor=INK)
+    figure.legend(
+        loc="lower left", ncols=7, bbox_to_anchor=below, columnspacing=1.4, frameon=False, fontsize=8.5, labelcolor=INK
+    )
     headline = inside["ranked"][inside["headline"]]
     note = f"Overhead with {inside['headline']} ranked: {headline['overhead']:.2f} times the bare library calls."
     words(figure, "One answer in process, by stage", data, note)
