@@ -49,10 +49,12 @@ def command_line(words: Sequence[str]) -> str:
 
     >>> command_line(["bench", "latency", "--home", "/a/b", "--quick"])
     'recsys bench latency --quick'
+    >>> command_line([])
+    'recsys'
     """
     kept = [
         word
-        for before, word in zip(["", *words[:-1]], words, strict=True)
+        for before, word in zip(["", *words], words, strict=False)
         if before != "--home" and word.split("=")[0] != "--home"
     ]
     return shlex.join(["recsys", *kept])
