@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from fastapi import FastAPI
 
 from recsys.errors import RecsysError
-from serving.bench.target import free_port
+from serving.bench.target import free_port, stop
 
-START_LIMIT_S, STOP_LIMIT_S = 60.0, 5.0
+START_LIMIT_S = 60.0
 PATH = "/"
 
 
@@ -40,12 +40,7 @@ def empty_service() -> Iterator[str]:
         _wait(process, port)
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop(process)
 
 
 def _wait(process: subprocess.Popen[bytes], port: int) -> None:

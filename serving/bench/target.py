@@ -99,12 +99,17 @@ def own_service(settings: ServiceSettings, *options: str) -> Iterator[Target]:
                 time.sleep(0.05)
             yield Target(url, process.pid, time.monotonic() - started)
         finally:
-            process.terminate()
-            try:
-                process.wait(STOP_LIMIT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            stop(process)
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """End it, by force where it does not end by itself."""
+    process.terminate()
+    try:
+        process.wait(STOP_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _environment(settings: ServiceSettings) -> dict[str, str]:
