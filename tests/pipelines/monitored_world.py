@@ -4,7 +4,9 @@ Feast: states are folded event by event, statistics come from the timeline, as t
 """
 
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -227,3 +229,17 @@ __all__ = [
     "unseen",
     "users",
 ]
+
+
+@contextmanager
+def forgetting(world: Monitored) -> Iterator[None]:
+    """The home with its events; answers, reports and events of a test are forgotten after it."""
+    logged = list(world.logged)
+    files = {path: path.read_bytes() for path in world.home.events.iterdir()}
+    yield
+    world.logged[:] = logged
+    for folder in (world.home.events, predictions_folder(world.home), world.home.reports, world.home.work):
+        shutil.rmtree(folder, ignore_errors=True)
+    world.home.events.mkdir()
+    for path, content in files.items():
+        path.write_bytes(content)

@@ -14,7 +14,17 @@ from recsys.features.item_stats import ItemStats, ItemStatsTimeline, snapshots
 from recsys.monitoring.comparison import FACTS
 from recsys.monitoring.prediction_files import write_parts
 from recsys.monitoring.prediction_log import Prediction, predictions_folder, read_predictions
-from tests.pipelines.monitored_world import DAY, RIGHT, SERVED_DAY, Bug, Monitored, moments, monitored, users
+from tests.pipelines.monitored_world import (
+    DAY,
+    RIGHT,
+    SERVED_DAY,
+    Bug,
+    Monitored,
+    forgetting,
+    moments,
+    monitored,
+    users,
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +34,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Monitored:
 
 @pytest.fixture
 def world(built: Monitored) -> Iterator[Monitored]:
-    """The home with its events; answers, and events of a test, are forgotten after it."""
-    logged = list(built.logged)
-    files = {path: path.read_bytes() for path in built.home.events.iterdir()}
-    yield built
-    built.logged[:] = logged
-    for folder in (built.home.events, predictions_folder(built.home)):
-        shutil.rmtree(folder, ignore_errors=True)
-    built.home.events.mkdir()
-    for path, content in files.items():
-        path.write_bytes(content)
+    with forgetting(built):
+        yield built
 
 
 def checked(world: Monitored) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,7 +16,6 @@ from recsys.columns import ITEM_ID
 from recsys.errors import DataError
 from recsys.features.item_stats import ItemStats, snapshots
 from recsys.features.state import Event
-from recsys.monitoring.prediction_log import predictions_folder
 from recsys.recommender import Filters
 from tests.pipelines.monitored_world import (
     DAY,
@@ -30,6 +28,7 @@ from tests.pipelines.monitored_world import (
     Known,
     Monitored,
     folded,
+    forgetting,
     moments,
     monitored,
     unseen,
@@ -45,17 +44,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Monitored:
 
 @pytest.fixture
 def world(built: Monitored) -> Iterator[Monitored]:
-    """The home with its events; answers and reports of a test are forgotten after it."""
-    logged = list(built.logged)
-    files = {path: path.read_bytes() for path in built.home.events.iterdir()}
-    yield built
-    built.logged[:] = logged
-    shutil.rmtree(built.home.events)
-    built.home.events.mkdir()
-    for path, content in files.items():
-        path.write_bytes(content)
-    for folder in (predictions_folder(built.home), built.home.reports, built.home.work):
-        shutil.rmtree(folder, ignore_errors=True)
+    with forgetting(built):
+        yield built
 
 
 def checked(world: Monitored, **options: Any) -> dict[str, Any]:
