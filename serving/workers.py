@@ -1,12 +1,13 @@
-"""The processes of the service: one, or several that share a listening socket; how they start, drain and stop.
+"""The processes of the service: one, or several behind one port; how they start, drain and stop.
 
 Stage: serving. In: `Start`, a bound socket. Out: a service until SIGTERM or Ctrl-C; then answers that were begun are
 ended, and the process exits with 0. Absent: the app (`app`), and restarts of a whole machine.
 
 Workers are spawned, never forked: after any parallel region a forked child hangs in FAISS, LightGBM and torch alike.
-What they share: the socket, the files of the bundle as the page cache holds them, the online store, the event log
-under `store.locks`, and a folder of metrics. What each has of its own: its model and when it follows the alias, its
-queue, its rate limits (a client may get the rate once from each), and last known states.
+What they share: the port, whose connections they are given in turn (`dispatch`), the files of the bundle as the page
+cache holds them, the online store, the event log under `store.locks`, and a folder of metrics. What each has of its
+own: its model and when it follows the alias, its queue, its rate limits (a client may get the rate once from each), and
+last known states.
 """
 
 import asyncio
@@ -32,6 +33,7 @@ from fastapi import FastAPI
 from recsys.errors import RecsysError
 from serving import logs
 from serving.app import create_app
+from serving.dispatch import Dispatcher, Intake, OpenIntake
 from serving.metrics import Metrics, mark_process_dead
 from serving.service import Service
 from serving.settings import ServiceSettings
@@ -69,21 +71,39 @@ class Start:
 
 class Server(uvicorn.Server):
     """Goes on for `drain_s` once it is told to stop: `/readyz` says no, and each answer closes its connection, so that
-    clients leave before the door is shut."""
+    clients leave before the door is shut. Connections come from a listening socket, or from an intake."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_s: float, intake: Intake | None = None) -> None:
         super().__init__(config)
-        self._app, self._drain_s = app, drain_s
+        self._app, self._drain_s, self._intake = app, drain_s, intake
+        self._open: OpenIntake | None = None
+        if intake is not None:
+            self.server_state.connections = intake.connections()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._intake is not None:
+            self._open = await self._intake.open(self._protocol)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.state.draining = True
         if not self.force_exit:
             await asyncio.sleep(self._drain_s)
+        if self._open is not None:
+            await self._open.close()
         await super().shutdown(sockets)
 
+    def _protocol(self) -> asyncio.Protocol:
+        """As uvicorn makes one for each connection that it accepts itself."""
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
 
-def serve(start: Start, listening: socket.socket) -> None:
-    """Serve in this process until it is told to stop. Raises what kept the model from being loaded."""
+
+def serve(start: Start, connections: socket.socket | Intake) -> None:
+    """Serve in this process until it is told to stop, whoever comes to the listening socket or through the intake.
+    Raises what kept the model from being loaded."""
     settings = start.settings
     failures: list[Exception] = []
 
@@ -118,9 +138,10 @@ def serve(start: Start, listening: socket.socket) -> None:
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=settings.shutdown_s,
     )
-    server = Server(config, app, settings.drain_s)
+    intake = connections if isinstance(connections, Intake) else None
+    server = Server(config, app, settings.drain_s, intake)
     with _told_to_stop(stop):
-        server.run(sockets=[listening])
+        server.run(sockets=[connections] if isinstance(connections, socket.socket) else [])
     if app.state.service is not None:
         app.state.service.store.close()
     if failures:
@@ -143,15 +164,20 @@ def supervise(start: Start, listening: socket.socket, workers: int) -> None:
     with tempfile.TemporaryDirectory(prefix="recsys-metrics-") as folder, _told_to_stop(stopping.set):
         ready = multiprocessing.get_context("spawn").RawValue(c_bool)
         told = replace(start, metrics_dir=Path(folder), ready=ready)
-        running: dict[SpawnProcess, float] = {}
+        dispatcher = Dispatcher(listening)
+        running: dict[SpawnProcess, tuple[Intake, float]] = {}
         short_lives, trouble = 0, ""
         pause_s, again_at = FIRST_PAUSE_S, 0.0
         while not stopping.is_set() and not trouble:
             while len(running) < workers and time.monotonic() >= again_at:
-                running[_spawn(replace(told, alone=not running), listening)] = time.monotonic()
+                intake = dispatcher.intake()
+                running[_spawn(replace(told, alone=not running), intake)] = intake, time.monotonic()
+                dispatcher.release(intake)
             wait([process.sentinel for process in running], timeout=0.2)
             for process in [p for p in running if p.exitcode is not None]:
-                lived_s = time.monotonic() - running.pop(process)
+                intake, since = running.pop(process)
+                lived_s = time.monotonic() - since
+                dispatcher.forget(intake)
                 if stopping.is_set():
                     break
                 mark_process_dead(Path(folder), process.pid or 0)
@@ -170,24 +196,25 @@ def supervise(start: Start, listening: socket.socket, workers: int) -> None:
                     trouble = (
                         f"{SHORT_LIVES} workers in a row ended within {SHORT_LIFE_S:g} s; the log above says more."
                     )
-        listening.close()
+        dispatcher.drain()
         _stop_all(list(running), start.settings)
+        dispatcher.close()
     if trouble:
         raise RecsysError(trouble)
 
 
-def _spawn(start: Start, listening: socket.socket) -> SpawnProcess:
-    process = multiprocessing.get_context("spawn").Process(target=_work, args=(start, listening), name="recsys-worker")
+def _spawn(start: Start, intake: Intake) -> SpawnProcess:
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=(start, intake), name="recsys-worker")
     process.start()
     return process
 
 
-def _work(start: Start, listening: socket.socket) -> None:
+def _work(start: Start, intake: Intake) -> None:
     """A worker, from beginning to end."""
     start.configure_logs()
     threading.Thread(target=_stop_with_parent, name="watch-parent", daemon=True).start()
     try:
-        serve(start, listening)
+        serve(start, intake)
     except RecsysError as error:
         log.error("%s", error)
         sys.exit(CANNOT_START)
