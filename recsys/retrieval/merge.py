@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys.features.state import StateBatch
-from recsys.retrieval.source import Answer, Idx, Scores, Source, mask_seen, top_k
+from recsys.retrieval.kernels import add_shares, find_ranks
+from recsys.retrieval.source import Answer, Idx, Scores, Source, top_k
 
 FUSION_OFFSET = 20.0
 NOT_FOUND = 0  # rank of a candidate that a source did not return
@@ -65,15 +66,17 @@ def merge(
     """
     names = tuple(answers)
     size = len(seen_idx)
-    tops = [answers[name].top(min(fetch, n_items))[0] for name in names]  # S times (B, k)
+    depth = min(fetch, n_items)
+    tops = np.stack([answers[name].top(depth)[0] for name in names], axis=1)  # (B, S, k)
+    weight = np.array([weights.get(name, 1.0) for name in names])
+    shares = weight[:, None] / (FUSION_OFFSET + np.arange(1, depth + 1))  # (S, k)
     fused = np.zeros((size, n_items), dtype=np.float32)
-    for name, top in zip(names, tops, strict=True):
-        shares = weights.get(name, 1.0) / (FUSION_OFFSET + np.arange(1, top.shape[1] + 1))
-        for line, movies in zip(fused, top, strict=True):
-            found = movies if movies[-1] >= 0 else movies[movies >= 0]
-            line[found] += shares[: len(found)]
-    mask_seen(fused, seen_idx)
-    item_idx, best = top_k(fused, keep)
+    for lists, line in zip(tops, fused, strict=True):
+        add_shares(lists, shares, line)
+    item_idx, best = top_k(fused, keep, seen_idx)
+    source_ranks = np.full((size, len(names), keep), NOT_FOUND, dtype=np.int32)
+    for lists, candidates, ranks in zip(tops, item_idx, source_ranks, strict=True):
+        find_ranks(lists, candidates, n_items, ranks)
     source_scores = np.empty((size, len(names), keep), dtype=np.float32)
     for s, name in enumerate(names):
         source_scores[:, s] = answers[name].at(item_idx)
@@ -82,23 +85,8 @@ def merge(
         item_idx=item_idx,
         fused=best,
         source_scores=source_scores.transpose(0, 2, 1),
-        source_ranks=_ranks(item_idx, tops, n_items).transpose(0, 2, 1),
+        source_ranks=source_ranks.transpose(0, 2, 1),
     )
-
-
-def _ranks(item_idx: Idx, tops: Sequence[Idx], n_items: int) -> npt.NDArray[np.int32]:
-    """(B, S, K) rank of each candidate in each source's list, NOT_FOUND where it does not stand there."""
-    size, keep = item_idx.shape
-    ranks = np.full((size, len(tops), keep + 1), NOT_FOUND, dtype=np.int32)  # the last place takes what was not kept
-    place = np.empty(n_items + 1, dtype=np.int64)  # of each movie among the candidates; -1 reads the last, no movie's
-    kept, rank = np.arange(keep), np.arange(1, tops[0].shape[1] + 1, dtype=np.int32)
-    for row, candidates in enumerate(item_idx):
-        place.fill(keep)
-        place[candidates] = kept
-        place[-1] = keep
-        for s, top in enumerate(tops):
-            ranks[row, s, place[top[row]]] = rank
-    return ranks[:, :, :keep]
 
 
 def retrieve(

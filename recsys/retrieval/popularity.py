@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from recsys.columns import POPULARITY
 from recsys.features.state import StateBatch
-from recsys.retrieval.source import Idx, Scores, filled
+from recsys.retrieval.source import Idx, Scores
 from recsys.retrieval.tensor_file import map_tensors
 
 TAIL_SHARE = 1e-3  # weight of an old rating against a fresh one
@@ -30,13 +30,15 @@ class PopularityAnswer:
         self._seen_idx = seen_idx
 
     def top(self, k: int) -> tuple[Idx, Scores]:
-        lists = []
-        for seen in self._seen_idx:
+        item_idx = np.full((len(self._seen_idx), k), -1, dtype=np.int64)
+        scores = np.full(item_idx.shape, -np.inf, dtype=np.float32)
+        for row, seen in enumerate(self._seen_idx):
             unseen = np.ones(len(self._scores), dtype=bool)
             unseen[seen] = False
             best = self._order[: k + len(seen)]
-            lists.append((self._scores, best[unseen[best]][:k]))
-        return filled(lists, k)
+            best = best[unseen[best]][:k]
+            item_idx[row, : len(best)], scores[row, : len(best)] = best, self._scores[best]
+        return item_idx, scores
 
     def at(self, item_idx: Idx) -> Scores:
         return np.where(item_idx >= 0, self._scores[item_idx], np.float32(0))  # -1 reads the last movie

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys.features.state import StateBatch
+from recsys.retrieval.kernels import best_of_row, share_by_second
 
 Idx = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
@@ -44,50 +45,17 @@ class Source(Protocol):
     def save(self, folder: Path) -> None: ...
 
 
-def top_k(scores: Scores, k: int) -> tuple[Idx, Scores]:
-    """(B, k) best columns of (B, N) scores, best first; -inf marks what may not be returned.
+def top_k(scores: Scores, k: int, seen_idx: Sequence[Idx], silent: float = -np.inf) -> tuple[Idx, Scores]:
+    """(B, k) best columns of (B, N) scores that a user has not seen, best first; none where the score is `silent`.
 
-    >>> idx, _ = top_k(np.array([[1.0, 3.0, 3.0, -np.inf]], dtype=np.float32), 4)
+    >>> idx, _ = top_k(np.array([[1.0, 3.0, 3.0, 9.0]], dtype=np.float32), 4, [np.array([3])])
     >>> idx.tolist()
     [[1, 2, 0, -1]]
     """
-    return filled([(row, _best(row, k, -np.inf)) for row in scores], k)
-
-
-def _best(scores: Scores, k: int, silent: float) -> Idx:
-    """Up to k positions of (N,) scores, best first, none where the score is `silent`.
-
-    Where enough scores are positive the rest need no look: many movies tie at 0, and equal values slow a partition
-    down. The value at the cut comes from `partition`, because `argpartition` is slower and picks at random among those
-    that tie there; here the lower row numbers get in.
-    """
-    said = np.flatnonzero(scores > 0)
-    if len(said) < k:
-        said = np.flatnonzero(scores != silent)
-    values = scores[said]
-    if len(values) > k:
-        cut = np.partition(values, len(values) - k)[len(values) - k]
-        kept = np.flatnonzero(values >= cut)
-        if len(kept) > k:
-            kept = np.delete(kept, np.flatnonzero(values[kept] == cut)[k - len(kept) :])
-        said, values = said[kept], values[kept]
-    return said[np.argsort(-values, kind="stable")]  # ascending before: ties break by row number
-
-
-def filled(lists: Sequence[tuple[Scores, Idx]], k: int) -> tuple[Idx, Scores]:
-    """(B, k) arrays from every user's (N,) scores and best movies, filled up with -1 and -inf."""
-    item_idx = np.full((len(lists), k), -1, dtype=np.int64)
-    out = np.full((len(lists), k), -np.inf, dtype=np.float32)
-    for row, (scores, best) in enumerate(lists):
-        item_idx[row, : len(best)] = best
-        out[row, : len(best)] = scores[best]
-    return item_idx, out
-
-
-def mask_seen(scores: Scores, seen_idx: Sequence[Idx]) -> None:
-    """Set what each user has seen to -inf, in place."""
+    item_idx, best = np.empty((len(scores), k), dtype=np.int64), np.empty((len(scores), k), dtype=np.float32)
     for row, seen in enumerate(seen_idx):
-        scores[row, seen] = -np.inf
+        best_of_row(scores[row], seen, silent, item_idx[row], best[row])
+    return item_idx, best
 
 
 class DenseAnswer:
@@ -99,12 +67,7 @@ class DenseAnswer:
         self._seen_idx = seen_idx
 
     def top(self, k: int) -> tuple[Idx, Scores]:
-        lists = []
-        for scores, seen in zip(self._scores, self._seen_idx, strict=True):
-            unseen = scores.copy()
-            unseen[seen] = 0.0
-            lists.append((scores, _best(unseen, k, silent=0.0)))
-        return filled(lists, k)
+        return top_k(self._scores, k, self._seen_idx, silent=0.0)
 
     def at(self, item_idx: Idx) -> Scores:
         out = np.empty(item_idx.shape, dtype=np.float32)
@@ -119,17 +82,8 @@ def recency_weights(states: StateBatch, power: float) -> npt.NDArray[np.float32]
 
     Events of one second share the mean of their weights, because their order carries no meaning.
     """
-    length = states.item_idx.shape[1]
-    by_step = _powers(length, power)
     weights = np.zeros(states.item_idx.shape, dtype=np.float32)
-    for row in range(len(states)):
-        first = length - np.count_nonzero(states.item_idx[row] >= 0)
-        times = states.timestamps[row, first:]
-        if len(times):
-            second = np.zeros(len(times), dtype=np.int64)
-            np.cumsum(times[1:] != times[:-1], out=second[1:])
-            mean = np.bincount(second, by_step[first:]) / np.bincount(second)
-            weights[row, first:] = mean[second]
+    share_by_second(states.item_idx, states.timestamps, _powers(states.item_idx.shape[1], power), weights)
     return weights
 
 

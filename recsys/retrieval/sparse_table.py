@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from recsys.retrieval.kernels import add_sparse_rows
+
 
 def interactions(user_idx: npt.NDArray[np.int64], item_idx: npt.NDArray[np.int64], n_items: int) -> sp.csr_matrix:
     """(U, N) ones from (E,) events; a row for each user who has one, and a movie rated twice is one interaction.
@@ -54,23 +56,11 @@ def weighted_rows(
 ) -> npt.NDArray[np.float32]:
     """(B, N) sum of the rows of (B, L) movies, each times its weight; -1 is no movie.
 
-    The rows are slices of the table's arrays: for the few rows of one history a sparse product costs more in preparing
-    than in multiplying.
-
     >>> weighted_rows(sp.csr_matrix([[0.0, 1.0], [4.0, 2.0]]), np.array([[-1, 1, 0]]), np.array([[9.0, 0.5, 1.0]]))
     array([[2., 2.]], dtype=float32)
     """
     scores = np.zeros((len(item_idx), table.shape[1]), dtype=np.float32)
-    for row, history in enumerate(item_idx):
-        known = history >= 0
-        movies = history[known]
-        if len(movies):
-            first, end = table.indptr[movies], table.indptr[movies + 1]
-            spans = [slice(low, high) for low, high in zip(first.tolist(), end.tolist(), strict=True)]
-            columns = np.concatenate([table.indices[span] for span in spans])
-            values = np.concatenate([table.data[span] for span in spans])
-            values *= np.repeat(weights[row, known], end - first)
-            np.add.at(scores[row], columns, values)
+    add_sparse_rows(table.indptr, table.indices, table.data, item_idx, weights, scores)
     return scores
 
 

@@ -32,7 +32,7 @@ from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
 from recsys.features.state import StateBatch
 from recsys.retrieval.softmax import full_softmax_loss, sampled_softmax_loss
-from recsys.retrieval.source import mask_seen, top_k
+from recsys.retrieval.source import top_k
 from recsys.retrieval.tower_inputs import TowerShape
 from recsys.retrieval.two_tower import TwoTower, encode_states
 from recsys.retrieval.windows import Int, WindowCutter, Windows
@@ -104,8 +104,7 @@ def validation_ndcg(model: TwoTower, states: StateBatch, context: Int, target_id
         rows = slice(low, low + 512)
         batch = states.rows(rows)
         scores = encode_states(model, batch) @ items.T
-        mask_seen(scores, batch.seen_idx)
-        best, _ = top_k(scores, 10)
+        best, _ = top_k(scores, 10, batch.seen_idx)
         mine = order[np.searchsorted(context[order], low) : np.searchsorted(context[order], low + 512)]
         hit = best[context[mine] - low] == target_idx[mine, None]
         gains[mine] = (hit / np.log2(np.arange(2, 12))).sum(axis=1)

@@ -202,7 +202,7 @@ def test_top_k_equals_a_stable_sort_with_many_ties() -> None:
     scores[0] = -np.inf
     scores[1] = 2.0
     for k in (1, 2, 5, 29, 30, 33):
-        item_idx, values = top_k(scores, k)
+        item_idx, values = top_k(scores, k, [np.zeros(0, dtype=np.int64)] * 50)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         expected = np.take_along_axis(scores, order, axis=1)
         depth = order.shape[1]

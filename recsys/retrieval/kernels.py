@@ -1,0 +1,131 @@
+"""The loops of an answer that NumPy would need many small calls for.
+
+Stage: retrieval, at request time. In: arrays. Out: arrays, written in place. Absent: what the numbers mean (`source`,
+`merge`, `sparse_table`), and sums in an order of the compiler's choosing: every addition stands where it is written, so
+a batch gives the same bits as its rows one by one.
+
+One list takes dozens of steps over a few thousand numbers. In NumPy each is a call, an array between and the
+interpreter's lock; these are compiled loops (docs/adr/0027). No index is checked here.
+
+Shapes: B users, N movies, L history length, S sources, k places of a list, K candidates.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys.retrieval.compiled import compiled, reads
+
+Idx = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float32]
+
+DIGIT_BITS = 11  # of a sorting key, looked at together
+DIGITS = 1 << DIGIT_BITS
+LAST_KEY = 0xFFFF_FFFF  # of what may not be returned
+
+
+@compiled(f"void({reads('float32')}, {reads('int64')}, float32, int64[::1], float32[::1])")
+def best_of_row(scores: Scores, hidden: Idx, silent: float, item_idx: Idx, best: Scores) -> None:
+    """Fill `item_idx` (k,) and `best` (k,) with the best of (N,) scores, best first, ties by row number, -1 and -inf
+    where there is no more. What is `hidden`, and scores equal to `silent`, are left out. No score is NaN.
+
+    The bits of a float32 become an integer that is the smaller, the better the score; -0 is 0. The numbers whose first
+    digit may be among the best are sorted digit by digit from the last, which keeps equal ones in order.
+    """
+    bits = scores.view(np.uint32)
+    keys = np.empty(len(scores), dtype=np.uint32)
+    for i in range(len(scores)):
+        key = bits[i] if bits[i] > 0x8000_0000 else (bits[i] & 0x7FFF_FFFF) ^ 0x7FFF_FFFF
+        keys[i] = key if scores[i] != silent else LAST_KEY
+    for i in hidden:
+        keys[i] = LAST_KEY
+    count = np.zeros(DIGITS, dtype=np.int64)
+    for i in range(len(keys)):
+        count[keys[i] >> (32 - DIGIT_BITS)] += 1
+    first, enough = 0, count[0]
+    while enough < len(item_idx) and first < DIGITS - 1:
+        first += 1
+        enough += count[first]
+    bound = min(((first + 1) << (32 - DIGIT_BITS)) - 1, LAST_KEY - 1)
+    chosen, place = np.empty(enough + 1, dtype=np.int64), np.empty(enough + 1, dtype=np.int64)
+    n = 0
+    for i in range(len(keys)):
+        chosen[n] = i  # the one place more is for what comes after the last that is kept
+        n += keys[i] <= bound
+    for shift in (0, DIGIT_BITS, 2 * DIGIT_BITS):
+        count[:] = 0
+        for j in range(n):
+            count[(keys[chosen[j]] >> shift) & (DIGITS - 1)] += 1
+        end = 0
+        for digit in range(DIGITS):
+            end, count[digit] = end + count[digit], end
+        for j in range(n):
+            digit = (keys[chosen[j]] >> shift) & (DIGITS - 1)
+            place[count[digit]] = chosen[j]
+            count[digit] += 1
+        chosen, place = place, chosen
+    for j in range(len(item_idx)):
+        item_idx[j] = chosen[j] if j < n else -1
+        best[j] = scores[chosen[j]] if j < n else -np.inf
+
+
+@compiled(f"void({reads('int64', 2)}, {reads('float64', 2)}, float32[::1])")
+def add_shares(tops: Idx, shares: npt.NDArray[np.float64], fused: Scores) -> None:
+    """Add to (N,) `fused` the share (S, k) of each place for the movie (S, k) that stands there; lists end at -1."""
+    for s in range(tops.shape[0]):
+        for place in range(tops.shape[1]):
+            if tops[s, place] < 0:
+                break
+            fused[tops[s, place]] += shares[s, place]
+
+
+@compiled(f"void({reads('int64', 2)}, {reads('int64')}, int64, int32[:, ::1])")
+def find_ranks(tops: Idx, item_idx: Idx, n_items: int, ranks: npt.NDArray[np.int32]) -> None:
+    """Fill zeros (S, K) with the rank, from 1, of the (K,) candidates in the (S, k) lists; -1 is no movie in either."""
+    column = np.full(n_items, -1, dtype=np.int64)
+    for j in range(len(item_idx)):
+        if item_idx[j] >= 0:
+            column[item_idx[j]] = j
+    for s in range(tops.shape[0]):
+        for place in range(tops.shape[1]):
+            movie = tops[s, place]
+            if movie >= 0 and column[movie] >= 0:
+                ranks[s, column[movie]] = place + 1
+
+
+@compiled(
+    f"void({reads('int32')}, {reads('int32')}, {reads('float32')},"
+    f" {reads('int64', 2, 'A')}, {reads('float32', 2, 'A')}, float32[:, ::1])"
+)
+def add_sparse_rows(
+    indptr: npt.NDArray[np.int32],
+    indices: npt.NDArray[np.int32],
+    data: Scores,
+    item_idx: Idx,
+    weights: Scores,
+    out: Scores,
+) -> None:
+    """Add to (B, N) `out` the rows of a sparse table that (B, L) `item_idx` names, times their weights; -1 is none."""
+    for b in range(item_idx.shape[0]):
+        for step in range(item_idx.shape[1]):
+            movie = item_idx[b, step]
+            if movie >= 0:
+                for entry in range(indptr[movie], indptr[movie + 1]):
+                    out[b, indices[entry]] += data[entry] * weights[b, step]
+
+
+@compiled(f"void({reads('int64', 2, 'A')}, {reads('int64', 2, 'A')}, {reads('float64')}, float32[:, ::1])")
+def share_by_second(item_idx: Idx, timestamps: Idx, by_step: npt.NDArray[np.float64], weights: Scores) -> None:
+    """Fill zeros (B, L) with the weight (L,) of each step of the events, which stand at the end of a row; those of one
+    second share the mean of theirs."""
+    length = item_idx.shape[1]
+    for b in range(item_idx.shape[0]):
+        low = length
+        for i in range(length):
+            low -= item_idx[b, i] >= 0
+        while low < length:
+            high, total = low, 0.0
+            while high < length and timestamps[b, high] == timestamps[b, low]:
+                total += float(by_step[high])
+                high += 1
+            weights[b, low:high] = total / (high - low)
+            low = high
