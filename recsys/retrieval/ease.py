@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from recsys.columns import EASE
 from recsys.features.state import StateBatch
+from recsys.retrieval.kernels import add_dense_rows
 from recsys.retrieval.source import DenseAnswer, recency_weights
 from recsys.retrieval.sparse_table import interactions
 from recsys.retrieval.tensor_file import map_tensors
@@ -71,9 +72,7 @@ class Ease:
         weights = recency_weights(states, self.power)
         rows = self._row_of[states.item_idx]  # (B, L)
         scores = np.zeros((len(states), self.n_items), dtype=np.float32)
-        for user, row in enumerate(rows):
-            known = row >= 0
-            scores[user, self.head] = weights[user, known] @ self.weights[row[known]]
+        add_dense_rows(self.weights, self.head, rows, weights, scores)
         return DenseAnswer(scores, states.seen_idx)
 
     def save(self, folder: Path) -> None:

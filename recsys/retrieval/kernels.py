@@ -113,6 +113,21 @@ def add_sparse_rows(
                     out[b, indices[entry]] += data[entry] * weights[b, step]
 
 
+@compiled(f"void({reads('float32', 2)}, {reads('int64')}, {reads('int64', 2)}, {reads('float32', 2)}, float32[:, ::1])")
+def add_dense_rows(table: Scores, columns: Idx, rows: Idx, weights: Scores, out: Scores) -> None:
+    """Fill the `columns` (M,) of (B, N) `out` with the sum of the rows of (M, M) `table` that (B, L) `rows` names,
+    times their weights; -1 is none."""
+    for b in range(rows.shape[0]):
+        total = np.zeros(len(columns), dtype=np.float32)
+        for step in range(rows.shape[1]):
+            if rows[b, step] >= 0:
+                row, weight = table[rows[b, step]], weights[b, step]
+                for j in range(len(columns)):
+                    total[j] += row[j] * weight
+        for j in range(len(columns)):
+            out[b, columns[j]] = total[j]
+
+
 @compiled(f"void({reads('int64', 2, 'A')}, {reads('int64', 2, 'A')}, {reads('float64')}, float32[:, ::1])")
 def share_by_second(item_idx: Idx, timestamps: Idx, by_step: npt.NDArray[np.float64], weights: Scores) -> None:
     """Fill zeros (B, L) with the weight (L,) of each step of the events, which stand at the end of a row; those of one

@@ -56,7 +56,8 @@ def weighted_rows(
 ) -> npt.NDArray[np.float32]:
     """(B, N) sum of the rows of (B, L) movies, each times its weight; -1 is no movie.
 
-    >>> weighted_rows(sp.csr_matrix([[0.0, 1.0], [4.0, 2.0]]), np.array([[-1, 1, 0]]), np.array([[9.0, 0.5, 1.0]]))
+    >>> table = sp.csr_matrix(np.array([[0.0, 1.0], [4.0, 2.0]], dtype=np.float32))
+    >>> weighted_rows(table, np.array([[-1, 1, 0]]), np.array([[9.0, 0.5, 1.0]], dtype=np.float32))
     array([[2., 2.]], dtype=float32)
     """
     scores = np.zeros((len(item_idx), table.shape[1]), dtype=np.float32)

@@ -17,7 +17,14 @@ from hypothesis.extra.numpy import arrays
 
 from recsys.retrieval import kernels
 from recsys.retrieval.compiled import Compiled, compiled, reads
-from recsys.retrieval.kernels import add_shares, add_sparse_rows, best_of_row, find_ranks, share_by_second
+from recsys.retrieval.kernels import (
+    add_dense_rows,
+    add_shares,
+    add_sparse_rows,
+    best_of_row,
+    find_ranks,
+    share_by_second,
+)
 
 ALL = [value for value in vars(kernels).values() if isinstance(value, Compiled)]
 TIED = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.5, 1e-40, -1e-40, float(np.float32(3.4e38)), np.inf, -np.inf])
@@ -125,6 +132,22 @@ def test_sparse_rows_are_added_entry_by_entry(seed: int, users: int, length: int
     for user, step in zip(*np.nonzero(history >= 0), strict=True):
         entries = slice(table.indptr[history[user, step]], table.indptr[history[user, step] + 1])
         np.add.at(expected[user], table.indices[entries], table.data[entries] * weights[user, step])
+    assert bits(out) == bits(expected)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 4), st.integers(0, 9))
+def test_dense_rows_are_added_row_by_row(seed: int, users: int, length: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 40))
+    columns = np.flatnonzero(rng.random(n) < 0.7)
+    table = rng.standard_normal((len(columns), len(columns))).astype(np.float32)
+    rows = rng.integers(-1, len(columns), (users, length))
+    weights = rng.standard_normal((users, length)).astype(np.float32)
+    out = np.zeros((users, n), dtype=np.float32)
+    add_dense_rows(table, columns, rows, weights, out)
+    expected = np.zeros_like(out)
+    for user, step in zip(*np.nonzero(rows >= 0), strict=True):
+        expected[user, columns] += table[rows[user, step]] * weights[user, step]
     assert bits(out) == bits(expected)
 
 
