@@ -32,11 +32,12 @@ class Compiled(Generic[P, R]):
     def machine_code(self) -> Callable[P, R]:
         from numba import njit  # 0.3 s, which only a process that retrieves has to spend
 
+        options = {"nogil": True, "error_model": "numpy"}  # x / 0 as in NumPy: a check would keep loops from vectors
         try:
-            compiled: Callable[P, R] = njit(self.signature, nogil=True, cache=True)(self.function)
+            compiled: Callable[P, R] = njit(self.signature, cache=True, **options)(self.function)
         except (RuntimeError, OSError) as error:  # numba's words for no folder to write to; a full disk
             log.info("the machine code of %s is not kept: %s", self.function.__name__, error)
-            compiled = njit(self.signature, nogil=True)(self.function)
+            compiled = njit(self.signature, **options)(self.function)
         return compiled
 
 

@@ -21,6 +21,10 @@ Scores = npt.NDArray[np.float32]
 DIGIT_BITS = 11  # of a sorting key, looked at together
 DIGITS = 1 << DIGIT_BITS
 LAST_KEY = 0xFFFF_FFFF  # of what may not be returned
+# erfc(z) = 1 / (1 + a1 z + .. + a6 z^6)^16, z >= 0; the error is below 3e-7. Here for |x| instead of z = |x| / sqrt 2.
+# Source: M. Abramowitz, I. Stegun, Handbook of Mathematical Functions, 7.1.28.
+ERFC = (0.0705230784, 0.0422820123, 0.0092705272, 0.0001520143, 0.0002765672, 0.0000430638)
+A1, A2, A3, A4, A5, A6 = (np.float32(a * 0.5 ** (power / 2)) for power, a in enumerate(ERFC, 1))
 
 
 @compiled(f"void({reads('float32')}, {reads('int64')}, float32, int64[::1], float32[::1])")
@@ -144,3 +148,22 @@ def share_by_second(item_idx: Idx, timestamps: Idx, by_step: npt.NDArray[np.floa
                 high += 1
             weights[b, low:high] = total / (high - low)
             low = high
+
+
+@compiled("void(float32[:, ::1])")
+def gelu(values: Scores) -> None:
+    """Each x times the normal distribution function, as max(x, 0) - |x| erfc(|x| / sqrt 2) / 2; within 8e-7, in place.
+
+    Chosen for having no branch and no exponential, so that the loop takes many values at once.
+    """
+    one, half, zero = np.float32(1), np.float32(0.5), np.float32(0)
+    for i in range(values.shape[0]):
+        for j in range(values.shape[1]):
+            x = values[i, j]
+            size = abs(x)
+            t = one + size * (A1 + size * (A2 + size * (A3 + size * (A4 + size * (A5 + size * A6)))))
+            t *= t
+            t *= t
+            t *= t
+            t *= t
+            values[i, j] = max(x, zero) - half * size / t

@@ -22,33 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys.features.state import StateBatch
+from recsys.retrieval.kernels import gelu
 from recsys.retrieval.tower_inputs import GAP_LEVELS, TowerShape, TowerWeights, tokens_of
 
 Float = npt.NDArray[np.float32]
 
 NORM_EPSILON = np.float32(1e-5)  # torch's default
-# erfc(z) = (a1 t + .. + a5 t^5) exp(-z^2), t = 1 / (1 + p z), z >= 0; the error is below 1.5e-7.
-# Source: M. Abramowitz, I. Stegun, Handbook of Mathematical Functions, 7.1.26.
-_P = np.float32(0.3275911 * 0.5**0.5)  # for |x| instead of z = |x| / sqrt 2
-_HALF_A = tuple(np.float32(a / 2) for a in (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429))
-
-
-def gelu(x: Float) -> Float:
-    """x times the normal distribution function, as max(x, 0) - |x| erfc(|x| / sqrt 2) / 2; within 4e-7."""
-    size = np.abs(x)
-    t = size * _P
-    t += np.float32(1.0)
-    np.reciprocal(t, out=t)
-    tail = t * _HALF_A[4]
-    for a in _HALF_A[3::-1]:
-        tail += a
-        tail *= t
-    np.multiply(x, x, out=t)
-    t *= np.float32(-0.5)
-    np.exp(t, out=t)
-    tail *= t
-    tail *= size
-    return np.asarray(np.maximum(x, np.float32(0.0)) - tail, dtype=np.float32)
 
 
 def normalised(x: Float) -> Float:
@@ -119,7 +98,8 @@ class _Block:
         x += self.out_bias
         hidden = normalised(x) @ self.up
         hidden += self.up_bias
-        x += gelu(hidden) @ self.down
+        gelu(hidden)
+        x += hidden @ self.down
         x += self.down_bias
         return x
 

@@ -208,11 +208,11 @@ def test_where_machine_code_cannot_be_kept_it_is_made_all_the_same(
 
     asked: list[bool] = []
 
-    def njit(signature: str, *, nogil: bool, cache: bool = False) -> object:
+    def njit(signature: str, *, cache: bool = False, **options: object) -> object:
         asked.append(cache)
         if cache:
             raise error
-        return numba.njit(signature, nogil=nogil)
+        return numba.njit(signature, **options)
 
     monkeypatch.setitem(sys.modules, "numba", SimpleNamespace(njit=njit))
     values = np.array([1.0, 2.5])

@@ -12,7 +12,8 @@ from scipy.special import ndtr
 
 from recsys.bundle import save_sources
 from recsys.features.state import HISTORY_LENGTH, StateBatch
-from recsys.retrieval.tower_inference import TowerEncoder, gelu, normalised
+from recsys.retrieval.kernels import gelu
+from recsys.retrieval.tower_inference import TowerEncoder, normalised
 from recsys.retrieval.tower_inputs import GAP_EDGES_S, TowerShape, gap_levels, rating_levels, tokens_of
 from recsys.retrieval.two_tower import TwoTower, encode_states
 from tests.planted import N_MOVIES, planted_catalogue, planted_histories, planted_sources
@@ -112,9 +113,21 @@ def test_a_batch_gives_the_same_bits_as_its_rows_one_by_one() -> None:
 
 
 def test_gelu_is_x_times_the_normal_distribution_function() -> None:
-    x = np.linspace(-12, 12, 100_001).astype(np.float32)
-    np.testing.assert_allclose(gelu(x), x * ndtr(x.astype(np.float64)), rtol=0, atol=4e-7)
-    assert gelu(np.float32([-100.0, 0.0, 100.0])).tolist() == [0.0, 0.0, 100.0]
+    x = np.linspace(-12, 12, 100_001).astype(np.float32)[None]
+    got, ends = x.copy(), np.float32([[-100.0, 0.0, 100.0]])
+    gelu(got)
+    np.testing.assert_allclose(got, x * ndtr(x.astype(np.float64)), rtol=0, atol=8e-7)
+    gelu(ends)
+    assert ends.tolist() == [[0.0, 0.0, 100.0]]
+
+
+def test_gelu_of_a_value_does_not_depend_on_its_place() -> None:
+    """A loop over vectors ends with single values."""
+    x = np.random.default_rng(3).standard_normal(67).astype(np.float32)
+    together, alone = x[None].copy(), x[:, None].copy()
+    gelu(together)
+    gelu(alone)
+    np.testing.assert_array_equal(together[0], alone[:, 0])
 
 
 def test_normalised_rows_of_mean_zero_are_those_of_the_layer_norm() -> None:
