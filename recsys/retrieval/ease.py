@@ -72,7 +72,7 @@ class Ease:
         weights = recency_weights(states, self.power)
         rows = self._row_of[states.item_idx]  # (B, L)
         scores = np.zeros((len(states), self.n_items), dtype=np.float32)
-        add_dense_rows(self.weights, self.head, rows, weights, scores)
+        add_dense_rows(self.weights, self.head, rows, weights, np.empty(len(self.head), dtype=np.float32), scores)
         return DenseAnswer(scores, states.seen_idx)
 
     def save(self, folder: Path) -> None:

@@ -5,7 +5,8 @@ Stage: retrieval, at request time. In: arrays. Out: arrays, written in place. Ab
 a batch gives the same bits as its rows one by one.
 
 One list takes dozens of steps over a few thousand numbers. In NumPy each is a call, an array between and the
-interpreter's lock; these are compiled loops (docs/adr/0027). No index is checked here.
+interpreter's lock; these are compiled loops (docs/adr/0027). No index is checked here. What a loop can do is written
+as one, and memory comes from outside: a slice or a call of NumPy in here costs a start 0.1 s and more of compiling.
 
 Shapes: B users, N movies, L history length, S sources, k places of a list, K candidates.
 """
@@ -13,12 +14,13 @@ Shapes: B users, N movies, L history length, S sources, k places of a list, K ca
 import numpy as np
 import numpy.typing as npt
 
-from recsys.retrieval.compiled import compiled, reads
+from recsys.retrieval.compiling import compiled, reads
 
 Idx = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 
-DIGIT_BITS = 11  # of a sorting key, looked at together
+KEY_BITS = 32  # of a sorting key
+DIGIT_BITS = 11  # of them that are looked at together
 DIGITS = 1 << DIGIT_BITS
 LAST_KEY = 0xFFFF_FFFF  # of what may not be returned
 # erfc(z) = 1 / (1 + a1 z + .. + a6 z^6)^16, z >= 0; the error is below 3e-7. Here for |x| instead of z = |x| / sqrt 2.
@@ -27,49 +29,72 @@ ERFC = (0.0705230784, 0.0422820123, 0.0092705272, 0.0001520143, 0.0002765672, 0.
 A1, A2, A3, A4, A5, A6 = (np.float32(a * 0.5 ** (power / 2)) for power, a in enumerate(ERFC, 1))
 
 
-@compiled(f"void({reads('float32')}, {reads('int64')}, float32, int64[::1], float32[::1])")
-def best_of_row(scores: Scores, hidden: Idx, silent: float, item_idx: Idx, best: Scores) -> None:
-    """Fill `item_idx` (k,) and `best` (k,) with the best of (N,) scores, best first, ties by row number, -1 and -inf
-    where there is no more. What is `hidden`, and scores equal to `silent`, are left out. No score is NaN.
+@compiled(
+    f"void({reads('float32')}, {reads('uint32')}, {reads('int64')}, float32,"
+    " uint32[::1], int64[:, ::1], int64[::1], int64[::1], float32[::1])"
+)
+def sort_best(
+    scores: Scores,
+    bits: npt.NDArray[np.uint32],
+    hidden: Idx,
+    silent: float,
+    keys: npt.NDArray[np.uint32],
+    order: Idx,
+    count: Idx,
+    item_idx: Idx,
+    best: Scores,
+) -> None:
+    """What `best_of_row` does. `bits` are the scores' own; `keys` (N,), `order` (2, N + 1) and `count` (DIGITS,) are
+    memory to work in.
 
     The bits of a float32 become an integer that is the smaller, the better the score; -0 is 0. The numbers whose first
     digit may be among the best are sorted digit by digit from the last, which keeps equal ones in order.
     """
-    bits = scores.view(np.uint32)
-    keys = np.empty(len(scores), dtype=np.uint32)
     for i in range(len(scores)):
         key = bits[i] if bits[i] > 0x8000_0000 else (bits[i] & 0x7FFF_FFFF) ^ 0x7FFF_FFFF
         keys[i] = key if scores[i] != silent else LAST_KEY
-    for i in hidden:
-        keys[i] = LAST_KEY
-    count = np.zeros(DIGITS, dtype=np.int64)
+    for i in range(len(hidden)):
+        keys[hidden[i]] = LAST_KEY
+    for digit in range(DIGITS):
+        count[digit] = 0
     for i in range(len(keys)):
-        count[keys[i] >> (32 - DIGIT_BITS)] += 1
+        count[keys[i] >> (KEY_BITS - DIGIT_BITS)] += 1
     first, enough = 0, count[0]
     while enough < len(item_idx) and first < DIGITS - 1:
         first += 1
         enough += count[first]
-    bound = min(((first + 1) << (32 - DIGIT_BITS)) - 1, LAST_KEY - 1)
-    chosen, place = np.empty(enough + 1, dtype=np.int64), np.empty(enough + 1, dtype=np.int64)
+    end = (first + 1) << (KEY_BITS - DIGIT_BITS)
     n = 0
     for i in range(len(keys)):
-        chosen[n] = i  # the one place more is for what comes after the last that is kept
-        n += keys[i] <= bound
-    for shift in (0, DIGIT_BITS, 2 * DIGIT_BITS):
-        count[:] = 0
-        for j in range(n):
-            count[(keys[chosen[j]] >> shift) & (DIGITS - 1)] += 1
-        end = 0
+        order[0, n] = i  # the one place more is for what comes after the last that is kept
+        n += keys[i] < end and keys[i] != LAST_KEY
+    side = 0
+    for shift in range(0, KEY_BITS, DIGIT_BITS):
         for digit in range(DIGITS):
-            end, count[digit] = end + count[digit], end
+            count[digit] = 0
         for j in range(n):
-            digit = (keys[chosen[j]] >> shift) & (DIGITS - 1)
-            place[count[digit]] = chosen[j]
+            count[(keys[order[side, j]] >> shift) & (DIGITS - 1)] += 1
+        place = 0
+        for digit in range(DIGITS):
+            place += count[digit]
+            count[digit] = place - count[digit]
+        for j in range(n):
+            digit = (keys[order[side, j]] >> shift) & (DIGITS - 1)
+            order[1 - side, count[digit]] = order[side, j]
             count[digit] += 1
-        chosen, place = place, chosen
+        side = 1 - side
     for j in range(len(item_idx)):
-        item_idx[j] = chosen[j] if j < n else -1
-        best[j] = scores[chosen[j]] if j < n else -np.inf
+        item_idx[j] = order[side, j] if j < n else -1
+        best[j] = scores[item_idx[j]] if j < n else -np.inf
+
+
+def best_of_row(scores: Scores, hidden: Idx, silent: float, item_idx: Idx, best: Scores) -> None:
+    """Fill `item_idx` (k,) and `best` (k,) with the best of (N,) scores, best first, ties by row number, -1 and -inf
+    where there is no more. What is `hidden`, and scores equal to `silent`, are left out. No score is NaN."""
+    n = len(scores)
+    keys, order = np.empty(n, dtype=np.uint32), np.empty((2, n + 1), dtype=np.int64)
+    count = np.empty(DIGITS, dtype=np.int64)
+    sort_best(scores, scores.view(np.uint32), hidden, silent, keys, order, count, item_idx, best)
 
 
 @compiled(f"void({reads('int64', 2)}, {reads('float64', 2)}, float32[::1])")
@@ -82,10 +107,12 @@ def add_shares(tops: Idx, shares: npt.NDArray[np.float64], fused: Scores) -> Non
             fused[tops[s, place]] += shares[s, place]
 
 
-@compiled(f"void({reads('int64', 2)}, {reads('int64')}, int64, int32[:, ::1])")
-def find_ranks(tops: Idx, item_idx: Idx, n_items: int, ranks: npt.NDArray[np.int32]) -> None:
-    """Fill zeros (S, K) with the rank, from 1, of the (K,) candidates in the (S, k) lists; -1 is no movie in either."""
-    column = np.full(n_items, -1, dtype=np.int64)
+@compiled(f"void({reads('int64', 2)}, {reads('int64')}, int64[::1], int32[:, ::1])")
+def find_ranks(tops: Idx, item_idx: Idx, column: Idx, ranks: npt.NDArray[np.int32]) -> None:
+    """Fill zeros (S, K) with the rank, from 1, of the (K,) candidates in the (S, k) lists; -1 is no movie in either.
+    `column` (N,) is memory to work in."""
+    for movie in range(len(column)):
+        column[movie] = -1
     for j in range(len(item_idx)):
         if item_idx[j] >= 0:
             column[item_idx[j]] = j
@@ -117,17 +144,21 @@ def add_sparse_rows(
                     out[b, indices[entry]] += data[entry] * weights[b, step]
 
 
-@compiled(f"void({reads('float32', 2)}, {reads('int64')}, {reads('int64', 2)}, {reads('float32', 2)}, float32[:, ::1])")
-def add_dense_rows(table: Scores, columns: Idx, rows: Idx, weights: Scores, out: Scores) -> None:
+@compiled(
+    f"void({reads('float32', 2)}, {reads('int64')}, {reads('int64', 2)}, {reads('float32', 2)},"
+    " float32[::1], float32[:, ::1])"
+)
+def add_dense_rows(table: Scores, columns: Idx, rows: Idx, weights: Scores, total: Scores, out: Scores) -> None:
     """Fill the `columns` (M,) of (B, N) `out` with the sum of the rows of (M, M) `table` that (B, L) `rows` names,
-    times their weights; -1 is none."""
+    times their weights; -1 is none. `total` (M,) is memory to work in."""
     for b in range(rows.shape[0]):
-        total = np.zeros(len(columns), dtype=np.float32)
+        for j in range(len(columns)):
+            total[j] = 0.0
         for step in range(rows.shape[1]):
-            if rows[b, step] >= 0:
-                row, weight = table[rows[b, step]], weights[b, step]
+            row, weight = rows[b, step], weights[b, step]
+            if row >= 0:
                 for j in range(len(columns)):
-                    total[j] += row[j] * weight
+                    total[j] += table[row, j] * weight
         for j in range(len(columns)):
             out[b, columns[j]] = total[j]
 
@@ -146,8 +177,10 @@ def share_by_second(item_idx: Idx, timestamps: Idx, by_step: npt.NDArray[np.floa
             while high < length and timestamps[b, high] == timestamps[b, low]:
                 total += float(by_step[high])
                 high += 1
-            weights[b, low:high] = total / (high - low)
-            low = high
+            mean = total / (high - low)
+            while low < high:
+                weights[b, low] = mean
+                low += 1
 
 
 @compiled("void(float32[:, ::1])")

@@ -76,7 +76,7 @@ def merge(
     item_idx, best = top_k(fused, keep, seen_idx)
     source_ranks = np.full((size, len(names), keep), NOT_FOUND, dtype=np.int32)
     for lists, candidates, ranks in zip(tops, item_idx, source_ranks, strict=True):
-        find_ranks(lists, candidates, n_items, ranks)
+        find_ranks(lists, candidates, np.empty(n_items, dtype=np.int64), ranks)
     source_scores = np.empty((size, len(names), keep), dtype=np.float32)
     for s, name in enumerate(names):
         source_scores[:, s] = answers[name].at(item_idx)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from recsys.retrieval import kernels
-from recsys.retrieval.compiled import Compiled, compiled, reads
+from recsys.retrieval.compiling import Compiled, compiled, reads
 from recsys.retrieval.kernels import (
     add_dense_rows,
     add_shares,
@@ -114,7 +114,7 @@ def test_ranks_are_the_places_in_each_list(given_lists: tuple[int, np.ndarray], 
     movies = data.draw(st.lists(st.integers(0, n - 1), unique=True))
     candidates = np.array([*movies, -1, -1])
     ranks = np.zeros((len(tops), len(candidates)), dtype=np.int32)
-    find_ranks(tops, candidates, n, ranks)
+    find_ranks(tops, candidates, np.empty(n, dtype=np.int64), ranks)
     place = [{movie: rank for rank, movie in enumerate(top, 1) if movie >= 0} for top in tops.tolist()]
     assert ranks.tolist() == [[of.get(movie, 0) for movie in candidates.tolist()] for of in place]
 
@@ -144,7 +144,7 @@ def test_dense_rows_are_added_row_by_row(seed: int, users: int, length: int) -> 
     rows = rng.integers(-1, len(columns), (users, length))
     weights = rng.standard_normal((users, length)).astype(np.float32)
     out = np.zeros((users, n), dtype=np.float32)
-    add_dense_rows(table, columns, rows, weights, out)
+    add_dense_rows(table, columns, rows, weights, np.empty(len(columns), dtype=np.float32), out)
     expected = np.zeros_like(out)
     for user, step in zip(*np.nonzero(rows >= 0), strict=True):
         expected[user, columns] += table[rows[user, step]] * weights[user, step]
@@ -216,7 +216,7 @@ def test_where_machine_code_cannot_be_kept_it_is_made_all_the_same(
 
     monkeypatch.setitem(sys.modules, "numba", SimpleNamespace(njit=njit))
     values = np.array([1.0, 2.5])
-    with caplog.at_level(logging.INFO, "recsys.retrieval.compiled"):
+    with caplog.at_level(logging.INFO, "recsys.retrieval.compiling"):
         compiled("void(float64[::1])")(doubled)(values)
     assert values.tolist() == [2.0, 5.0]
     assert asked == [True, False]
@@ -232,7 +232,7 @@ print(total(np.arange(5.0)))
 print(sum(total.machine_code.stats.cache_hits.values()), flush=True)
 """
 LOOPS = """
-from recsys.retrieval.compiled import compiled
+from recsys.retrieval.compiling import compiled
 
 @compiled("float64(float64[::1])")
 def total(values):
