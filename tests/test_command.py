@@ -122,7 +122,7 @@ def test_the_console_script_itself() -> None:
 
 
 def test_help_loads_no_heavy_library() -> None:
-    heavy = "('torch', 'feast', 'mlflow', 'pandas', 'numpy', 'faiss', 'lightgbm')"
+    heavy = "('torch', 'feast', 'mlflow', 'pandas', 'numpy', 'numba', 'faiss', 'lightgbm')"
     code = (
         "import sys; from recsys import command; command.run(['train', '--help']); "
         f"print([m for m in {heavy} if m in sys.modules], file=sys.stderr)"
