@@ -4,7 +4,7 @@ Stage: serving. In: `Start`, a bound socket. Out: a service until SIGTERM or Ctr
 ended, and the process exits with 0. Absent: the app (`app`), and restarts of a whole machine.
 
 Workers are spawned, never forked: after any parallel region a forked child hangs in FAISS, LightGBM and torch alike.
-What they share: the port, whose connections they are given in turn (`dispatch`), the files of the bundle as the page
+What they share: the port, whose connections they are given evenly (`dispatch`), the files of the bundle as the page
 cache holds them, the online store, the event log under `store.locks`, and a folder of metrics. What each has of its
 own: its model and when it follows the alias, its queue, its rate limits (a client may get the rate once from each), and
 last known states.
@@ -168,37 +168,41 @@ def supervise(start: Start, listening: socket.socket, workers: int) -> None:
         running: dict[SpawnProcess, tuple[Intake, float]] = {}
         short_lives, trouble = 0, ""
         pause_s, again_at = FIRST_PAUSE_S, 0.0
-        while not stopping.is_set() and not trouble:
-            while len(running) < workers and time.monotonic() >= again_at:
-                intake = dispatcher.intake()
-                running[_spawn(replace(told, alone=not running), intake)] = intake, time.monotonic()
-                dispatcher.release(intake)
-            wait([process.sentinel for process in running], timeout=0.2)
-            for process in [p for p in running if p.exitcode is not None]:
-                intake, since = running.pop(process)
-                lived_s = time.monotonic() - since
-                dispatcher.forget(intake)
-                if stopping.is_set():
-                    break
-                mark_process_dead(Path(folder), process.pid or 0)
-                log.error("worker %s ended with exit code %s after %.0f s", process.pid, process.exitcode, lived_s)
-                if process.exitcode == CANNOT_START:
-                    if not ready.value:
-                        trouble = "A worker could not load its model; its log line above says why."
-                    elif time.monotonic() >= again_at:  # of several that fail together, the first sets the pause
-                        log.error("%d worker(s) go on; another is tried in %g s", len(running), pause_s)
-                        again_at, pause_s = time.monotonic() + pause_s, min(2 * pause_s, LONGEST_PAUSE_S)
-                    continue
-                short_lives += 1
-                if lived_s >= SHORT_LIFE_S:
-                    short_lives, pause_s = 0, FIRST_PAUSE_S
-                if short_lives >= SHORT_LIVES:
-                    trouble = (
-                        f"{SHORT_LIVES} workers in a row ended within {SHORT_LIFE_S:g} s; the log above says more."
-                    )
-        dispatcher.drain()
-        _stop_all(list(running), start.settings)
-        dispatcher.close()
+        try:
+            while not stopping.is_set() and not trouble:
+                while len(running) < workers and time.monotonic() >= again_at:
+                    intake = dispatcher.intake()
+                    running[_spawn(replace(told, alone=not running), intake)] = intake, time.monotonic()
+                    dispatcher.release(intake)
+                wait([process.sentinel for process in running], timeout=0.2)
+                if dispatcher.ended:
+                    trouble = "The thread that accepts connections ended; the log above says why."
+                for process in [p for p in running if p.exitcode is not None]:
+                    intake, since = running.pop(process)
+                    lived_s = time.monotonic() - since
+                    dispatcher.forget(intake)
+                    if stopping.is_set():
+                        break
+                    mark_process_dead(Path(folder), process.pid or 0)
+                    log.error("worker %s ended with exit code %s after %.0f s", process.pid, process.exitcode, lived_s)
+                    if process.exitcode == CANNOT_START:
+                        if not ready.value:
+                            trouble = "A worker could not load its model; its log line above says why."
+                        elif time.monotonic() >= again_at:  # of several that fail together, the first sets the pause
+                            log.error("%d worker(s) go on; another is tried in %g s", len(running), pause_s)
+                            again_at, pause_s = time.monotonic() + pause_s, min(2 * pause_s, LONGEST_PAUSE_S)
+                        continue
+                    short_lives += 1
+                    if lived_s >= SHORT_LIFE_S:
+                        short_lives, pause_s = 0, FIRST_PAUSE_S
+                    if short_lives >= SHORT_LIVES:
+                        trouble = (
+                            f"{SHORT_LIVES} workers in a row ended within {SHORT_LIFE_S:g} s; the log above says more."
+                        )
+        finally:
+            dispatcher.drain()
+            _stop_all(list(running), start.settings)
+            dispatcher.close()
     if trouble:
         raise RecsysError(trouble)
 

@@ -4,22 +4,26 @@ Stage: retrieval, at request time. In: a function of arrays and the types of its
 compiled. Absent: what is computed (`kernels`).
 
 Compiled functions hold no interpreter lock, so that a thread that answers does not stop one that reads requests. The
-machine code is kept in Python's cache of this folder (`__pycache__`) or, where that cannot be written, in the user's
-cache folder, and is made anew when the file, the processor or numba changes.
+machine code is kept in Python's cache of the function's folder (`__pycache__`) or, where that cannot be written, in the
+user's cache folder, under a name that has the source and the options in it: numba notes a new source before it has
+written the code of it, and whoever read in between, or after a full disk, would run the old code.
 """
 
+import hashlib
+import inspect
 import logging
 from collections.abc import Callable
 from functools import cached_property
-from typing import Generic, ParamSpec, TypeVar
+from typing import Final, Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+OPTIONS: Final = {"nogil": True, "error_model": "numpy"}  # x / 0 as in NumPy: a check would keep loops from vectors
 log = logging.getLogger(__name__)
 
 
 class Compiled(Generic[P, R]):
-    """One function, compiled once for the one signature that it has. Arguments of other types are a TypeError."""
+    """One function, compiled once for the one signature that it has. Arrays of other types are a TypeError."""
 
     def __init__(self, function: Callable[P, R], signature: str) -> None:
         self.function = function  # as it was written
@@ -32,12 +36,14 @@ class Compiled(Generic[P, R]):
     def machine_code(self) -> Callable[P, R]:
         from numba import njit  # 0.3 s, which only a process that retrieves has to spend
 
-        options = {"nogil": True, "error_model": "numpy"}  # x / 0 as in NumPy: a check would keep loops from vectors
+        made_of = f"{inspect.getsource(inspect.getmodule(self.function) or self.function)}{self.signature}{OPTIONS}"
+        name = self.function.__name__
+        self.function.__qualname__ = f"{name}_{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
         try:
-            compiled: Callable[P, R] = njit(self.signature, cache=True, **options)(self.function)
-        except (RuntimeError, OSError) as error:  # numba's words for no folder to write to; a full disk
-            log.info("the machine code of %s is not kept: %s", self.function.__name__, error)
-            compiled = njit(self.signature, **options)(self.function)
+            compiled: Callable[P, R] = njit(self.signature, cache=True, **OPTIONS)(self.function)
+        except Exception as error:  # no folder, a full disk, a file that a crash cut off: no reason to fail
+            log.warning("the machine code of %s is not kept, and made at each start: %s", name, error or "damaged")
+            compiled = njit(self.signature, **OPTIONS)(self.function)
         return compiled
 
 

@@ -79,6 +79,10 @@ class Covisitation:
                 out[row] = dense[item_idx[row]]
         return out
 
+    @property
+    def n_items(self) -> int:
+        return int(self.table.shape[0])
+
     def save(self, folder: Path) -> None:
         arrays = {**table_arrays(self.table), "history_decay": np.array([self.history_decay], dtype=np.float64)}
         save_file(arrays, folder / "covisitation.safetensors")

@@ -18,6 +18,7 @@ import scipy.linalg
 from safetensors.numpy import save_file
 
 from recsys.columns import EASE
+from recsys.errors import BundleError
 from recsys.features.state import StateBatch
 from recsys.retrieval.kernels import add_dense_rows
 from recsys.retrieval.source import DenseAnswer, recency_weights
@@ -88,5 +89,9 @@ class Ease:
 
     @classmethod
     def load(cls, folder: Path) -> "Ease":
+        """Raises BundleError where the weights are not those of the movies that they name."""
         stored = map_tensors(folder / "ease.safetensors")
-        return cls(stored["head"], stored["weights"], int(stored["n_items"][0]), float(stored["power"][0]))
+        head, weights, n_items = stored["head"], stored["weights"], int(stored["n_items"][0])
+        if weights.shape != (len(head), len(head)) or (len(head) and not 0 <= head.min() <= head.max() < n_items):
+            raise BundleError(f"{folder}: the weights of EASE are damaged; register the model again")
+        return cls(head, weights, n_items, float(stored["power"][0]))

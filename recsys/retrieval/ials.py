@@ -95,6 +95,10 @@ class Ials:
             scores[row] = self.factors @ user
         return DenseAnswer(scores, states.seen_idx)
 
+    @property
+    def n_items(self) -> int:
+        return len(self.factors)
+
     def save(self, folder: Path) -> None:
         settings = np.array([self.regularisation, self.alpha, self.power], dtype=np.float64)
         save_file({"factors": self.factors, "settings": settings}, folder / "ials.safetensors")

@@ -63,6 +63,10 @@ class ItemKnn:
         weights = recency_weights(states, self.power)
         return DenseAnswer(weighted_rows(self.table, states.item_idx, weights), states.seen_idx)
 
+    @property
+    def n_items(self) -> int:
+        return int(self.table.shape[0])
+
     def save(self, folder: Path) -> None:
         arrays = {**table_arrays(self.table), "power": np.array([self.power], dtype=np.float64)}
         save_file(arrays, folder / "item_knn.safetensors")

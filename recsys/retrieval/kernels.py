@@ -52,7 +52,7 @@ def sort_best(
     """
     for i in range(len(scores)):
         key = bits[i] if bits[i] > 0x8000_0000 else (bits[i] & 0x7FFF_FFFF) ^ 0x7FFF_FFFF
-        keys[i] = key if scores[i] != silent else LAST_KEY
+        keys[i] = key if scores[i] != silent and scores[i] == scores[i] else LAST_KEY
     for i in range(len(hidden)):
         keys[hidden[i]] = LAST_KEY
     for digit in range(DIGITS):
@@ -90,7 +90,7 @@ def sort_best(
 
 def best_of_row(scores: Scores, hidden: Idx, silent: float, item_idx: Idx, best: Scores) -> None:
     """Fill `item_idx` (k,) and `best` (k,) with the best of (N,) scores, best first, ties by row number, -1 and -inf
-    where there is no more. What is `hidden`, and scores equal to `silent`, are left out. No score is NaN."""
+    where there is no more. What is `hidden`, scores equal to `silent`, and what is not a number are left out."""
     n = len(scores)
     keys, order = np.empty(n, dtype=np.uint32), np.empty((2, n + 1), dtype=np.int64)
     count = np.empty(DIGITS, dtype=np.int64)

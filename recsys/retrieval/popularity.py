@@ -71,6 +71,10 @@ class Popularity:
     def answer(self, states: StateBatch) -> "PopularityAnswer":
         return PopularityAnswer(self.scores, self._order, states.seen_idx)
 
+    @property
+    def n_items(self) -> int:
+        return len(self.scores)
+
     def save(self, folder: Path) -> None:
         save_file({"scores": self.scores}, folder / "popularity.safetensors")
 

@@ -40,6 +40,11 @@ class Source(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def n_items(self) -> int:
+        """N of the catalogue that it was fitted on; an answer is about those row numbers."""
+        ...
+
     def answer(self, states: StateBatch) -> Answer: ...
 
     def save(self, folder: Path) -> None: ...
@@ -53,8 +58,8 @@ def top_k(scores: Scores, k: int, seen_idx: Sequence[Idx], silent: float = -np.i
     [[1, 2, 0, -1]]
     """
     item_idx, best = np.empty((len(scores), k), dtype=np.int64), np.empty((len(scores), k), dtype=np.float32)
-    for row, seen in enumerate(seen_idx):
-        best_of_row(scores[row], seen, silent, item_idx[row], best[row])
+    for line, seen, found, values in zip(scores, seen_idx, item_idx, best, strict=True):
+        best_of_row(line, seen, silent, found, values)
     return item_idx, best
 
 

@@ -73,8 +73,15 @@ def fit_source(name: str, events: KnownEvents, settings: Mapping[str, Any]) -> S
 
 
 def load_sources(folder: Path, catalogue: Catalogue) -> list[Source]:
-    """Every source that `folder` holds, in the order of `columns.SOURCES`. Raises BundleError where there is none."""
+    """Every source that `folder` holds, in the order of `columns.SOURCES`. Raises BundleError where there is none, and
+    for one of another catalogue: the loops of an answer check no row number."""
     found = [_LOADS[name](folder / name, catalogue) for name in SOURCES if (folder / name).is_dir()]
     if not found:
         raise BundleError(f"{folder} holds no candidate source; train again with `recsys train`")
+    for source in found:
+        if source.n_items != len(catalogue):
+            raise BundleError(
+                f"{folder}: {source.name} is about {source.n_items} movies and the catalogue has {len(catalogue)}; "
+                "train again with `recsys train`"
+            )
     return found

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from recsys.errors import BundleError
 from recsys.retrieval.kernels import add_sparse_rows
 
 
@@ -76,8 +77,12 @@ def table_arrays(table: sp.csr_matrix) -> dict[str, npt.NDArray[Any]]:
 
 def table_from_arrays(stored: Mapping[str, npt.NDArray[Any]]) -> sp.csr_matrix:
     """What `table_arrays` gave, as a square matrix over the same memory. scipy's constructor would copy what is a view
-    of a larger file."""
+    of a larger file. Raises BundleError for arrays that are no such table."""
     n_items = len(stored["indptr"]) - 1
+    indptr, indices = stored["indptr"], stored["indices"]
+    fits = indptr[0] == 0 and indptr[-1] == len(indices) == len(stored["data"]) and (np.diff(indptr) >= 0).all()
+    if not fits or (len(indices) and not 0 <= indices.min() <= indices.max() < n_items):
+        raise BundleError("a table of movies against movies is damaged; register the model again")
     table = sp.csr_matrix((n_items, n_items), dtype=np.float32)
     table.data, table.indices = stored["data"], stored["indices"]
     table.indptr = stored["indptr"].astype(np.int32)  # as scipy has it where the entries are fewer than 2^31

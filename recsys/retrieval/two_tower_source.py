@@ -71,6 +71,10 @@ class TwoTowerSource:
         """(B, D) user vectors."""
         return self._encoder.encode(states)
 
+    @property
+    def n_items(self) -> int:
+        return len(self.item_vectors)
+
     def save(self, folder: Path) -> None:
         write_json(folder / "towers.json", self.model.shape.as_dict())
         save_file(dict(self.model.arrays), folder / "towers.safetensors")

@@ -35,6 +35,11 @@ def test_the_best_by_score_then_by_row_number(k: int) -> None:
         assert best[row].tolist() == values[expected].tolist() + [-np.inf] * missing
 
 
+def test_there_is_a_list_of_seen_movies_for_every_user() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        DenseAnswer(scores(), seen()[:-1]).top(3)
+
+
 def test_asking_leaves_the_scores_alone() -> None:
     values = scores()
     DenseAnswer(values, seen()).top(9)

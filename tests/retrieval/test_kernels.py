@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from recsys.retrieval import kernels
-from recsys.retrieval.compiling import Compiled, compiled, reads
+from recsys.retrieval.compiling import OPTIONS, Compiled, compiled, reads
 from recsys.retrieval.kernels import (
     add_dense_rows,
     add_shares,
@@ -27,8 +27,8 @@ from recsys.retrieval.kernels import (
 )
 
 ALL = [value for value in vars(kernels).values() if isinstance(value, Compiled)]
-TIED = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.5, 1e-40, -1e-40, float(np.float32(3.4e38)), np.inf, -np.inf])
-ANY = st.floats(width=32, allow_nan=False)
+TIED = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.5, 1e-40, -1e-40, float(np.float32(3.4e38)), np.inf, -np.inf, np.nan])
+ANY = st.floats(width=32)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,7 +58,7 @@ def test_the_best_are_those_of_a_stable_sort(silent: float, given_row: tuple[np.
     before = scores.copy()
     item_idx, best = np.empty(k, np.int64), np.empty(k, np.float32)
     best_of_row(scores, seen, silent, item_idx, best)
-    said = np.setdiff1d(np.flatnonzero(scores != silent), seen)
+    said = np.setdiff1d(np.flatnonzero((scores != silent) & ~np.isnan(scores)), seen)
     expected = said[np.argsort(-scores[said], kind="stable")][:k]
     n = len(expected)
     assert item_idx.tolist() == expected.tolist() + [-1] * (k - n)
@@ -173,15 +173,28 @@ def test_events_of_one_second_share_the_mean(seed: int, users: int, length: int)
     assert bits(weights) == bits(shared_by_numpy(np.where(present, 5, -1), timestamps, by_step))
 
 
-def test_every_kernel_compiles_without_a_warning_and_once() -> None:
-    """Arrays that may be written and those that may not are one type, so nothing is compiled during a request."""
-    assert len(ALL) >= 5
+@pytest.mark.parametrize("kernel", ALL, ids=lambda kernel: kernel.function.__name__)
+def test_every_kernel_compiles_without_a_warning(kernel: Compiled) -> None:
+    from numba import njit
+
+    assert len(ALL) == 7
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for kernel in ALL:
-            fresh = Compiled(kernel.function, kernel.signature)
-            assert len(fresh.machine_code.signatures) == 1  # type: ignore[attr-defined]
-            assert fresh.machine_code.targetoptions["nogil"]  # type: ignore[attr-defined]
+        njit(kernel.signature, **OPTIONS)(kernel.function)
+
+
+def test_arrays_that_may_be_written_and_those_that_may_not_are_one_type() -> None:
+    """So nothing is compiled during a request."""
+    scores = np.array([1.0, 3.0, 2.0], dtype=np.float32)
+    hidden = np.array([1])
+    for writeable in (True, False):
+        for array in (scores, hidden):
+            array.flags.writeable = writeable
+        item_idx, best = np.empty(2, np.int64), np.empty(2, np.float32)
+        best_of_row(scores, hidden, -np.inf, item_idx, best)
+        assert item_idx.tolist() == [2, 0]
+    assert len(kernels.sort_best.machine_code.signatures) == 1  # type: ignore[attr-defined]
+    assert kernels.sort_best.machine_code.targetoptions["nogil"]  # type: ignore[attr-defined]
 
 
 def test_arguments_of_another_type_are_refused() -> None:
@@ -200,7 +213,9 @@ def doubled(values: np.ndarray) -> None:
         values[i] *= 2
 
 
-@pytest.mark.parametrize("error", [RuntimeError("cannot cache function: no locator"), OSError("disk full")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("cannot cache function: no locator"), OSError("disk full"), EOFError("cut off")]
+)
 def test_where_machine_code_cannot_be_kept_it_is_made_all_the_same(
     error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -216,11 +231,11 @@ def test_where_machine_code_cannot_be_kept_it_is_made_all_the_same(
 
     monkeypatch.setitem(sys.modules, "numba", SimpleNamespace(njit=njit))
     values = np.array([1.0, 2.5])
-    with caplog.at_level(logging.INFO, "recsys.retrieval.compiling"):
+    with caplog.at_level(logging.WARNING, "recsys.retrieval.compiling"):
         compiled("void(float64[::1])")(doubled)(values)
     assert values.tolist() == [2.0, 5.0]
     assert asked == [True, False]
-    assert f"the machine code of doubled is not kept: {error}" in caplog.text
+    assert f"the machine code of doubled is not kept, and made at each start: {error}" in caplog.text
 
 
 PROGRAM = """
@@ -230,6 +245,14 @@ import numpy as np
 from loops import total
 print(total(np.arange(5.0)))
 print(sum(total.machine_code.stats.cache_hits.values()), flush=True)
+"""
+FULL_DISK = """
+from numba.core.caching import IndexDataCacheFile
+
+def full(*args):
+    raise OSError("no space left")
+
+IndexDataCacheFile._save_data = full
 """
 LOOPS = """
 from recsys.retrieval.compiling import compiled
@@ -259,6 +282,25 @@ def test_processes_that_compile_at_once_do_not_disturb_each_other(tmp_path: Path
     for said in run_together(tmp_path, 2):
         assert said.split()[0] == "10.0"
     assert run_together(tmp_path, 1) == ["10.0\n1\n"]
+
+
+def test_new_source_never_runs_old_code(tmp_path: Path) -> None:
+    """Also where the new code could not be written, as on a full disk: numba has noted the new source by then."""
+    source = tmp_path / "loops.py"
+    source.write_text(LOOPS)
+    assert run_together(tmp_path, 1) == ["10.0\n0\n"]
+    source.write_text(LOOPS.replace("+= values[i]", "+= values[i] + 1"))
+    program = PROGRAM.replace("from loops", FULL_DISK + "from loops")
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True)
+    assert run_together(tmp_path, 1)[0].split()[0] == "15.0"
+
+
+def test_an_index_that_a_crash_left_empty_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    (tmp_path / "loops.py").write_text(LOOPS)
+    run_together(tmp_path, 1)
+    (index,) = (tmp_path / "__pycache__").glob("*.nbi")
+    index.write_bytes(b"")
+    assert run_together(tmp_path, 1) == ["10.0\n0\n"]
 
 
 def test_reads_names_a_type_that_numba_knows() -> None:

@@ -20,6 +20,7 @@ from recsys.columns import (
     USER_ID,
 )
 from recsys.errors import BundleError
+from recsys.features.catalogue import Catalogue
 from recsys.retrieval.covisitation import Covisitation
 from recsys.retrieval.ease import Ease
 from recsys.retrieval.ials import Ials
@@ -98,3 +99,23 @@ def test_a_folder_gives_what_it_holds_in_the_order_of_the_vocabulary(tmp_path: P
 def test_a_folder_without_sources_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="holds no candidate source; train again with `recsys train`"):
         load_sources(tmp_path, planted_catalogue())
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_source_of_another_catalogue_is_refused(name: str, tmp_path: Path) -> None:
+    """The loops of an answer check no row number: they would write beside their arrays."""
+    (source,) = [source for source in planted_sources() if source.name == name]
+    assert source.n_items == N_MOVIES
+    save_sources([source], tmp_path)
+    movies = planted_tables().movies.iloc[:-1]
+    smaller = Catalogue.from_tables(movies, planted_tables().users)
+    with pytest.raises(BundleError, match=f"{N_MOVIES} movies"):
+        load_sources(tmp_path, smaller)
+
+
+def test_weights_of_ease_that_do_not_fit_its_movies_are_refused(tmp_path: Path) -> None:
+    head, weights = np.array([0, 4]), np.zeros((2, 2), dtype=np.float32)
+    for wrong in (Ease(head[:1], weights, 5, 1.0), Ease(head, weights, 4, 1.0)):
+        wrong.save(tmp_path)
+        with pytest.raises(BundleError, match="EASE are damaged"):
+            Ease.load(tmp_path)

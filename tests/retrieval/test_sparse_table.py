@@ -5,6 +5,7 @@ import pytest
 import scipy.sparse as sp
 from safetensors.numpy import load, save
 
+from recsys.errors import BundleError
 from recsys.retrieval.sparse_table import best_of_rows, table_arrays, table_from_arrays, weighted_rows
 
 
@@ -76,3 +77,25 @@ def test_weighted_rows_of_an_empty_table_and_of_nobody() -> None:
     empty = sp.csr_matrix((4, 4), dtype=np.float32)
     assert weighted_rows(empty, np.array([[0, 3]]), np.ones((1, 2), np.float32)).tolist() == [[0.0] * 4]
     assert weighted_rows(empty, np.zeros((0, 2), int), np.ones((0, 2), np.float32)).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("indptr", np.array([1, 1, 2])),
+        ("indptr", np.array([0, 2, 1])),
+        ("indptr", np.array([0, 1, 3])),
+        ("indices", np.array([0, 2], dtype=np.int32)),
+        ("indices", np.array([-1, 1], dtype=np.int32)),
+        ("data", np.ones(1, dtype=np.float32)),
+    ],
+)
+def test_arrays_that_are_no_table_are_refused(name: str, value: np.ndarray) -> None:
+    whole = {
+        "data": np.ones(2, np.float32),
+        "indices": np.array([1, 0], np.int32),
+        "indptr": np.array([0, 1, 2]),
+    }
+    assert table_from_arrays(whole).toarray().tolist() == [[0.0, 1.0], [1.0, 0.0]]
+    with pytest.raises(BundleError, match="damaged"):
+        table_from_arrays({**whole, name: value})

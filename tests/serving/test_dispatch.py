@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from serving.dispatch import Dispatcher, Intake, OpenIntake
+from serving.dispatch import NOT_BEGUN, Dispatcher, Intake, OpenIntake
 
 LIMIT_S = 20.0
 
@@ -181,18 +182,41 @@ def test_a_worker_that_closes_begins_what_was_on_its_way(house: House) -> None:
     assert [client.recv(1) for client in clients] == [b"a"] * 5
 
 
-def test_a_worker_that_is_stuck_is_given_no_more_than_the_others_have(house: House) -> None:
+def test_a_worker_that_is_stuck_is_passed_over_and_goes_on_when_it_is_not(house: House) -> None:
     a, b = house.worker(b"a"), house.worker(b"b")
     stuck = threading.Event()
     a.loop.call_soon_threadsafe(stuck.wait, LIMIT_S)
-    house.client()
-    house.wait(lambda: house.has(a) == 1)
-    for _ in range(5):  # clients of the other one come and go
-        assert house.comes() == b"b"
-        house.clients.pop().close()
-        house.wait(lambda: house.has(b) == 0)
-    assert house.has(a) == 1
+    clients = [house.client() for _ in range(2 * NOT_BEGUN + 8)]
+    house.wait(lambda: house.has(a) + house.has(b) == len(clients))
+    assert house.has(a) == NOT_BEGUN
+    for client in clients:
+        client.sendall(b"?")
     stuck.set()
+    names = [client.recv(1) for client in clients]
+    assert (names.count(b"a"), names.count(b"b")) == (NOT_BEGUN, NOT_BEGUN + 8)
+    assert [house.comes() for _ in range(8)] == [b"a"] * 8
+
+
+def test_while_all_workers_are_stuck_clients_wait_in_the_kernels_queue(house: House) -> None:
+    a = house.worker(b"a")
+    stuck = threading.Event()
+    a.loop.call_soon_threadsafe(stuck.wait, LIMIT_S)
+    clients = [house.client() for _ in range(3 * NOT_BEGUN)]
+    for client in clients:
+        client.sendall(b"?")
+    house.wait(lambda: house.has(a) == NOT_BEGUN)
+    stuck.set()
+    assert [client.recv(1) for client in clients] == [b"a"] * len(clients)
+
+
+def test_clients_that_come_one_after_the_other_meet_the_workers_in_turn(house: House) -> None:
+    house.worker(b"a"), house.worker(b"b")
+    met = []
+    for _ in range(6):
+        met.append(house.comes())
+        house.clients.pop().close()
+        house.wait(lambda: all(house.has(worker) == 0 for worker in house.workers))
+    assert met == [b"a", b"b"] * 3
 
 
 def test_a_worker_that_died_is_passed_over(house: House) -> None:
@@ -204,11 +228,59 @@ def test_a_worker_that_died_is_passed_over(house: House) -> None:
     house.wait(lambda: house.has(b) == 5)
 
 
-def test_a_connection_that_nobody_takes_is_closed(house: House, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_connection_waits_where_the_only_worker_has_died(house: House) -> None:
     a = house.worker(b"a")
     a.die()
-    assert house.client().recv(1) == b""
-    assert "no worker took a connection" in caplog.text
+    client = house.client()
+    client.sendall(b"?")
+    house.dispatcher.forget(a.intake)
+    house.worker(b"b")
+    assert client.recv(1) == b"b"
+
+
+def test_what_had_not_reached_a_worker_that_dies_goes_to_another(house: House) -> None:
+    a, b = house.worker(b"a"), house.worker(b"b")
+    stuck = threading.Event()
+    a.loop.call_soon_threadsafe(stuck.wait, LIMIT_S)
+    clients = [house.client() for _ in range(6)]
+    for client in clients:
+        client.sendall(b"?")
+    house.wait(lambda: (house.has(a), house.has(b)) == (3, 3))
+    house.dispatcher.forget(a.intake)
+    assert [client.recv(1) for client in clients] == [b"b"] * 6
+    socket.recv_fds(a.intake.channel, 1, 1)  # else its copy would keep the connection open
+    stuck.set()
+    a._open = None
+
+
+def test_a_client_notices_at_once_that_its_connection_was_closed(house: House) -> None:
+    a = house.worker(b"a")
+    client = house.client()
+    house.wait(lambda: len(a.connections) == 1)
+    (protocol,) = a.connections
+    a.loop.call_soon_threadsafe(protocol.transport.close)
+    assert client.recv(1) == b""
+
+
+def test_a_worker_without_descriptors_says_so_and_is_not_shunned_for_ever(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    a = house.worker(b"a")
+    real = socket.recv_fds
+
+    def cut_off(channel: socket.socket, size: int, most: int) -> tuple[bytes, list[int], int, Any]:
+        """As the kernel answers a process that has no descriptor left."""
+        said, descriptors, flags, address = real(channel, size, most)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return said, [], flags | socket.MSG_CTRUNC, address
+
+    with monkeypatch.context() as at_the_limit:
+        at_the_limit.setattr(socket, "recv_fds", cut_off)
+        assert house.client().recv(1) == b""
+        house.wait(lambda: house.has(a) == 0)
+    assert "no file descriptor left" in caplog.text
+    assert house.comes() == b"a"
 
 
 def test_drained_it_refuses_once_the_last_worker_has_closed(house: House) -> None:

@@ -153,6 +153,46 @@ def test_two_workers_lose_no_event_of_one_user(root: Path, world: ServingWorld) 
     store.close()
 
 
+def sockets(pid: int) -> int:
+    count = 0
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            count += str(entry.readlink()).startswith("socket:")
+    return count
+
+
+def test_kept_connections_are_even_also_after_some_have_ended(root: Path) -> None:
+    """As the server itself counts them."""
+    with served(root, "--workers", "2") as service, contextlib.ExitStack() as all_clients:
+        service.wait_ready(2)
+        pids = sorted(children(service.process.pid))
+        before = {pid: sockets(pid) for pid in pids}
+        clients: dict[int, list[httpx.Client]] = {pid: [] for pid in pids}
+
+        def comes() -> None:
+            had = {pid: sockets(pid) for pid in pids}
+            client = all_clients.enter_context(service.client())
+            assert client.get("/healthz").status_code == 200
+            (met,) = [pid for pid in pids if sockets(pid) > had[pid]]
+            clients[met].append(client)
+
+        for _ in range(6):
+            comes()
+        first, second = pids
+        assert (len(clients[first]), len(clients[second])) == (3, 3)
+        while clients[first]:
+            clients[first].pop().close()
+        until = time.monotonic() + 30
+        while sockets(first) > before[first]:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        for _ in range(3):
+            comes()
+        assert (len(clients[first]), len(clients[second])) == (3, 3)
+        all_clients.close()
+        assert service.stop() == 0
+
+
 def test_a_worker_that_dies_is_replaced_and_one_without_its_parent_stops(root: Path) -> None:
     with served(root, "--workers", "2") as service:
         service.wait_ready(2)
