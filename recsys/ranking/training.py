@@ -252,7 +252,8 @@ def _dataset(
 
 
 def fit_logistic(table: TrainingTable) -> LogisticRanker:
-    """The baseline: standardised features, missing values at the mean, L2. Raises DataError without both labels."""
+    """The baseline: standardised features, missing values at the mean, L2. Raises DataError without both labels, and
+    where the fit does not end in numbers."""
     if len(np.unique(table.labels)) < 2:
         raise DataError("the ranker's table needs rows of both labels")
     known = ~np.isnan(table.features)
@@ -262,7 +263,13 @@ def fit_logistic(table: TrainingTable) -> LogisticRanker:
     scale = np.where(scale > 1e-6, scale, 1.0)
     standard = np.nan_to_num((table.features - mean) / scale, nan=0.0).astype(np.float32)
     model = LogisticRegression(C=0.1, max_iter=300)
-    model.fit(standard, table.labels)
+    # a BLAS product of these finite numbers once raised the processor's "invalid" flag; what counts is looked at below
+    with np.errstate(invalid="ignore"):
+        model.fit(standard, table.labels)
+    if not (np.isfinite(model.coef_).all() and np.isfinite(model.intercept_).all()):
+        raise DataError(
+            "the logistic regression did not end in finite weights; look for extreme values in the features"
+        )
     return LogisticRanker(
         table.feature_names,
         mean.astype(np.float32),

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from recsys.errors import ConfigError, DataError
 from recsys.ranking.training import (
@@ -164,3 +165,14 @@ def test_rows_of_one_label_are_refused(label: int) -> None:
 
 def test_the_length_of_a_table_is_its_rows() -> None:
     assert len(table(30, 4)) == 120
+
+
+def test_a_regression_that_does_not_end_in_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(model: LogisticRegression, x: np.ndarray, _y: np.ndarray) -> LogisticRegression:
+        np.inf * np.zeros(1)  # raises the flag, which alone is no failure
+        model.coef_, model.intercept_ = np.full((1, x.shape[1]), np.nan), np.zeros(1)
+        return model
+
+    monkeypatch.setattr(LogisticRegression, "fit", fit)
+    with pytest.raises(DataError, match="finite weights"):
+        fit_logistic(table())
