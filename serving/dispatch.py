@@ -269,6 +269,8 @@ class Dispatcher:
             log.warning("a connection was not accepted: %s", error)
             time.sleep(LOOK_S)
             return
-        if not any(worker.give(connection) for worker in sorted(workers, key=lambda w: (w.has, w.handed))):
+        with self._lock:  # or a worker forgotten meanwhile would keep it
+            given = any(worker.give(connection) for worker in sorted(workers, key=lambda w: (w.has, w.handed)))
+        if not given:
             self._waiting.append(connection)
             time.sleep(CATCH_UP_S)  # until it is told which worker is gone
