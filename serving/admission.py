@@ -1,10 +1,11 @@
-"""Who is computed for, and who is told to come back: the threads of the service and the queue before them.
+"""Who is computed for, and who is told to come back: where work is done, and the queue before it.
 
-Stage: serving. In: work to do off the event loop. Out: its result, or a 503 early where the wait would be too long.
-Absent: what the work is, and clients (`access`).
+Stage: serving. In: work to do. Out: its result, or a 503 early where the wait would be too long. Absent: what the work
+is, and clients (`access`).
 
-Two lanes. Answers need the processor: a few compute threads, since Python code runs one thread at a time and more of
-them would only take turns. Events and plain reads of the store wait for a disk: threads of their own, so that an
+Two lanes. Answers need the processor, and Python code runs one thread at a time: they are computed on the event loop
+itself, one after another, and between two of them the loop reads what has arrived. Handing each to a thread and back
+costs more than the loop gains by it (ADR 0028). Events wait for a disk or a store: threads of their own, so that an
 fsync never stands in front of a recommendation.
 """
 
@@ -12,7 +13,10 @@ import asyncio
 import contextvars
 import math
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from typing import Any, ParamSpec, TypeVar
 
 from serving.metrics import Metrics
@@ -28,13 +32,53 @@ WEIGHT = 0.1  # of the newest duration in the running mean
 LONGEST_REFUSAL_S = 0.05
 
 
-class Lane:
-    """Threads, and a bounded queue before them. Every method is called on the event loop, so nothing is locked.
+class Turns:
+    """Work done on the event loop, one piece a turn of the loop. `begin` is called once, before the first."""
 
-    threads      work done at once
+    def __init__(self, begin: Callable[[], None] = lambda: None) -> None:
+        self._begin: Callable[[], None] | None = begin
+        self._jobs: deque[tuple[asyncio.Future[Any], Callable[[], Any]]] = deque()
+        self._closed = False
+
+    def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
+        """Call `work` in its turn; not at all if its caller has gone by then. Raises RuntimeError after `close`."""
+        if self._closed:
+            raise RuntimeError("the turns were closed")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._jobs.append((future, lambda: work(*args, **kwargs)))
+        if len(self._jobs) == 1:
+            loop.call_soon(self._turn, loop)
+        return future
+
+    def close(self) -> None:
+        """Take no more; what was submitted is still done."""
+        self._closed = True
+
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._begin is not None:
+            self._begin()
+            self._begin = None
+        future, job = self._jobs[0]
+        if not future.cancelled():
+            try:
+                future.set_result(job())
+            except BaseException as error:
+                future.set_exception(error)
+        self._jobs.popleft()
+        if self._jobs:
+            loop.call_soon(self._turn, loop)
+
+
+class Lane:
+    """A place where work is done, and a bounded queue before it. Every method is called on the event loop, so nothing
+    is locked.
+
+    threads      that work, as many at once; 0: the event loop itself, which does one at a time
     max_queue    work that may wait for them
     max_wait_ms  nobody has to wait who is not expected to be through by then; None for no such limit
     waits        told how many more, or fewer, wait
+    begin        called once on each of the threads, or on the loop
     """
 
     def __init__(
@@ -47,41 +91,52 @@ class Lane:
         waits: Callable[[int], None],
         begin: Callable[[], None] = lambda: None,
     ) -> None:
-        self._pool = Threads(name, threads, begin)
-        self._threads, self._max_queue, self._max_wait_ms = threads, max_queue, max_wait_ms
+        self._done_by = Threads(name, threads, begin) if threads else Turns(begin)
+        self._at_once, self._max_queue, self._max_wait_ms = max(threads, 1), max_queue, max_wait_ms
         self._metrics, self._waits = metrics, waits
         self._inside = 0  # waiting or computed
         self._mean_ms = 0.0  # of the work alone, without its wait
 
     @property
     def expected_wait_ms(self) -> float:
-        """Until a thread is free for somebody who comes now."""
-        return self._mean_ms * max(self._inside - self._threads + 1, 0) / self._threads
+        """Until somebody's turn would come who comes now."""
+        return self._mean_ms * max(self._inside - self._at_once + 1, 0) / self._at_once
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`work(...)` on one of the threads. Raises ProblemError 503 `overloaded`, within LONGEST_REFUSAL_S, where the
-        queue is full or the wait would be too long."""
+        """`work(...)` in its turn. Raises ProblemError 503 `overloaded` as `place` does."""
+        async with self.place():
+            return await self.turn(work, *args, **kwargs)
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """A place in the queue, for `turn` and what comes before it. Raises ProblemError 503 `overloaded`, within
+        LONGEST_REFUSAL_S, where the queue is full or the wait would be too long."""
         await self._admit()
         self._moved(1)
-        here = contextvars.copy_context()  # log lines of the thread carry the request's id
         try:
-            result, took_ms = await asyncio.wrap_future(self._pool.submit(here.run, _timed, work, args, kwargs))
+            yield
         finally:
             self._moved(-1)
+
+    async def turn(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`work(...)` in its turn, for whoever has a place."""
+        here = contextvars.copy_context()  # log lines of a thread carry the request's id
+        submitted = self._done_by.submit(here.run, _timed, work, args, kwargs)
+        result, took_ms = await (asyncio.wrap_future(submitted) if isinstance(submitted, Future) else submitted)
         self._mean_ms += WEIGHT * (took_ms - self._mean_ms)
         return result
 
     def close(self) -> None:
-        self._pool.close()
+        self._done_by.close()
 
     def _moved(self, by: int) -> None:
-        before = max(self._inside - self._threads, 0)
+        before = max(self._inside - self._at_once, 0)
         self._inside += by
-        self._waits(max(self._inside - self._threads, 0) - before)
+        self._waits(max(self._inside - self._at_once, 0) - before)
 
     async def _admit(self) -> None:
         wait_ms = self.expected_wait_ms
-        if self._inside >= self._threads + self._max_queue:
+        if self._inside >= self._at_once + self._max_queue:
             reason = "queue_full"
         elif self._max_wait_ms is not None and wait_ms > 0 and wait_ms + self._mean_ms > self._max_wait_ms:
             reason = "budget"
@@ -93,7 +148,7 @@ class Lane:
 
 
 class Admission:
-    """The lanes of one process: `run` for answers, `run_io` for events and reads of the store."""
+    """The lanes of one process: `answers`, and `io` for events and reads of the store."""
 
     def __init__(
         self,
@@ -106,20 +161,12 @@ class Admission:
     ) -> None:
         self._metrics = metrics
         self._waiting = 0  # in both lanes
-        self._compute = Lane("compute", threads, max_queue, max_wait_ms, metrics, self._waits, single_threaded)
-        self._io = Lane("io", io_threads, max_queue, None, metrics, self._waits)
-
-    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Computing, on a compute thread."""
-        return await self._compute.run(work, *args, **kwargs)
-
-    async def run_io(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Waiting for a disk or a store, on a thread that no answer needs."""
-        return await self._io.run(work, *args, **kwargs)
+        self.answers = Lane("compute", threads, max_queue, max_wait_ms, metrics, self._waits, single_threaded)
+        self.io = Lane("io", io_threads, max_queue, None, metrics, self._waits)
 
     def close(self) -> None:
-        self._compute.close()
-        self._io.close()
+        self.answers.close()
+        self.io.close()
 
     def _waits(self, more: int) -> None:
         self._waiting += more

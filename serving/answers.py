@@ -40,10 +40,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Call:
-    """One request. `started`: `time.perf_counter()` when it arrived, before it waited for a thread."""
+    """One request. `started`: `time.perf_counter()` when it arrived, before it waited for its turn; `known`: the user,
+    where that was read ahead of it."""
 
     request_id: str
     started: float
+    known: Known | None = None
     degraded: list[str] = field(default_factory=list)
     timings_ms: dict[str, float] = field(default_factory=dict)
 
@@ -51,8 +53,8 @@ class Call:
         return (time.perf_counter() - self.started) * 1e3
 
     def begin(self) -> None:
-        """Its turn has come: what passed so far was the queue."""
-        self.timings_ms["queue"] = self.elapsed_ms()
+        """Its turn has come: what passed so far, but for a read ahead of it, was the queue."""
+        self.timings_ms["queue"] = self.elapsed_ms() - self.timings_ms.get("state", 0.0)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class Metrics(Collector):
         self._shed = Counter(cells, "recsys_shed", "Requests turned away, by reason.", ("reason",))
         self._events = Counter(cells, "recsys_events", "Events received, by what became of them.", ("outcome",))
         self._reloads = Counter(cells, "recsys_reloads", "Attempts to change the model, by outcome.", ("outcome",))
-        self._queue = Gauge(cells, "recsys_queue_depth", "Requests that wait for a compute thread.")
+        self._queue = Gauge(cells, "recsys_queue_depth", "Requests that wait for their turn.")
         self._flying = Gauge(cells, "recsys_in_flight", "Requests that are being answered.")
         text = "Which model is served; the value is how many workers serve it."
         self._info = Gauge(cells, INFO, text, ("version", "bundle_id", "dataset"), most=10_000)

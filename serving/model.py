@@ -188,7 +188,7 @@ def stats_of(catalogue: Catalogue, store: FeatureStore, now: int) -> ItemStats:
 
 def single_threaded() -> None:
     """One thread for each request: this is the one place that says so. FAISS and torch count their threads for each
-    calling thread, so each compute thread calls this once; BLAS and LightGBM's OpenMP are told by OMP_NUM_THREADS,
+    calling thread, so every thread that computes calls this once; BLAS and LightGBM's OpenMP are told by OMP_NUM_THREADS,
     which `recsys serve` sets before they are imported."""
     import faiss
 

@@ -38,7 +38,7 @@ from serving.schemas import (
 )
 from serving.schemas.asked import K_IS, Key
 from serving.schemas.fields import LARGEST_ID
-from serving.service import Service, one_of_several
+from serving.service import Service, is_user, one_of_several
 
 P = ParamSpec("P")
 
@@ -79,19 +79,20 @@ api = APIRouter(prefix="/v1", responses=documented(422, 429, 500, 503))
 async def _computed(
     request: Request, work: Callable[Concatenate[Call, P], Body], *args: P.args, **more: P.kwargs
 ) -> Json:
-    """The answer of a method of the service, on a compute thread."""
-    admission: Admission = request.app.state.admission
-    body = await admission.run(work, Call(request.state.request_id, request.state.started), *args, **more)
-    request.state.timings_ms, request.state.degraded = body.get("timings_ms"), body.get("degraded", ())
-    return Json(body)
+    """The answer of a method of the service that needs the processor alone."""
+    return _told(request, await _admission(request).answers.run(work, _call(request), *args, **more))
 
 
 async def _waited(
     request: Request, work: Callable[Concatenate[Call, P], Body], *args: P.args, **more: P.kwargs
 ) -> Body:
     """The answer of a method that waits for a disk or a store, on a thread that computes nothing."""
-    admission: Admission = request.app.state.admission
-    return await admission.run_io(work, Call(request.state.request_id, request.state.started), *args, **more)
+    return await _admission(request).io.run(work, _call(request), *args, **more)
+
+
+def _told(request: Request, body: Body) -> Json:
+    request.state.timings_ms, request.state.degraded = body.get("timings_ms"), body.get("degraded", ())
+    return Json(body)
 
 
 @api.get("/users/{user_id}/recommendations", tags=["recommend"], response_model=Recommended)
@@ -99,7 +100,10 @@ async def recommend_user(
     request: Request, service: Ready, user_id: UserId, asked: Annotated[ListQuery, Query()]
 ) -> Json:
     """The k best movies that this user has not rated, best first. Somebody unknown gets the cold-start answer."""
-    return await _computed(request, service.recommend_user, user_id, asked)
+    call, lane = _call(request), _admission(request).answers
+    async with lane.place():
+        await service.read_ahead(call, user_id)
+        return _told(request, await lane.turn(service.recommend_user, call, user_id, asked))
 
 
 @api.post("/recommendations", tags=["recommend"], response_model=Recommended, responses=documented(400, 413))
@@ -112,13 +116,16 @@ async def recommend_history(request: Request, service: Ready, body: Recommendati
 async def recommend_many(request: Request, service: Ready, body: ManyRequest) -> Json:
     """Lists for several stored users, in the order asked. Each takes a turn of its own, so that a long call holds up
     nobody; whose turn is refused under load gets that as a problem in place of a list."""
-    admission: Admission = request.app.state.admission
+    lane = _admission(request).answers
     model, wanted = service.champion.model, service.wanted(body)
     found: dict[int | str, Body] = {}
     for asked in dict.fromkeys(body.user_ids):
         call = Call(request.state.request_id, time.perf_counter())
         try:
-            found[asked] = await admission.run(service.recommend_one, call, model, asked, wanted)
+            async with lane.place():
+                if is_user(asked):
+                    await service.read_ahead(call, asked)
+                found[asked] = await lane.turn(service.recommend_one, call, model, asked, wanted)
         except ProblemError as error:
             if error.status != HTTPStatus.SERVICE_UNAVAILABLE or not found:
                 raise
@@ -211,6 +218,11 @@ async def metrics(request: Request) -> Response:
     """What was measured, in the text format of Prometheus; also before the model is ready."""
     content, media_type = request.app.state.metrics.exposition()
     return Response(content, media_type=media_type)
+
+
+def _admission(request: Request) -> Admission:
+    admission: Admission = request.app.state.admission
+    return admission
 
 
 def _call(request: Request) -> Call:

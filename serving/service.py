@@ -8,7 +8,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -123,13 +123,24 @@ class Service:
         filters = _filters(body.filters, body.filters.genres)
         return self._list(model, call, None, Known(state, seen, stored=True), _wanted(body, k, filters))
 
+    async def read_ahead(self, call: Call, user_id: int) -> None:
+        """Where the user's state must be waited for, wait here, on the event loop, and not in the call's turn."""
+        if self.states.at_hand:
+            return
+        began = call.elapsed_ms()
+        try:
+            call.known = await self.states.read_soon(user_id, self._state_limit_s)
+        except StoreError as error:
+            call.known = self._last_known(call, user_id, error)
+        call.timings_ms["state"] = call.elapsed_ms() - began
+
     def wanted(self, body: ManyRequest) -> Wanted:
         """What each of several users is to get."""
         return Wanted(self._size(body.k), _filters(body.filters, body.filters.genres), body.diversity)
 
     def recommend_one(self, call: Call, model: ServedModel, asked: int | str, wanted: Wanted) -> Body:
         """For one of several users of the store. Who cannot be a user gets a problem."""
-        if not isinstance(asked, int) or not 0 <= asked <= LARGEST_ID:
+        if not is_user(asked):
             return one_of_several(_shown(asked), problem=NO_USER)
         call.begin()
         known = self._known(call, asked)
@@ -278,13 +289,22 @@ class Service:
 
     # -- parts ----------------------------------------------------------------------------------------------------
 
+    @property
+    def _state_limit_s(self) -> float:
+        return self.settings.budget_ms * self.settings.state_share / 1e3
+
     def _known(self, call: Call, user_id: int) -> Known:
-        """One read of the store within its share of the budget, else what was known last."""
+        """What was read ahead, else one read of the store within its share of the budget, else what was known last."""
+        if call.known is not None:
+            return call.known
         try:
-            return self.states.read(user_id, self.settings.budget_ms * self.settings.state_share / 1e3)
+            return self.states.read(user_id, self._state_limit_s)
         except StoreError as error:
-            self.answers.degrade(call, STATE, error)
-            return self.states.last_known(user_id)
+            return self._last_known(call, user_id, error)
+
+    def _last_known(self, call: Call, user_id: int, error: StoreError) -> Known:
+        self.answers.degrade(call, STATE, error)
+        return self.states.last_known(user_id)
 
     def _list(self, model: ServedModel, call: Call, user_id: int | None, known: Known, wanted: Wanted) -> Body:
         body, rest = self.answers.recommend(model, call, user_id, known, wanted)
@@ -353,6 +373,11 @@ def _filters(asked: FilterBody | ListQuery, genres: Sequence[str]) -> Filters:
 
 def _wanted(asked: ListQuery | RecommendationRequest, k: int, filters: Filters) -> Wanted:
     return Wanted(k, filters, asked.diversity, asked.explain, asked.paginate)
+
+
+def is_user(asked: int | str) -> TypeGuard[int]:
+    """Whether an entry of a list of users can be a user at all."""
+    return isinstance(asked, int) and 0 <= asked <= LARGEST_ID
 
 
 def one_of_several(

@@ -23,7 +23,7 @@ class ServiceSettings(BaseModel):
     retrieval_share     by then features begin, or the answer keeps the order of retrieval
     explain_share       by then explanations are expected to be made, or their contributions are left out
     last_share          after that not even retrieval begins: the cold-start list, computed at start
-    threads             requests computed at once; the rest wait. More than one or two only take turns
+    threads             that compute answers; 0: the event loop does, one answer a turn, which is faster (ADR 0028)
     io_threads          events and reads of the store at once
     max_queue           requests that may wait for each of the two; the next one is told to come back
     predictions_share   of the answers that are logged with their features (`prediction_log`); 0 logs none
@@ -56,7 +56,7 @@ class ServiceSettings(BaseModel):
     retrieval_share: float = Field(default=0.85, gt=0, le=1)
     explain_share: float = Field(default=0.8, gt=0, le=1)
     last_share: float = Field(default=0.8, gt=0, le=1)
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=0, ge=0)
     io_threads: int = Field(default=4, ge=1)
     max_queue: int = Field(default=64, ge=1)
     predictions_share: float = Field(default=1.0, ge=0, le=1)

@@ -8,16 +8,23 @@ alike (`store.locks`). If the store fails, the event stays pending (`pending`): 
 reads, and pushed when the store answers again, with the user's next event, or after a restart from the log. Only
 ratings move a state; events of other kinds are logged, and that is all.
 
+A store that is a file of this machine is read where the answer is computed (`at_hand`): handing a read of a fifth of a
+millisecond to a thread, and the result back, takes longer than the read. Every other store is waited for on threads,
+and so is a file that has failed, or has been slow, until it was quick again.
+
 A store that fails time after time is known to be away (`circuit`): nobody waits for it then, and one request at a
 time finds out whether it is back. Then the log is read, for events that were too many to keep, and because what the
 store had acknowledged may be gone: a Redis that crashes has lost its last second.
 """
 
+import asyncio
 import logging
 import threading
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -42,6 +49,7 @@ T = TypeVar("T")
 STORE_THREADS = 4
 REMEMBERED = 20_000  # users whose last state stays in memory, about 2 kB each
 SLOW_S = 0.25  # a store that takes longer is as good as away, as budgets are a fifth of that
+QUICK_S = 0.02  # a read that took longer is made on a thread the next time
 READ_LIMIT_S = 10.0  # for whoever has no budget
 RECORD_LIMIT_S = 2.0  # an event waits that long for the store, then stays pending
 AGAIN_S = 1.0  # how often pending events are tried again while the store answers
@@ -89,6 +97,7 @@ class UserStates:
         self._store, self._log, self._metrics = store, event_log, metrics
         self._circuit = circuit or Circuit()
         self._pending = Pending() if pending is None else pending
+        self._quick = False  # until a read was; the first one opens the store
         self._left, self._again_at = False, 0.0  # events are pending without anybody at them; when to try next
         self._log_at = 0.0  # when to read the log next, if it must be read
         self._lost: set[int] = set()  # users whose state the store had, and has no more
@@ -97,28 +106,33 @@ class UserStates:
         self._reading = Threads("store-read", STORE_THREADS)
         self._moving = Threads("store-move", STORE_THREADS)
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether `read` waits for no thread and no network now, but reads a file that was quick the last time."""
+        return self._store.local and self._quick and not self._circuit.failures
+
     def read(self, user_id: int, timeout_s: float = READ_LIMIT_S) -> Known:
         """One read of the store. Raises StoreError where it fails, takes longer than `timeout_s`, or is known to be
         away; then at once. Also where it answers, but lacks an acknowledged event that is not pending.
 
         A read cannot be interrupted, only given up; a store that hangs holds STORE_THREADS threads, not the service.
+        Where the store is `at_hand`, the read is made right here, however long it takes.
         """
-        # Before the store is asked, and in this order: an event is remembered before it is pushed, and pending or left
-        # out until it was. Afterwards one that was pushed meanwhile would be neither here nor in what was read.
-        remembered = self._last.get(user_id)
-        waiting, left_out = self._pending.of(user_id), self._pending.left_out(user_id)
-        stored = self._within(
-            self._reading, timeout_s, f"The state of user {user_id} was not read", self._read, user_id
-        )
-        if left_out:
-            raise StoreError(f"Events of user {user_id} are in the log, and in the store once it has caught up")
-        known = _known(user_id, stored)
-        if remembered is not None and _lacks(known, remembered, waiting):
-            self._lost.add(user_id)
-            self._left = True
-            raise StoreError(f"The store had more events of user {user_id} before; the state is made anew")
-        self._remember(known)
-        return _folded(user_id, stored, waiting)
+        before = self._before(user_id)
+        if self.at_hand:
+            with self._telling(_not_read(user_id), 0.0):
+                stored = self._timed(self._read, user_id)
+        else:
+            stored = self._within(self._reading, timeout_s, _not_read(user_id), self._read, user_id)
+        return self._seen(user_id, stored, *before)
+
+    async def read_soon(self, user_id: int, timeout_s: float) -> Known:
+        """The same for an event loop, which goes on meanwhile."""
+        before = self._before(user_id)
+        running = self._begun(self._reading, _not_read(user_id), self._read, user_id)
+        with self._telling(_not_read(user_id), timeout_s):
+            stored = await asyncio.wait_for(asyncio.wrap_future(running), timeout_s)
+        return self._seen(user_id, stored, *before)
 
     def last_known(self, user_id: int) -> Known:
         """What was read or recorded last, for a moment in which the store cannot be read; nothing for a stranger.
@@ -198,18 +212,54 @@ class UserStates:
             known = self.last_known(user_id)
             self._remember(_folded(user_id, (known.state, known.seen_ids), own))
 
+    def _before(self, user_id: int) -> tuple[Known | None, Sequence[Event], bool]:
+        """What is remembered, what waits for the store, and whether that is not all.
+
+        To be asked for before the store is, and in this order: an event is remembered before it is pushed, and pending
+        or left out until it was. Afterwards one that was pushed meanwhile would be neither here nor in what was read.
+        """
+        return self._last.get(user_id), self._pending.of(user_id), self._pending.left_out(user_id)
+
+    def _seen(
+        self, user_id: int, stored: Stored | None, remembered: Known | None, waiting: Sequence[Event], left_out: bool
+    ) -> Known:
+        """What the store told, held against what was known before it was asked."""
+        if left_out:
+            raise StoreError(f"Events of user {user_id} are in the log, and in the store once it has caught up")
+        known = _known(user_id, stored)
+        if remembered is not None and _lacks(known, remembered, waiting):
+            self._lost.add(user_id)
+            self._left = True
+            raise StoreError(f"The store had more events of user {user_id} before; the state is made anew")
+        self._remember(known)
+        return _folded(user_id, stored, waiting)
+
     def _within(self, threads: Threads, limit_s: float, what: str, work: Callable[[A], T], asked: A) -> T:
         """`work(asked)` on a thread that can be left behind. Its outcome tells the circuit how the store is."""
+        running = self._begun(threads, what, work, asked)
+        with self._telling(what, limit_s):
+            try:
+                return running.result(limit_s)
+            except TimeoutError:
+                running.cancel()
+                raise
+
+    def _begun(self, threads: Threads, what: str, work: Callable[[A], T], asked: A) -> Future[T]:
         if not self._circuit.admits():
             self._count("store.not_asked")
             raise StoreError(f"{what}: the store failed {self._circuit.failures} times and is asked again shortly")
-        running = threads.submit(self._timed, work, asked)
+        return threads.submit(self._timed, work, asked)
+
+    @contextmanager
+    def _telling(self, what: str, limit_s: float) -> Iterator[None]:
+        """Tell the circuit of a failure. A request that is given up tells nothing of the store."""
         try:
-            return running.result(limit_s)
+            yield
         except TimeoutError as error:
-            running.cancel()
             self._failed()
             raise StoreError(f"{what} within {limit_s:.3f} s") from error
+        except asyncio.CancelledError:
+            raise
         except BaseException:
             self._failed()
             raise
@@ -235,7 +285,10 @@ class UserStates:
             self._count("store.left_alone")
 
     def _read(self, user_id: int) -> Stored | None:
-        return self._store.online_state(user_id)
+        started = time.perf_counter()
+        stored = self._store.online_state(user_id)
+        self._quick = time.perf_counter() - started < QUICK_S
+        return stored
 
     def _move(self, user_ids: Sequence[int]) -> dict[int, Known]:
         """Read, fold what is pending, push: one turn. Also where the caller has given up waiting, the turn is ended
@@ -313,6 +366,10 @@ class UserStates:
     def _count(self, name: str) -> None:
         if self._metrics is not None:
             self._metrics.count(name)
+
+
+def _not_read(user_id: int) -> str:
+    return f"The state of user {user_id} was not read"
 
 
 def _known(user_id: int, stored: Stored | None) -> Known:

@@ -17,6 +17,7 @@ from recsys.feature_store.tables import SEEN_COLUMN, columns_of_state, states_fr
 from recsys.features.state import UserState
 
 Stored = tuple[UserState, npt.NDArray[np.int64]]
+READ_BUSY_MS = 20  # where a file is locked against readers too, as after a crash, they give up soon
 Row = tuple[UserState, Sequence[int], int]  # state, seen movies, seconds UTC to stamp them with
 
 
@@ -28,9 +29,10 @@ class UserRows:
     long as the store for a read, and six milliseconds for the write of one user.
     """
 
-    def __init__(self, feast_store: Any) -> None:
-        """Raises Feast's FeatureViewNotFoundException where the registry does not know the views."""
-        self._config, self._provider = feast_store.config, feast_store._get_provider()
+    def __init__(self, feast_store: Any, provider: Any = None) -> None:
+        """`provider`: in place of the store's own. Raises Feast's FeatureViewNotFoundException where the registry does
+        not know the views."""
+        self._config, self._provider = feast_store.config, provider or feast_store._get_provider()
         self._views = {name: feast_store.get_feature_view(name) for name in (USER_STATE_VIEW, USER_SEEN_VIEW)}
 
     def read(self, user_ids: Sequence[int]) -> list[Stored | None]:
@@ -61,6 +63,13 @@ class UserRows:
         for name, columns in ((USER_SEEN_VIEW, seen), (USER_STATE_VIEW, states)):
             self._write(self._views[name], user_ids, stamps, columns)
 
+    def close(self) -> None:
+        """Close SQLite's connection; the next call opens it again."""
+        online = self._provider.online_store
+        if getattr(online, "_conn", None) is not None:
+            online._conn.close()
+            online._conn = None
+
     def _write(self, view: Any, user_ids: list[int], stamps: list[int], rows: list[dict[str, Any]]) -> None:
         from feast.type_map import python_values_to_proto_values
 
@@ -85,6 +94,21 @@ def commit_without_waiting(feast_store: Any) -> None:
     """
     connection = feast_store._get_provider().online_store._get_conn(feast_store.config)
     connection.execute("PRAGMA synchronous=NORMAL")  # with journal_mode=WAL, which materialisation has set
+
+
+def with_own_connection(feast_store: Any) -> UserRows:
+    """For SQLite: rows that are read over a connection of their own, which only reads.
+
+    Over a write-ahead log a reader waits for no writer, be it a push that waits for another process's transaction, or a
+    checkpoint that waits for the disk; over the connection that writes it would.
+    """
+    from feast.infra.provider import get_provider
+
+    provider = get_provider(feast_store.config)
+    connection = provider.online_store._get_conn(feast_store.config)
+    connection.execute("PRAGMA query_only=ON")
+    connection.execute(f"PRAGMA busy_timeout={READ_BUSY_MS}")
+    return UserRows(feast_store, provider)
 
 
 def stamped_row(row: Stored) -> Row:

@@ -30,7 +30,7 @@ from recsys.feature_store.importing import import_feast
 from recsys.feature_store.latest import history_position, whole_state
 from recsys.feature_store.materialization import VIEWS, dispose, materialize_all
 from recsys.feature_store.offline import point_in_time
-from recsys.feature_store.online import Row, Stored, UserRows, commit_without_waiting, stamped_row
+from recsys.feature_store.online import Row, Stored, UserRows, commit_without_waiting, stamped_row, with_own_connection
 from recsys.feature_store.registration import register
 from recsys.feature_store.registry_file import set_aside_if_damaged
 from recsys.feature_store.tables import STATE_COLUMNS, states_from_columns, table_path
@@ -59,6 +59,8 @@ class FeatureStore:
         self._feast_store: Any = None
         self._users: UserRows | None = None
         self._opening = threading.RLock()
+        self._single: UserRows | None = None  # for reads of one user where the store is a file
+        self._singly = threading.Lock()
         # Feast reads and writes SQLite over one connection, which sees its own unfinished transaction: without a lock
         # a read during a push could return new movies with old ratings. Redis has a connection a call.
         self._online: contextlib.AbstractContextManager[Any] = (
@@ -75,7 +77,7 @@ class FeatureStore:
             feast_store = self._open()
             changed = register(feast_store, self.config)
             feast_store.refresh_registry()
-            self._users = None
+            self._forget_rows()
             return changed
 
     def materialize(self) -> None:
@@ -193,16 +195,26 @@ class FeatureStore:
         days = pq.read_table(table_path(self.config.home, ITEM_STATS_VIEW), columns=["snapshot_day"])["snapshot_day"]
         return int(pc.max(days).as_py() or 0)
 
+    @property
+    def local(self) -> bool:
+        """Whether the online store is a file of this machine, so that a read of one user waits for nobody."""
+        return self.config.online_store == "sqlite"
+
     def online_state(self, user_id: int) -> Stored | None:
         """State and seen movies (raw ids) of one user now; None for somebody unknown. One read of the store."""
-        return self.online_states([user_id])[0]
+        if not self.local:
+            return self.online_states([user_id])[0]
+        with self._reading():
+            self._registered()
+            with self._singly:
+                if self._single is None:
+                    self._single = with_own_connection(self._feast_store)
+                return self._single.read([user_id])[0]
 
     def online_states(self, user_ids: Sequence[int]) -> list[Stored | None]:
         """The same for many users, in parts, in the order given."""
         out: list[Stored | None] = []
-        with self._failing(
-            "User states could not be read", "Run `recsys train --only features --force`, or check the online store."
-        ):
+        with self._reading():
             users = self._user_rows()
             for low in range(0, len(user_ids), ONLINE_CHUNK):
                 with self._online:
@@ -233,7 +245,8 @@ class FeatureStore:
         with self._opening:
             if self._feast_store is not None:
                 dispose(self._feast_store)
-            self._feast_store = self._users = None
+            self._forget_rows()
+            self._feast_store = None
 
     def _open(self) -> Any:
         with self._opening:
@@ -277,6 +290,16 @@ class FeatureStore:
             path = table_path(self.config.home, view)
             if not path.exists():
                 raise StoreError(f"No feature table at {path}. Run `recsys train` first.")
+
+    def _forget_rows(self) -> None:
+        with self._singly:
+            if self._single is not None:
+                self._single.close()
+            self._users = self._single = None
+
+    def _reading(self) -> contextlib.AbstractContextManager[None]:
+        advice = "Run `recsys train --only features --force`, or check the online store."
+        return self._failing("User states could not be read", advice)
 
     @contextlib.contextmanager
     def _failing(self, what: str, advice: str) -> Iterator[None]:

@@ -196,7 +196,8 @@ def _http(http: Mapping[str, Any]) -> list[Table]:
                 *(f"{step[name]:.0f}" for name in ("offered", "achieved")),
                 *(f"{step[name]:.1f}" for name in ("p50_ms", "p99_ms")),
                 *(f"{step[name]:.1%}" for name in ("shed", "degraded", "failed")),
-                "yes" if not step["why"] else "no",
+                ("yes" if not step["why"] else "no")
+                + (", the second time" if step["first"] and not step["why"] else ""),
             ]
             for step in sweep["steps"]
         ]

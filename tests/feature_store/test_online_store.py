@@ -1,8 +1,11 @@
 """What a request reads, what a push changes, and what a materialisation leaves behind; on every store alike."""
 
 import shutil
+import sqlite3
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +34,24 @@ def base(servers: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> I
     world.store.close()
 
 
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[World]:
+    """The same where the online store is a file, whatever servers there are."""
+    world = build(tmp_path, [(1, 3, 4.0, T0), (1, 5, 2.5, T0 + 10)])
+    yield world
+    world.store.close()
+
+
+def provider_of_one(store: FeatureStore) -> Any:
+    """Whom the store asks for one user."""
+    rows = store._single if store.local else store._users
+    assert rows is not None
+    return rows._provider
+
+
 def test_one_user_is_one_read_of_each_view(base: World, monkeypatch: pytest.MonkeyPatch) -> None:
     base.store.online_state(1)
-    provider = base.store._feast_store._get_provider()
+    provider = provider_of_one(base.store)
     asked: list[str] = []
     real = provider.online_read
     monkeypatch.setattr(provider, "online_read", lambda *given: asked.append(given[1].name) or real(*given))
@@ -146,6 +164,37 @@ def test_a_reader_never_sees_half_a_push(base: World) -> None:
         writing.join()
 
 
+def test_a_file_is_read_while_a_push_waits_for_another_process(file: World) -> None:
+    """A materialisation elsewhere holds the file's write lock; the push waits for it, and nobody who reads does."""
+    before = file.store.online_state(1)
+    assert before is not None
+    moved = state_after(before[0], Event(7, 3.0, T0 + 30))
+    with closing(sqlite3.connect(file.home.feast / "online.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        pushing = threading.Thread(target=file.store.push_state, args=(moved, [3, 5, 7]), kwargs={"stamped": T0 + 30})
+        pushing.start()
+        try:
+            started = time.perf_counter()
+            found = [file.store.online_state(1) for _ in range(20)]
+            took = time.perf_counter() - started
+            assert pushing.is_alive()
+        finally:
+            other.execute("ROLLBACK")
+            pushing.join()
+    assert [row[0] for row in found if row] == [before[0]] * 20
+    assert took < 1.0  # the push itself would wait for five seconds
+    now = file.store.online_state(1)
+    assert now is not None
+    assert now[0] == moved
+
+
+def test_the_connection_that_reads_one_user_cannot_write(file: World) -> None:
+    file.store.online_state(1)
+    assert file.store._single is not None
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        file.store._single.write([(UserState(1), [], T0)])
+
+
 def test_two_homes_that_share_process_and_servers_never_mix(
     base: World, servers: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -192,6 +241,6 @@ def test_every_failure_says_what_to_do(
         raise OSError("disk on fire")
 
     base.store.online_state(1)
-    monkeypatch.setattr(base.store._feast_store._get_provider(), "online_read", broken)
+    monkeypatch.setattr(provider_of_one(base.store), "online_read", broken)
     with pytest.raises(StoreError, match=r"states could not be read .*disk on fire.*Run `recsys train --only features"):
         base.store.online_state(1)

@@ -21,6 +21,8 @@ from serving.event_log import EventLog, LoggedEvent
 class FakeStore:
     """The part of the feature store that `UserStates` uses; it fails or hangs when told to."""
 
+    local = False  # whether it says of itself that it is a file
+
     def __init__(self, folder: Path) -> None:
         self.rows: dict[int, Stored] = {}
         self.locks = UserLocks(folder / "locks")

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import httpx
 import pytest
@@ -97,9 +98,10 @@ def test_nobody_is_let_in_whose_turn_would_come_too_late() -> None:
     assert metrics.as_dict() == {"shed.budget": 1}
 
 
-def test_whoever_comes_to_an_idle_lane_is_let_in_however_slow_the_last_ones_were() -> None:
+@pytest.mark.parametrize("threads", [0, 1])
+def test_whoever_comes_to_an_idle_lane_is_let_in_however_slow_the_last_ones_were(threads: int) -> None:
     async def scenario() -> None:
-        own = lane(Metrics(), max_wait_ms=0.001)
+        own = lane(Metrics(), threads, max_wait_ms=0.001)
         for _ in range(3):
             await own.run(time.sleep, 0.02)
         own.close()
@@ -107,9 +109,10 @@ def test_whoever_comes_to_an_idle_lane_is_let_in_however_slow_the_last_ones_were
     asyncio.run(scenario())
 
 
-def test_a_failure_reaches_its_caller_and_frees_its_place() -> None:
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_failure_reaches_its_caller_and_frees_its_place(threads: int) -> None:
     async def scenario() -> None:
-        own = lane(Metrics(), max_queue=1)
+        own = lane(Metrics(), threads, max_queue=1)
         for _ in range(5):
             with pytest.raises(ZeroDivisionError):
                 await own.run(lambda: 1 / 0)
@@ -120,6 +123,107 @@ def test_a_failure_reaches_its_caller_and_frees_its_place() -> None:
     asyncio.run(scenario())
 
 
+def test_the_event_loop_computes_in_turn_and_reads_what_arrives_between_two() -> None:
+    done: list[str] = []
+
+    def work(name: str) -> str:
+        assert request_id.get() == name
+        assert threading.current_thread() is threading.main_thread()
+        done.append(name)
+        return name.upper()
+
+    async def ask(own: Lane, name: str) -> str:
+        request_id.set(name)
+        return await own.run(work, name)
+
+    async def arrive() -> None:
+        for _ in range(6):
+            done.append("arrival")
+            await asyncio.sleep(0)
+
+    async def scenario() -> tuple[str, ...]:
+        own = lane(Metrics(), threads=0)
+        *answers, _ = await asyncio.gather(*(ask(own, name) for name in ("a", "b", "c")), arrive())
+        own.close()
+        return tuple(answers)
+
+    assert asyncio.run(scenario()) == ("A", "B", "C")
+    computed = [place for place, what in enumerate(done) if what != "arrival"]
+    assert [done[place] for place in computed] == ["a", "b", "c"]
+    assert all("arrival" in done[low:high] for low, high in pairwise(computed))
+
+
+def test_a_full_queue_before_the_event_loop_refuses_and_serves_whom_it_let_in() -> None:
+    metrics, told = Metrics(), []
+
+    async def scenario() -> list[object]:
+        own = lane(metrics, threads=0, max_queue=2, waits=told.append)
+        found = await asyncio.gather(*(own.run(int, n) for n in (1, 2, 3, 4)), return_exceptions=True)
+        found.append(await own.run(int, 5))
+        own.close()
+        return found
+
+    found = asyncio.run(scenario())
+    assert [found[n] for n in (0, 1, 2, 4)] == [1, 2, 3, 5]
+    assert isinstance(found[3], ProblemError)
+    assert found[3].status == 503
+    assert metrics.as_dict() == {"shed.queue_full": 1}
+    assert (max(told), sum(told)) == (1, 0)
+
+
+def test_who_has_gone_before_their_turn_is_not_computed_for() -> None:
+    done: list[int] = []
+
+    async def scenario() -> None:
+        own = lane(Metrics(), threads=0)
+        asked = [asyncio.create_task(own.run(done.append, n)) for n in (1, 2, 3)]
+        await asyncio.sleep(0)
+        asked[1].cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        assert await own.run(int) == 0  # its place is free again
+        own.close()
+
+    asyncio.run(scenario())
+    assert done == [1, 3]
+
+
+def test_a_place_is_held_while_its_caller_waits_for_something_else() -> None:
+    """A store that is read before the turn: whoever waits for it counts among those inside."""
+
+    async def scenario() -> None:
+        own, read = lane(Metrics(), threads=0, max_queue=1), asyncio.Event()
+
+        async def ask() -> int:
+            async with own.place():
+                await read.wait()
+                return await own.turn(int, 7)
+
+        asked = [asyncio.create_task(ask()) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(ProblemError, match="Too many requests at once"):
+            await own.run(int)
+        read.set()
+        assert await asyncio.gather(*asked) == [7, 7]
+        own.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_event_loop_is_told_to_use_one_thread_once_before_the_first_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("serving.admission.single_threaded", lambda: told.append(threading.current_thread().name))
+    metrics = Metrics()
+
+    async def scenario() -> None:
+        admission = Admission(threads=0, io_threads=1, max_queue=8, max_wait_ms=None, metrics=lambda: metrics)
+        assert told == []
+        await asyncio.gather(*(admission.answers.run(told.append, str(n)) for n in range(3)), admission.io.run(int))
+        admission.close()
+
+    asyncio.run(scenario())
+    assert told == [threading.main_thread().name, "0", "1", "2"]
+
+
 def test_each_compute_thread_is_told_to_use_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr("serving.admission.single_threaded", lambda: told.append(threading.current_thread().name))
@@ -127,7 +231,7 @@ def test_each_compute_thread_is_told_to_use_one_thread(monkeypatch: pytest.Monke
 
     async def scenario() -> None:
         admission = Admission(threads=2, io_threads=1, max_queue=8, max_wait_ms=None, metrics=lambda: metrics)
-        await asyncio.gather(*(admission.run(time.sleep, 0.02) for _ in range(4)), admission.run_io(int))
+        await asyncio.gather(*(admission.answers.run(time.sleep, 0.02) for _ in range(4)), admission.io.run(int))
         admission.close()
 
     asyncio.run(scenario())

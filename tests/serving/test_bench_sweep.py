@@ -95,15 +95,17 @@ def test_the_knee_is_found_close_to_where_it_is(capacity: float) -> None:
     assert 0.92 * capacity * (1 - (GROWTH - 1) / 2**HALVINGS) <= found.knee <= 0.922 * capacity
     assert found.saturation == pytest.approx(capacity, rel=1e-9)  # what every rate beyond it brings
     assert sum(step.achieved == capacity for step in found.steps) <= 2 + HALVINGS  # it does not climb for nothing
-    assert [step.rate for step in found.steps] == sorted(measure.asked)
+    assert [step.rate for step in found.steps] == sorted(set(measure.asked))
     assert len(said) == len(measure.asked)
+    for step in found.steps:  # whatever is not sustained is measured twice
+        assert measure.asked.count(step.rate) == (1 if step.sustained else 2)
     assert measure.asked[0] == pytest.approx(FIRST * 0.8 * capacity)
 
 
 def test_a_first_rate_that_is_too_high_is_lowered() -> None:
     measure = server(50.0)
     found = sweep(measure, 400.0, BUDGET_MS, lambda _: None)
-    assert measure.asked[:3] == [120.0, 60.0, 30.0]
+    assert measure.asked[:5] == [120.0, 120.0, 60.0, 60.0, 30.0]
     assert found.knee is not None
     assert 30.0 <= found.knee < 50.0
 
@@ -112,8 +114,25 @@ def test_a_service_that_sustains_nothing_has_no_knee() -> None:
     measure = server(1.0)
     found = sweep(measure, 1_000.0, BUDGET_MS, lambda _: None)
     assert (found.knee, found.saturation, found.reached) == (None, 1.0, True)
-    assert len(measure.asked) == 1 + EASIER
+    assert len(measure.asked) == 2 * (1 + EASIER)
     assert len(found.steps) == 1
+
+
+def test_one_disturbance_does_not_end_the_sweep() -> None:
+    measure, disturbed = server(100.0), []
+
+    def with_a_bad_moment(rate: float) -> Load:
+        if rate > 40.0 and not disturbed:
+            disturbed.append(rate)
+            return load(rate, 0.5 * rate, 400.0, shed=500)
+        return measure(rate)  # type: ignore[no-any-return]
+
+    found = sweep(with_a_bad_moment, 80.0, BUDGET_MS, lambda _: None)
+    calm = sweep(server(100.0), 80.0, BUDGET_MS, lambda _: None)
+    assert (found.knee, found.saturation) == (calm.knee, calm.saturation)
+    (step,) = [step for step in found.steps if step.rate in disturbed]
+    assert (step.why, step.achieved) == ("", step.rate)
+    assert "50.0% shed" in step.first
 
 
 def test_a_service_that_stands_everything_ends_the_sweep() -> None:

@@ -290,10 +290,10 @@ def test_unknown_user_gets_the_cold_start_answer(client: httpx.Client, service: 
 
 def test_one_online_read_a_request(client: httpx.Client, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
-    bulk = service.store.online_states
-    monkeypatch.setattr(service.store, "online_states", lambda users: reads.append(len(users)) or bulk(users))
+    read = service.store.online_state
+    monkeypatch.setattr(service.store, "online_state", lambda user: reads.append(user) or read(user))
     client.get("/v1/users/3/recommendations")
-    assert reads == [1]
+    assert reads == [3]
     client.post("/v1/recommendations", json={"history": [{"movie_id": 5, "rating": 4}]})
     client.get("/v1/movies/3/similar")
     assert reads == [1]

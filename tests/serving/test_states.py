@@ -1,5 +1,6 @@
 """States while the store fails, hangs and comes back: nobody waits twice, nothing is lost, everything is counted."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from recsys.features.state import HISTORY_LENGTH
 from serving.circuit import Circuit
 from serving.event_log import EventLog
 from serving.metrics import Metrics
-from serving.states import STORE_THREADS, UserStates
+from serving.states import QUICK_S, STORE_THREADS, Known, UserStates
 
 from .fake_store import Clock, FakeStore, event
 
@@ -87,6 +88,111 @@ def test_a_caller_without_time_is_no_failure_of_the_store(
         time.sleep(0.04)
     with pytest.raises(StoreError, match="is asked again shortly"):
         states.read(1, 20.0)
+
+
+def names_of_readers(store: FakeStore, monkeypatch: pytest.MonkeyPatch, slow: list[float]) -> list[str]:
+    """The threads that have read; each read takes as long as `slow` says, one after another, then no time."""
+    names: list[str] = []
+    read = store.online_state
+
+    def told(user_id: int) -> Stored | None:
+        names.append(threading.current_thread().name.rsplit("-", 1)[0])
+        time.sleep(slow.pop(0) if slow else 0.0)
+        return read(user_id)
+
+    monkeypatch.setattr(store, "online_state", told)
+    return names
+
+
+def test_a_file_is_read_by_who_asks_unless_it_was_slow_or_has_failed(
+    store: FakeStore, states: UserStates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = threading.current_thread().name.rsplit("-", 1)[0]
+    names = names_of_readers(store, monkeypatch, slow=[0.0, 0.0, 2 * QUICK_S])
+    store.local = True
+    assert not states.at_hand  # nobody knows yet
+    for _ in range(5):
+        states.read(1, 5.0)
+    assert names == ["store-read", here, here, "store-read", here]
+    assert states.at_hand
+    store.failing = True
+    for _ in range(2):
+        with pytest.raises(StoreError, match="the store is away"):
+            states.read(1, 5.0)
+    store.failing = False
+    assert not states.at_hand
+    for _ in range(2):
+        states.read(1, 5.0)
+    assert names[5:] == [here, "store-read", "store-read", here]
+    store.local = False
+    states.read(1, 5.0)
+    assert names[9:] == ["store-read"]
+
+
+def test_a_file_that_fails_opens_the_circuit_like_any_other_store(
+    store: FakeStore, states: UserStates, metrics: Metrics
+) -> None:
+    store.local = True
+    states.read(1, 5.0)
+    store.failing = True
+    for _ in range(3):
+        with pytest.raises(StoreError, match="the store is away"):
+            states.read(1, 5.0)
+    with pytest.raises(StoreError, match="the store failed 3 times and is asked again shortly"):
+        states.read(1, 5.0)
+    assert metrics.as_dict() == {"store.left_alone": 1, "store.not_asked": 1}
+
+
+def test_an_event_loop_goes_on_while_a_store_is_waited_for(store: FakeStore, states: UserStates) -> None:
+    states.record(event(1, 10, 100))
+
+    async def scenario() -> tuple[Known, list[str]]:
+        store.going.clear()
+        reading = asyncio.create_task(states.read_soon(1, 20.0))
+        ticks = []
+        while not store.reads > 1:  # the first was that of the event
+            await asyncio.sleep(0.001)
+            ticks.append("tick")
+        assert not reading.done()
+        store.going.set()
+        return await reading, ticks
+
+    known, ticks = asyncio.run(scenario())
+    assert ticks
+    assert known.state.item_ids == (10,)
+    assert known == states.read(1)
+
+
+def test_a_store_that_hangs_is_not_waited_for_on_an_event_loop_either(
+    store: FakeStore, states: UserStates, metrics: Metrics
+) -> None:
+    store.going.clear()
+
+    async def scenario() -> None:
+        for _ in range(3):
+            with pytest.raises(StoreError, match=r"was not read within 0\.010 s"):
+                await states.read_soon(1, 0.01)
+        with pytest.raises(StoreError, match="the store failed 3 times and is asked again shortly"):
+            await states.read_soon(1, 20.0)
+
+    asyncio.run(scenario())
+    assert metrics.as_dict() == {"store.left_alone": 1, "store.not_asked": 1}
+
+
+def test_a_request_that_is_given_up_is_no_failure_of_the_store(store: FakeStore, states: UserStates) -> None:
+    store.going.clear()
+
+    async def scenario() -> None:
+        for _ in range(3):
+            reading = asyncio.create_task(states.read_soon(1, 20.0))
+            await asyncio.sleep(0.005)
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+
+    asyncio.run(scenario())
+    store.going.set()
+    assert states.read(1, 20.0).stored is False  # the circuit is closed
 
 
 def test_a_store_that_hangs_holds_a_few_threads(store: FakeStore, states: UserStates, clock: Clock) -> None:
