@@ -188,8 +188,8 @@ def stats_of(catalogue: Catalogue, store: FeatureStore, now: int) -> ItemStats:
 
 def single_threaded() -> None:
     """One thread for each request: this is the one place that says so. FAISS and torch count their threads for each
-    calling thread, so every thread that computes calls this once; BLAS and LightGBM's OpenMP are told by OMP_NUM_THREADS,
-    which `recsys serve` sets before they are imported."""
+    calling thread, so every thread that computes calls this once; BLAS and LightGBM's OpenMP are told by
+    OMP_NUM_THREADS, which `recsys serve` sets before they are imported."""
     import faiss
 
     faiss.omp_set_num_threads(1)
