@@ -17,6 +17,7 @@ from recsys.bundle import save_sources
 from recsys.columns import TIMESTAMP
 from recsys.features.contexts import Contexts
 from recsys.features.state import StateBatch
+from recsys.retrieval.ials import Ials
 from recsys.retrieval.source import Source
 from recsys.retrieval.sources import KnownEvents, fit_source, load_sources
 from recsys.retrieval.two_tower import TwoTower
@@ -87,12 +88,23 @@ def _save(job: Job, stage: str, cutoff: int, model: TwoTower, trainer: Trainer) 
     tower = TwoTowerSource.from_model(model, config.index)
     known = KnownEvents.through(job.histories, len(job.catalogue), cutoff)
     sources: list[Source] = [tower, *(fit_source(name, known, config.sources[name]) for name in config.sources)]
-    users = tower.encode(_recent_states(job, cutoff))
-    index = tower.index.measure(tower.item_vectors, users, at=100)
-    job.report(f"{stage}: {index.kind} index, recall {index.recall:.4f} of the exact top {index.at}")
+    recent = _recent_states(job, cutoff)
+    indexes = {tower.name: tower.index.measure(tower.item_vectors, tower.encode(recent), at=100)}
+    for source in sources:
+        if isinstance(source, Ials) and source.index is not None:
+            indexes[source.name] = source.index.measure(source.factors, source.encode(recent), at=100)
+    for name, index in indexes.items():
+        job.report(f"{stage}: {name}, {index.kind} index, recall {index.recall:.4f} of the exact top {index.at}")
     with replacing_folder(job.work(stage)) as beside:
         save_sources(sources, beside)
-        write_json(beside / "log.json", {"tower": asdict(trainer.log), "index": asdict(index), "cutoff": cutoff})
+        write_json(
+            beside / "log.json",
+            {
+                "tower": asdict(trainer.log),
+                "cutoff": cutoff,
+                "indexes": {name: asdict(index) for name, index in indexes.items()},
+            },
+        )
 
 
 def _recent_states(job: Job, cutoff: int) -> StateBatch:

@@ -20,7 +20,8 @@ from safetensors.numpy import save_file
 
 from recsys.columns import IALS
 from recsys.features.state import StateBatch
-from recsys.retrieval.source import DenseAnswer, recency_weights
+from recsys.retrieval.index import EXACT_UP_TO, INDEX_FILES, VectorAnswer, VectorIndex
+from recsys.retrieval.source import Answer, DenseAnswer, recency_weights
 from recsys.retrieval.sparse_table import interactions
 from recsys.retrieval.tensor_file import map_tensors
 
@@ -30,9 +31,12 @@ Float = npt.NDArray[np.float32]
 class Ials:
     name = IALS
 
-    def __init__(self, factors: Float, regularisation: float, alpha: float, power: float) -> None:
-        """`factors` (N, D); a movie without events has zeros and is never returned."""
-        self.factors = factors
+    def __init__(
+        self, factors: Float, regularisation: float, alpha: float, power: float, index: VectorIndex | None = None
+    ) -> None:
+        """`factors` (N, D); a movie without events has zeros and is never returned. `index`: of them; without one
+        every movie is scored."""
+        self.factors, self.index = factors, index
         self.regularisation, self.alpha, self.power = regularisation, alpha, power
         gram = (factors.T @ factors).astype(np.float64)
         self._inverse: Float = np.linalg.inv(gram + regularisation * np.eye(len(gram))).astype(np.float32)
@@ -67,7 +71,13 @@ class Ials:
                 num_threads=1,
             )
             model.fit(x, show_progress=False)
-        return cls(np.asarray(model.item_factors, dtype=np.float32), regularisation, alpha, power)
+        return cls.of_factors(np.asarray(model.item_factors, dtype=np.float32), regularisation, alpha, power)
+
+    @classmethod
+    def of_factors(cls, factors: Float, regularisation: float, alpha: float, power: float) -> "Ials":
+        """With an index where the movies are too many for an exact one."""
+        index = VectorIndex.build(factors) if len(factors) > EXACT_UP_TO else None
+        return cls(factors, regularisation, alpha, power, index)
 
     def encode(self, states: StateBatch) -> Float:
         """(B, D) user vectors; zeros where the history is empty."""
@@ -89,9 +99,12 @@ class Ials:
         np.einsum("ii->i", system)[:] += np.float32(1.0)
         return np.asarray(np.linalg.solve(system, np.float32(1.0 + self.alpha) * root) @ solved, dtype=np.float32)
 
-    def answer(self, states: StateBatch) -> DenseAnswer:
+    def answer(self, states: StateBatch) -> Answer:
+        users = self.encode(states)
+        if self.index is not None:
+            return VectorAnswer(users, self.factors, self.index, states.seen_idx, silent=0.0)
         scores = np.empty((len(states), len(self.factors)), dtype=np.float32)
-        for row, user in enumerate(self.encode(states)):
+        for row, user in enumerate(users):
             scores[row] = self.factors @ user
         return DenseAnswer(scores, states.seen_idx)
 
@@ -102,9 +115,15 @@ class Ials:
     def save(self, folder: Path) -> None:
         settings = np.array([self.regularisation, self.alpha, self.power], dtype=np.float64)
         save_file({"factors": self.factors, "settings": settings}, folder / "ials.safetensors")
+        if self.index is not None:
+            self.index.save(folder)
 
     @classmethod
     def load(cls, folder: Path) -> "Ials":
+        """Raises BundleError where the index is damaged, or missing although the movies are many."""
         stored = map_tensors(folder / "ials.safetensors")
+        factors = stored["factors"]
         regularisation, alpha, power = stored["settings"].tolist()
-        return cls(stored["factors"], regularisation, alpha, power)
+        indexed = len(factors) > EXACT_UP_TO or any(folder.glob(INDEX_FILES))
+        index = VectorIndex.load(folder, len(factors)) if indexed else None
+        return cls(factors, regularisation, alpha, power, index)

@@ -1,13 +1,14 @@
 """The FAISS index over movie vectors: exact for small catalogues, approximate for large ones, its recall measured.
 
-Stage: retrieval; built offline, searched online. In: (N, D) float32 vectors. Out: inner-product neighbours. Absent:
-what the vectors mean.
+Stage: retrieval; built offline, searched online. In: (N, D) float32 vectors. Out: inner-product neighbours, and the
+`Answer` of a source that searches them. Absent: what the vectors mean.
 
 Shapes: N vectors, D dimensions, B queries, k neighbours.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +22,10 @@ Idx = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float32]
 
 Kind = Literal["auto", "exact", "hnsw", "ivf"]
-EXACT_UP_TO = 200_000  # vectors; exact search of 62 k x 64 takes 0.7 ms on one thread, so there is no need earlier
+EXACT_UP_TO = 20_000  # vectors; of more, not all stay in a processor's cache between requests (docs/adr/0029)
 HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 200, 256
-IVF_PROBES = 64
+IVF_PROBES, IVF_TRAINED_ON = 128, 64  # lists searched; vectors a list that k-means sees
+INDEX_FILES = "index.*.faiss"
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,11 @@ class VectorIndex:
 
     @classmethod
     def build(cls, vectors: Float, kind: Kind = "auto") -> "VectorIndex":
-        """`auto` is exact up to EXACT_UP_TO vectors and HNSW above."""
+        """`auto` is exact up to EXACT_UP_TO vectors and IVF above, which is built in seconds where HNSW takes
+        minutes."""
         n, dim = vectors.shape
         if kind == "auto":
-            kind = "exact" if n <= EXACT_UP_TO else "hnsw"
+            kind = "exact" if n <= EXACT_UP_TO else "ivf"
         index: Any  # faiss's own stubs lack the attributes of its wrapped classes
         if kind == "exact":
             index = faiss.IndexFlatIP(dim)
@@ -58,12 +61,16 @@ class VectorIndex:
         elif kind == "ivf":
             lists = int(np.clip(4 * np.sqrt(n), 1, max(n // 39, 1)))
             index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
+            index.cp.max_points_per_centroid = IVF_TRAINED_ON
             index.train(vectors)
             index.nprobe = min(IVF_PROBES, lists)
         else:
             raise ConfigError(f"unknown index kind {kind!r}; choose auto, exact, hnsw or ivf")
         index.add(vectors)
         return cls(index, kind)
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
 
     def search(self, queries: Float, k: int, hidden: Sequence[Idx] | None = None) -> tuple[Idx, Float]:
         """(B, k) row numbers and inner products, best first; -1 and the lowest float where there are fewer than k.
@@ -83,18 +90,20 @@ class VectorIndex:
 
     def _options(self, k: int, hidden: Idx | None) -> Any:
         """Options of one search. FAISS passes over what its selector leaves out, while it walks: an approximate walk
-        has to be the longer, the more is hidden."""
+        has to be the longer, and to look into the more lists, the more is hidden."""
         library: Any = faiss  # its stubs lack the Python side of these classes
         left_out = 0 if hidden is None else len(hidden)
         options = {}
         if left_out:
-            shown = np.ones(self._index.ntotal, dtype=bool)
+            shown = np.ones(len(self), dtype=bool)
             shown[hidden] = False
             options["sel"] = library.IDSelectorBitmap(np.packbits(shown, bitorder="little"))
         if self.kind == "hnsw":
             return library.SearchParametersHNSW(efSearch=max(HNSW_SEARCH, k + left_out), **options)
         if self.kind == "ivf":
-            return library.SearchParametersIVF(nprobe=self._index.nprobe, **options)
+            shown_share = max(len(self) - left_out, 1) / max(len(self), 1)
+            lists = min(ceil(self._index.nprobe / shown_share), self._index.nlist)
+            return library.SearchParametersIVF(nprobe=lists, **options)
         return library.SearchParameters(**options)
 
     def measure(self, vectors: Float, queries: Float, at: int) -> IndexReport:
@@ -111,11 +120,43 @@ class VectorIndex:
         faiss.write_index(self._index, str(folder / f"index.{self.kind}.faiss"))
 
     @classmethod
-    def load(cls, folder: Path) -> "VectorIndex":
-        """Vectors stay in the mapped file, which other processes share; nothing can be added to such an index."""
-        files = list(folder.glob("index.*.faiss"))
+    def load(cls, folder: Path, n: int) -> "VectorIndex":
+        """Vectors stay in the mapped file, which other processes share; nothing can be added to such an index. Raises
+        BundleError where there is none, or one of another number of vectors than `n`."""
+        files = list(folder.glob(INDEX_FILES))
         if len(files) != 1:
             raise BundleError(
                 f"{folder} should hold one index.*.faiss file, it holds {len(files)}; register the model again"
             )
-        return cls(faiss.read_index(str(files[0]), faiss.IO_FLAG_MMAP_IFC), files[0].name.split(".")[1])
+        index = cls(faiss.read_index(str(files[0]), faiss.IO_FLAG_MMAP_IFC), files[0].name.split(".")[1])
+        if len(index) != n:
+            raise BundleError(f"{files[0]} holds {len(index)} vectors instead of {n}; register the model again")
+        return index
+
+
+class VectorAnswer:
+    """User vectors against an index, which passes over what was seen."""
+
+    def __init__(
+        self, users: Float, vectors: Float, index: VectorIndex, seen_idx: Sequence[Idx], silent: float = -np.inf
+    ) -> None:
+        """`users` (B, D); `vectors` (N, D), those that the index holds. A score of `silent` means "no opinion": `top`
+        leaves it out."""
+        self._users, self._vectors, self._index = users, vectors, index
+        self._seen_idx, self._silent = seen_idx, np.float32(silent)
+
+    def top(self, k: int) -> tuple[Idx, Float]:
+        item_idx, scores = self._index.search(self._users, k, self._seen_idx)
+        none = (item_idx < 0) | (scores == self._silent)
+        if none.any():
+            last = np.argsort(none, axis=1, kind="stable")
+            item_idx = np.take_along_axis(np.where(none, -1, item_idx), last, axis=1)
+            scores = np.take_along_axis(np.where(none, np.float32(-np.inf), scores), last, axis=1)
+        return item_idx, scores
+
+    def at(self, item_idx: Idx) -> Float:
+        out = np.empty(item_idx.shape, dtype=np.float32)
+        for row, movies in enumerate(item_idx):
+            out[row] = self._vectors[movies] @ self._users[row]  # -1 reads the last movie
+        out[item_idx < 0] = 0.0
+        return out

@@ -18,34 +18,13 @@ from recsys.columns import TWO_TOWER
 from recsys.errors import BundleError
 from recsys.features.catalogue import Catalogue
 from recsys.features.state import StateBatch
-from recsys.retrieval.index import Kind, VectorIndex
-from recsys.retrieval.source import Idx, Scores
+from recsys.retrieval.index import Kind, VectorAnswer, VectorIndex
 from recsys.retrieval.tensor_file import map_tensors
 from recsys.retrieval.tower_inference import TowerEncoder
 from recsys.retrieval.tower_inputs import TowerShape, TowerWeights
 
 if TYPE_CHECKING:  # a service must start without torch, which costs two seconds and 200 MB
     from recsys.retrieval.two_tower import TwoTower
-
-
-class VectorAnswer:
-    """User vectors against the index, which passes over what was seen."""
-
-    def __init__(self, users: npt.NDArray[np.float32], source: "TwoTowerSource", seen_idx: "list[Idx]") -> None:
-        self._users = users
-        self._source = source
-        self._seen_idx = seen_idx
-
-    def top(self, k: int) -> tuple[Idx, Scores]:
-        item_idx, scores = self._source.index.search(self._users, k, self._seen_idx)
-        return item_idx, np.where(item_idx >= 0, scores, np.float32(-np.inf))
-
-    def at(self, item_idx: Idx) -> Scores:
-        out = np.empty(item_idx.shape, dtype=np.float32)
-        for row, movies in enumerate(item_idx):
-            out[row] = self._source.item_vectors[movies] @ self._users[row]  # -1 reads the last movie
-        out[item_idx < 0] = 0.0
-        return out
 
 
 class TwoTowerSource:
@@ -65,7 +44,7 @@ class TwoTowerSource:
         return cls(weights, vectors, VectorIndex.build(vectors, kind))
 
     def answer(self, states: StateBatch) -> VectorAnswer:
-        return VectorAnswer(self.encode(states), self, list(states.seen_idx))
+        return VectorAnswer(self.encode(states), self.item_vectors, self.index, states.seen_idx)
 
     def encode(self, states: StateBatch) -> npt.NDArray[np.float32]:
         """(B, D) user vectors."""
@@ -89,4 +68,4 @@ class TwoTowerSource:
             raise BundleError(f"{folder}: the towers know {shape.n_items} movies, the catalogue holds {len(catalogue)}")
         model = TowerWeights(shape, map_tensors(folder / "towers.safetensors"))
         vectors = map_tensors(folder / "item_vectors.safetensors")["item_vectors"]
-        return cls(model, vectors, VectorIndex.load(folder))
+        return cls(model, vectors, VectorIndex.load(folder, len(vectors)))

@@ -3,9 +3,8 @@
 Stage: serving (benchmark). In: the champion's bundle. Out: search times and recall by size and kind of index; the
 in-process answer and the closed loop of one client in an enlarged world. Absent: quality (`enlarge` says why).
 
-Kinds: exact, which the product uses up to `index.EXACT_UP_TO` vectors; inverted lists (IVF) above, which build in half
-a minute; HNSW, the product's own choice above, only where asked for, because building it over a million vectors takes
-about ten minutes on two cores.
+Kinds: exact, which the product uses up to `index.EXACT_UP_TO` vectors; inverted lists (IVF), its choice above; HNSW
+only where asked for, because building it over a million vectors takes about ten minutes on two cores.
 """
 
 import shutil
@@ -15,7 +14,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
@@ -25,7 +23,7 @@ from recsys.evaluation.latency import interleaved, percentiles_ms
 from recsys.feature_store import FeatureStore
 from recsys.feature_store.tables import table_path
 from recsys.recommender import Context
-from recsys.retrieval.index import EXACT_UP_TO, VectorIndex
+from recsys.retrieval.index import EXACT_UP_TO, Kind, VectorIndex
 from recsys.retrieval.two_tower_source import TwoTowerSource
 from serving.bench.enlarge import grown_bundle, grown_statistics, grown_vectors
 from serving.bench.generator import generate
@@ -44,7 +42,6 @@ Float = npt.NDArray[np.float32]
 SIZES = (62_000, 1_000_000)  # vectors, after the catalogue's own; 62k is ml-25m's size
 WORLD = 62_000
 AT = 300  # neighbours, as many as a source is asked for
-LISTS, TRAINED_ON, PROBES = 1_024, 64, 64  # of IVF: lists, vectors a list that it is trained on, lists searched
 QUERIES = 200
 
 
@@ -81,16 +78,14 @@ def _indexes(
 ) -> list[dict[str, Any]]:
     """Every kind that is worth its time at this size."""
     grown = grown_vectors(vectors, np.random.default_rng(size).integers(0, len(vectors), size - len(vectors)))
-    kinds = [
-        "exact",
-        *(["ivf"] if size >= LISTS * TRAINED_ON // 2 else []),
-        *(["hnsw"] if hnsw and size > EXACT_UP_TO else []),
-    ]
-    built: dict[str, VectorIndex] = {}
-    seconds: dict[str, float] = {}
+    kinds: list[Kind] = ["exact"]
+    if size > EXACT_UP_TO:
+        kinds += ["ivf", "hnsw"] if hnsw else ["ivf"]
+    built: dict[Kind, VectorIndex] = {}
+    seconds: dict[Kind, float] = {}
     for kind in kinds:
         started = time.perf_counter()
-        built[kind] = _built(grown, kind)
+        built[kind] = VectorIndex.build(grown, kind)
         seconds[kind] = time.perf_counter() - started
     at = min(AT, size)
 
@@ -114,19 +109,6 @@ def _indexes(
         report(f"{size:,} vectors, {kind}: p50 {row['p50_ms']:.2f} ms, recall {recall:.3f}")
         rows.append(row)
     return rows
-
-
-def _built(vectors: Float, kind: str) -> VectorIndex:
-    """As the product builds it; IVF with fewer lists, trained on a sample, or k-means alone would take minutes."""
-    if kind != "ivf":
-        return VectorIndex.build(vectors, kind)  # type: ignore[arg-type]
-    dim = vectors.shape[1]
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, LISTS, faiss.METRIC_INNER_PRODUCT)
-    sample = min(len(vectors), LISTS * TRAINED_ON)
-    index.train(vectors[np.random.default_rng(0).choice(len(vectors), sample, replace=False)])
-    index.nprobe = PROBES
-    index.add(vectors)
-    return VectorIndex(index, "ivf")
 
 
 def in_enlarged_world(

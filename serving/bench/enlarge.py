@@ -24,7 +24,8 @@ from recsys.artefacts import read_json, write_json
 from recsys.columns import COVISITATION, EASE, IALS, ITEM_ID, ITEM_KNN, POPULARITY, TWO_TOWER
 from recsys.errors import ConfigError
 from recsys.features.catalogue import Catalogue
-from recsys.retrieval.index import VectorIndex
+from recsys.retrieval.ials import Ials
+from recsys.retrieval.index import INDEX_FILES, VectorIndex
 
 Idx = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float32]
@@ -126,9 +127,13 @@ def _grow_tower(folder: Path, growth: Growth) -> None:
     save_file({"item_vectors": grown}, folder / "item_vectors.safetensors")
     shape = read_json(folder / "towers.json")
     write_json(folder / "towers.json", {**shape, "n_items": len(grown)})
-    for old in folder.glob("index.*.faiss"):
-        old.unlink()
+    _without_index(folder)
     VectorIndex.build(grown).save(folder)
+
+
+def _without_index(folder: Path) -> None:
+    for old in folder.glob(INDEX_FILES):
+        old.unlink()
 
 
 def _grow_table(path: Path, growth: Growth) -> None:
@@ -160,7 +165,9 @@ def _grow_arrays(sources: Path, growth: Growth) -> None:
     rng = np.random.default_rng(SEED)
     if (path := sources / IALS / f"{IALS}.safetensors").exists():
         stored = load_file(path)
-        save_file({**stored, "factors": grown_vectors(stored["factors"], growth.like)}, path)
+        grown = Ials.of_factors(grown_vectors(stored["factors"], growth.like), *stored["settings"].tolist())
+        _without_index(path.parent)
+        grown.save(path.parent)
     if (path := sources / POPULARITY / f"{POPULARITY}.safetensors").exists():
         stored = load_file(path)
         scores = stored["scores"]

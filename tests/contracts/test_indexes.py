@@ -69,7 +69,7 @@ def test_saved_and_loaded_it_answers_identically(index: VectorIndex, tmp_path: P
     index.save(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [f"index.{index.kind}.faiss"]
     assert_no_pickle(tmp_path)
-    loaded = VectorIndex.load(tmp_path)
+    loaded = VectorIndex.load(tmp_path, N)
     assert loaded.kind == index.kind
     for before, after in zip(index.search(QUERIES, 40), loaded.search(QUERIES, 40), strict=True):
         np.testing.assert_array_equal(after, before)
@@ -106,7 +106,7 @@ def test_auto_is_exact_until_there_are_too_many(monkeypatch: pytest.MonkeyPatch)
     assert VectorIndex.build(vectors(100)).kind == "exact"
     monkeypatch.setattr(index_module, "EXACT_UP_TO", 99)
     assert VectorIndex.build(vectors(99)).kind == "exact"
-    assert VectorIndex.build(vectors(100)).kind == "hnsw"
+    assert VectorIndex.build(vectors(100)).kind == "ivf"
 
 
 def test_an_unknown_kind_is_refused() -> None:
@@ -119,4 +119,10 @@ def test_a_folder_with_no_index_or_two_is_refused(kinds: tuple[Kind, ...], tmp_p
     for kind in kinds:
         VectorIndex.build(vectors(50), kind).save(tmp_path)
     with pytest.raises(BundleError, match=f"it holds {len(kinds)}"):
-        VectorIndex.load(tmp_path)
+        VectorIndex.load(tmp_path, 50)
+
+
+def test_an_index_of_other_vectors_is_refused(tmp_path: Path) -> None:
+    VectorIndex.build(vectors(50)).save(tmp_path)
+    with pytest.raises(BundleError, match="holds 50 vectors instead of 51; register the model again"):
+        VectorIndex.load(tmp_path, 51)

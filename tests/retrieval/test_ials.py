@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import scipy.sparse as sp
 from implicit.cpu.als import AlternatingLeastSquares
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from recsys.errors import BundleError
 from recsys.features.state import HISTORY_LENGTH
 from recsys.retrieval.ials import Ials
 from tests.retrieval.histories import every, state
@@ -89,6 +91,30 @@ def test_movies_without_events_are_never_returned() -> None:
     assert not fitted.factors[NOBODY].any()
     item_idx, _ = fitted.answer(state([1, 3])).top(N)
     assert set(item_idx[0].tolist()) == set(range(N)) - {1, 3, *NOBODY} | {-1}
+
+
+def test_with_an_index_the_answer_is_the_same_and_so_it_is_saved_and_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of so few movies every list is searched, so that the index is exact."""
+    plain = fit()
+    monkeypatch.setattr("recsys.retrieval.ials.EXACT_UP_TO", N - 1)
+    monkeypatch.setattr("recsys.retrieval.index.EXACT_UP_TO", N - 1)
+    indexed = fit()
+    assert plain.index is None
+    assert indexed.index is not None
+    assert indexed.index.kind == "ivf"
+    indexed.save(tmp_path)
+    for states in (state([1, 3]), state([])):
+        expected, scores = plain.answer(states).top(N)
+        for source in (indexed, Ials.load(tmp_path)):
+            found, found_scores = source.answer(states).top(N)
+            np.testing.assert_array_equal(found, expected)
+            np.testing.assert_allclose(found_scores, scores, rtol=1e-5)
+            np.testing.assert_allclose(source.answer(states).at(expected), plain.answer(states).at(expected), rtol=1e-5)
+    (tmp_path / "index.ivf.faiss").unlink()
+    with pytest.raises(BundleError, match="register the model again"):
+        Ials.load(tmp_path)
 
 
 def test_somebody_cold_gets_zeros() -> None:

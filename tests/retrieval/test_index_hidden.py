@@ -24,7 +24,7 @@ def shown(query: np.ndarray, hidden: np.ndarray, k: int) -> list[int]:
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.97])
 def test_what_is_hidden_is_never_returned_and_what_is_best_of_the_rest_is(index: VectorIndex, share: float) -> None:
-    """Also where little is left to choose from: IVF looks into all lists at most, the others find everything."""
+    """Also where little is left to choose from."""
     rng = np.random.default_rng(9)
     hidden = [np.flatnonzero(rng.random(N) < share) for _ in range(B)]
     hidden[0] = np.argsort(-(VECTORS @ QUERIES[0]))[:300]  # the best ones; in no order
@@ -43,13 +43,23 @@ def test_what_is_hidden_is_never_returned_and_what_is_best_of_the_rest_is(index:
 def test_where_fewer_are_left_than_asked_for_the_rest_is_padding(index: VectorIndex) -> None:
     left = np.array([3, 77, 1_234])
     found, scores = index.search(QUERIES[:1], 5, [np.setdiff1d(np.arange(N), left)])
-    if index.kind != "ivf":  # which may not look where they are
-        assert sorted(found[0, :3].tolist()) == left.tolist()
-        assert found[0, 3:].tolist() == [-1, -1]
-    assert set(found[0].tolist()) <= {*left.tolist(), -1}
+    assert sorted(found[0, :3].tolist()) == left.tolist()
+    assert found[0, 3:].tolist() == [-1, -1]
     assert (scores[0, found[0] < 0] == np.finfo(np.float32).min).all()
     nothing, _ = index.search(QUERIES[:1], 5, [np.arange(N)])
     assert nothing.tolist() == [[-1] * 5]
+
+
+def test_ivf_looks_into_the_more_lists_the_more_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two lists of 51 where nothing is hidden: what is allowed by a narrow filter lies in any of them."""
+    monkeypatch.setattr("recsys.retrieval.index.IVF_PROBES", 2)
+    index = VectorIndex.build(VECTORS, "ivf")
+    whole, _ = index.search(QUERIES, N)
+    assert (whole >= 0).sum(axis=1).max() < N / 4
+    left = np.random.default_rng(3).choice(N, N // 50, replace=False)
+    found, _ = index.search(QUERIES, K, [np.setdiff1d(np.arange(N), left)] * B)
+    for row in range(B):
+        assert found[row].tolist() == shown(QUERIES[row], np.setdiff1d(np.arange(N), left), K)
 
 
 def test_hiding_nothing_is_no_hiding(index: VectorIndex) -> None:

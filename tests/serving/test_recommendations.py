@@ -296,7 +296,7 @@ def test_one_online_read_a_request(client: httpx.Client, service: Service, monke
     assert reads == [3]
     client.post("/v1/recommendations", json={"history": [{"movie_id": 5, "rating": 4}]})
     client.get("/v1/movies/3/similar")
-    assert reads == [1]
+    assert reads == [3]
 
 
 def test_history_in_the_body(client: httpx.Client, service: Service, world: ServingWorld) -> None:
