@@ -15,6 +15,7 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any, ParamSpec, TypeVar
 
@@ -37,17 +38,15 @@ class Turns:
     def __init__(self, begin: Callable[[], None] = lambda: None) -> None:
         self._begin: Callable[[], None] | None = begin
         self._jobs: deque[tuple[asyncio.Future[Any], Callable[[], Any]]] = deque()
-        self._since: float | None = None  # when the turn before ended, if somebody waited for the next one
         self._closed = False
 
-    def timed(self, work: Callable[[], T]) -> Awaitable[tuple[T, float]]:
-        """Call `work` in its turn; not at all if its caller has gone by then. Returns the milliseconds, too, from one
-        turn to the next, so with what the loop did for others in between. Raises RuntimeError after `close`."""
+    def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
+        """Call `work` in its turn; not at all if its caller has gone by then. Raises RuntimeError after `close`."""
         if self._closed:
             raise RuntimeError("the turns were closed")
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[tuple[T, float]] = loop.create_future()
-        self._jobs.append((future, work))
+        future: asyncio.Future[T] = loop.create_future()
+        self._jobs.append((future, lambda: work(*args, **kwargs)))
         if len(self._jobs) == 1:
             loop.call_soon(self._turn, loop)
         return future
@@ -60,16 +59,13 @@ class Turns:
         if self._begin is not None:
             self._begin()
             self._begin = None
-        future, work = self._jobs[0]
+        future, job = self._jobs[0]
         if not future.cancelled():
-            started = time.perf_counter() if self._since is None else self._since
             try:
-                result = work()
-                future.set_result((result, (time.perf_counter() - started) * 1e3))
+                future.set_result(job())
             except BaseException as error:
                 future.set_exception(error)
         self._jobs.popleft()
-        self._since = time.perf_counter() if self._jobs else None
         if self._jobs:
             loop.call_soon(self._turn, loop)
 
@@ -99,7 +95,7 @@ class Lane:
         self._at_once, self._max_queue, self._max_wait_ms = max(threads, 1), max_queue, max_wait_ms
         self._metrics, self._waits = metrics, waits
         self._inside = 0  # waiting or computed
-        self._mean_ms = 0.0  # that one takes from the others, without its wait
+        self._mean_ms = 0.0  # of the work alone, without its wait
 
     @property
     def expected_wait_ms(self) -> float:
@@ -125,10 +121,8 @@ class Lane:
     async def turn(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`work(...)` in its turn, for whoever has a place."""
         here = contextvars.copy_context()  # log lines of a thread carry the request's id
-        if isinstance(self._done_by, Turns):
-            result, took_ms = await self._done_by.timed(lambda: here.run(work, *args, **kwargs))
-        else:
-            result, took_ms = await asyncio.wrap_future(self._done_by.submit(here.run, _timed, work, args, kwargs))
+        submitted = self._done_by.submit(here.run, _timed, work, args, kwargs)
+        result, took_ms = await (asyncio.wrap_future(submitted) if isinstance(submitted, Future) else submitted)
         self._mean_ms += WEIGHT * (took_ms - self._mean_ms)
         return result
 

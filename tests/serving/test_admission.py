@@ -9,7 +9,7 @@ from itertools import pairwise
 import httpx
 import pytest
 
-from serving.admission import WEIGHT, Admission, Lane
+from serving.admission import Admission, Lane
 from serving.logs import request_id
 from serving.metrics import Metrics
 from serving.problems import ProblemError
@@ -169,24 +169,6 @@ def test_a_full_queue_before_the_event_loop_refuses_and_serves_whom_it_let_in() 
     assert found[3].status == 503
     assert metrics.as_dict() == {"shed.queue_full": 1}
     assert (max(told), sum(told)) == (1, 0)
-
-
-def test_what_the_loop_does_between_two_turns_counts_for_whoever_waits() -> None:
-    """Ten pieces of work of no time; before each the loop is busy for 5 ms with what has arrived."""
-
-    async def scenario() -> float:
-        own = lane(Metrics(), threads=0, max_queue=20)
-        working = asyncio.gather(*(own.run(int) for _ in range(10)))
-        while not working.done():
-            time.sleep(0.005)
-            await asyncio.sleep(0)
-        own._moved(1)  # as if somebody were inside
-        expected = own.expected_wait_ms
-        own.close()
-        return expected
-
-    weight_of_all = 1 - (1 - WEIGHT) ** 9  # the first one found the loop free
-    assert asyncio.run(scenario()) >= 5.0 * weight_of_all
 
 
 def test_who_has_gone_before_their_turn_is_not_computed_for() -> None:
