@@ -30,6 +30,7 @@ WEIGHT = 0.1  # of the newest duration in the running mean
 # A refusal takes as long as the wait it spares, and no longer than this. Clients that ask again at once would otherwise
 # keep the event loop so busy with refusals that those who were let in miss their budget.
 LONGEST_REFUSAL_S = 0.05
+ROUNDS = 2  # of the event loop between two turns: one reads what has arrived, in the next one that is begun
 
 
 class Turns:
@@ -41,33 +42,41 @@ class Turns:
         self._closed = False
 
     def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
-        """Call `work` in its turn; not at all if its caller has gone by then. Raises RuntimeError after `close`."""
+        """Call `work` in its turn; not at all if its caller was cancelled. Raises RuntimeError after `close`."""
         if self._closed:
             raise RuntimeError("the turns were closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._jobs.append((future, lambda: work(*args, **kwargs)))
         if len(self._jobs) == 1:
-            loop.call_soon(self._turn, loop)
+            self._soon(loop)
         return future
 
     def close(self) -> None:
         """Take no more; what was submitted is still done."""
         self._closed = True
 
-    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._begin is not None:
-            self._begin()
-            self._begin = None
-        future, job = self._jobs[0]
-        if not future.cancelled():
-            try:
-                future.set_result(job())
-            except BaseException as error:
-                future.set_exception(error)
-        self._jobs.popleft()
-        if self._jobs:
+    def _soon(self, loop: asyncio.AbstractEventLoop, rounds: int = ROUNDS) -> None:
+        if rounds:
+            loop.call_soon(self._soon, loop, rounds - 1)
+        else:
             loop.call_soon(self._turn, loop)
+
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        future, job = self._jobs[0]
+        try:
+            if self._begin is not None:
+                self._begin()
+                self._begin = None
+            if not future.cancelled():
+                future.set_result(job())
+        except BaseException as error:  # whatever it is, the turn goes on to the next
+            if not future.done():
+                future.set_exception(RuntimeError(repr(error)) if isinstance(error, StopIteration) else error)
+        finally:
+            self._jobs.popleft()
+            if self._jobs:
+                self._soon(loop)
 
 
 class Lane:

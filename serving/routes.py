@@ -3,7 +3,7 @@
 Stage: serving. In: requests. Out: JSON. Absent: what it says (`service`), how errors look (`problems`), who may ask
 (`access`).
 
-Answers are computed off the event loop, by `admission`, as plain dicts, and written once. `response_model` documents
+Answers are computed in turn, by `admission`, as plain dicts, and written once. `response_model` documents
 them; tests hold every answer against it, requests do not pay for that. Everything here is `async`, dependencies
 included: FastAPI would give a plain function to a thread of its own pool first.
 """

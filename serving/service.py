@@ -87,7 +87,7 @@ class Service:
         service.event_log.recover()
         moved = service.states.catch_up()
         log.info("event log read, %d user state(s) moved forward", moved)
-        service.states.read(0)  # the first read opens the store
+        service.states.open()
         settle()
         return service
 
@@ -298,7 +298,7 @@ class Service:
         if call.known is not None:
             return call.known
         try:
-            return self.states.read(user_id, self._state_limit_s)
+            return self.states.read(user_id, self._state_limit_s, at_once=True)
         except StoreError as error:
             return self._last_known(call, user_id, error)
 

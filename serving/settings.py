@@ -19,7 +19,7 @@ class ServiceSettings(BaseModel):
     default_k, max_k    answers a request
     max_history         events that a request may bring along
     budget_ms           time of one answer, queueing included; the shares below are parts of it
-    state_share         by then the user's state is read, or the answer goes on without it
+    state_share         by then the user's state is read, or the answer goes on without it; a file is read to its end
     retrieval_share     by then features begin, or the answer keeps the order of retrieval
     explain_share       by then explanations are expected to be made, or their contributions are left out
     last_share          after that not even retrieval begins: the cold-start list, computed at start

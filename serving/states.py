@@ -97,7 +97,7 @@ class UserStates:
         self._store, self._log, self._metrics = store, event_log, metrics
         self._circuit = circuit or Circuit()
         self._pending = Pending() if pending is None else pending
-        self._quick = False  # until a read was; the first one opens the store
+        self._quick = False  # until a read was
         self._left, self._again_at = False, 0.0  # events are pending without anybody at them; when to try next
         self._log_at = 0.0  # when to read the log next, if it must be read
         self._lost: set[int] = set()  # users whose state the store had, and has no more
@@ -108,20 +108,27 @@ class UserStates:
 
     @property
     def at_hand(self) -> bool:
-        """Whether `read` waits for no thread and no network now, but reads a file that was quick the last time."""
+        """Whether the store is a file that was quick the last time, so that to read it is no waiting."""
         return self._store.local and self._quick and not self._circuit.failures
 
-    def read(self, user_id: int, timeout_s: float = READ_LIMIT_S) -> Known:
+    def open(self) -> None:
+        """Read once in each way, so that no request is the first to."""
+        self.read(0)
+        if self._store.local:
+            self._store.online_state(0, at_once=True)
+            self._quick = True
+
+    def read(self, user_id: int, timeout_s: float = READ_LIMIT_S, at_once: bool = False) -> Known:
         """One read of the store. Raises StoreError where it fails, takes longer than `timeout_s`, or is known to be
         away; then at once. Also where it answers, but lacks an acknowledged event that is not pending.
 
         A read cannot be interrupted, only given up; a store that hangs holds STORE_THREADS threads, not the service.
-        Where the store is `at_hand`, the read is made right here, however long it takes.
+        `at_once`: where the store is `at_hand` read right here, however long that takes.
         """
         before = self._before(user_id)
-        if self.at_hand:
+        if at_once and self.at_hand:
             with self._telling(_not_read(user_id), 0.0):
-                stored = self._timed(self._read, user_id)
+                stored = self._timed(self._read_at_once, user_id)
         else:
             stored = self._within(self._reading, timeout_s, _not_read(user_id), self._read, user_id)
         return self._seen(user_id, stored, *before)
@@ -131,7 +138,14 @@ class UserStates:
         before = self._before(user_id)
         running = self._begun(self._reading, _not_read(user_id), self._read, user_id)
         with self._telling(_not_read(user_id), timeout_s):
-            stored = await asyncio.wait_for(asyncio.wrap_future(running), timeout_s)
+            waiting = asyncio.wrap_future(running)
+            try:
+                await asyncio.wait([waiting], timeout=timeout_s)
+                if not running.done():  # not `wait_for`, which gives up reads that came in time while the loop was busy
+                    raise TimeoutError
+                stored = waiting.result() if waiting.done() else running.result()
+            finally:
+                waiting.cancel()
         return self._seen(user_id, stored, *before)
 
     def last_known(self, user_id: int) -> Known:
@@ -285,8 +299,14 @@ class UserStates:
             self._count("store.left_alone")
 
     def _read(self, user_id: int) -> Stored | None:
+        return self._noting(lambda: self._store.online_state(user_id))
+
+    def _read_at_once(self, user_id: int) -> Stored | None:
+        return self._noting(lambda: self._store.online_state(user_id, at_once=True))
+
+    def _noting(self, read: Callable[[], Stored | None]) -> Stored | None:
         started = time.perf_counter()
-        stored = self._store.online_state(user_id)
+        stored = read()
         self._quick = time.perf_counter() - started < QUICK_S
         return stored
 

@@ -17,7 +17,7 @@ from recsys.feature_store.tables import SEEN_COLUMN, columns_of_state, states_fr
 from recsys.features.state import UserState
 
 Stored = tuple[UserState, npt.NDArray[np.int64]]
-READ_BUSY_MS = 20  # where a file is locked against readers too, as after a crash, they give up soon
+READ_BUSY_MS = 20  # where a file is locked against readers too, which is rare, they give up soon
 Row = tuple[UserState, Sequence[int], int]  # state, seen movies, seconds UTC to stamp them with
 
 
@@ -87,7 +87,7 @@ class UserRows:
 
 
 def commit_without_waiting(feast_store: Any) -> None:
-    """For SQLite: a commit no longer waits until the disk has it, which a push does twice and reads would wait for too.
+    """For SQLite: a commit no longer waits until the disk has it, which a push does twice and others would wait for.
 
     A process that dies loses nothing by it. A machine that does may lose the last pushes, never the file's order; every
     event is in the log by then, and `FeatureStore.catch_up` pushes it again when a service starts.
@@ -107,8 +107,10 @@ def with_own_connection(feast_store: Any) -> UserRows:
     provider = get_provider(feast_store.config)
     connection = provider.online_store._get_conn(feast_store.config)
     connection.execute("PRAGMA query_only=ON")
+    rows = UserRows(feast_store, provider)
+    rows.read([0])  # the first reader after a crash may have to wait until another one has put the file right
     connection.execute(f"PRAGMA busy_timeout={READ_BUSY_MS}")
-    return UserRows(feast_store, provider)
+    return rows
 
 
 def stamped_row(row: Stored) -> Row:

@@ -59,7 +59,7 @@ class FeatureStore:
         self._feast_store: Any = None
         self._users: UserRows | None = None
         self._opening = threading.RLock()
-        self._single: UserRows | None = None  # for reads of one user where the store is a file
+        self._single: UserRows | None = None  # for reads at once
         self._singly = threading.Lock()
         # Feast reads and writes SQLite over one connection, which sees its own unfinished transaction: without a lock
         # a read during a push could return new movies with old ratings. Redis has a connection a call.
@@ -197,18 +197,22 @@ class FeatureStore:
 
     @property
     def local(self) -> bool:
-        """Whether the online store is a file of this machine, so that a read of one user waits for nobody."""
+        """Whether the online store is a file of this machine, so that a read waits for no network."""
         return self.config.online_store == "sqlite"
 
-    def online_state(self, user_id: int) -> Stored | None:
-        """State and seen movies (raw ids) of one user now; None for somebody unknown. One read of the store."""
-        if not self.local:
+    def online_state(self, user_id: int, *, at_once: bool = False) -> Stored | None:
+        """State and seen movies (raw ids) of one user now; None for somebody unknown. One read of the store.
+
+        `at_once`: where the store is a file, wait for no push, of this process or another; for whoever holds up others
+        as long as this takes.
+        """
+        if not (at_once and self.local):
             return self.online_states([user_id])[0]
         with self._reading():
-            self._registered()
+            feast_store = self._registered()
             with self._singly:
                 if self._single is None:
-                    self._single = with_own_connection(self._feast_store)
+                    self._single = with_own_connection(feast_store)
                 return self._single.read([user_id])[0]
 
     def online_states(self, user_ids: Sequence[int]) -> list[Stored | None]:

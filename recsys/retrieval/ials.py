@@ -37,6 +37,7 @@ class Ials:
         """`factors` (N, D); a movie without events has zeros and is never returned. `index`: of them; without one
         every movie is scored."""
         self.factors, self.index = factors, index
+        self._without_events = np.flatnonzero(~factors.any(axis=1))  # their 0 would stand before all that is negative
         self.regularisation, self.alpha, self.power = regularisation, alpha, power
         gram = (factors.T @ factors).astype(np.float64)
         self._inverse: Float = np.linalg.inv(gram + regularisation * np.eye(len(gram))).astype(np.float32)
@@ -102,7 +103,8 @@ class Ials:
     def answer(self, states: StateBatch) -> Answer:
         users = self.encode(states)
         if self.index is not None:
-            return VectorAnswer(users, self.factors, self.index, states.seen_idx, silent=0.0)
+            hidden = [np.concatenate([seen, self._without_events]) for seen in states.seen_idx]
+            return VectorAnswer(users, self.factors, self.index, hidden, silent=0.0)
         scores = np.empty((len(states), len(self.factors)), dtype=np.float32)
         for row, user in enumerate(users):
             scores[row] = self.factors @ user
@@ -120,10 +122,9 @@ class Ials:
 
     @classmethod
     def load(cls, folder: Path) -> "Ials":
-        """Raises BundleError where the index is damaged, or missing although the movies are many."""
+        """Raises BundleError where the index is one of other factors. Without one every movie is scored."""
         stored = map_tensors(folder / "ials.safetensors")
         factors = stored["factors"]
         regularisation, alpha, power = stored["settings"].tolist()
-        indexed = len(factors) > EXACT_UP_TO or any(folder.glob(INDEX_FILES))
-        index = VectorIndex.load(folder, len(factors)) if indexed else None
+        index = VectorIndex.load(folder, len(factors)) if any(folder.glob(INDEX_FILES)) else None
         return cls(factors, regularisation, alpha, power, index)

@@ -96,7 +96,7 @@ class BareLibraries:
     def calls(self, asked: Asked) -> dict[str, Call]:
         """What to call for this user, by name; names of IN_SUM and BESIDE that this bundle has a use for."""
         store, ranker = self._store, self._recommender.ranker
-        store.online_state(asked.user_id)  # opens the store
+        store.online_state(asked.user_id, at_once=True)  # opens the store
         feast_store = store._registered()
         service = feast_store.get_feature_service(RETRIEVAL_SERVICE)
         row = [{"user_id": asked.user_id}]
@@ -104,7 +104,7 @@ class BareLibraries:
             "feast": lambda: feast_store.get_online_features(features=service, entity_rows=row).to_dict(),
             "lightgbm": lambda: self._booster.predict(asked.rows, raw_score=True, num_threads=1),
             "orjson": lambda: orjson.dumps(asked.answer),
-            "own_read": lambda: store.online_state(asked.user_id),
+            "own_read": lambda: store.online_state(asked.user_id, at_once=True),
         }
         if self._tower is not None:
             found |= self._tower_calls(asked)

@@ -143,7 +143,7 @@ def ratios(total_ms: float, medians: dict[str, float]) -> dict[str, float]:
 
 def states_of(recommender: Recommender, store: FeatureStore, user_id: int, now: int) -> StateBatch:
     """One read of the store, as arrays."""
-    stored = store.online_state(user_id)
+    stored = store.online_state(user_id, at_once=True)
     state, seen = stored if stored is not None else (UserState(user_id), np.empty(0, dtype=np.int64))
     return state_batch(recommender.catalogue, [state], [seen], now)
 

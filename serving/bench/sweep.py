@@ -6,9 +6,8 @@ Absent: how a rate is measured (`load`), pictures (`pictures`).
 A step is sustained where the service keeps up: at least KEPT_UP of what was offered came back as full answers, at most
 LOST of the requests were shed, failed or answered without a part, and p99 did not explode. A rate that is not sustained
 is measured once more, and the second figures count: the machine may have had other work, which one bad moment does not
-tell from a service at its end. The knee is the highest
-sustained rate before the first that is not. Saturation is the most full answers a second that any rate brought: beyond
-it, more requests bring no more answers.
+tell from a service at its end. The knee is the highest sustained rate before the first that is not. Saturation is the
+most full answers a second that any rate brought: beyond it, more requests bring no more answers.
 """
 
 from collections.abc import Callable

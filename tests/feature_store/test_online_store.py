@@ -42,16 +42,9 @@ def file(tmp_path: Path) -> Iterator[World]:
     world.store.close()
 
 
-def provider_of_one(store: FeatureStore) -> Any:
-    """Whom the store asks for one user."""
-    rows = store._single if store.local else store._users
-    assert rows is not None
-    return rows._provider
-
-
 def test_one_user_is_one_read_of_each_view(base: World, monkeypatch: pytest.MonkeyPatch) -> None:
     base.store.online_state(1)
-    provider = provider_of_one(base.store)
+    provider = base.store._feast_store._get_provider()
     asked: list[str] = []
     real = provider.online_read
     monkeypatch.setattr(provider, "online_read", lambda *given: asked.append(given[1].name) or real(*given))
@@ -175,7 +168,7 @@ def test_a_file_is_read_while_a_push_waits_for_another_process(file: World) -> N
         pushing.start()
         try:
             started = time.perf_counter()
-            found = [file.store.online_state(1) for _ in range(20)]
+            found = [file.store.online_state(1, at_once=True) for _ in range(20)]
             took = time.perf_counter() - started
             assert pushing.is_alive()
         finally:
@@ -188,11 +181,22 @@ def test_a_file_is_read_while_a_push_waits_for_another_process(file: World) -> N
     assert now[0] == moved
 
 
-def test_the_connection_that_reads_one_user_cannot_write(file: World) -> None:
-    file.store.online_state(1)
+def test_the_connection_that_reads_at_once_cannot_write(file: World) -> None:
+    assert str(file.store.online_state(1, at_once=True)) == str(file.store.online_state(1))
     assert file.store._single is not None
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
         file.store._single.write([(UserState(1), [], T0)])
+
+
+@pytest.mark.parametrize("how", ["close", "apply"])
+def test_the_connection_that_reads_at_once_is_closed_and_opened_again(how: str, file: World) -> None:
+    found = file.store.online_state(1, at_once=True)
+    assert file.store._single is not None
+    connection = file.store._single._provider.online_store._conn
+    getattr(file.store, how)()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
+    assert str(file.store.online_state(1, at_once=True)) == str(found)
 
 
 def test_two_homes_that_share_process_and_servers_never_mix(
@@ -241,6 +245,6 @@ def test_every_failure_says_what_to_do(
         raise OSError("disk on fire")
 
     base.store.online_state(1)
-    monkeypatch.setattr(provider_of_one(base.store), "online_read", broken)
+    monkeypatch.setattr(base.store._feast_store._get_provider(), "online_read", broken)
     with pytest.raises(StoreError, match=r"states could not be read .*disk on fire.*Run `recsys train --only features"):
         base.store.online_state(1)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from recsys.errors import BundleError
 from recsys.features.state import HISTORY_LENGTH
 from recsys.retrieval.ials import Ials
+from recsys.retrieval.index import VectorIndex
 from tests.retrieval.histories import every, state
 
 N, USERS, DIM = 15, 40, 5
@@ -113,8 +115,24 @@ def test_with_an_index_the_answer_is_the_same_and_so_it_is_saved_and_loaded(
             np.testing.assert_allclose(found_scores, scores, rtol=1e-5)
             np.testing.assert_allclose(source.answer(states).at(expected), plain.answer(states).at(expected), rtol=1e-5)
     (tmp_path / "index.ivf.faiss").unlink()
+    assert Ials.load(tmp_path).index is None  # a bundle of before there was one
+    VectorIndex.build(plain.factors[1:], "ivf").save(tmp_path)
     with pytest.raises(BundleError, match="register the model again"):
         Ials.load(tmp_path)
+
+
+def test_movies_without_events_take_no_place_in_the_index() -> None:
+    """Their score is 0, better than all that is negative."""
+    rng = np.random.default_rng(4)
+    factors = rng.standard_normal((400, DIM)).astype(np.float32)
+    factors[::3] = 0.0
+    plain, indexed = (Ials(factors, 1.0, 2.0, 1.0, index) for index in (None, VectorIndex.build(factors, "ivf")))
+    states = replace(state([1, 2]), seen_idx=[np.arange(300)])
+    expected, scores = plain.answer(states).top(60)
+    assert (scores[0, :50] < 0).any()
+    assert expected[0].min() >= 300
+    found, _ = indexed.answer(states).top(60)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_somebody_cold_gets_zeros() -> None:

@@ -62,6 +62,12 @@ def test_ivf_looks_into_the_more_lists_the_more_is_hidden(monkeypatch: pytest.Mo
         assert found[row].tolist() == shown(QUERIES[row], np.setdiff1d(np.arange(N), left), K)
 
 
+@pytest.mark.parametrize(("hidden", "lists"), [(0, 4), (1, 5), (N // 2, 8), (N * 3 // 4, 16), (N - 3, 51)])
+def test_ivf_looks_into_lists_in_proportion(hidden: int, lists: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recsys.retrieval.index.IVF_PROBES", 4)
+    assert VectorIndex.build(VECTORS, "ivf")._options(K, np.arange(hidden)).nprobe == lists
+
+
 def test_hiding_nothing_is_no_hiding(index: VectorIndex) -> None:
     empty = [np.empty(0, dtype=np.int64)] * B
     for first, second in zip(index.search(QUERIES, K, empty), index.search(QUERIES, K), strict=True):

@@ -33,7 +33,8 @@ class FakeStore:
         self.log_read = 0  # times that it caught up with the log
         self._log = EventLog(folder / "log")
 
-    def online_state(self, user_id: int) -> Stored | None:
+    def online_state(self, user_id: int, *, at_once: bool = False) -> Stored | None:
+        assert self.local or not at_once
         self.reads += 1
         self.going.wait(30)
         if self.failing:

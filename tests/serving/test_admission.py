@@ -1,13 +1,14 @@
 """Lanes: what is let in, what is told to come back, and that one lane never waits for the other."""
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Callable
-from itertools import pairwise
 
 import httpx
 import pytest
+import uvloop
 
 from serving.admission import Admission, Lane
 from serving.logs import request_id
@@ -123,7 +124,7 @@ def test_a_failure_reaches_its_caller_and_frees_its_place(threads: int) -> None:
     asyncio.run(scenario())
 
 
-def test_the_event_loop_computes_in_turn_and_reads_what_arrives_between_two() -> None:
+def test_the_event_loop_computes_in_turn_and_the_work_sees_what_the_request_set() -> None:
     done: list[str] = []
 
     def work(name: str) -> str:
@@ -136,21 +137,63 @@ def test_the_event_loop_computes_in_turn_and_reads_what_arrives_between_two() ->
         request_id.set(name)
         return await own.run(work, name)
 
-    async def arrive() -> None:
-        for _ in range(6):
-            done.append("arrival")
-            await asyncio.sleep(0)
-
-    async def scenario() -> tuple[str, ...]:
+    async def scenario() -> list[str]:
         own = lane(Metrics(), threads=0)
-        *answers, _ = await asyncio.gather(*(ask(own, name) for name in ("a", "b", "c")), arrive())
+        answers = await asyncio.gather(*(ask(own, name) for name in ("a", "b", "c")))
         own.close()
-        return tuple(answers)
+        return answers
 
-    assert asyncio.run(scenario()) == ("A", "B", "C")
-    computed = [place for place, what in enumerate(done) if what != "arrival"]
-    assert [done[place] for place in computed] == ["a", "b", "c"]
-    assert all("arrival" in done[low:high] for low, high in pairwise(computed))
+    assert asyncio.run(scenario()) == ["A", "B", "C"]
+    assert done == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_what_arrives_during_a_turn_has_begun_before_the_next(
+    make_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """Over a socket: read in one round of the loop, begun as a task in the next."""
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    done: list[str] = []
+
+    def work(n: int) -> None:
+        done.append(f"turn {n}")
+        there.send(bytes([n]))
+
+    async def begin(n: int) -> None:
+        done.append(f"arrival {n}")
+
+    async def scenario() -> None:
+        own, loop, begun = lane(Metrics(), threads=0, max_queue=9), asyncio.get_running_loop(), []
+        loop.add_reader(here, lambda: begun.append(asyncio.create_task(begin(here.recv(1)[0]))))
+        await asyncio.gather(*(own.run(work, n) for n in (1, 2, 3)))
+        loop.remove_reader(here)
+        own.close()
+
+    with here, there, asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(scenario())
+    assert done[:5] == ["turn 1", "arrival 1", "turn 2", "arrival 2", "turn 3"]
+
+
+def fails_to_begin() -> None:
+    raise OSError("no threads")
+
+
+def test_no_failure_stops_the_turns() -> None:
+    def run_out() -> None:
+        raise StopIteration
+
+    async def scenario() -> list[object]:
+        own = Lane("test", 0, 9, None, Metrics, lambda _: None)
+        found = await asyncio.gather(*(own.run(work) for work in (run_out, int)), return_exceptions=True)
+        broken = Lane("test", 0, 9, None, Metrics, lambda _: None, fails_to_begin)
+        found += await asyncio.gather(*(broken.run(int) for _ in range(2)), return_exceptions=True)
+        return found
+
+    first, second, *unbegun = asyncio.run(asyncio.wait_for(scenario(), 20))
+    assert isinstance(first, RuntimeError)
+    assert second == 0
+    assert [str(error) for error in unbegun] == ["no threads", "no threads"]
 
 
 def test_a_full_queue_before_the_event_loop_refuses_and_serves_whom_it_let_in() -> None:

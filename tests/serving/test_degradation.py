@@ -1,5 +1,6 @@
 """Each fallback: reached, named in the answer, counted, and still no rated movie where the state is known."""
 
+import threading
 import time
 
 import httpx
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 
 from recsys.errors import StoreError
+from recsys.feature_store import FeatureStore
 from recsys.recommender import Context, Recommender
 from serving.answers import Answers, Call, Wanted
 from serving.service import Service
+from serving.settings import ServiceSettings
 
 from .serving_client import connected
 from .serving_world import MOVIES, ServingWorld
@@ -19,7 +22,7 @@ def broken(*_: object, **__: object) -> None:
     raise RuntimeError("a planted failure with a secret inside")
 
 
-def fails_to_read(*_: object) -> None:
+def fails_to_read(*_: object, **__: object) -> None:
     raise StoreError("the store is away")
 
 
@@ -70,13 +73,57 @@ def test_a_state_that_was_read_before_is_used_while_the_store_is_away(
 def test_state_too_slow(service: Service, world: ServingWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = world.settings.model_copy(update={"budget_ms": 400.0, "last_share": 1.0, "retrieval_share": 1.0})
     slow = Service(settings, service.champion, service.store, service.metrics)
-    monkeypatch.setattr(service.store, "online_state", lambda _: time.sleep(1.0))
+    monkeypatch.setattr(service.store, "online_state", lambda *_, **__: time.sleep(1.0))
     with connected(settings, slow) as client:
         started = time.perf_counter()
         body = answer(client)
         assert time.perf_counter() - started < 0.9
     assert body["degraded"][0] == "user_state"
     assert len(body["items"]) == 10
+
+
+def test_a_store_that_must_be_waited_for_holds_up_nobody_else(
+    service: Service, world: ServingWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network away: user 5's read takes 0.3 s, and another user is answered meanwhile."""
+    settings = world.settings.model_copy(update={"budget_ms": 5_000.0})
+    waiting = Service(settings, service.champion, service.store, service.metrics)
+    read, begun, told = service.store.online_state, threading.Event(), []
+
+    def slowly(user_id: int, **_: object) -> object:
+        if user_id == 5:
+            begun.set()
+            time.sleep(0.3)
+        return read(user_id)
+
+    monkeypatch.setattr(FeatureStore, "local", False)
+    monkeypatch.setattr(service.store, "online_state", slowly)
+    with connected(settings, waiting) as client:
+        answer(client, 6)
+
+        def ask() -> None:
+            with httpx.Client(base_url=client.base_url, trust_env=False, timeout=30) as other:
+                told.append(answer(other))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        assert begun.wait(20)
+        other = answer(client, 6)
+        assert not told
+        asking.join()
+    (slow,) = told
+    assert (slow["degraded"], other["degraded"]) == ([], [])
+    assert slow["timings_ms"]["state"] >= 300.0
+    assert slow["timings_ms"]["queue"] < slow["timings_ms"]["state"]
+    parts = sum(ms for stage, ms in slow["timings_ms"].items() if stage != "total")
+    assert parts == pytest.approx(slow["timings_ms"]["total"], rel=0.2)
+    assert shown(slow) == shown(answer_of_file(service, settings))
+
+
+def answer_of_file(service: Service, settings: ServiceSettings):  # type: ignore[no-untyped-def]
+    """What user 5 gets from the fixture's own service."""
+    with connected(settings, service) as client:
+        return answer(client)
 
 
 def test_ranker_fails(

@@ -188,7 +188,7 @@ def test_pages_go_on_without_the_store(client: httpx.Client, service: Service, m
     path = "/v1/users/24/recommendations"
     first = client.get(path, params={"paginate": True}).json()
 
-    def away(*_: object) -> None:
+    def away(*_: object, **__: object) -> None:
         raise StoreError("the store is away")
 
     monkeypatch.setattr(service.store, "online_state", away)

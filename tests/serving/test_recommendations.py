@@ -291,7 +291,7 @@ def test_unknown_user_gets_the_cold_start_answer(client: httpx.Client, service: 
 def test_one_online_read_a_request(client: httpx.Client, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
     read = service.store.online_state
-    monkeypatch.setattr(service.store, "online_state", lambda user: reads.append(user) or read(user))
+    monkeypatch.setattr(service.store, "online_state", lambda user, **how: reads.append(user) or read(user, **how))
     client.get("/v1/users/3/recommendations")
     assert reads == [3]
     client.post("/v1/recommendations", json={"history": [{"movie_id": 5, "rating": 4}]})

@@ -3,10 +3,11 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from recsys.errors import StoreError
 from recsys.feature_store.online import Stored
@@ -14,7 +15,7 @@ from recsys.features.state import HISTORY_LENGTH
 from serving.circuit import Circuit
 from serving.event_log import EventLog
 from serving.metrics import Metrics
-from serving.states import QUICK_S, STORE_THREADS, Known, UserStates
+from serving.states import STORE_THREADS, Known, UserStates
 
 from .fake_store import Clock, FakeStore, event
 
@@ -95,8 +96,10 @@ def names_of_readers(store: FakeStore, monkeypatch: pytest.MonkeyPatch, slow: li
     names: list[str] = []
     read = store.online_state
 
-    def told(user_id: int) -> Stored | None:
-        names.append(threading.current_thread().name.rsplit("-", 1)[0])
+    def told(user_id: int, at_once: bool = False) -> Stored | None:
+        thread = threading.current_thread()
+        assert at_once == (thread is threading.main_thread())
+        names.append("here" if at_once else thread.name.rsplit("-", 1)[0])
         time.sleep(slow.pop(0) if slow else 0.0)
         return read(user_id)
 
@@ -107,37 +110,47 @@ def names_of_readers(store: FakeStore, monkeypatch: pytest.MonkeyPatch, slow: li
 def test_a_file_is_read_by_who_asks_unless_it_was_slow_or_has_failed(
     store: FakeStore, states: UserStates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = threading.current_thread().name.rsplit("-", 1)[0]
-    names = names_of_readers(store, monkeypatch, slow=[0.0, 0.0, 2 * QUICK_S])
+    here = "here"
+    monkeypatch.setattr("serving.states.QUICK_S", 0.5)  # a busy machine is not slow
+    names = names_of_readers(store, monkeypatch, slow=[0.0, 0.0, 1.0])
     store.local = True
     assert not states.at_hand  # nobody knows yet
     for _ in range(5):
-        states.read(1, 5.0)
+        states.read(1, 5.0, at_once=True)
     assert names == ["store-read", here, here, "store-read", here]
     assert states.at_hand
     store.failing = True
     for _ in range(2):
         with pytest.raises(StoreError, match="the store is away"):
-            states.read(1, 5.0)
+            states.read(1, 5.0, at_once=True)
     store.failing = False
     assert not states.at_hand
     for _ in range(2):
-        states.read(1, 5.0)
+        states.read(1, 5.0, at_once=True)
     assert names[5:] == [here, "store-read", "store-read", here]
+    states.read(1, 5.0)  # by who can wait
     store.local = False
-    states.read(1, 5.0)
-    assert names[9:] == ["store-read"]
+    states.read(1, 5.0, at_once=True)
+    assert names[9:] == ["store-read", "store-read"]
+
+
+def test_once_opened_a_file_is_at_hand(store: FakeStore, states: UserStates) -> None:
+    states.open()
+    assert not states.at_hand
+    store.local = True
+    states.open()
+    assert states.at_hand
 
 
 def test_a_file_that_fails_opens_the_circuit_like_any_other_store(
     store: FakeStore, states: UserStates, metrics: Metrics
 ) -> None:
     store.local = True
-    states.read(1, 5.0)
+    states.open()
     store.failing = True
     for _ in range(3):
         with pytest.raises(StoreError, match="the store is away"):
-            states.read(1, 5.0)
+            states.read(1, 5.0, at_once=True)
     with pytest.raises(StoreError, match="the store failed 3 times and is asked again shortly"):
         states.read(1, 5.0)
     assert metrics.as_dict() == {"store.left_alone": 1, "store.not_asked": 1}
@@ -177,6 +190,22 @@ def test_a_store_that_hangs_is_not_waited_for_on_an_event_loop_either(
 
     asyncio.run(scenario())
     assert metrics.as_dict() == {"store.left_alone": 1, "store.not_asked": 1}
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_read_that_came_in_time_counts_although_the_loop_was_busy(
+    make_loop: Callable[[], asyncio.AbstractEventLoop], store: FakeStore, states: UserStates
+) -> None:
+    async def scenario() -> Known:
+        store.going.clear()
+        reading = asyncio.create_task(states.read_soon(1, 0.1))
+        await asyncio.sleep(0.01)
+        store.going.set()
+        time.sleep(0.3)  # an answer is computed
+        return await reading
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        assert runner.run(scenario()).stored is False
 
 
 def test_a_request_that_is_given_up_is_no_failure_of_the_store(store: FakeStore, states: UserStates) -> None:
