@@ -24,13 +24,13 @@ from recsys.errors import ConfigError, StoreError
 from recsys.features.state import StateBatch, state_batch
 from recsys.recommender import Context, Filters, Recommendations
 from serving.explain import Explainer
+from serving.known import Known
 from serving.logs import RateLimited
 from serving.metrics import Metrics
 from serving.model import ServedModel
 from serving.paging import LONGEST_LIST, Header, Rest
 from serving.prediction_log import PredictionLog
 from serving.settings import ServiceSettings
-from serving.states import Known
 
 STATE, RANKING, RETRIEVAL, EXPLAIN = "user_state", "ranking", "retrieval", "explain"
 NO_TIME = "the budget is spent"

@@ -20,6 +20,7 @@ from recsys.recommender import Filters
 from serving.answers import STATE, Answers, Body, Call, Wanted, about
 from serving.champion import Champion
 from serving.event_log import EventIdError, EventLog, LoggedEvent
+from serving.known import Known
 from serving.metrics import Metrics
 from serving.model import ServedModel, settle
 from serving.paging import Rest, decode, encode, key_of
@@ -39,7 +40,7 @@ from serving.schemas import (
 )
 from serving.schemas.fields import LARGEST_ID
 from serving.settings import ServiceSettings
-from serving.states import Known, Outcome, UserStates
+from serving.states import Outcome, UserStates
 
 CLOCK_SKEW_S = 5  # how far a client's clock may be ahead
 NO_USER: Body = {

@@ -28,22 +28,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from recsys.errors import StoreError
 from recsys.feature_store import FeatureStore
 from recsys.feature_store.catch_up import catch_up, moved
-from recsys.features.rebuild import fold
-from recsys.features.state import Event, UserState, state_after
+from recsys.features.state import Event
 from serving.circuit import Circuit
 from serving.event_log import EventLog, LoggedEvent
+from serving.known import Known, Stored, folded, known_of, lacks, older
 from serving.metrics import Metrics
 from serving.pending import Pending
 from serving.threads import Threads
 
-Ids = npt.NDArray[np.int64]
-Stored = tuple[UserState, Ids]
 A = TypeVar("A")
 T = TypeVar("T")
 STORE_THREADS = 4
@@ -56,15 +51,6 @@ AGAIN_S = 1.0  # how often pending events are tried again while the store answer
 LOG_PAUSES, LOG_PAUSE_S = 10, 60.0  # after the log was read: ten times as long as that took, a minute at most
 TOGETHER = 64  # users moved in one turn, with a write for all
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of one user. `stored` False: nobody has heard of this user."""
-
-    state: UserState
-    seen_ids: Ids
-    stored: bool
 
 
 @dataclass(frozen=True)
@@ -153,7 +139,7 @@ class UserStates:
         Events that wait for the store are in it."""
         waiting = self._pending.of(user_id)  # first: what waits no longer was remembered before
         known = self._last.get(user_id)
-        return _folded(user_id, None if known is None else (known.state, known.seen_ids), waiting)
+        return folded(user_id, None if known is None else (known.state, known.seen_ids), waiting)
 
     def record(self, event: LoggedEvent) -> tuple[Known, bool]:
         """Log a rating and move the user's state. Returns the state and whether the store has it already.
@@ -224,7 +210,7 @@ class UserStates:
         log.warning("events of %d user(s) are in the log only: too many wait for the store", len(by_user))
         for user_id, own in by_user.items():
             known = self.last_known(user_id)
-            self._remember(_folded(user_id, (known.state, known.seen_ids), own))
+            self._remember(folded(user_id, (known.state, known.seen_ids), own))
 
     def _before(self, user_id: int) -> tuple[Known | None, Sequence[Event], bool]:
         """What is remembered, what waits for the store, and whether that is not all.
@@ -240,13 +226,13 @@ class UserStates:
         """What the store told, held against what was known before it was asked."""
         if left_out:
             raise StoreError(f"Events of user {user_id} are in the log, and in the store once it has caught up")
-        known = _known(user_id, stored)
-        if remembered is not None and _lacks(known, remembered, waiting):
+        known = known_of(user_id, stored)
+        if remembered is not None and lacks(known, remembered, waiting):
             self._lost.add(user_id)
             self._left = True
             raise StoreError(f"The store had more events of user {user_id} before; the state is made anew")
         self._remember(known)
-        return _folded(user_id, stored, waiting)
+        return folded(user_id, stored, waiting)
 
     def _within(self, threads: Threads, limit_s: float, what: str, work: Callable[[A], T], asked: A) -> T:
         """`work(asked)` on a thread that can be left behind. Its outcome tells the circuit how the store is."""
@@ -320,8 +306,8 @@ class UserStates:
             waiting = {user_id: self._pending.of(user_id) for user_id in user_ids}
             for user_id in user_ids:
                 stored = self._store.online_state(user_id)
-                known, remembered = _known(user_id, stored), self._last.get(user_id)
-                lost = remembered is not None and _lacks(known, remembered, waiting[user_id])
+                known, remembered = known_of(user_id, stored), self._last.get(user_id)
+                lost = remembered is not None and lacks(known, remembered, waiting[user_id])
                 if lost:  # by a store that crashed, or left out here; the tables and the log have it
                     known = Known(*whole(known.state), stored=True)
                 elif waiting[user_id]:  # else another turn has taken them along
@@ -377,7 +363,7 @@ class UserStates:
         user_id = known.state.user_id
         with self._last_lock:
             last = self._last.get(user_id)
-            if newest or last is None or not _older(known.state, last.state):
+            if newest or last is None or not older(known.state, last.state):
                 self._last[user_id] = known
             self._last.move_to_end(user_id)
             if len(self._last) > REMEMBERED:
@@ -390,40 +376,6 @@ class UserStates:
 
 def _not_read(user_id: int) -> str:
     return f"The state of user {user_id} was not read"
-
-
-def _known(user_id: int, stored: Stored | None) -> Known:
-    state, seen = stored if stored is not None else (UserState(user_id), np.empty(0, dtype=np.int64))
-    return Known(state, seen, stored is not None)
-
-
-def _folded(user_id: int, stored: Stored | None, waiting: Sequence[Event]) -> Known:
-    """With what is pending. An event that does not fold exactly is shown all the same: the state is made anew from the
-    log once it is pushed."""
-    if not waiting:
-        return _known(user_id, stored)
-    state, seen = stored if stored is not None else (UserState(user_id), np.empty(0, dtype=np.int64))
-    folded = fold(state, seen, waiting)
-    if folded is None:
-        for event in waiting:
-            state = state_after(state, event)
-        folded = state, np.union1d(seen, [event.item_id for event in waiting]).astype(np.int64)
-    return Known(*folded, stored=True)
-
-
-def _lacks(known: Known, remembered: Known, waiting: Sequence[Event]) -> bool:
-    """Whether what was read lacks an event that is remembered, other than those that wait."""
-    user_id = known.state.user_id
-    if not _older(known.state, remembered.state):
-        return False
-    now, before = (_folded(user_id, (one.state, one.seen_ids), waiting).state for one in (known, remembered))
-    return _older(now, before)
-
-
-def _older(state: UserState, other: UserState) -> bool:
-    """Whether `state` is of fewer events. Events are never taken back, and of two ratings under one key the higher one
-    counts: neither number can fall."""
-    return (state.n_events, state.rating_sum) < (other.n_events, other.rating_sum)
 
 
 def _turns(user_ids: Sequence[int]) -> Iterator[Sequence[int]]:

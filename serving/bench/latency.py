@@ -15,7 +15,7 @@ from recsys.evaluation.about import PACKAGES, about, load_average, processor, th
 from serving.bench.empty import PATH, empty_service
 from serving.bench.generator import Generator, generate
 from serving.bench.load import Load, Plan, together
-from serving.bench.sweep import LOST, sweep
+from serving.bench.sweep import LOST, step_of, sweep
 from serving.bench.target import Target, own_service, recommendation_paths, users_of
 from serving.settings import ServiceSettings
 
@@ -295,7 +295,11 @@ def _opened(
     if options.needs("open") and found.knee is not None:
         rate = OPEN_SHARE * found.saturation
         progress.begin("open", f"open loop at {rate:.0f}/s, {OPEN_SHARE:.0%} of saturation")
-        out["open"] = {"rate": rate, "share": OPEN_SHARE, **asdict(replace(at(rate, options.open_s), counted=[]))}
+        load, first = at(rate, options.open_s), None
+        if why := step_of(rate, load, None, budget_ms).why:  # measured once more, as in the sweep
+            first = {"why": why, "p99_ms": load.latency.get("p99_ms"), "late_p99_ms": load.late.get("p99_ms")}
+            load = at(rate, options.open_s)
+        out["open"] = {"rate": rate, "share": OPEN_SHARE, "first": first, **asdict(replace(load, counted=[]))}
     return out
 
 

@@ -217,6 +217,11 @@ def _http(http: Mapping[str, Any]) -> list[Table]:
             "Latency counts from the moment when a request was due. The generator itself sent "
             f"{load['late'].get('p99_ms', 0):.2f} ms late at p99."
         )
+        if first := load["first"]:
+            note += (
+                f" Measured twice: the first time this rate was not sustained ({first['why']}; p99 "
+                f"{first['p99_ms'] or 0:.1f} ms, the generator {first['late_p99_ms'] or 0:.1f} ms late at p99)."
+            )
         found.append((f"Open loop at {load['share']:.0%} of saturation", header, [row], note))
     if "against_bare" in http:
         found.append(_against_bare(http))

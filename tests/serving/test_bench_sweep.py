@@ -1,10 +1,12 @@
 """The rate sweep: which steps are sustained, and where the knee is, on services whose curve is known."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from serving.bench.load import Load
+from serving.bench import latency
+from serving.bench.load import Load, Plan
 from serving.bench.sweep import EASIER, FIRST, GROWTH, HALVINGS, MOST_STEPS, knee_of, step_of, sweep
 
 BUDGET_MS = 50.0
@@ -133,6 +135,24 @@ def test_one_disturbance_does_not_end_the_sweep() -> None:
     (step,) = [step for step in found.steps if step.rate in disturbed]
     assert (step.why, step.achieved) == ("", step.rate)
     assert "50.0% shed" in step.first
+
+
+def test_one_disturbance_of_the_open_loop_is_told_and_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure, open_s = server(100.0), 20.0
+    bad = [load(60.0, 45.0, 90.0, shed=250)]
+
+    def generate(plan: Plan) -> Load:
+        assert plan.rate is not None
+        return bad.pop() if plan.seconds == open_s and bad else measure(plan.rate)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(latency, "generate", generate)
+    target, progress = SimpleNamespace(url="http://127.0.0.1:1"), SimpleNamespace(begin=print, note=print)
+    asked = (target, ("/",), latency.Options(open_s=open_s), BUDGET_MS, {"closed": {"1": {"achieved": 80.0}}}, progress)
+    found = [latency._opened(*asked)["open"] for _ in range(2)]  # type: ignore[arg-type]
+    assert [one["latency"] for one in found] == [measure(60.0).latency] * 2
+    assert found[0]["first"]["p99_ms"] == 90.0
+    assert "25.0% shed" in found[0]["first"]["why"]
+    assert found[1]["first"] is None
 
 
 def test_a_service_that_stands_everything_ends_the_sweep() -> None:

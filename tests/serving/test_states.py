@@ -14,8 +14,9 @@ from recsys.feature_store.online import Stored
 from recsys.features.state import HISTORY_LENGTH
 from serving.circuit import Circuit
 from serving.event_log import EventLog
+from serving.known import Known
 from serving.metrics import Metrics
-from serving.states import STORE_THREADS, Known, UserStates
+from serving.states import STORE_THREADS, UserStates
 
 from .fake_store import Clock, FakeStore, event
 

@@ -16,6 +16,7 @@ from recsys.errors import StoreError
 from recsys.feature_store.online import Stored
 from recsys.features import rebuild
 from recsys.features.state import Event
+from serving import known
 from serving import states as module
 from serving.circuit import Circuit
 from serving.event_log import EventLog
@@ -70,7 +71,7 @@ def test_many_events_of_one_user_at_once_are_folded_once(
         folds.append(len(events))
         return rebuild.fold(state, seen, events)
 
-    monkeypatch.setattr(module, "fold", counted)
+    monkeypatch.setattr(known, "fold", counted)
     states = make()
     store.failing = True
     told = states.record_all([event(1, movie, 100) for movie in range(500)])
