@@ -40,12 +40,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Call:
-    """One request. `started`: `time.perf_counter()` when it arrived, before it waited for its turn; `known`: the user,
-    where that was read ahead of it."""
+    """One request. `started`: `time.perf_counter()` when it arrived, before it waited for its turn; `ahead`: what came of
+    reading the user before it, if that was tried."""
 
     request_id: str
     started: float
-    known: Known | None = None
+    ahead: Known | StoreError | None = None
     degraded: list[str] = field(default_factory=list)
     timings_ms: dict[str, float] = field(default_factory=dict)
 

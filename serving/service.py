@@ -130,9 +130,9 @@ class Service:
             return
         began = call.elapsed_ms()
         try:
-            call.known = await self.states.read_soon(user_id, self._state_limit_s)
+            call.ahead = await self.states.read_soon(user_id, self._state_limit_s)
         except StoreError as error:
-            call.known = self._last_known(call, user_id, error)
+            call.ahead = error  # counted where an answer goes without: this request may yet turn out to be a bad one
         call.timings_ms["state"] = call.elapsed_ms() - began
 
     def wanted(self, body: ManyRequest) -> Wanted:
@@ -296,16 +296,13 @@ class Service:
 
     def _known(self, call: Call, user_id: int) -> Known:
         """What was read ahead, else one read of the store within its share of the budget, else what was known last."""
-        if call.known is not None:
-            return call.known
         try:
-            return self.states.read(user_id, self._state_limit_s, at_once=True)
+            if isinstance(call.ahead, StoreError):
+                raise call.ahead
+            return call.ahead or self.states.read(user_id, self._state_limit_s, at_once=True)
         except StoreError as error:
-            return self._last_known(call, user_id, error)
-
-    def _last_known(self, call: Call, user_id: int, error: StoreError) -> Known:
-        self.answers.degrade(call, STATE, error)
-        return self.states.last_known(user_id)
+            self.answers.degrade(call, STATE, error)
+            return self.states.last_known(user_id)
 
     def _list(self, model: ServedModel, call: Call, user_id: int | None, known: Known, wanted: Wanted) -> Body:
         body, rest = self.answers.recommend(model, call, user_id, known, wanted)

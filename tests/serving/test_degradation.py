@@ -120,6 +120,18 @@ def test_a_store_that_must_be_waited_for_holds_up_nobody_else(
     assert shown(slow) == shown(answer_of_file(service, settings))
 
 
+def test_a_bad_request_is_no_degraded_answer(
+    client: httpx.Client, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its user was read ahead, in vain, before it was found to be bad: what is counted are answers."""
+    monkeypatch.setattr(FeatureStore, "local", False)
+    monkeypatch.setattr(service.store, "online_state", fails_to_read)
+    assert client.get("/v1/users/5/recommendations", params={"k": service.settings.max_k + 1}).status_code == 422
+    assert "degraded.user_state" not in service.metrics.as_dict()
+    assert answer(client)["degraded"] == ["user_state"]
+    assert service.metrics.as_dict()["degraded.user_state"] == 1
+
+
 def answer_of_file(service: Service, settings: ServiceSettings):  # type: ignore[no-untyped-def]
     """What user 5 gets from the fixture's own service."""
     with connected(settings, service) as client:
