@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Call:
-    """One request. `started`: `time.perf_counter()` when it arrived, before it waited for its turn; `ahead`: what came of
-    reading the user before it, if that was tried."""
+    """One request. `started`: `time.perf_counter()` when it arrived, before it waited for its turn; `ahead`: what came
+    of reading the user before it, if that was tried."""
 
     request_id: str
     started: float
