@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from recsys.artefacts import locked_folder
 from recsys.columns import EVENT_TIMESTAMP, ITEM_ID, ITEM_STATS_VIEW, USER_ID, USER_SEEN_VIEW, USER_STATE_VIEW
 from recsys.feature_store.config import FeatureStoreConfig
+from recsys.feature_store.online import close_connection
 from recsys.feature_store.tables import table_path
 
 VIEWS = (USER_STATE_VIEW, USER_SEEN_VIEW, ITEM_STATS_VIEW)
@@ -144,8 +145,4 @@ def dispose(feast_store: Any) -> None:
     for engine in (getattr(registry, "write_engine", None), getattr(registry, "read_engine", None)):
         if engine is not None:
             engine.dispose()
-    online = feast_store.provider.online_store
-    connection = getattr(online, "_conn", None)
-    if connection is not None:
-        connection.close()
-        online._conn = None
+    close_connection(feast_store.provider)

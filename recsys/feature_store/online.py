@@ -65,10 +65,7 @@ class UserRows:
 
     def close(self) -> None:
         """Close SQLite's connection; the next call opens it again."""
-        online = self._provider.online_store
-        if getattr(online, "_conn", None) is not None:
-            online._conn.close()
-            online._conn = None
+        close_connection(self._provider)
 
     def _write(self, view: Any, user_ids: list[int], stamps: list[int], rows: list[dict[str, Any]]) -> None:
         from feast.type_map import python_values_to_proto_values
@@ -94,6 +91,14 @@ def commit_without_waiting(feast_store: Any) -> None:
     """
     connection = feast_store._get_provider().online_store._get_conn(feast_store.config)
     connection.execute("PRAGMA synchronous=NORMAL")  # with journal_mode=WAL, which materialisation has set
+
+
+def close_connection(provider: Any) -> None:
+    """SQLite's, where there is one; Feast's own `close` does not."""
+    online = provider.online_store
+    if getattr(online, "_conn", None) is not None:
+        online._conn.close()
+        online._conn = None
 
 
 def with_own_connection(feast_store: Any) -> UserRows:

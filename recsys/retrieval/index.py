@@ -47,8 +47,7 @@ class VectorIndex:
 
     @classmethod
     def build(cls, vectors: Float, kind: Kind = "auto") -> "VectorIndex":
-        """`auto` is exact up to EXACT_UP_TO vectors and IVF above, which is built in seconds where HNSW takes
-        minutes."""
+        """`auto` is exact up to EXACT_UP_TO vectors and IVF above, which is built several times faster than HNSW."""
         n, dim = vectors.shape
         if kind == "auto":
             kind = "exact" if n <= EXACT_UP_TO else "ivf"
