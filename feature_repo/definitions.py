@@ -74,7 +74,7 @@ user_state = FeatureView(
     ],
 )
 
-# Every movie of the whole history, for the filter of a request. Only the newest row of a user is kept: the past ones
+# Every item of the whole history, for the filter of a request. Only the newest row of a user is kept: the past ones
 # would grow with the square of a history, and offline the events table answers the same question.
 user_seen = FeatureView(
     name=USER_SEEN_VIEW,

@@ -39,7 +39,7 @@ SkipBadRows = Annotated[
     typer.Option("--skip-bad-rows", help="Put bad rows into quarantine.csv and go on; otherwise an error."),
 ]
 Users = Annotated[int | None, typer.Option(help="Synthetic world only: number of users.")]
-Movies = Annotated[int | None, typer.Option(help="Synthetic world only: number of movies.")]
+Items = Annotated[int | None, typer.Option("--movies", help="Synthetic world only: number of movies.")]
 Events = Annotated[int | None, typer.Option(help="Synthetic world only: number of ratings.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 
@@ -51,7 +51,7 @@ def data(
     archive: Archive = None,
     skip_bad_rows: SkipBadRows = False,
     users: Users = None,
-    movies: Movies = None,
+    items: Items = None,
     events: Events = None,
     seed: Seed = 1,
     home: HomeFolder = None,
@@ -65,7 +65,7 @@ def data(
     """
     from pipelines.obtain import obtain
 
-    obtain(dataset, data_dir, archive, skip_bad_rows, (users, movies, events), seed, _settings(home))
+    obtain(dataset, data_dir, archive, skip_bad_rows, (users, items, events), seed, _settings(home))
 
 
 @app.command()
@@ -92,7 +92,7 @@ def train(
     """Train, evaluate and register: the whole offline pipeline.
 
     Takes the tables of `recsys data`; with --data-dir, --archive or a --dataset that is not here yet, it fetches them
-    first. Stages whose inputs did not change are skipped. Ends with the quality ladder and a registered version.
+    first. Stages whose inputs did not change are skipped. Ends with the quality leaderboard and a registered version.
 
     Example: `recsys train --data-dir ~/ml-100k`
     """
@@ -132,10 +132,10 @@ def evaluate(
     ] = None,
     home: HomeFolder = None,
 ) -> None:
-    """Replay the test window and print the ladder.
+    """Replay the test window and print the leaderboard.
 
     Uses the model frozen at T2, never the one refitted through the last event. Every event after T2 is predicted from
-    what its user had done strictly before it; all movies of the catalogue are ranked.
+    what its user had done strictly before it; all items of the catalogue are ranked.
 
     Example: `recsys evaluate --dump ranks.parquet`
     """
@@ -161,7 +161,7 @@ def evaluate(
 @app.command()
 def recommend(
     user: Annotated[int, typer.Option("--user", "-u", help="User id as in the data set.")],
-    k: Annotated[int, typer.Option("--k", min=1, help="How many movies.")] = 10,
+    k: Annotated[int, typer.Option("--k", min=1, help="How many items.")] = 10,
     at: Annotated[int | None, typer.Option(help="Moment of the recommendation, seconds UTC. Default: now.")] = None,
     dataset: Dataset = None,
     home: HomeFolder = None,
@@ -178,7 +178,7 @@ def recommend(
 @app.command()
 def batch(
     out: Annotated[Path, typer.Option(help="Parquet file to write: user_id, rank, item_id, score.")],
-    k: Annotated[int, typer.Option("--k", min=1, help="How many movies a user.")] = 10,
+    k: Annotated[int, typer.Option("--k", min=1, help="How many items a user.")] = 10,
     at: Annotated[int | None, typer.Option(help="Moment of the recommendation, seconds UTC. Default: now.")] = None,
     dataset: Dataset = None,
     home: HomeFolder = None,

@@ -16,8 +16,8 @@ from typing import Any, Final, get_type_hints
 import numpy as np
 import pandas as pd
 
-from recsys.artefacts import read_json
-from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, SOURCES, TIMESTAMP, TWO_TOWER
+from recsys.atomic_io import read_json
+from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, RETRIEVERS, TIMESTAMP, TWO_TOWER
 from recsys.errors import ConfigError
 from recsys.ranking.training import RankerSettings
 from recsys.recommender import RecommenderSettings
@@ -25,7 +25,7 @@ from recsys.retrieval.index import Kind
 from recsys.retrieval.two_tower_training import TowerSettings
 
 TUNED: Final = Path(__file__).resolve().parent / "tuned"  # a file a data set, as `recsys tune --save` writes it
-OF_SOURCES, FUSION, RANKER, TOWER = "sources", "fusion", "ranker", "tower"  # sections of a tuned file
+OF_RETRIEVERS, RRF, RANKER, TOWER = "retrievers", "rrf_weights", "ranker", "tower"  # sections of a tuned file
 ABOUT: Final = "about"  # and where they come from; not a setting
 CHOSEN: Final = ("seed", "epochs", "device", "threads")  # by whoever runs a training, hence never by a file
 
@@ -33,7 +33,7 @@ CHOSEN: Final = ("seed", "epochs", "device", "threads")  # by whoever runs a tra
 @dataclass(frozen=True)
 class PipelineConfig:
     tower: TowerSettings
-    sources: dict[str, dict[str, Any]]  # name of a source -> keyword arguments of its `fit`
+    retrievers: dict[str, dict[str, Any]]  # name of a retriever -> keyword arguments of its `fit`
     ranker: RankerSettings
     recommender: RecommenderSettings
     index: Kind = "auto"
@@ -78,7 +78,7 @@ def config_for(
     )
     return PipelineConfig(
         tower=tower,
-        sources={
+        retrievers={
             EASE: {"regularisation": float(np.clip(0.015 * n, 500, 2_000)), "power": 0.95},
             IALS: {"dim": 128, "regularisation": 23.0, "alpha": 2.0, "iterations": 15, "power": 0.85},
             ITEM_KNN: {"shrinkage": 4.0, "neighbours": 500, "power": 1.4},
@@ -87,7 +87,7 @@ def config_for(
         },
         ranker=replace(RankerSettings(), seed=seed),
         recommender=RecommenderSettings(
-            fusion={TWO_TOWER: 1.3, EASE: 0.8, IALS: 0.3, ITEM_KNN: 0.1, COVISITATION: 0.2, POPULARITY: 0.25}
+            rrf_weights={TWO_TOWER: 1.3, EASE: 0.8, IALS: 0.3, ITEM_KNN: 0.1, COVISITATION: 0.2, POPULARITY: 0.25}
         ),
         index=index,
         latency_budget_ms=latency_budget_ms,
@@ -100,8 +100,9 @@ def config_for(
 class Tuned:
     """A file of tuned settings as it was read; `with_tuned` checks them.
 
-    fingerprint  of the data that were searched (`recsys.data.tables.Source`)
-    content      {"sources": {name: {...}}, "fusion": {name: weight}, "ranker": {...}, "tower": {...}}, all optional,
+    fingerprint  of the data that were searched (`recsys.data.tables.DatasetInfo`)
+    content      {"retrievers": {name: {...}}, "rrf_weights": {name: weight}, "ranker": {...}, "tower": {...}}, all
+                 optional,
                  and "about"
     """
 
@@ -139,21 +140,23 @@ def with_tuned(config: PipelineConfig, tuned: Tuned) -> PipelineConfig:
     not the setting's type, is not finite or is below 0. A whole number may stand for a float.
     """
     path = tuned.path
-    parts = _checked(tuned.content, (OF_SOURCES, FUSION, RANKER, TOWER, ABOUT), path, "")
-    sources = _checked(parts.get(OF_SOURCES, {}), config.sources, path, "sources.")
+    parts = _checked(tuned.content, (OF_RETRIEVERS, RRF, RANKER, TOWER, ABOUT), path, "")
+    retrievers = _checked(parts.get(OF_RETRIEVERS, {}), config.retrievers, path, "retrievers.")
     over = {
-        name: _values(sources[name], {key: type(value) for key, value in settings.items()}, path, f"sources.{name}.")
-        for name, settings in config.sources.items()
-        if name in sources
+        name: _values(
+            retrievers[name], {key: type(value) for key, value in settings.items()}, path, f"retrievers.{name}."
+        )
+        for name, settings in config.retrievers.items()
+        if name in retrievers
     }
-    fusion = _values(parts.get(FUSION, {}), dict.fromkeys(SOURCES, float), path, "fusion.")
+    rrf_weights = _values(parts.get(RRF, {}), dict.fromkeys(RETRIEVERS, float), path, "rrf_weights.")
     ranker = _values(parts.get(RANKER, {}), _tunable(RankerSettings), path, "ranker.")
     tower = _values(parts.get(TOWER, {}), _tunable(TowerSettings), path, "tower.")
     try:
         return replace(
             config,
-            sources={name: {**settings, **over.get(name, {})} for name, settings in config.sources.items()},
-            recommender=replace(config.recommender, fusion={**config.recommender.fusion, **fusion}),
+            retrievers={name: {**settings, **over.get(name, {})} for name, settings in config.retrievers.items()},
+            recommender=replace(config.recommender, rrf_weights={**config.recommender.rrf_weights, **rrf_weights}),
             ranker=replace(config.ranker, **ranker),
             tower=replace(config.tower, **tower),
             tuned=path.stem,

@@ -1,7 +1,7 @@
 """Stage `evaluate`: the evaluation bundle, frozen at T2, replayed over every later event.
 
-In: sources fitted through T2, the ranker of (T0, T2]. Out: the evaluation bundle with its metrics and ranks, and
-the report: `reports/ladder.json`, tables, pictures and `report.html`. Absent: the production bundle.
+In: retrievers fitted through T2, the ranker of (T0, T2]. Out: the evaluation bundle with its metrics and ranks, and
+the report: `reports/leaderboard.json`, tables, pictures and `report.html`. Absent: the production bundle.
 """
 
 from pathlib import Path
@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipelines import sources
+from pipelines import retrievers
 from pipelines.job import Job
 from pipelines.naming import new_bundle_id
-from recsys.artefacts import read_json, write_json
+from recsys.atomic_io import read_json, write_json
 from recsys.bundle import Bundle, BundleFacts, load_bundle, save_bundle, with_metrics
 from recsys.errors import BundleError, MissingArtefactError
 from recsys.evaluation.about import about, code_version, now_utc
 from recsys.evaluation.calibration import Predicted, write_calibration
-from recsys.evaluation.ladder import best_singles, build_ladder, save_ladder
 from recsys.evaluation.latency import measure_in_process
+from recsys.evaluation.leaderboard import best_singles, build_leaderboard, save_leaderboard
 from recsys.evaluation.ranks import RANKS_FILE, write_ranks
 from recsys.evaluation.replay import FULL_SYSTEM, MERGED, replay, test_events
 from recsys.evaluation.report import write_report
@@ -27,7 +27,7 @@ from recsys.evaluation.tables import BUNDLE, differences_table, text_table
 from recsys.features.item_stats import ItemStatsTimeline, day_of, snapshots
 from recsys.ranking.calibration import Probabilities
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
-from recsys.recommender import Context
+from recsys.recommender import RequestContext
 
 LATENCY_REQUESTS, LATENCY_WARM_UP, LATENCY_K = 300, 30, 10
 
@@ -40,7 +40,7 @@ def run(job: Job) -> None:
         folder,
         facts_of(job, bundle_id, "evaluation", job.split.t2, None),
         job.catalogue,
-        sources.load(job, "sources_t2"),
+        retrievers.load(job, "retrievers_t2"),
         BoostedRanker.load(job.work("ranker_t2")),
         LogisticRanker.load(job.work("ranker_t2")),
         job.config.recommender,
@@ -56,7 +56,7 @@ def facts_of(job: Job, bundle_id: str, role: str, trained_through: int, sibling_
     """What a bundle of this job says of itself; metrics come later."""
     return BundleFacts(
         bundle_id=bundle_id,
-        dataset=job.tables.source,
+        dataset=job.tables.info,
         trained_through=trained_through,
         role=role,
         sibling_id=sibling_id,
@@ -78,7 +78,7 @@ def evaluation_bundle(job: Job) -> Bundle:
 
 def require_same_data(job: Job, bundle: Bundle) -> None:
     """Raise BundleError where the bundle was made from other data than the tables now hold."""
-    trained, now = bundle.facts.dataset.fingerprint, job.tables.source.fingerprint
+    trained, now = bundle.facts.dataset.fingerprint, job.tables.info.fingerprint
     if trained != now:
         raise BundleError(
             f"{bundle.facts.bundle_id} was trained on data {trained[:12]}, the tables of {job.home.name} now hold "
@@ -89,7 +89,7 @@ def require_same_data(job: Job, bundle: Bundle) -> None:
 def measure(
     job: Job, bundle: Bundle, *, command: str, dump: Path | None = None, ranks: Path | None = None
 ) -> dict[str, object]:
-    """Replay the whole ladder, write the report, return the metrics that the bundle carries.
+    """Replay the whole leaderboard, write the report, return the metrics that the bundle carries.
 
     dump, ranks   where the full system's lists and ranks are written, if anywhere (`replay`, `evaluation.ranks`)
     """
@@ -106,11 +106,11 @@ def measure(
         observe=predicted.observe,
         progress=job.progress("evaluate: contexts replayed"),
     )
-    ladder = build_ladder(methods, job.tables.source, job.split.t1, t2, system=FULL_SYSTEM)
+    leaderboard = build_leaderboard(methods, job.tables.info, job.split.t1, t2, system=FULL_SYSTEM)
     latency = _latency(job, bundle, snapshot_table)
     folder = job.home.reports
     folder.mkdir(parents=True, exist_ok=True)
-    save_ladder(ladder, folder / "ladder.json")
+    save_leaderboard(leaderboard, folder / "leaderboard.json")
     if ranks is not None:
         write_ranks(next(m.frame for m in methods if m.name == FULL_SYSTEM), ranks)
     retrieved = {m.name: m.frame["rank"].to_numpy(np.int64) for m in methods if m.kind == "single" or m.name == MERGED}
@@ -118,17 +118,17 @@ def measure(
     run = {**about(command), BUNDLE: bundle.facts.bundle_id}
     page = write_report(
         folder,
-        ladder,
-        compared=[FULL_SYSTEM, MERGED, *best_singles(ladder, 2)],
+        leaderboard,
+        compared=[FULL_SYSTEM, MERGED, *best_singles(leaderboard, 2)],
         retrieval_ranks=retrieved,
         importance=facts["importance"],
-        calibration=write_calibration(folder, predicted.measured(ladder["data"], run)),
+        calibration=write_calibration(folder, predicted.measured(leaderboard["data"], run)),
         about={**run, "latency, one user in process, p50 / p99 ms": _shown(latency)},
         stages=stage_seconds(job),
     )
-    job.report(f"{text_table(ladder)}\n\n{differences_table(ladder)}\n")
+    job.report(f"{text_table(leaderboard)}\n\n{differences_table(leaderboard)}\n")
     job.report(f"report: {page}")
-    return _carried(ladder, latency)
+    return _carried(leaderboard, latency)
 
 
 def stage_seconds(job: Job) -> dict[str, float]:
@@ -147,7 +147,7 @@ def _latency(job: Job, bundle: Bundle, snapshot_table: pd.DataFrame) -> dict[str
         for user, moment in zip(chosen["user_id"], chosen["timestamp"], strict=True)
     ]
     day = int(day_of(int(events["timestamp"].iloc[-1])))
-    context = Context(ItemStatsTimeline(bundle.recommender.catalogue, snapshot_table).as_of(day))
+    context = RequestContext(ItemStatsTimeline(bundle.recommender.catalogue, snapshot_table).as_of(day))
     single = load_bundle(bundle.folder, ranker_threads=1).recommender
     return measure_in_process(single, states, context, LATENCY_K, n=LATENCY_REQUESTS, warmup=LATENCY_WARM_UP)
 
@@ -157,9 +157,9 @@ def _shown(latency: dict[str, dict[str, float]]) -> str:
     return f"{total['p50_ms']:.1f} / {total['p99_ms']:.1f}"
 
 
-def _carried(ladder: dict[str, Any], latency: dict[str, dict[str, float]]) -> dict[str, object]:
+def _carried(leaderboard: dict[str, Any], latency: dict[str, dict[str, float]]) -> dict[str, object]:
     """What a bundle says of its quality: the full system's metrics, the retrieval order's NDCG@10, latency."""
-    by_name = {m["name"]: m for m in ladder["methods"]}
+    by_name = {m["name"]: m for m in leaderboard["methods"]}
     full = by_name[FULL_SYSTEM]
     carried: dict[str, object] = {k: v for k, v in full["segments"]["all"]["metrics"].items() if v is not None}
     carried["retrieval_ndcg@10"] = by_name[MERGED]["segments"]["all"]["metrics"]["ndcg@10"]

@@ -4,7 +4,7 @@ In: the typed tables, the service's event log. Out: `features/*.parquet`, Feast'
 anything learnt.
 
 The newest state of every user goes online; past states are written for the contexts from which rankers learn. Logged
-events are in the newest states, the seen movies and the movie statistics, and in no past state: nothing that was known
+events are in the newest states, the seen items and the item statistics, and in no past state: nothing that was known
 before changes. A service may run meanwhile, and loses none.
 """
 
@@ -17,13 +17,13 @@ import pandas as pd
 from pipelines.job import Job
 from recsys.columns import ITEM_STATS_VIEW, TIMESTAMP, USER_ID, USER_SEEN_VIEW, USER_STATE_VIEW
 from recsys.feature_store import Latest, history_path, write_feature_tables
-from recsys.features.contexts import Contexts
 from recsys.features.item_stats import SECONDS_PER_DAY, day_of, snapshots
+from recsys.features.prediction_points import PredictionPoints
 
 
-def ranker_contexts(job: Job, after: int, through: int) -> Contexts:
+def ranker_contexts(job: Job, after: int, through: int) -> PredictionPoints:
     """The contexts of a ranker's window: all of them, or the configured number at random."""
-    return Contexts.from_events(
+    return PredictionPoints.from_events(
         job.window(after, through), most=job.config.ranker.max_contexts, seed=job.config.ranker.seed
     )
 

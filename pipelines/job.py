@@ -20,16 +20,16 @@ from typing import Any
 import pandas as pd
 
 from pipelines.config import PipelineConfig
-from recsys.artefacts import fingerprint_files, fingerprint_value, read_json, write_json
+from recsys.atomic_io import fingerprint_files, fingerprint_value, read_json, write_json
 from recsys.data.split import Split, split_by_time
 from recsys.data.tables import Tables
 from recsys.errors import ConfigError, MissingArtefactError
 from recsys.feature_store import FeatureStore
 from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
-from recsys.home import DatasetHome, Home
 from recsys.registry import Registry, model_name_for
 from recsys.settings import Settings
+from recsys.workspace import DatasetWorkspace, Workspace
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -38,8 +38,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 class Job:
     """Everything a stage needs. `report` prints a line for the person who watches."""
 
-    root: Home
-    home: DatasetHome
+    root: Workspace
+    home: DatasetWorkspace
     settings: Settings
     config: PipelineConfig
     tables: Tables
@@ -53,7 +53,7 @@ class Job:
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        return Catalogue.from_tables(self.tables.movies, self.tables.users)
+        return Catalogue.from_tables(self.tables.items, self.tables.users)
 
     @cached_property
     def histories(self) -> Histories:
@@ -110,7 +110,7 @@ def run_stages(job: Job, stages: Sequence[Stage], *, only: str | None = None, fo
         raise ConfigError(f"There is no stage {only!r}; the stages are {', '.join(s.name for s in stages)}.")
     keys: dict[str, str] = {}
     code = code_fingerprint()
-    data = job.tables.source.fingerprint
+    data = job.tables.info.fingerprint
     for number, stage in enumerate(stages, start=1):
         key = fingerprint_value([code, data, stage.settings(job.config), [keys[name] for name in stage.after]])
         keys[stage.name] = key

@@ -11,7 +11,7 @@ from recsys.data.datasets import CITATION, DATASETS
 from recsys.data.fetch import UnreachableError
 from recsys.data.prepare import dataset_name_for, prepare
 from recsys.data.synthetic import WorldSize, generate_world
-from recsys.data.tables import Source
+from recsys.data.tables import DatasetInfo
 from recsys.errors import ConfigError
 from recsys.settings import Settings
 
@@ -28,35 +28,33 @@ def obtain(
     seed: int,
     settings: Settings,
 ) -> str:
-    """Write the tables and return the data set's name. Users, movies, events of `sizes` are for the synthetic world."""
+    """Write the tables and return the data set's name. Users, items, events of `sizes` are for the synthetic world."""
     if data_dir is not None and archive is not None:
         raise ConfigError("Give --data-dir or --archive, not both.")
-    source = data_dir or archive
-    name = dataset or (dataset_name_for(source) if source is not None else settings.dataset)
+    info = data_dir or archive
+    name = dataset or (dataset_name_for(info) if info is not None else settings.dataset)
     if name is None:
         raise ConfigError("Say which data: --dataset NAME, --data-dir FOLDER or --archive ZIP.")
-    if any(s is not None for s in sizes) and (name != SYNTHETIC or source is not None):
-        raise ConfigError(
-            "--users, --movies and --events set the size of the synthetic world: add --dataset synthetic."
-        )
+    if any(s is not None for s in sizes) and (name != SYNTHETIC or info is not None):
+        raise ConfigError("--users, --movies and --events size the synthetic world: add --dataset synthetic.")
     root = settings.paths()
     home = root.dataset(name)
-    if name == SYNTHETIC and source is None:
+    if name == SYNTHETIC and info is None:
         default = WorldSize()
-        users, movies, events = sizes
+        users, items, events = sizes
         size = WorldSize(
             default.n_users if users is None else users,
-            default.n_movies if movies is None else movies,
+            default.n_items if items is None else items,
             default.n_events if events is None else events,
         )
-        say(f"making a synthetic world: {size.n_users:,} users, {size.n_movies:,} movies, {size.n_events:,} ratings")
+        say(f"making a synthetic world: {size.n_users:,} users, {size.n_items:,} items, {size.n_events:,} ratings")
         generate_world(home.raw, size, seed)
         data_dir = home.raw
-    elif source is None and name not in DATASETS:
+    elif info is None and name not in DATASETS:
         raise ConfigError(f"{name!r} is not an official data set ({', '.join(DATASETS)}, synthetic); add --data-dir.")
-    elif source is not None:
+    elif info is not None:
         say(CITATION)
-    official = name if name in DATASETS and (source is None or dataset is not None) else None
+    official = name if name in DATASETS and (info is None or dataset is not None) else None
     made = prepare(home, data_dir=data_dir, archive=archive, dataset=official, skip_bad_rows=skip_bad_rows, report=say)
     root.remember(name)
     _say_what(made, home.data)
@@ -90,9 +88,9 @@ def say(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _say_what(source: Source, folder: Path) -> None:
-    skipped = f", {source.n_quarantined:,} bad rows in {folder / 'quarantine.csv'}" if source.n_quarantined else ""
+def _say_what(info: DatasetInfo, folder: Path) -> None:
+    skipped = f", {info.n_quarantined:,} bad rows in {folder / 'quarantine.csv'}" if info.n_quarantined else ""
     say(
-        f"{source.label}: {source.n_events:,} events, {source.n_movies:,} movies, {source.n_users:,} users"
-        f"{skipped}; source {source.fingerprint[:12]}"
+        f"{info.label}: {info.n_events:,} events, {info.n_items:,} items, {info.n_users:,} users"
+        f"{skipped}; info {info.fingerprint[:12]}"
     )

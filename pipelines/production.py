@@ -1,17 +1,17 @@
 """Stages `production` and `register`: the bundle that serves, and its version in the registry.
 
-In: sources through the last event and the ranker of the last window (or, with --no-refit, those of the evaluation),
+In: retrievers through the last event and the ranker of the last window (or, with --no-refit, those of the evaluation),
 the evaluation bundle with its metrics and ranks. Out: the production bundle, a registered version, perhaps a new
 champion. Absent: evaluation; a production version carries its sibling's metrics and ranks, and says so.
 """
 
 from dataclasses import replace
 
-from pipelines import sources
+from pipelines import retrievers
 from pipelines.evaluation import facts_of
 from pipelines.job import Job
 from pipelines.naming import new_bundle_id
-from recsys.artefacts import read_json, write_json
+from recsys.atomic_io import read_json, write_json
 from recsys.bundle import save_bundle
 from recsys.errors import MissingArtefactError
 from recsys.evaluation.ranks import RANKS_FILE
@@ -19,7 +19,7 @@ from recsys.ranking.calibration import Probabilities
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 
 PICTURES = (
-    *("ladder.json", "ladder.txt", "ladder.png", "retrieval.png", "importance.png"),
+    *("leaderboard.json", "leaderboard.txt", "leaderboard.png", "retrieval.png", "importance.png"),
     *("cohorts.md", "cohorts.png", "beyond_accuracy.md"),
     *("calibration.json", "calibration.md", "calibration.png", "report.html"),
 )
@@ -39,7 +39,7 @@ def run(job: Job) -> None:
         job.home.bundles / bundle_id,
         replace(facts, metrics=evaluation["metrics"]),
         job.catalogue,
-        sources.load(job, "sources_all" if refit else "sources_t2"),
+        retrievers.load(job, "retrievers_all" if refit else "retrievers_t2"),
         BoostedRanker.load(ranker),
         LogisticRanker.load(ranker),
         job.config.recommender,

@@ -21,8 +21,8 @@ from pipelines.obtain import obtain_or_synthetic, say
 from pipelines.training import open_job, train
 from recsys.data.tables import load_tables
 from recsys.errors import RecsysError
-from recsys.home import DatasetHome
 from recsys.settings import Settings
+from recsys.workspace import DatasetWorkspace
 
 READY_WITHIN_S = 120
 SHOWN = 10
@@ -52,7 +52,7 @@ def run(dataset: str, user: int | None, settings: Settings) -> None:
 
 
 @contextmanager
-def _service(home: DatasetHome, settings: Settings) -> Iterator[str]:
+def _service(home: DatasetWorkspace, settings: Settings) -> Iterator[str]:
     """The service on a free port of this machine, ready to answer; stopped afterwards."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,22 +1,22 @@
 """Stages `ranker_t2` and `ranker_all`: fitting the ranker on what retrieval returned in the next time window.
 
-Two windows are used, each with the sources fitted just before it: twice the examples, and no source has seen the
+Two windows are used, each with the retrievers fitted just before it: twice the examples, and no retriever has seen the
 events that it is judged by.
 
-In: sources fitted before the window, states and statistics through Feast's point-in-time joins. Out: `work/<stage>/`
+In: retrievers fitted before the window, states and statistics through Feast's point-in-time joins. Out: `work/<stage>/`
 with the LightGBM trees, the logistic baseline, the probabilities and a few facts. Absent: evaluation.
 """
 
 import numpy as np
 import pandas as pd
 
-from pipelines import sources
+from pipelines import retrievers
 from pipelines.features import ranker_contexts
 from pipelines.job import Job
-from recsys.artefacts import replacing_folder, write_json
+from recsys.atomic_io import replacing_folder, write_json
 from recsys.errors import StoreError
-from recsys.features.contexts import Contexts
 from recsys.features.item_stats import ItemStats
+from recsys.features.prediction_points import PredictionPoints
 from recsys.features.state import StateBatch, state_batch
 from recsys.ranking.calibration_training import fit_probabilities
 from recsys.ranking.training import TrainingTable, fit_boosted, fit_early, fit_logistic, joined
@@ -31,18 +31,18 @@ def fit_t2(job: Job) -> None:
 
 
 def windows_t2(job: Job) -> list[tuple[str, int, int]]:
-    """What the evaluated ranker learns from: sources, and the window after them."""
+    """What the evaluated ranker learns from: retrievers, and the window after them."""
     split = job.split
-    return [("sources_t0", split.t0, split.t1), ("sources_t1", split.t1, split.t2)]
+    return [("retrievers_t0", split.t0, split.t1), ("retrievers_t1", split.t1, split.t2)]
 
 
 def fit_all(job: Job) -> None:
     split = job.split
-    _fit(job, "ranker_all", [("sources_t1", split.t1, split.t2), ("sources_t2", split.t2, split.end)])
+    _fit(job, "ranker_all", [("retrievers_t1", split.t1, split.t2), ("retrievers_t2", split.t2, split.end)])
 
 
 def _fit(job: Job, stage: str, windows: list[tuple[str, int, int]]) -> None:
-    """Fit on the tables of all windows, each retrieved by the sources that were fitted before it."""
+    """Fit on the tables of all windows, each retrieved by the retrievers that were fitted before it."""
     table = joined([window_table(job, stage, *window) for window in windows])
     settings = job.config.ranker
     early = fit_early(table, settings, report=job.report)
@@ -67,12 +67,12 @@ def _fit(job: Job, stage: str, windows: list[tuple[str, int, int]]) -> None:
 
 
 def window_table(
-    job: Job, stage: str, sources_stage: str, after: int, through: int, *, without: str | None = None
+    job: Job, stage: str, retrievers_stage: str, after: int, through: int, *, without: str | None = None
 ) -> TrainingTable:
-    """The table of one window (after, through], retrieved by the stage's sources, or by all but the one named."""
+    """The table of one window (after, through], retrieved by the stage's retrievers, or by all but the one named."""
     contexts = ranker_contexts(job, after, through)
     states = _states_from_feast(job, contexts)
-    fitted = [source for source in sources.load(job, sources_stage) if source.name != without]
+    fitted = [retriever for retriever in retrievers.load(job, retrievers_stage) if retriever.name != without]
     recommender = Recommender(job.catalogue, fitted, None, job.config.recommender)
     retrieved = retrieve_contexts(recommender, contexts, states, job.progress(f"{stage}: retrieving"))
     stats = _stats_from_feast(job, item_days(recommender, states, retrieved))
@@ -83,17 +83,17 @@ def window_table(
         retrieved,
         lambda day: ItemStats.from_rows(job.catalogue, stats[day], day),
         negatives=job.config.ranker.negatives,
-        whole_lists=job.config.ranker.whole_lists,
+        unsampled_candidates=job.config.ranker.unsampled_candidates,
         seed=job.config.ranker.seed,
     )
     job.report(
         f"{stage}: {len(table):,} rows from {len(table.group_sizes):,} of {len(contexts):,} contexts after "
-        f"{sources_stage}; retrieval found {table.found:.1%} of what happened"
+        f"{retrievers_stage}; retrieval found {table.found:.1%} of what happened"
     )
     return table
 
 
-def _states_from_feast(job: Job, contexts: Contexts) -> StateBatch:
+def _states_from_feast(job: Job, contexts: PredictionPoints) -> StateBatch:
     """States just before each context. What a user has seen by then is not a feature and comes from the events."""
     stored = job.store.historical_states(contexts.user_id, contexts.timestamp)
     from_events = job.histories.states_at(contexts.user_id, contexts.timestamp)

@@ -13,13 +13,13 @@ import typer
 
 from pipelines.evaluation import require_same_data
 from pipelines.job import Job
-from recsys.artefacts import replacing_file
+from recsys.atomic_io import replacing_file
 from recsys.bundle import Bundle, load_bundle
 from recsys.columns import CHAMPION, ITEM_ID, RANK, SCORE, USER_ID
 from recsys.errors import ConfigError, StoreError
 from recsys.features.item_stats import day_of
 from recsys.features.state import StateBatch, UserState, state_batch
-from recsys.recommender import Context
+from recsys.recommender import RequestContext
 
 BATCH = 256
 BATCH_SCHEMA = pa.schema([(USER_ID, pa.int64()), (RANK, pa.int32()), (ITEM_ID, pa.int64()), (SCORE, pa.float32())])
@@ -32,14 +32,14 @@ def champion(job: Job) -> Bundle:
     return bundle
 
 
-def _context(job: Job, bundle: Bundle, at: int) -> Context:
+def _context(job: Job, bundle: Bundle, at: int) -> RequestContext:
     if at <= job.split.end:
         raise ConfigError(
             f"--at {at} lies before the last event of {job.home.name} ({job.split.end}): the stored states already "
             "know what came after it. For the past there is `recsys evaluate --dump`."
         )
     day = min(int(day_of(at)), job.store.last_snapshot_day())
-    return Context(job.store.item_stats_as_of(bundle.recommender.catalogue, day))
+    return RequestContext(job.store.item_stats_as_of(bundle.recommender.catalogue, day))
 
 
 def _states(job: Job, bundle: Bundle, user_ids: list[int], at: int) -> StateBatch:

@@ -7,9 +7,9 @@ Before the first stage, `recsys data` has written the typed tables. T0, T1, T2 a
 
 from pathlib import Path
 
-from pipelines import evaluation, features, production, rankers, sources
+from pipelines import evaluation, features, production, rankers, retrievers
 from pipelines.job import Job, Stage
-from recsys.artefacts import read_json
+from recsys.atomic_io import read_json
 
 
 def _bundle(job: Job, record: str) -> list[Path]:
@@ -19,49 +19,49 @@ def _bundle(job: Job, record: str) -> list[Path]:
 
 FEATURES = Stage(
     "features",
-    "user states and daily movie statistics into Feast",
+    "user states and daily item statistics into Feast",
     features.run,
     (),
     lambda c: [c.ranker.max_contexts, c.ranker.seed, c.feature_store],
     features.outputs,
 )
-SOURCES_T0 = Stage(
-    "sources_t0",
-    "candidate sources on events up to T0; how many epochs, by the window (T0, T1]",
-    sources.fit_t0,
+RETRIEVERS_T0 = Stage(
+    "retrievers_t0",
+    "retrievers on events up to T0; how many epochs, by the window (T0, T1]",
+    retrievers.fit_t0,
     (),
-    lambda c: [c.tower, c.sources, c.index],
-    lambda job: [job.work("sources_t0")],
+    lambda c: [c.tower, c.retrievers, c.index],
+    lambda job: [job.work("retrievers_t0")],
 )
-SOURCES_T1 = Stage(
-    "sources_t1",
-    "candidate sources on events up to T1",
-    sources.fit_t1,
-    ("sources_t0",),
-    lambda c: [c.sources, c.index],
-    lambda job: [job.work("sources_t1")],
+RETRIEVERS_T1 = Stage(
+    "retrievers_t1",
+    "retrievers on events up to T1",
+    retrievers.fit_t1,
+    ("retrievers_t0",),
+    lambda c: [c.retrievers, c.index],
+    lambda job: [job.work("retrievers_t1")],
 )
 RANKER_T2 = Stage(
     "ranker_t2",
-    "ranker on what earlier sources retrieve for the windows (T0, T1] and (T1, T2]",
+    "ranker on what earlier retrievers retrieve for the windows (T0, T1] and (T1, T2]",
     rankers.fit_t2,
-    ("features", "sources_t0", "sources_t1"),
+    ("features", "retrievers_t0", "retrievers_t1"),
     lambda c: [c.ranker, c.recommender],
     lambda job: [job.work("ranker_t2")],
 )
-SOURCES_T2 = Stage(
-    "sources_t2",
-    "the same sources on events up to T2",
-    sources.fit_t2,
-    ("sources_t0",),
-    lambda c: [c.sources, c.index],
-    lambda job: [job.work("sources_t2")],
+RETRIEVERS_T2 = Stage(
+    "retrievers_t2",
+    "the same retrievers on events up to T2",
+    retrievers.fit_t2,
+    ("retrievers_t0",),
+    lambda c: [c.retrievers, c.index],
+    lambda job: [job.work("retrievers_t2")],
 )
 EVALUATE = Stage(
     "evaluate",
     "bundle frozen at T2, replayed over every later event",
     evaluation.run,
-    ("ranker_t2", "sources_t2"),
+    ("ranker_t2", "retrievers_t2"),
     lambda c: [c.recommender],
     lambda job: [*_bundle(job, "evaluation.json"), job.home.reports / "report.html"],
 )
@@ -69,23 +69,23 @@ RANKER_ALL = Stage(
     "ranker_all",
     "production: ranker on the windows (T1, T2] and (T2, end]",
     rankers.fit_all,
-    ("features", "sources_t1", "sources_t2"),
+    ("features", "retrievers_t1", "retrievers_t2"),
     lambda c: [c.ranker, c.recommender],
     lambda job: [job.work("ranker_all")],
 )
-SOURCES_ALL = Stage(
-    "sources_all",
-    "production: sources on all events",
-    sources.fit_all,
-    ("sources_t0",),
-    lambda c: [c.sources, c.index],
-    lambda job: [job.work("sources_all")],
+RETRIEVERS_ALL = Stage(
+    "retrievers_all",
+    "production: retrievers on all events",
+    retrievers.fit_all,
+    ("retrievers_t0",),
+    lambda c: [c.retrievers, c.index],
+    lambda job: [job.work("retrievers_all")],
 )
 
 
 def stages(refit: bool) -> list[Stage]:
     """The stages in order. Without `refit` the evaluated model itself goes into production."""
-    refitted = [RANKER_ALL, SOURCES_ALL] if refit else []
+    refitted = [RANKER_ALL, RETRIEVERS_ALL] if refit else []
     last = Stage(
         "production",
         "the bundle that serves, carrying its evaluated sibling's metrics",
@@ -102,4 +102,4 @@ def stages(refit: bool) -> list[Stage]:
         lambda c: [c.latency_budget_ms],
         lambda job: [job.work("registered.json")],
     )
-    return [FEATURES, SOURCES_T0, SOURCES_T1, RANKER_T2, SOURCES_T2, EVALUATE, *refitted, last, register]
+    return [FEATURES, RETRIEVERS_T0, RETRIEVERS_T1, RANKER_T2, RETRIEVERS_T2, EVALUATE, *refitted, last, register]

@@ -9,7 +9,7 @@ import typer
 from pipelines.config import PipelineConfig, config_for, read_tuned, tuned_path, with_tuned
 from pipelines.job import Job, run_stages
 from pipelines.stages import stages
-from recsys.data.tables import Source, load_tables
+from recsys.data.tables import DatasetInfo, load_tables
 from recsys.retrieval.index import Kind
 from recsys.settings import Settings
 
@@ -34,7 +34,7 @@ def open_job(
     root = settings.paths()
     home = root.choose(dataset or settings.dataset)
     tables = load_tables(home.data)
-    source = tables.source
+    info = tables.info
     config = config_for(
         tables.events,
         device=device,
@@ -46,7 +46,7 @@ def open_job(
         feature_store=settings.feature_store(home).address,
     )
     if tuned:
-        config = _tuned(config, source)
+        config = _tuned(config, info)
     return Job(root, home, settings, config, tables, report=_report)
 
 
@@ -54,16 +54,16 @@ def _report(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _tuned(config: PipelineConfig, source: Source) -> PipelineConfig:
+def _tuned(config: PipelineConfig, info: DatasetInfo) -> PipelineConfig:
     """The rules with the tuned settings of these very data over them. A name alone is not enough: a data set may be
     published anew under its old name."""
-    path = tuned_path(source.name)
-    if source.synthetic or not path.exists():
+    path = tuned_path(info.name)
+    if info.synthetic or not path.exists():
         return config
     found = read_tuned(path)
-    if found.fingerprint == source.fingerprint:
+    if found.fingerprint == info.fingerprint:
         return with_tuned(config, found)
-    _report(f"settings: {path} was searched on other data than this {source.name}; the rules hold (docs/tuning.md)")
+    _report(f"settings: {path} was searched on other data than this {info.name}; the rules hold (docs/tuning.md)")
     return config
 
 

@@ -1,15 +1,15 @@
 """A bundle: everything that answers a request, in one folder that is saved, loaded and promoted whole.
 
-Stage: both tracks. In: catalogue, fitted sources, ranker, settings and facts about the training. Out: a folder, and
+Stage: both tracks. In: catalogue, fitted retrievers, ranker, settings and facts about the training. Out: a folder, and
 back a `Bundle`. Absent: registration (`recsys.registry`), training. Nothing in a bundle can run code on load: weights
 are safetensors, the index is FAISS's format, trees are LightGBM text, the rest is JSON and Parquet.
 
     bundle.json                facts (below) and the SHA-256 of every other file
-    catalogue.parquet|.json    movies, genres, vocabulary, profile labels: the id map
-    sources/<name>/            one folder a source
+    catalogue.parquet|.json    items, genres, vocabulary, profile labels: the id map
+    retrievers/<name>/            one folder a retriever
     ranker.txt ranker_base.json  the trees, and the logistic score that they add to
     calibration.json like.json   probabilities beside the scores; absent where none were fitted
-    logistic.json              the baseline of the ladder
+    logistic.json              the baseline of the leaderboard
     recommender.json           settings of the path
     ranks.parquet              what the metrics rest on (`evaluation.ranks`); carried, never read here
 """
@@ -21,15 +21,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recsys.artefacts import read_json, replacing_file, replacing_folder, write_json
-from recsys.data.tables import Source as DataSource
+from recsys.atomic_io import read_json, replacing_file, replacing_folder, write_json
+from recsys.data.tables import DatasetInfo
 from recsys.errors import BundleError
 from recsys.features.catalogue import Catalogue
 from recsys.ranking.calibration import MAPS, Probabilities
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 from recsys.recommender import Recommender, RecommenderSettings
-from recsys.retrieval.source import Source
-from recsys.retrieval.sources import load_sources
+from recsys.retrieval.retriever import Retriever
+from recsys.retrieval.retrievers import load_retrievers
 
 FORMAT = 1
 
@@ -50,7 +50,7 @@ class BundleFacts:
     """
 
     bundle_id: str
-    dataset: DataSource
+    dataset: DatasetInfo
     trained_through: int
     role: str
     sibling_id: str | None
@@ -68,19 +68,19 @@ class Bundle:
     folder: Path
 
 
-def save_sources(sources: Sequence[Source], folder: Path) -> None:
-    """Write each source into `folder`/<its name>."""
-    for source in sources:
-        place = folder / source.name
+def save_retrievers(retrievers: Sequence[Retriever], folder: Path) -> None:
+    """Write each retriever into `folder`/<its name>."""
+    for retriever in retrievers:
+        place = folder / retriever.name
         place.mkdir(parents=True)
-        source.save(place)
+        retriever.save(place)
 
 
 def save_bundle(
     folder: Path,
     facts: BundleFacts,
     catalogue: Catalogue,
-    sources: Sequence[Source],
+    retrievers: Sequence[Retriever],
     ranker: BoostedRanker,
     logistic: LogisticRanker,
     settings: RecommenderSettings,
@@ -91,7 +91,7 @@ def save_bundle(
     are copied in under their own names."""
     with replacing_folder(folder) as beside:
         catalogue.save(beside)
-        save_sources(sources, beside / "sources")
+        save_retrievers(retrievers, beside / "retrievers")
         ranker.save(beside)
         logistic.save(beside)
         if probabilities is not None:
@@ -125,7 +125,7 @@ def read_facts(folder: Path) -> BundleFacts:
         if stored["format"] != FORMAT:
             raise BundleError(f"{path} has format {stored['format']}, this code reads {FORMAT}; train again")
         fields = {name: stored[name] for name in BundleFacts.__dataclass_fields__}
-        return BundleFacts(**{**fields, "dataset": DataSource(**fields["dataset"])})
+        return BundleFacts(**{**fields, "dataset": DatasetInfo(**fields["dataset"])})
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path} cannot be read ({error}); the bundle is broken, train again") from error
 
@@ -139,11 +139,11 @@ def load_bundle(folder: Path, *, ranker_threads: int = 1) -> Bundle:
         differing = sorted({n for n in recorded.keys() | present.keys() if recorded.get(n) != present.get(n)})
         raise BundleError(f"{folder} is not as it was saved: {', '.join(differing[:5])} missing, altered or added")
     catalogue = Catalogue.load(folder)
-    sources = load_sources(folder / "sources", catalogue)
+    retrievers = load_retrievers(folder / "retrievers", catalogue)
     settings = RecommenderSettings(**read_json(folder / "recommender.json"))
     ranker = BoostedRanker.load(folder, ranker_threads)
     probabilities = Probabilities.load(folder) if (folder / MAPS).exists() else None
-    recommender = Recommender(catalogue, sources, ranker, settings, probabilities)
+    recommender = Recommender(catalogue, retrievers, ranker, settings, probabilities)
     return Bundle(facts, recommender, LogisticRanker.load(folder), folder)
 
 

@@ -1,20 +1,20 @@
 """The one vocabulary: column names, event types, and the names that Feast and MLflow know us by.
 
 Stage: every stage. In: nothing. Out: names. A raw MovieLens id is `*_id`; a dense row number is `*_idx`;
-only `recsys.features.catalogue.Catalogue` maps between the two. Absent: file paths (`recsys.home`).
+only `recsys.features.catalogue.Catalogue` maps between the two. Absent: file paths (`recsys.workspace`).
 """
 
 from typing import Final
 
-# Events, movies and users, as `recsys.data.tables` writes them.
+# Events, items and users, as `recsys.data.tables` writes them.
 USER_ID: Final = "user_id"
 ITEM_ID: Final = "item_id"
 RATING: Final = "rating"  # stars, 0.5 to 5.0
 TIMESTAMP: Final = "timestamp"  # whole seconds since 1970-01-01 UTC, int64
 
-TITLE: Final = "title"  # as in the source, with the year in parentheses
+TITLE: Final = "title"  # as in the retriever, with the year in parentheses
 YEAR: Final = "year"  # year of release, null where the title has none
-GENRES: Final = "genres"  # list of strings, empty where the source names none
+GENRES: Final = "genres"  # list of strings, empty where the retriever names none
 
 GENDER: Final = "gender"  # "F", "M" or null
 AGE: Final = "age"  # years, or null (ml-1m gives the lower end of a bracket)
@@ -38,14 +38,14 @@ ITEM_STATS_VIEW: Final = "item_stats"
 RETRIEVAL_SERVICE: Final = "retrieval"  # user_state + user_seen: the one row that a request reads
 RANKING_SERVICE: Final = "ranking"  # item_stats: what ranking needs beyond the user's row
 
-# Names of the retrieval sources, in the order in which they appear in features and tables.
+# Names of the retrieval retrievers, in the order in which they appear in features and tables.
 TWO_TOWER: Final = "two_tower"
 EASE: Final = "ease"
 ITEM_KNN: Final = "item_knn"
 IALS: Final = "ials"
 COVISITATION: Final = "covisitation"
 POPULARITY: Final = "popularity"
-SOURCES: Final = (TWO_TOWER, EASE, IALS, ITEM_KNN, COVISITATION, POPULARITY)
+RETRIEVERS: Final = (TWO_TOWER, EASE, IALS, ITEM_KNN, COVISITATION, POPULARITY)
 
 # Aliases in the model registry.
 CHAMPION: Final = "champion"

@@ -2,7 +2,7 @@
 
 Stage: serving writes it (`serving.event_log`); the feature tables, the rebuilding of a state and the checks read it.
 In: the folder `home.events`. Out: `LoggedEvent`s, and the position up to which a reader has come. Absent: writing, and
-what two events of one key mean (`recsys.features.rebuild`).
+what two events of one key mean (`recsys.features.state_merge`).
 
 The log is compact JSON lines in files that only grow, `events-*.jsonl`. A line without its end is a write that broke
 off: it was never acknowledged. Readers count and skip it. One at the end of a file may be a write under way: a position
@@ -20,7 +20,7 @@ from typing import Final
 
 import orjson
 
-from recsys.artefacts import locked_folder
+from recsys.atomic_io import locked_folder
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 
 Position = Mapping[str, int]  # bytes read of each file, by its name; empty is the beginning
@@ -40,7 +40,7 @@ class LoggedEvent:
     received     when the service heard of it, seconds UTC
     bundle_id    what was served at that time
     kind         "rating"; "watch", seen without a rating; "impression", shown to the user
-    request_id   of the answer that showed the movie, where the caller told it
+    request_id   of the answer that showed the item, where the caller told it
     received_us  `received` in microseconds; None in lines of older versions
     """
 

@@ -4,7 +4,7 @@ Stage: both tracks. In: a `StateBatch`, a `Context`, k and `Filters`. Out: `Reco
 came from, HTTP, and how any part was fit. Replay evaluation, batch recommendation, the service and the benchmark
 all call `Recommender.recommend`, so what was measured is what is served.
 
-Shapes: B users, N movies, K candidates, k answers, S sources, F features.
+Shapes: B users, N items, K candidates, k answers, S retrievers, F features.
 """
 
 import copy
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
+from recsys.arrays import BoolArray, FloatArray, IntArray
 from recsys.errors import ConfigError
 from recsys.features.candidate import CandidateSignals, candidate_features, feature_names
 from recsys.features.catalogue import Catalogue
@@ -26,22 +26,19 @@ from recsys.ranking.diversity import check_diversity, most_diverse, pool_size, u
 from recsys.ranking.ranker import Ranker
 from recsys.retrieval.covisitation import Covisitation
 from recsys.retrieval.merge import Candidates, retrieve
-from recsys.retrieval.source import Source
-from recsys.retrieval.two_tower_source import TwoTowerSource
-
-Float = npt.NDArray[np.float32]
-Idx = npt.NDArray[np.int64]
+from recsys.retrieval.retriever import Retriever
+from recsys.retrieval.two_tower_retriever import TwoTowerRetriever
 
 
 @dataclass(frozen=True)
 class RecommenderSettings:
-    """fetch: movies asked of each source; keep: merged candidates kept; rank: how many of them the ranker reorders;
-    fusion: weight of each source in the merged order (1.0 where not named)."""
+    """fetch: items asked of each retriever; keep: merged candidates kept; rank: how many of them the ranker reorders;
+    rrf_weights: weight of each retriever in the merged order (1.0 where not named)."""
 
     fetch: int = 300
     keep: int = 500
     rank: int = 300
-    fusion: dict[str, float] = field(default_factory=dict)
+    rrf_weights: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 1 <= self.rank <= self.keep or self.fetch < 1:
@@ -52,9 +49,9 @@ class RecommenderSettings:
 class Filters:
     """What the caller allows. Empty means everything.
 
-    genres         a movie needs at least one of them
-    year_from, year_to   inclusive; a movie without a year does not pass either
-    exclude_ids    raw movie ids
+    genres         an item needs at least one of them
+    year_from, year_to   inclusive; an item without a year does not pass either
+    exclude_ids    raw item ids
     min_ratings    ratings so far, as of the day's statistics
     """
 
@@ -64,8 +61,8 @@ class Filters:
     exclude_ids: tuple[int, ...] = ()
     min_ratings: int = 0
 
-    def allowed(self, catalogue: Catalogue, stats: ItemStats) -> npt.NDArray[np.bool_] | None:
-        """(N,) mask, or None where everything is allowed. Raises ConfigError for a genre that no movie has."""
+    def allowed(self, catalogue: Catalogue, stats: ItemStats) -> BoolArray | None:
+        """(N,) mask, or None where everything is allowed. Raises ConfigError for a genre that no item has."""
         if self == Filters():
             return None
         mask = np.ones(len(catalogue), dtype=bool)
@@ -87,7 +84,7 @@ class Filters:
 
 
 @dataclass(frozen=True)
-class Context:
+class RequestContext:
     """What a request knows besides its user. stats: of the last day that ended before `now`; budget_ms: time that
     retrieval may take; where it takes longer, features and ranking are skipped. None for no limit."""
 
@@ -97,7 +94,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Recommendations:
-    """item_ids, scores  (B, k) best first; -1 and -inf where the catalogue has no more unseen movies. A score orders
+    """item_ids, scores  (B, k) best first; -1 and -inf where the catalogue has no more unseen items. A score orders
                        one answer; across answers it means nothing. After a re-rank for diversity the scores are still
                        the ranker's own, and no longer descend.
     candidates          what retrieval returned, merged
@@ -109,48 +106,48 @@ class Recommendations:
                         ranker did not see it, did not run, or has no probabilities
     """
 
-    item_ids: Idx
-    scores: Float
+    item_ids: IntArray
+    scores: FloatArray
     candidates: Candidates
-    position: Idx
-    features: Float | None
+    position: IntArray
+    features: FloatArray | None
     degraded: tuple[str, ...]
     timings_ms: dict[str, float]
-    watch_probability: Float
-    like_probability: Float
+    watch_probability: FloatArray
+    like_probability: FloatArray
 
 
 class Recommender:
-    """Sources, ranker and catalogue of one bundle."""
+    """Retrievers, ranker and catalogue of one bundle."""
 
     def __init__(
         self,
         catalogue: Catalogue,
-        sources: Sequence[Source],
+        retrievers: Sequence[Retriever],
         ranker: Ranker | None,
         settings: RecommenderSettings,
         probabilities: Probabilities | None = None,
     ) -> None:
-        """`ranker` None gives the merged retrieval order; without the two-tower source the similarity features are 0.
-        `probabilities` are those fitted for this ranker. Raises ConfigError where it or they were trained on other
-        features than these sources give."""
+        """`ranker` None gives the merged retrieval order; without the two-tower retriever the similarity features are
+        0. `probabilities` are those fitted for this ranker. Raises ConfigError where it or they were trained on other
+        features than these retrievers give."""
         self.catalogue = catalogue
-        self.sources = tuple(sources)
-        if not sources:
-            raise ConfigError("a recommender needs at least one candidate source")
+        self.retrievers = tuple(retrievers)
+        if not retrievers:
+            raise ConfigError("a recommender needs at least one retriever")
         self.settings = settings
-        self.feature_names = feature_names([s.name for s in sources])
+        self.feature_names = feature_names([s.name for s in retrievers])
         self._check_features("ranker was", ranker)
         self._check_features("probabilities were", probabilities)
         self.ranker = ranker
         self.probabilities = probabilities
-        vectors = next((s.item_vectors for s in sources if isinstance(s, TwoTowerSource)), None)
+        vectors = next((s.item_vectors for s in retrievers if isinstance(s, TwoTowerRetriever)), None)
         self._has_vectors = vectors is not None
         if vectors is None:
             vectors = np.zeros((len(catalogue), 1), dtype=np.float32)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        self.unit_vectors: Float = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
-        self._covisitation = next((s for s in sources if isinstance(s, Covisitation)), None)
+        self.unit_vectors: FloatArray = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+        self._covisitation = next((s for s in retrievers if isinstance(s, Covisitation)), None)
 
     def with_ranker(self, ranker: Ranker | None) -> "Recommender":
         """Another recommender that differs in its ranker alone and shares the rest; this one stays as it is, so that
@@ -168,12 +165,12 @@ class Recommender:
     def recommend(
         self,
         states: StateBatch,
-        context: Context,
+        context: RequestContext,
         k: int,
         filters: Filters | None = None,
         diversity: float = 0.0,
     ) -> Recommendations:
-        """The k best unseen movies for each state. k is 1 or more; filters apply before ranking.
+        """The k best unseen items for each state. k is 1 or more; filters apply before ranking.
 
         `diversity` from 0, the ranker's order, to 1 trades score for variety (`recsys.ranking.diversity`).
         """
@@ -184,9 +181,9 @@ class Recommender:
         allowed = (filters or Filters()).allowed(self.catalogue, context.stats)
         candidates = self.retrieve(states, keep=max(k, self.settings.keep), allowed=allowed)
         clock.mark("retrieval")
-        features: Float | None = None
+        features: FloatArray | None = None
         degraded: tuple[str, ...] = ()
-        scores = candidates.fused
+        scores = candidates.rrf_score
         if self.ranker is not None:
             if context.budget_ms is not None and clock.total_ms() > context.budget_ms:
                 degraded = ("ranking",)
@@ -213,13 +210,11 @@ class Recommender:
             like,
         )
 
-    def retrieve(
-        self, states: StateBatch, *, keep: int | None = None, allowed: npt.NDArray[np.bool_] | None = None
-    ) -> Candidates:
-        """The merged candidates of all sources."""
+    def retrieve(self, states: StateBatch, *, keep: int | None = None, allowed: BoolArray | None = None) -> Candidates:
+        """The merged candidates of all retrievers."""
         return retrieve(
-            self.sources,
-            self.settings.fusion,
+            self.retrievers,
+            self.settings.rrf_weights,
             states,
             len(self.catalogue),
             fetch=self.settings.fetch,
@@ -227,7 +222,7 @@ class Recommender:
             allowed=allowed,
         )
 
-    def features(self, states: StateBatch, candidates: Candidates, stats: ItemStats) -> Float:
+    def features(self, states: StateBatch, candidates: Candidates, stats: ItemStats) -> FloatArray:
         """(B, rank, F) features of the candidates that the ranker reorders."""
         depth = min(self.settings.rank, candidates.item_idx.shape[1])
         item_idx = candidates.item_idx[:, :depth]
@@ -237,11 +232,11 @@ class Recommender:
             else np.zeros(item_idx.shape, dtype=np.float32)
         )
         signals = CandidateSignals(
-            candidates.source_names,
+            candidates.retriever_names,
             item_idx,
-            np.where(item_idx >= 0, candidates.fused[:, :depth], np.float32(0)),
-            candidates.source_scores[:, :depth],
-            candidates.source_ranks[:, :depth],
+            np.where(item_idx >= 0, candidates.rrf_score[:, :depth], np.float32(0)),
+            candidates.retriever_scores[:, :depth],
+            candidates.retriever_ranks[:, :depth],
             last,
         )
         features = candidate_features(states, signals, stats, self.catalogue, self.unit_vectors)
@@ -249,7 +244,7 @@ class Recommender:
             features[:, :, [name.startswith("similarity_") for name in self.feature_names]] = 0.0
         return features
 
-    def ranked_scores(self, candidates: Candidates, features: Float, ranker: Ranker) -> Float:
+    def ranked_scores(self, candidates: Candidates, features: FloatArray, ranker: Ranker) -> FloatArray:
         """(B, K) scores: the ranker's for the candidates it saw; the rest keep the retrieval order below them."""
         b, depth, f = features.shape
         present = candidates.item_idx >= 0
@@ -264,10 +259,12 @@ class Recommender:
         return scores
 
     @cached_property
-    def _unit_genres(self) -> Float:
+    def _unit_genres(self) -> FloatArray:
         return unit_genres(self.catalogue.genres)
 
-    def _diverse_order(self, candidates: Candidates, scores: Float, k: int, diversity: float) -> tuple[Idx, Float, Idx]:
+    def _diverse_order(
+        self, candidates: Candidates, scores: FloatArray, k: int, diversity: float
+    ) -> tuple[IntArray, FloatArray, IntArray]:
         """As `order`, the best of what the ranker saw re-ranked; where k is larger, the others follow as they were."""
         pool = min(pool_size(k), self.settings.rank)
         item_idx, ordered, position = order(candidates, scores, max(k, pool))
@@ -280,7 +277,9 @@ class Recommender:
             np.take_along_axis(position, columns, axis=1),
         )
 
-    def _probabilities(self, scores: Float, features: Float | None, position: Idx) -> tuple[Float, Float]:
+    def _probabilities(
+        self, scores: FloatArray, features: FloatArray | None, position: IntArray
+    ) -> tuple[FloatArray, FloatArray]:
         """P(watch) and P(like) of the answers at these places, (B, k) each."""
         if self.probabilities is None or features is None:
             return np.full(position.shape, np.nan, dtype=np.float32), np.full(position.shape, np.nan, dtype=np.float32)
@@ -288,7 +287,7 @@ class Recommender:
         return self.probabilities.watch(ranked, position), self.probabilities.like(features, position)
 
 
-def order(candidates: Candidates, scores: Float, k: int) -> tuple[Idx, Float, Idx]:
+def order(candidates: Candidates, scores: FloatArray, k: int) -> tuple[IntArray, FloatArray, IntArray]:
     """(B, k) row numbers, scores and places among the candidates, best first; ties keep the merged order."""
     position = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     item_idx = np.take_along_axis(candidates.item_idx, position, axis=1)

@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from recsys.errors import ConfigError
 from recsys.feature_store.config import FeatureStoreConfig
-from recsys.home import DatasetHome, Home
+from recsys.workspace import DatasetWorkspace, Workspace
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -37,10 +37,10 @@ class Settings(BaseSettings):
     otel_endpoint: str | None = None
     mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
 
-    def paths(self) -> Home:
-        return Home(self.home.expanduser().resolve())
+    def paths(self) -> Workspace:
+        return Workspace(self.home.expanduser().resolve())
 
-    def feature_store(self, home: DatasetHome) -> FeatureStoreConfig:
+    def feature_store(self, home: DatasetWorkspace) -> FeatureStoreConfig:
         return FeatureStoreConfig(
             home=home,
             repo=self.feature_repo,

@@ -1,6 +1,6 @@
 """Building the table that the ranker learns from: what retrieval really returned, labelled by what happened next.
 
-Stage: ranking, offline. In: contexts (user, moment) of the ranker's window with their states, fitted sources, daily
+Stage: ranking, offline. In: contexts (user, moment) of the ranker's window with their states, fitted retrievers, daily
 statistics. Out: `TrainingTable`. Absent: where states and statistics come from (Feast's point-in-time join; the
 caller passes them in), and the fitting (`recsys.ranking.training`).
 
@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from recsys.arrays import BoolArray, FloatArray, IntArray
 from recsys.columns import ITEM_ID
-from recsys.features.contexts import Contexts
 from recsys.features.item_stats import ItemStats, day_of
+from recsys.features.prediction_points import PredictionPoints
 from recsys.features.state import StateBatch
 from recsys.ranking.training import TrainingTable, WholeLists
 from recsys.recommender import Recommender
@@ -32,14 +33,14 @@ from recsys.retrieval.merge import Candidates
 class Retrieved:
     """Candidates of some contexts (`rows`) of one day."""
 
-    rows: npt.NDArray[np.int64]
+    rows: IntArray
     day: int
     candidates: Candidates
 
 
 def retrieve_contexts(
     recommender: Recommender,
-    contexts: Contexts,
+    contexts: PredictionPoints,
     states: StateBatch,
     progress: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> list[Retrieved]:
@@ -57,7 +58,7 @@ def retrieve_contexts(
 def item_days(recommender: Recommender, states: StateBatch, retrieved: list[Retrieved]) -> pd.DataFrame:
     """The distinct (item_id, day) pairs whose statistics the features of these candidates read.
 
-    The movies of the users' histories count as well: their popularity is one of the users' habits.
+    The items of the users' histories count as well: their popularity is one of the users' habits.
     """
     pairs = []
     for part in retrieved:
@@ -70,23 +71,23 @@ def item_days(recommender: Recommender, states: StateBatch, retrieved: list[Retr
 
 def build_training_table(
     recommender: Recommender,
-    contexts: Contexts,
+    contexts: PredictionPoints,
     states: StateBatch,
     retrieved: list[Retrieved],
     stats_as_of: Callable[[int], ItemStats],
     *,
     negatives: int,
-    whole_lists: int = 0,
+    unsampled_candidates: int = 0,
     seed: int = 0,
 ) -> TrainingTable:
     """`states` are those of the contexts, in their order; `stats_as_of(day)` gives the statistics of one day;
-    `whole_lists`: how many contexts are kept with all of their candidates."""
+    `unsampled_candidates`: how many contexts are kept with all of their candidates."""
     rng = np.random.default_rng(seed)
-    sample = _Sample(recommender, contexts, whole_lists, seed)
+    sample = _Sample(recommender, contexts, unsampled_candidates, seed)
     by_context = np.argsort(contexts.event_context, kind="stable")
     starts = np.searchsorted(contexts.event_context[by_context], np.arange(len(contexts) + 1))
     item_idx_of_event = recommender.catalogue.to_idx(contexts.event_item_id)
-    parts: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.float32]]]
+    parts: list[tuple[FloatArray, npt.NDArray[np.int32], IntArray, FloatArray]]
     parts = []
     kept_contexts: list[int] = []
     found = 0
@@ -134,7 +135,7 @@ def build_training_table(
 class _Sample:
     """Whole candidate lists of `most` contexts chosen uniformly, or of all where there are fewer."""
 
-    def __init__(self, recommender: Recommender, contexts: Contexts, most: int, seed: int) -> None:
+    def __init__(self, recommender: Recommender, contexts: PredictionPoints, most: int, seed: int) -> None:
         rng = np.random.default_rng([seed, most])  # its own numbers: the thinning does not depend on the sample
         chosen = np.sort(rng.permutation(len(contexts))[:most])
         self._row = {int(context): row for row, context in enumerate(chosen)}
@@ -146,9 +147,9 @@ class _Sample:
     def offer(
         self,
         context: int,
-        features: npt.NDArray[np.float32],
-        present: npt.NDArray[np.bool_],
-        happened: npt.NDArray[np.bool_],
+        features: FloatArray,
+        present: BoolArray,
+        happened: BoolArray,
     ) -> None:
         """Keep the list (K, F), (K,), (K,) of this context if it is in the sample."""
         row = self._row.get(context)

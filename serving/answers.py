@@ -1,13 +1,13 @@
-"""Lists of movies and their fallbacks.
+"""Lists of items and their fallbacks.
 
 Stage: serving. In: a model, what is known of users, a `Call`. Out: answers as plain dicts, ready for JSON. Absent:
-HTTP, the store, and any ordering of movies of its own: an answer comes from `Recommender.recommend`, or from a list
+HTTP, the store, and any ordering of items of its own: an answer comes from `Recommender.recommend`, or from a list
 that the model made when it was loaded.
 
 An answer degrades rather than fails: first no explanation, then no state, then no ranking, then the cold-start list.
 Each step is named in the answer, counted and logged.
 
-Shapes: n movies of a list, S sources.
+Shapes: n items of a list, S retrievers.
 """
 
 import logging
@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from recsys.arrays import FloatArray, IntArray
 from recsys.errors import ConfigError, StoreError
 from recsys.features.state import StateBatch, state_batch
-from recsys.recommender import Context, Filters, Recommendations
+from recsys.recommender import Filters, Recommendations, RequestContext
 from serving.explain import Explainer
 from serving.known import Known
 from serving.logs import RateLimited
@@ -59,7 +60,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Wanted:
-    """k: movies shown; paginate: make a list of LONGEST_LIST and show its first k."""
+    """k: items shown; paginate: make a list of LONGEST_LIST and show its first k."""
 
     k: int
     filters: Filters = field(default_factory=Filters)
@@ -73,14 +74,15 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class MovieList:
-    """One user's list, best first. watch, like: NaN where there is no probability; sources: bit s for source s."""
+class ItemList:
+    """One user's list, best first. watch, like: NaN where there is no probability; retrievers: bit s for retriever
+    s."""
 
-    item_idx: npt.NDArray[np.int64]
-    scores: npt.NDArray[np.float32]
-    watch: npt.NDArray[np.float32]
-    like: npt.NDArray[np.float32]
-    sources: npt.NDArray[np.uint32]
+    item_idx: IntArray
+    scores: FloatArray
+    watch: FloatArray
+    like: FloatArray
+    retrievers: npt.NDArray[np.uint32]
     cold: bool
 
 
@@ -101,20 +103,20 @@ class Answers:
         something that does not exist."""
         if user_id is not None:
             self._age(known)
-        states, found, (movies,) = self._lists(model, call, [known], wanted)
-        items = self._items(model, movies, wanted.k)
+        states, found, (ranked,) = self._lists(model, call, [known], wanted)
+        items = self._items(model, ranked, wanted.k)
         if wanted.explain:
             self._explain(model, call, states, found, wanted, items)
-        self._predictions.offer(call, model, [user_id], states, found, [movies.item_idx[: wanted.k]], wanted)
-        self._count(movies.cold)
+        self._predictions.offer(call, model, [user_id], states, found, [ranked.item_idx[: wanted.k]], wanted)
+        self._count(ranked.cold)
         rest = None
-        if wanted.paginate and len(movies.item_idx) > wanted.k:
-            rest = self._rest(model, call, user_id, movies).after(wanted.k, wanted.k)
+        if wanted.paginate and len(ranked.item_idx) > wanted.k:
+            rest = self._rest(model, call, user_id, ranked).after(wanted.k, wanted.k)
         body = {
             "request_id": call.request_id,
             "user_id": user_id,
             **about(model),
-            "cold_start": movies.cold,
+            "cold_start": ranked.cold,
             "degraded": call.degraded,
             "items": items,
             "next_cursor": None,
@@ -122,17 +124,20 @@ class Answers:
         }
         return body, rest
 
-    def page(
-        self, model: ServedModel, call: Call, rest: Rest, seen_ids: npt.NDArray[np.int64], k: int
-    ) -> tuple[Body, Rest | None]:
+    def page(self, model: ServedModel, call: Call, rest: Rest, seen_ids: IntArray, k: int) -> tuple[Body, Rest | None]:
         """The next k of a list that was made before, without what was seen since or is no longer in the catalogue."""
         header = rest.header
         idx = model.catalogue.to_idx(rest.item_ids)
         shown = np.flatnonzero((idx >= 0) & ~np.isin(rest.item_ids, seen_ids))
         end = int(shown[k]) if len(shown) > k else len(idx)
         shown = shown[:k]
-        movies = MovieList(
-            idx[shown], rest.scores[shown], rest.watch[shown], rest.like[shown], rest.sources[shown], header.cold_start
+        items = ItemList(
+            idx[shown],
+            rest.scores[shown],
+            rest.watch[shown],
+            rest.like[shown],
+            rest.retrievers[shown],
+            header.cold_start,
         )
         self._predictions.offer_page(call, header, rest.item_ids[shown], header.shown + 1, k)
         self._metrics.count("pages")
@@ -143,7 +148,7 @@ class Answers:
             "model": {"version": header.version, "bundle_id": header.bundle_id},
             "cold_start": header.cold_start,
             "degraded": list(dict.fromkeys([*header.degraded, *call.degraded])),
-            "items": self._items(model, movies, k, tuple(header.source_names), header.shown),
+            "items": self._items(model, items, k, tuple(header.retriever_names), header.shown),
             "next_cursor": None,
             "timings_ms": self.timings(call),
         }
@@ -174,7 +179,7 @@ class Answers:
 
     def _lists(
         self, model: ServedModel, call: Call, knowns: Sequence[Known], wanted: Wanted
-    ) -> tuple[StateBatch, Recommendations | None, list[MovieList]]:
+    ) -> tuple[StateBatch, Recommendations | None, list[ItemList]]:
         # At least a second after the last event: what the state holds is known, even if it happened just now.
         now = int(self._clock())
         moments = [max(now, max(known.state.timestamps, default=0) + 1) for known in knowns]
@@ -186,9 +191,9 @@ class Answers:
         cold = states.cold.tolist()
         if found is None:
             rows = range(len(knowns))
-            return states, None, [self._stranger_list(model, states.seen_idx[r], cold[r], wanted) for r in rows]
+            return states, None, [self._cold_start_list(model, states.seen_idx[r], cold[r], wanted) for r in rows]
         call.timings_ms |= found.timings_ms
-        return states, found, _movie_lists(model, found, cold)
+        return states, found, _item_lists(model, found, cold)
 
     def _ranked(self, model: ServedModel, call: Call, states: StateBatch, wanted: Wanted) -> Recommendations | None:
         """The full answer; without the ranker where that fails or time runs out; None where retrieval does too.
@@ -201,7 +206,7 @@ class Answers:
             return None
         left_ms = max(budget_ms * self._settings.retrieval_share - call.elapsed_ms(), 0.0)
         try:
-            found = model.recommender.recommend(states, Context(model.stats, left_ms), *asked)
+            found = model.recommender.recommend(states, RequestContext(model.stats, left_ms), *asked)
         except ConfigError:
             raise  # what was asked for does not exist: no fallback would change that
         except Exception as error:
@@ -211,16 +216,14 @@ class Answers:
                 self.degrade(call, part, NO_TIME)
             return found
         try:
-            return model.retrieval_only.recommend(states, Context(model.stats), *asked)
+            return model.retrieval_only.recommend(states, RequestContext(model.stats), *asked)
         except Exception as error:
             self.degrade(call, RETRIEVAL, error)
             return None
 
-    def _stranger_list(
-        self, model: ServedModel, seen_idx: npt.NDArray[np.int64], cold: bool, wanted: Wanted
-    ) -> MovieList:
+    def _cold_start_list(self, model: ServedModel, seen_idx: IntArray, cold: bool, wanted: Wanted) -> ItemList:
         """The list made at start, without what was seen or is not allowed."""
-        idx = model.stranger_idx
+        idx = model.cold_start_idx
         keep = ~np.isin(idx, seen_idx)
         allowed = wanted.filters.allowed(model.catalogue, model.stats)
         if allowed is not None:
@@ -228,27 +231,27 @@ class Answers:
         best = np.flatnonzero(keep)[: wanted.length]
         none = np.full(len(best), np.nan, dtype=np.float32)
         nobody = np.zeros(len(best), dtype=np.uint32)
-        return MovieList(idx[best], model.stranger_scores[best], none, none, nobody, cold)
+        return ItemList(idx[best], model.cold_start_scores[best], none, none, nobody, cold)
 
     # -- what is told of it ---------------------------------------------------------------------------------------
 
     def _items(
         self,
         model: ServedModel,
-        movies: MovieList,
+        items: ItemList,
         k: int,
-        source_names: tuple[str, ...] | None = None,
+        retriever_names: tuple[str, ...] | None = None,
         shown: int = 0,
     ) -> list[Body]:
-        """The first k as dicts; `shown` movies came before them on earlier pages."""
-        names = source_names or tuple(source.name for source in model.recommender.sources)
-        facts = model.movies.facts
+        """The first k as dicts; `shown` items came before them on earlier pages."""
+        names = retriever_names or tuple(retriever.name for retriever in model.recommender.retrievers)
+        facts = model.items.facts
         columns = zip(
-            movies.item_idx[:k].tolist(),
-            movies.scores[:k].tolist(),
-            movies.watch[:k].tolist(),
-            movies.like[:k].tolist(),
-            movies.sources[:k].tolist(),
+            items.item_idx[:k].tolist(),
+            items.scores[:k].tolist(),
+            items.watch[:k].tolist(),
+            items.like[:k].tolist(),
+            items.retrievers[:k].tolist(),
             strict=True,
         )
         return [
@@ -258,7 +261,7 @@ class Answers:
                 "score": round(score, 6),
                 "watch_probability": None if isnan(watch) else round(watch, 6),
                 "like_probability": None if isnan(like) else round(like, 6),
-                "sources": [name for s, name in enumerate(names) if bits >> s & 1],
+                "retrievers": [name for s, name in enumerate(names) if bits >> s & 1],
                 "explanation": None,
             }
             for rank, (item_idx, score, watch, like, bits) in enumerate(columns, start=shown + 1)
@@ -290,19 +293,19 @@ class Answers:
             self.degrade(call, EXPLAIN, explained.missing)
         call.timings_ms["explain"] = call.elapsed_ms() - began
 
-    def _rest(self, model: ServedModel, call: Call, user_id: int | None, movies: MovieList) -> Rest:
+    def _rest(self, model: ServedModel, call: Call, user_id: int | None, items: ItemList) -> Rest:
         header = Header(
             user_id=user_id,
             version=model.version,
             bundle_id=model.bundle.facts.bundle_id,
-            cold_start=movies.cold,
+            cold_start=items.cold,
             degraded=[part for part in call.degraded if part != EXPLAIN],
-            source_names=[source.name for source in model.recommender.sources],
+            retriever_names=[retriever.name for retriever in model.recommender.retrievers],
             shown=0,
-            n=len(movies.item_idx),
+            n=len(items.item_idx),
         )
-        ids = model.catalogue.to_ids(movies.item_idx)
-        return Rest(header, ids, movies.scores, movies.watch, movies.like, movies.sources)
+        ids = model.catalogue.to_ids(items.item_idx)
+        return Rest(header, ids, items.scores, items.watch, items.like, items.retrievers)
 
     def _count(self, cold: bool) -> None:
         self._metrics.count("requests")
@@ -313,22 +316,22 @@ class Answers:
 def about(model: ServedModel) -> Body:
     """Data set and model of an answer."""
     facts = model.bundle.facts
-    source = facts.dataset
+    info = facts.dataset
     return {
-        "dataset": {"name": source.name, "synthetic": source.synthetic, "label": source.label},
+        "dataset": {"name": info.name, "synthetic": info.synthetic, "label": info.label},
         "model": {"version": model.version, "bundle_id": facts.bundle_id},
     }
 
 
-def _movie_lists(model: ServedModel, found: Recommendations, cold: list[bool]) -> list[MovieList]:
+def _item_lists(model: ServedModel, found: Recommendations, cold: list[bool]) -> list[ItemList]:
     """One list a row, cut where the catalogue has no more."""
     rows = np.arange(len(cold))[:, None]
-    ranks = found.candidates.source_ranks[rows, np.maximum(found.position, 0)]  # (B, n, S)
+    ranks = found.candidates.retriever_ranks[rows, np.maximum(found.position, 0)]  # (B, n, S)
     bits = ((ranks > 0) << np.arange(ranks.shape[2])).sum(axis=2).astype(np.uint32)  # (B, n)
     item_idx = model.catalogue.to_idx(found.item_ids)
     ends = (item_idx >= 0).sum(axis=1).tolist()
     return [
-        MovieList(
+        ItemList(
             item_idx[row, :end],
             found.scores[row, :end],
             found.watch_probability[row, :end],

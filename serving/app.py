@@ -49,7 +49,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         def work() -> None:
             started = time.perf_counter()
-            gc.disable()  # it would walk what is loaded a dozen times; `settle` does once
+            gc.disable()  # it would walk what is loaded a dozen times; `freeze_gc` does once
             try:
                 service = load(settings, app.state.metrics)
                 app.state.metrics = service.metrics
@@ -77,7 +77,7 @@ def create_app(
 
     app = FastAPI(
         title="recsys",
-        summary="Two-stage movie recommendations.",
+        summary="Two-stage item recommendations.",
         description="Errors are RFC 9457 problem details. Ids are those of MovieLens; times are seconds UTC.",
         lifespan=lifespan,
         redoc_url=None,

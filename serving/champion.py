@@ -21,8 +21,8 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from recsys.arrays import IntArray
 from recsys.columns import CHAMPION, ITEM_STATS_VIEW
 from recsys.errors import RecsysError, RegistryError, StoreError
 from recsys.feature_store import FeatureStore
@@ -32,10 +32,9 @@ from recsys.features.state import UserState
 from recsys.recommender import Recommender
 from recsys.registry import VersionInfo
 from serving.metrics import Metrics
-from serving.model import ServedModel, registry_of, settle, stats_of, unsettle
+from serving.model import ServedModel, freeze_gc, registry_of, stats_of, unfreeze_gc
 from serving.settings import ServiceSettings
 
-Ids = npt.NDArray[np.int64]
 Outcome = Literal["swapped", "unchanged", "refused", "failed"]
 Mark = tuple[int, str]  # version and SHA-256 of its bundle
 
@@ -84,7 +83,7 @@ class Champion:
         self._model = model
         self._loaded_at = clock()
         self._earlier: deque[Earlier] = deque(maxlen=EARLIER)
-        self._recent: deque[tuple[UserState, Ids]] = deque(maxlen=REMEMBERED)
+        self._recent: deque[tuple[UserState, IntArray]] = deque(maxlen=REMEMBERED)
         self._refused: Mark | None = None
         self._served: Mark | None = None  # unknown until the registry was asked
         self._last_check: float | None = None
@@ -101,7 +100,7 @@ class Champion:
         """Read it once a request."""
         return self._model  # one reference, replaced in one step: no lock
 
-    def remember(self, state: UserState, seen_ids: Ids) -> None:
+    def remember(self, state: UserState, seen_ids: IntArray) -> None:
         """Keep what a request asked with; a new model answers it before it is served."""
         self._recent.append((state, seen_ids))
 
@@ -129,7 +128,7 @@ class Champion:
 
     def reload(self) -> Outcome:
         """Look at the alias now, and serve what it names; also one that was refused before. Then the newest statistics
-        of movies, where the model stayed."""
+        of items, where the model stayed."""
         self._let_go()
         outcome = self._look(again=True)
         if outcome == "unchanged":
@@ -137,7 +136,7 @@ class Champion:
         return outcome
 
     def refresh_stats(self) -> bool:
-        """Read the statistics of movies again, as of the last day that ended; whether they changed. Raises StoreError
+        """Read the statistics of items again, as of the last day that ended; whether they changed. Raises StoreError
         where they cannot be read; the old ones stay."""
         with self._changing, _giving_way():
             now, mark = int(self._clock()), self._stats_mark()
@@ -148,7 +147,7 @@ class Champion:
                 return False
             self._model = old.with_stats(stats, now)
             self._tell()
-        log.info("statistics of movies are now as of day %d", stats.day)
+        log.info("statistics of items are now as of day %d", stats.day)
         return True
 
     # -- following ------------------------------------------------------------------------------------------------
@@ -178,7 +177,7 @@ class Champion:
         try:
             self.refresh_stats()
         except Exception as error:
-            self._fail("failed", "the statistics of movies could not be read again", error)
+            self._fail("failed", "the statistics of items could not be read again", error)
 
     def _look(self, again: bool) -> Outcome:
         """Where the alias names something else than is served, load that. `again`: also what was refused before."""
@@ -211,7 +210,7 @@ class Champion:
     def _load(self, info: VersionInfo) -> ServedModel:
         now = int(self._clock())
         model = ServedModel.of_version(self._settings, self._store, self._registry, info, now)
-        model.rehearse(list(self._recent), now, PAUSE_S)
+        model.warm_up(list(self._recent), now, PAUSE_S)
         return model
 
     def _swap(self, model: ServedModel) -> None:
@@ -223,7 +222,7 @@ class Champion:
         self._replaced.append((weakref.ref(old.recommender), now))
         self._tell()
         log.info("version %d, %s, replaces version %d", model.version, model.bundle.facts.bundle_id, old.version)
-        settle()
+        freeze_gc()
 
     def _let_go(self) -> None:
         """A model that was replaced goes when its last request ends, by its count of references. Where one is still
@@ -236,7 +235,7 @@ class Champion:
             held |= model() is not None
         if held:
             log.warning("a model that was replaced is held by something; all objects are walked to let it go")
-            unsettle()
+            unfreeze_gc()
 
     def _fail(self, outcome: Literal["refused", "failed"], what: str, error: Exception) -> Outcome:
         unexpected = not isinstance(error, RecsysError)

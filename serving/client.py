@@ -4,8 +4,8 @@ Stage: whoever asks for recommendations. In: the address of a service. Out: the 
 anything that the HTTP interface does not offer, and the heavy libraries behind it: this needs httpx and pydantic.
 
     with Client("http://127.0.0.1:8000") as client:
-        for movie in client.recommend(42, k=5, genres=["Drama"]).items:
-            print(movie.title, movie.like_probability)
+        for item in client.recommend(42, k=5, genres=["Drama"]).items:
+            print(item.title, item.like_probability)
 
 An error arrives as `ServiceError` with the problem that the service told. 503 and 429 are asked again, after as long
 as the service says, a bounded number of times; an event that was answered so was not taken. Where no answer comes at
@@ -25,10 +25,10 @@ from serving.schemas import (
     EventBatch,
     FeedbackEvent,
     FilterBody,
+    ItemSearch,
     ManyRecommended,
     ManyRequest,
     ModelCard,
-    MovieSearch,
     Profile,
     Rated,
     RatingEvent,
@@ -61,7 +61,7 @@ class ServiceError(Exception):
 
     @property
     def kind(self) -> str:
-        """The last part of the problem's type, "unknown-movie" for example; "" where there is none."""
+        """The last part of the problem's type, "unknown-item" for example; "" where there is none."""
         return str(self.problem.get("type", "")).rpartition(":")[2]
 
 
@@ -99,7 +99,7 @@ class Client:
         paginate: bool = False,
         cursor: str | None = None,
     ) -> Recommended:
-        """The k best movies for a stored user. With `cursor`, give nothing else but `k`."""
+        """The k best items for a stored user. With `cursor`, give nothing else but `k`."""
         asked = {
             "k": k,
             "genre": list(genres),
@@ -150,7 +150,7 @@ class Client:
         return self._post("/v1/users/recommendations", ManyRecommended, body)
 
     def pages(self, first: Recommended, k: int | None = None) -> Iterator[Recommended]:
-        """`first`, asked for with `paginate`, and the pages after it until the list ends; k movies each."""
+        """`first`, asked for with `paginate`, and the pages after it until the list ends; k items each."""
         page = first
         yield page
         while page.next_cursor is not None:
@@ -161,17 +161,17 @@ class Client:
                 page = self.recommend(first.user_id, k, cursor=page.next_cursor)
             yield page
 
-    def similar(self, movie_id: int, k: int | None = None) -> Similar:
-        return self._get(f"/v1/movies/{movie_id}/similar", Similar, {"k": k})
+    def similar(self, item_id: int, k: int | None = None) -> Similar:
+        return self._get(f"/v1/items/{item_id}/similar", Similar, {"k": k})
 
-    def search(self, text: str, k: int | None = None) -> MovieSearch:
-        """Movies by words of their titles."""
-        return self._get("/v1/movies", MovieSearch, {"q": text, "k": k})
+    def search(self, text: str, k: int | None = None) -> ItemSearch:
+        """Items by words of their titles."""
+        return self._get("/v1/items", ItemSearch, {"q": text, "k": k})
 
     def record(
         self,
         user_id: int,
-        movie_id: int,
+        item_id: int,
         rating: float | None = None,
         timestamp: int | None = None,
         *,
@@ -179,9 +179,9 @@ class Client:
         event_id: str | None = None,
         request_id: str | None = None,
     ) -> RecordedOne:
-        """A user has rated a movie, or with another `kind` watched it or been shown it. It happened when the service
+        """A user has rated an item, or with another `kind` watched it or been shown it. It happened when the service
         hears of it, unless `timestamp` (seconds UTC) says when. `request_id`: of the answer that showed it."""
-        more = {"user_id": user_id, "movie_id": movie_id, "timestamp": timestamp, "request_id": request_id}
+        more = {"user_id": user_id, "item_id": item_id, "timestamp": timestamp, "request_id": request_id}
         more["event_id"] = event_id or uuid.uuid4().hex
         if kind == "rating":
             event: RatingEvent | FeedbackEvent = RatingEvent.model_validate({**more, "rating": rating})

@@ -35,7 +35,7 @@ from pathlib import Path
 
 import orjson
 
-from recsys.artefacts import locked_folder
+from recsys.atomic_io import locked_folder
 from recsys.event_log import LoggedEvent, end_of_last_line, read_log
 from serving.recent_ids import NAME, RecentIds, files_of
 

@@ -1,12 +1,12 @@
-"""Why a movie is in the list: who found it, what moved its score, and reasons in words.
+"""Why an item is in the list: who found it, what moved its score, and reasons in words.
 
 Stage: serving. In: the model, one user's states and what `Recommender.recommend` returned for them. Out: an
-explanation a movie, as plain dicts. Absent: any influence on the list.
+explanation an item, as plain dicts. Absent: any influence on the list.
 
-Every reason repeats something that was measured for this movie and this user; where nothing of the kind is there,
+Every reason repeats something that was measured for this item and this user; where nothing of the kind is there,
 there is no reason. "Similar", "popular" and "often" are defined by the constants below.
 
-Shapes: L movies of the history, N movies, D dimensions, k answers, F features.
+Shapes: L items of the history, N items, D dimensions, k answers, F features.
 """
 
 import re
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from recsys.arrays import FloatArray, IntArray
 from recsys.columns import EASE, IALS, ITEM_KNN, LIKED_RATING, TWO_TOWER
 from recsys.features.candidate import FEATURE_GROUPS
 from recsys.features.item_stats import HALF_LIVES_DAYS, SECONDS_PER_DAY
@@ -31,18 +32,17 @@ from recsys.recommender import Recommendations
 from recsys.retrieval.covisitation import Covisitation
 from serving.model import ServedModel
 
-CLOSE_SHARE = 0.95  # similar: closer to each other than this share of all pairs of movies
-SAMPLE = 512  # movies whose pairs stand for all
+CLOSE_SHARE = 0.95  # similar: closer to each other than this share of all pairs of items
+SAMPLE = 512  # items whose pairs stand for all
 POPULAR_SHARE = 0.05  # popular: in this share of the catalogue, by ratings of the last weeks
-OFTEN_SHARE, OFTEN_MOVIES = 1 / 3, 5  # often: this share of the movies watched last, of so many at least
-RECENT = 5  # movies of the history that "watched after" looks at
-HIGH_UP = 20  # places of a source that learns from people's histories
+OFTEN_SHARE, OFTEN_ITEMS = 1 / 3, 5  # often: this share of the items watched last, of so many at least
+RECENT = 5  # items of the history that "watched after" looks at
+HIGH_UP = 20  # places of a retriever that learns from people's histories
 FROM_HISTORIES = {TWO_TOWER: "the two-tower model", EASE: "EASE", ITEM_KNN: "item-kNN", IALS: "iALS"}
 MOST_CONTRIBUTIONS, MOST_REASONS = 6, 3
 MONTH = HALF_LIVES_DAYS.index(30)
 WEIGHT = 0.2  # of the newest time in the running mean
 
-Float = npt.NDArray[np.float32]
 Body = dict[str, Any]
 
 
@@ -90,21 +90,21 @@ class Explainer:
         diversity: float,
         left_ms: float,
     ) -> Explained:
-        """Explanations of the first k movies of the one user in `states`. Contributions are left out where they are
+        """Explanations of the first k items of the one user in `states`. Contributions are left out where they are
         expected to take longer than what is left of `left_ms`."""
         began = time.perf_counter()
         thresholds = self._thresholds
         if thresholds is None or thresholds.model() is not model:
             thresholds = self._thresholds = Thresholds.of(model)
         position = found.position[0, :k]  # (k,)
-        names = found.candidates.source_names
-        ranks = found.candidates.source_ranks[0, position]  # (k, S)
+        names = found.candidates.retriever_names
+        ranks = found.candidates.retriever_ranks[0, position]  # (k, S)
         after = _ranked_places(model, found, position, diversity)
         reasons = _reasons(model, thresholds, states, position, found)
         explanations: list[Body] = [
             {
                 "found_by": sorted(
-                    ({"source": name, "rank": rank} for name, rank in zip(names, own, strict=True) if rank > 0),
+                    ({"retriever": name, "rank": rank} for name, rank in zip(names, own, strict=True) if rank > 0),
                     key=lambda one: one["rank"],
                 ),
                 "merged_rank": merged + 1,
@@ -132,7 +132,7 @@ class Explainer:
             return Explained(explanations, error)
         return Explained(explanations, None)
 
-    def _contribute(self, ranker: Ranker, rows: Float, explanations: list[Body]) -> None:
+    def _contribute(self, ranker: Ranker, rows: FloatArray, explanations: list[Body]) -> None:
         """Put the largest contributions to the score of each of the (r, F) rows into its explanation."""
         if not len(rows):
             return
@@ -145,7 +145,7 @@ class Explainer:
 
 
 def _ranked_places(
-    model: ServedModel, found: Recommendations, position: npt.NDArray[np.int64], diversity: float
+    model: ServedModel, found: Recommendations, position: IntArray, diversity: float
 ) -> list[int | None]:
     """Place of each answer by score, before diversity; None where the ranker did not see it."""
     ranker = model.recommender.ranker
@@ -162,7 +162,7 @@ def _ranked_places(
     return [place if at < depth else None for place, at in zip(after, position.tolist(), strict=True)]
 
 
-def _largest(names: Sequence[str], own: npt.NDArray[Any], values: Float, bias: float) -> Body:
+def _largest(names: Sequence[str], own: npt.NDArray[Any], values: FloatArray, bias: float) -> Body:
     """The contributions with the largest size, and the sum of the others."""
     order = np.argsort(-np.abs(own), kind="stable")
     shown = [int(f) for f in order[:MOST_CONTRIBUTIONS] if own[f] != 0]
@@ -194,7 +194,7 @@ def _reasons(
     model: ServedModel,
     thresholds: Thresholds,
     states: StateBatch,
-    position: npt.NDArray[np.int64],
+    position: IntArray,
     found: Recommendations,
 ) -> list[list[Body]]:
     """For each answer, the strongest kinds first, at most MOST_REASONS."""
@@ -211,20 +211,20 @@ def _reasons(
     return [[reason for reason in own if reason is not None][:MOST_REASONS] for own in zip(*columns, strict=True)]
 
 
-def _reason(kind: str, text: str, movie_id: int | None = None) -> Body:
-    return {"kind": kind, "text": text, "movie_id": movie_id}
+def _reason(kind: str, text: str, item_id: int | None = None) -> Body:
+    return {"kind": kind, "text": text, "item_id": item_id}
 
 
 def _similar(
     model: ServedModel,
-    history: npt.NDArray[np.int64],
-    ratings: Float,
-    item_idx: npt.NDArray[np.int64],
+    history: IntArray,
+    ratings: FloatArray,
+    item_idx: IntArray,
     close: float,
 ) -> list[Body | None]:
-    """The liked movie of the history whose vector is closest, where it is close."""
+    """The liked item of the history whose vector is closest, where it is close."""
     liked = ratings >= LIKED_RATING
-    if not liked.any() or not any(source.name == TWO_TOWER for source in model.recommender.sources):
+    if not liked.any() or not any(retriever.name == TWO_TOWER for retriever in model.recommender.retrievers):
         return [None] * len(item_idx)
     unit = model.recommender.unit_vectors
     own, stars = history[liked], ratings[liked]
@@ -232,32 +232,30 @@ def _similar(
     best = cosine.argmax(axis=1)
     out: list[Body | None] = []
     for row, at in enumerate(best.tolist()):
-        movie = model.movies.facts[int(own[at])]
-        text = f"Because you rated {movie['title']} {stars[at]:g} stars"
-        out.append(_reason("similar", text, movie["movie_id"]) if cosine[row, at] >= close else None)
+        item = model.items.facts[int(own[at])]
+        text = f"Because you rated {item['title']} {stars[at]:g} stars"
+        out.append(_reason("similar", text, item["item_id"]) if cosine[row, at] >= close else None)
     return out
 
 
-def _watched_after(
-    model: ServedModel, history: npt.NDArray[np.int64], item_idx: npt.NDArray[np.int64]
-) -> list[Body | None]:
-    """The movie among the last RECENT after which people watched this one most."""
-    table = next((s for s in model.recommender.sources if isinstance(s, Covisitation)), None)
+def _watched_after(model: ServedModel, history: IntArray, item_idx: IntArray) -> list[Body | None]:
+    """The item among the last RECENT after which people watched this one most."""
+    table = next((s for s in model.recommender.retrievers if isinstance(s, Covisitation)), None)
     recent = history[-RECENT:]
     if table is None or not len(recent):
         return [None] * len(item_idx)
     after = table.after(recent, np.broadcast_to(item_idx, (len(recent), len(item_idx))))  # (RECENT, k)
     out: list[Body | None] = []
     for column, at in enumerate(after.argmax(axis=0).tolist()):
-        movie = model.movies.facts[int(recent[at])]
-        text = f"Others watched it soon after {movie['title']}, which you rated lately"
-        out.append(_reason("watched_after", text, movie["movie_id"]) if after[at, column] > 0 else None)
+        item = model.items.facts[int(recent[at])]
+        text = f"Others watched it soon after {item['title']}, which you rated lately"
+        out.append(_reason("watched_after", text, item["item_id"]) if after[at, column] > 0 else None)
     return out
 
 
-def _genre(model: ServedModel, history: npt.NDArray[np.int64], item_idx: npt.NDArray[np.int64]) -> list[Body | None]:
-    """The movie's genre that fills most of the history, where that is much."""
-    if len(history) < OFTEN_MOVIES:
+def _genre(model: ServedModel, history: IntArray, item_idx: IntArray) -> list[Body | None]:
+    """The item's genre that fills most of the history, where that is much."""
+    if len(history) < OFTEN_ITEMS:
         return [None] * len(item_idx)
     counts = model.catalogue.genres[history].sum(axis=0)  # (G,)
     own = model.catalogue.genres[item_idx] * counts  # (k, G)
@@ -269,13 +267,13 @@ def _genre(model: ServedModel, history: npt.NDArray[np.int64], item_idx: npt.NDA
     return out
 
 
-def _collaborative(found: Recommendations, position: npt.NDArray[np.int64], n_history: int) -> list[Body | None]:
-    """Best place that a source gave which compares histories."""
-    names = found.candidates.source_names
+def _collaborative(found: Recommendations, position: IntArray, n_history: int) -> list[Body | None]:
+    """Best place that a retriever gave which compares histories."""
+    names = found.candidates.retriever_names
     columns = [s for s, name in enumerate(names) if name in FROM_HISTORIES]
     if not columns or not n_history:
         return [None] * len(position)
-    ranks = found.candidates.source_ranks[0, position][:, columns].astype(np.int64)  # (k, sources)
+    ranks = found.candidates.retriever_ranks[0, position][:, columns].astype(np.int64)  # (k, retrievers)
     ranks[ranks == 0] = np.iinfo(np.int64).max
     out: list[Body | None] = []
     for row, at in enumerate(ranks.argmin(axis=1).tolist()):
@@ -285,7 +283,7 @@ def _collaborative(found: Recommendations, position: npt.NDArray[np.int64], n_hi
     return out
 
 
-def _popular(model: ServedModel, item_idx: npt.NDArray[np.int64], popular: float) -> list[Body | None]:
+def _popular(model: ServedModel, item_idx: IntArray, popular: float) -> list[Body | None]:
     lately = model.stats.decayed[item_idx, MONTH]
     day = datetime.fromtimestamp(model.stats.day * SECONDS_PER_DAY, UTC).date().isoformat()
     text = f"Popular: among the {POPULAR_SHARE:.0%} rated most in the weeks before {day}"

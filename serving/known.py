@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from recsys.features.rebuild import fold
+from recsys.arrays import IntArray
 from recsys.features.state import Event, UserState, state_after
+from recsys.features.state_merge import fold
 
-Ids = npt.NDArray[np.int64]
-Stored = tuple[UserState, Ids]
+Stored = tuple[UserState, IntArray]
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Known:
     """What is known of one user. `stored` False: nobody has heard of this user."""
 
     state: UserState
-    seen_ids: Ids
+    seen_ids: IntArray
     stored: bool
 
 

@@ -154,7 +154,8 @@ def _printable(text: str) -> str:
 
 class RateLimited:
     """At most `per_second` lines a second for each kind of message. What was swallowed is told by the kind's next line
-    in the field `swallowed`; a kind that falls silent keeps its last count to itself, `metrics` has it. Thread-safe."""
+    in the field `swallowed`; a kind that falls no_score keeps its last count to itself, `metrics` has it.
+    Thread-safe."""
 
     def __init__(self, per_second: int = 5, clock: Callable[[], float] = time.monotonic) -> None:
         self._most, self._clock = per_second, clock

@@ -1,7 +1,7 @@
 """What the service measures about itself, for Prometheus and for /v1/model.
 
 Stage: serving. In: one call for each thing that happens. Out: the text of GET /metrics; counts by name. Absent: HTTP,
-and how numbers are kept and merged (`instruments`). Nothing here knows a user, a movie or a key: labels are route
+and how numbers are kept and merged (`instruments`). Nothing here knows a user, an item or a key: labels are route
 templates and names from this code.
 
 A label value that is not listed below is taken as it comes until a metric has a bounded number of series, then counted
@@ -85,7 +85,7 @@ class Metrics(Collector):
         self._loaded = Gauge(cells, "recsys_model_loaded_timestamp_seconds", text, across="min")
         text = "The last event that the model was trained on."
         self._trained = Gauge(cells, "recsys_model_trained_through_timestamp_seconds", text, across="min")
-        text = "Moment as of which the statistics of movies are (of several workers, the oldest)."
+        text = "Moment as of which the statistics of items are (of several workers, the oldest)."
         self._statistics = Gauge(cells, "recsys_item_statistics_timestamp_seconds", text, across="min")
         self.families: tuple[Family, ...] = (
             *(self._requests, self._seconds, self._stages, self._counts, self._cold, self._degraded, self._shed),

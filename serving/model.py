@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 import numpy as np
 import numpy.typing as npt
 
+from recsys.arrays import FloatArray, IntArray
 from recsys.bundle import Bundle, load_bundle
 from recsys.columns import CHAMPION
 from recsys.errors import BundleError
@@ -22,12 +23,12 @@ from recsys.feature_store import FeatureStore
 from recsys.features.catalogue import Catalogue
 from recsys.features.item_stats import SECONDS_PER_DAY, ItemStats, day_of
 from recsys.features.state import UserState, state_batch
-from recsys.gate import NDCG, intervals
+from recsys.promotion_gate import NDCG, intervals
 from recsys.ranking.compiled import compile_ranker
-from recsys.recommender import Context, Recommender
+from recsys.recommender import Recommender, RequestContext
 from recsys.registry import Registry, VersionInfo, model_name_for
-from serving.movies import Movies
-from serving.schemas import DatasetInfo, ModelCard, ModelInfo, Movie
+from serving.items import Items
+from serving.schemas import DatasetInfo, Item, ModelCard, ModelInfo
 from serving.settings import ServiceSettings
 
 WARM_UP = 5
@@ -40,17 +41,17 @@ class ServedModel:
     """version         in the registry
     stats           of the last day that ended before loading
     retrieval_only  the same path without the ranker: the first fallback
-    stranger_idx, stranger_scores   (N,) all movies, best first, for somebody unknown: the last fallback
-    movies          what answers say about each movie
+    cold_start_idx, cold_start_scores   (N,) all items, best first, for somebody unknown: the last fallback
+    items          what answers say about each item
     """
 
     version: int
     bundle: Bundle
     stats: ItemStats
     retrieval_only: Recommender
-    stranger_idx: npt.NDArray[np.int64]
-    stranger_scores: npt.NDArray[np.float32]
-    movies: Movies
+    cold_start_idx: IntArray
+    cold_start_scores: FloatArray
+    items: Items
 
     @property
     def recommender(self) -> Recommender:
@@ -85,26 +86,26 @@ class ServedModel:
     def build(cls, version: int, bundle: Bundle, stats: ItemStats, now: int) -> "ServedModel":
         """From parts; also makes the cold-start list and the first answers, which are slow ones.
 
-        Raises BundleError where the first answer is not one: no movie, or a score that is no number."""
+        Raises BundleError where the first answer is not one: no item, or a score that is no number."""
         single_threaded()
         full = bundle.recommender
         plain = full.with_ranker(None)
         stranger = state_batch(full.catalogue, [UserState(0)], [()], now)
-        ordered = plain.recommend(stranger, Context(stats), max(len(full.catalogue), 1))
+        ordered = plain.recommend(stranger, RequestContext(stats), max(len(full.catalogue), 1))
         idx = full.catalogue.to_idx(ordered.item_ids[0])
-        model = cls(version, bundle, stats, plain, idx[idx >= 0], ordered.scores[0, idx >= 0], Movies(full.catalogue))
+        model = cls(version, bundle, stats, plain, idx[idx >= 0], ordered.scores[0, idx >= 0], Items(full.catalogue))
         ids = full.catalogue.item_ids[:3].tolist()
         somebody = UserState(0, tuple(ids), (4.0,) * len(ids), tuple(range(1, len(ids) + 1)), len(ids), len(ids))
-        model.rehearse([(somebody, np.asarray(ids))] * WARM_UP, now)
+        model.warm_up([(somebody, np.asarray(ids))] * WARM_UP, now)
         return model
 
-    def rehearse(self, asked: Sequence[tuple[UserState, npt.ArrayLike]], now: int, pause_s: float = 0.0) -> None:
+    def warm_up(self, asked: Sequence[tuple[UserState, npt.ArrayLike]], now: int, pause_s: float = 0.0) -> None:
         """Answer these states, for nobody: what is slow the first time is slow here. `pause_s` after each lets those
         who are waiting for an answer go first. Raises BundleError where an answer is none."""
         for state, seen_ids in asked:
             moment = max(now, max(state.timestamps, default=0) + 1)
             states = state_batch(self.catalogue, [state], [seen_ids], moment)
-            found = self.recommender.recommend(states, Context(self.stats), REHEARSED_K)
+            found = self.recommender.recommend(states, RequestContext(self.stats), REHEARSED_K)
             answered = found.item_ids[0] >= 0
             unseen = len(self.catalogue) - len(states.seen_idx[0])
             if (unseen > 0 and not answered.any()) or not np.isfinite(found.scores[0, answered]).all():
@@ -113,21 +114,21 @@ class ServedModel:
             time.sleep(pause_s)
 
     def with_stats(self, stats: ItemStats, now: int) -> "ServedModel":
-        """The same bundle on other statistics of movies."""
+        """The same bundle on other statistics of items."""
         return self.build(self.version, self.bundle, stats, now)
 
-    def movie(self, item_idx: int) -> Movie:
+    def item(self, item_idx: int) -> Item:
         catalogue = self.catalogue
         year = catalogue.years[item_idx]
-        return Movie(
-            movie_id=int(catalogue.item_ids[item_idx]),
+        return Item(
+            item_id=int(catalogue.item_ids[item_idx]),
             title=catalogue.titles[item_idx],
             year=None if np.isnan(year) else int(year),
             genres=catalogue.genres_of(item_idx),
         )
 
-    def similar(self, item_idx: int, k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Row numbers and cosines of the k most similar movies, best first, never the movie itself; ties by row."""
+    def similar(self, item_idx: int, k: int) -> tuple[IntArray, FloatArray]:
+        """Row numbers and cosines of the k most similar items, best first, never the item itself; ties by row."""
         vectors = self.recommender.unit_vectors  # (N, D)
         scores = vectors @ vectors[item_idx]  # (N,)
         scores[item_idx] = -np.inf
@@ -135,8 +136,8 @@ class ServedModel:
         return best, scores[best]
 
     def dataset(self) -> DatasetInfo:
-        source = self.bundle.facts.dataset
-        return DatasetInfo(name=source.name, synthetic=source.synthetic, label=source.label)
+        info = self.bundle.facts.dataset
+        return DatasetInfo(name=info.name, synthetic=info.synthetic, label=info.label)
 
     def info(self) -> ModelInfo:
         return ModelInfo(version=self.version, bundle_id=self.bundle.facts.bundle_id)
@@ -158,8 +159,8 @@ class ServedModel:
             metrics_of=measured if facts.metrics else None,
             ndcg_at_10={"mean": ndcg.mean, "low": ndcg.low, "high": ndcg.high} if ndcg else None,
             item_statistics_day=datetime.fromtimestamp(self.stats.day * SECONDS_PER_DAY, UTC).date().isoformat(),
-            n_movies=len(self.catalogue),
-            sources=[source.name for source in self.recommender.sources],
+            n_items=len(self.catalogue),
+            retrievers=[retriever.name for retriever in self.recommender.retrievers],
             genres=list(self.catalogue.genre_names),
             counters=counters,
         )
@@ -170,7 +171,7 @@ def registry_of(settings: ServiceSettings) -> Registry:
 
 
 def check_dataset(bundle: Bundle, name: str) -> None:
-    """Raises BundleError for a bundle of another data set: its users and movies would be other people's."""
+    """Raises BundleError for a bundle of another data set: its users and items would be other people's."""
     if bundle.facts.dataset.name != name:
         found = bundle.facts.dataset.name
         raise BundleError(f"{bundle.facts.bundle_id} was trained on {found}, but {name} is served; promote another one")
@@ -178,11 +179,11 @@ def check_dataset(bundle: Bundle, name: str) -> None:
 
 def stats_of(catalogue: Catalogue, store: FeatureStore, now: int) -> ItemStats:
     """Statistics as of the last day that ended before `now`. Raises BundleError where the store knows none of the
-    catalogue's movies: it was made from other data."""
+    catalogue's items: it was made from other data."""
     last = store.last_snapshot_day()
     stats = store.item_stats_as_of(catalogue, min(int(day_of(now)), last))
     if last and not stats.n_ratings.any():
-        raise BundleError("The feature store knows no movie of this bundle; run `recsys train --only features --force`")
+        raise BundleError("The feature store knows no item of this bundle; run `recsys train --only features --force`")
     return stats
 
 
@@ -197,7 +198,7 @@ def single_threaded() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
-def settle() -> None:
+def freeze_gc() -> None:
     """After a load: what is there stays, and the garbage collector need not walk it during requests.
 
     What was settled before is not walked either, so this costs as much as the newest model alone.
@@ -206,7 +207,7 @@ def settle() -> None:
     gc.freeze()
 
 
-def unsettle() -> None:
+def unfreeze_gc() -> None:
     """Walk everything once (0.3 s): for a model that is gone but held by a cycle among what was settled."""
     gc.unfreeze()
     gc.collect()

@@ -3,15 +3,15 @@
 Stage: serving. In: what is left of a list. Out: an opaque text safe in a URL, and back. Absent: making the list
 (`answers`), and any memory of it: every worker can go on with it, after new events and after another model came.
 
-A list has LONGEST_LIST movies at most, so that a cursor stays shorter than the request lines that proxies let pass.
-Probabilities and scores travel as they are. What the user rated since is left out when the page is made; a movie
+A list has LONGEST_LIST items at most, so that a cursor stays shorter than the request lines that proxies let pass.
+Probabilities and scores travel as they are. What the user rated since is left out when the page is made; an item
 that the catalogue of today does not have is skipped.
 
 The cursor ends with a keyed hash. With an API key in the settings, nobody else can make one. Without, the key is the
-name of the data set: it then finds damage and mix-ups, and who forges a cursor sees the movies that he put into it.
+name of the data set: it then finds damage and mix-ups, and who forges a cursor sees the items that he put into it.
 
-Layout: 2 bytes length of the header, header (JSON), then for n movies int64 ids, float32 scores, watch and like
-probabilities, uint32 sources as bits; 16 bytes of hash. All little-endian.
+Layout: 2 bytes length of the header, header (JSON), then for n items int64 ids, float32 scores, watch and like
+probabilities, uint32 retrievers as bits; 16 bytes of hash. All little-endian.
 """
 
 import base64
@@ -27,6 +27,7 @@ import numpy.typing as npt
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from recsys.arrays import FloatArray, IntArray
 from serving.problems import ProblemError
 from serving.schemas.fields import LARGEST_ID
 
@@ -39,7 +40,7 @@ Text = Annotated[str, Field(max_length=100)]
 
 
 class Header(BaseModel):
-    """What a page says besides its movies. `shown`: movies of the list before this rest; `n`: movies in the rest."""
+    """What a page says besides its items. `shown`: items of the list before this rest; `n`: items in the rest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -48,24 +49,24 @@ class Header(BaseModel):
     bundle_id: str = Field(max_length=200)
     cold_start: bool
     degraded: list[Text] = Field(max_length=20)
-    source_names: list[Text] = Field(max_length=32)
+    retriever_names: list[Text] = Field(max_length=32)
     shown: int = Field(ge=0, le=LONGEST_LIST)
     n: int = Field(ge=0, le=LONGEST_LIST)
 
 
 @dataclass(frozen=True)
 class Rest:
-    """item_ids (n,) raw; scores, watch, like (n,) float32; sources (n,) uint32, bit s for `source_names[s]`."""
+    """item_ids (n,) raw; scores, watch, like (n,) float32; retrievers (n,) uint32, bit s for `retriever_names[s]`."""
 
     header: Header
-    item_ids: npt.NDArray[np.int64]
-    scores: npt.NDArray[np.float32]
-    watch: npt.NDArray[np.float32]
-    like: npt.NDArray[np.float32]
-    sources: npt.NDArray[np.uint32]
+    item_ids: IntArray
+    scores: FloatArray
+    watch: FloatArray
+    like: FloatArray
+    retrievers: npt.NDArray[np.uint32]
 
     def after(self, place: int, shown: int) -> "Rest":
-        """What follows from `place` on, when `shown` more movies have been shown."""
+        """What follows from `place` on, when `shown` more items have been shown."""
         left = len(self.item_ids) - place
         return Rest(
             self.header.model_copy(update={"n": left, "shown": self.header.shown + shown}),
@@ -73,7 +74,7 @@ class Rest:
             self.scores[place:],
             self.watch[place:],
             self.like[place:],
-            self.sources[place:],
+            self.retrievers[place:],
         )
 
 
@@ -84,7 +85,7 @@ def key_of(dataset: str, secret: str | None) -> bytes:
 
 def encode(rest: Rest, key: bytes) -> str:
     header = orjson.dumps(rest.header.model_dump())
-    values: list[npt.NDArray[Any]] = [rest.item_ids, rest.scores, rest.watch, rest.like, rest.sources]
+    values: list[npt.NDArray[Any]] = [rest.item_ids, rest.scores, rest.watch, rest.like, rest.retrievers]
     columns = [value.astype(column).tobytes() for value, column in zip(values, COLUMNS, strict=True)]
     content = b"".join([LENGTH.pack(len(header)), header, *columns])
     return base64.urlsafe_b64encode(content + _hash(content, key)).rstrip(b"=").decode()

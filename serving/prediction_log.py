@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from recsys.arrays import FloatArray, IntArray
 from recsys.features.state import StateBatch
 from recsys.monitoring.prediction_files import merge_finished_hours, remove_oldest, write_parts
 from recsys.monitoring.prediction_log import MICROSECONDS, Prediction, sampled
@@ -63,7 +63,7 @@ class Answered(Protocol):
 
 
 class Asked(Protocol):
-    """What is read of `serving.answers.Wanted`: movies shown, filters, diversity, length of the list that was made."""
+    """What is read of `serving.answers.Wanted`: items shown, filters, diversity, length of the list that was made."""
 
     @property
     def k(self) -> int: ...
@@ -87,7 +87,7 @@ class PredictionLog:
     """Safe to share between threads; each worker process has its own, over one folder.
 
     share            of the answers, chosen by a hash of the request id (`sampled`); 0 logs nothing
-    capacity         answers that may wait, about 25 kB each with six sources and 300 candidates
+    capacity         answers that may wait, about 25 kB each with six retrievers and 300 candidates
     flush_rows, flush_s   a part is written at whichever comes first
     most_bytes, most_days   bounds of the folder; the oldest files go first
     count            told the names above, once an answer or file: `Metrics.count`
@@ -128,14 +128,14 @@ class PredictionLog:
         user_ids: Sequence[int | None],
         states: StateBatch,
         found: Recommendations | None,
-        shown: Sequence[npt.NDArray[np.int64]],
+        shown: Sequence[IntArray],
         wanted: Asked,
-        propensities: Sequence[npt.NDArray[np.float32]] | None = None,
+        propensities: Sequence[FloatArray] | None = None,
     ) -> bool:
         """Hand over the answers of one call, one for each of its B users; False where they are not in the sample or the
         queue is full. Never waits.
 
-        `shown`: for each user row numbers of the movies that were shown, best first, the beginning of the list that
+        `shown`: for each user row numbers of the items that were shown, best first, the beginning of the list that
         was made; `found` is None where that was the cold-start list. `propensities` (k,) each come from a policy that
         draws; without them they are 1. Copies the rows that were shown and the candidates' ids, scores and ranks,
         because the arrays of an answer are larger and may be used again.
@@ -150,10 +150,8 @@ class PredictionLog:
                 return False
         return True
 
-    def offer_page(
-        self, call: Answered, page_of: PageOf, item_ids: npt.NDArray[np.int64], first_position: int, k: int
-    ) -> bool:
-        """The same for a further page of a list: which movies stood where. Their features were not kept."""
+    def offer_page(self, call: Answered, page_of: PageOf, item_ids: IntArray, first_position: int, k: int) -> bool:
+        """The same for a further page of a list: which items stood where. Their features were not kept."""
         if not sampled(call.request_id, self._share):
             return False
         constants = _constants(len(item_ids))
@@ -176,7 +174,7 @@ class PredictionLog:
             degraded=tuple(call.degraded),
             n_events=None,
             last_event=None,
-            source_names=(),
+            retriever_names=(),
             feature_names=(),
             candidate_ids=_NO_IDS,
             candidate_scores=_NO_SCORES,
@@ -280,14 +278,14 @@ def _prediction(
     user_id: int | None,
     states: StateBatch,
     found: Recommendations | None,
-    shown: npt.NDArray[np.int64],
+    shown: IntArray,
     asked: Asked,
     row: int,
-    propensities: npt.NDArray[np.float32],
+    propensities: FloatArray,
 ) -> Prediction:
     n = len(shown)
     constants = _constants(n)
-    ids = model.catalogue.item_ids  # shown and candidates are movies of the catalogue: `to_ids` would look for others
+    ids = model.catalogue.item_ids  # shown and candidates are items of the catalogue: `to_ids` would look for others
     features = None
     if found is not None:
         candidates = found.candidates
@@ -313,11 +311,11 @@ def _prediction(
         degraded=tuple(call.degraded),
         n_events=int(states.n_events[row]),
         last_event=int(states.timestamps[row, -1]) if states.item_idx[row, -1] >= 0 else None,
-        source_names=() if found is None else found.candidates.source_names,
+        retriever_names=() if found is None else found.candidates.retriever_names,
         feature_names=() if features is None else model.recommender.feature_names,
         candidate_ids=_NO_IDS if found is None else ids[candidates.item_idx[row, :there]],
-        candidate_scores=_NO_SCORES if found is None else candidates.source_scores[row, :there].copy(),
-        candidate_ranks=_NO_RANKS if found is None else candidates.source_ranks[row, :there].copy(),
+        candidate_scores=_NO_SCORES if found is None else candidates.retriever_scores[row, :there].copy(),
+        candidate_ranks=_NO_RANKS if found is None else candidates.retriever_ranks[row, :there].copy(),
         item_ids=ids[shown],
         positions=constants.positions,
         scores=constants.nothing if found is None else found.scores[row, :n].copy(),
@@ -329,11 +327,11 @@ def _prediction(
 
 
 class _Constants(NamedTuple):
-    """(k,) each, for answers of k movies: places 1 to k, propensities of 1, NaN where there is no value."""
+    """(k,) each, for answers of k items: places 1 to k, propensities of 1, NaN where there is no value."""
 
-    positions: npt.NDArray[np.int64]
-    ones: npt.NDArray[np.float32]
-    nothing: npt.NDArray[np.float32]
+    positions: IntArray
+    ones: FloatArray
+    nothing: FloatArray
 
 
 @cache
@@ -344,13 +342,13 @@ def _constants(k: int) -> _Constants:
     return constants
 
 
-def _features(found: Recommendations, row: int, n_shown: int) -> npt.NDArray[np.float32] | None:
-    """(k, F) rows of what was shown; NaN for a movie further down than the ranker looks."""
+def _features(found: Recommendations, row: int, n_shown: int) -> FloatArray | None:
+    """(k, F) rows of what was shown; NaN for an item further down than the ranker looks."""
     if found.features is None:
         return None
     depth = found.features.shape[1]
     position = found.position[row, :n_shown]
-    rows: npt.NDArray[np.float32] = found.features[row].take(position, axis=0, mode="clip")  # a copy
+    rows: FloatArray = found.features[row].take(position, axis=0, mode="clip")  # a copy
     rows[position >= depth] = np.nan
     return rows
 

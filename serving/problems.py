@@ -30,12 +30,12 @@ class ProblemDetails(BaseModel):
         json_schema_extra={
             "examples": [
                 {
-                    "type": "urn:recsys:problem:unknown-movie",
-                    "title": "Unknown movie",
+                    "type": "urn:recsys:problem:unknown-item",
+                    "title": "Unknown item",
                     "status": 422,
-                    "detail": "Movie 999999 is not in the catalogue of ml-100k.",
+                    "detail": "Item 999999 is not in the catalogue of ml-100k.",
                     "instance": "/v1/events",
-                    "movie_id": 999999,
+                    "item_id": 999999,
                 }
             ]
         },

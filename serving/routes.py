@@ -22,12 +22,12 @@ from serving.problems import ProblemError, documented
 from serving.schemas import (
     EventRequest,
     Health,
+    ItemDetails,
+    ItemSearch,
     ListQuery,
     ManyRecommended,
     ManyRequest,
     ModelCard,
-    MovieDetails,
-    MovieSearch,
     RecommendationRequest,
     Recommended,
     Recorded,
@@ -43,7 +43,7 @@ from serving.service import Service, is_user, one_of_several
 P = ParamSpec("P")
 
 UserId = Annotated[int, Path(ge=0, le=LARGEST_ID, description="as in the data set", examples=[42])]
-MovieId = Annotated[int, Path(ge=0, le=LARGEST_ID, description="as in the data set", examples=[260])]
+ItemId = Annotated[int, Path(ge=0, le=LARGEST_ID, description="as in the data set", examples=[260])]
 IdempotencyKey = Annotated[
     Key | None,
     Header(
@@ -99,7 +99,7 @@ def _told(request: Request, body: Body) -> Json:
 async def recommend_user(
     request: Request, service: Ready, user_id: UserId, asked: Annotated[ListQuery, Query()]
 ) -> Json:
-    """The k best movies that this user has not rated, best first. Somebody unknown gets the cold-start answer."""
+    """The k best items that this user has not rated, best first. Somebody unknown gets the cold-start answer."""
     call, lane = _call(request), _admission(request).answers
     async with lane.place():
         await service.read_ahead(call, user_id)
@@ -144,30 +144,30 @@ async def recommend_many(request: Request, service: Ready, body: ManyRequest) ->
     )
 
 
-@api.get("/movies/{movie_id}/similar", tags=["movies"], response_model=Similar, responses=documented(404))
-async def similar(request: Request, service: Ready, movie_id: MovieId, k: K = None) -> Json:
-    """The movies whose vectors point in the same direction."""
-    return await _computed(request, service.similar, movie_id, k)
+@api.get("/items/{item_id}/similar", tags=["items"], response_model=Similar, responses=documented(404))
+async def similar(request: Request, service: Ready, item_id: ItemId, k: K = None) -> Json:
+    """The items whose vectors point in the same direction."""
+    return await _computed(request, service.similar, item_id, k)
 
 
-@api.get("/movies/{movie_id}", tags=["movies"], response_model=MovieDetails, responses=documented(404))
-async def movie(request: Request, service: Ready, movie_id: MovieId) -> Json:
+@api.get("/items/{item_id}", tags=["items"], response_model=ItemDetails, responses=documented(404))
+async def item(request: Request, service: Ready, item_id: ItemId) -> Json:
     """Title, year, genres, and how it was rated."""
-    return Json(service.movie(_call(request), movie_id))
+    return Json(service.item(_call(request), item_id))
 
 
-@api.get("/movies", tags=["movies"], response_model=MovieSearch)
+@api.get("/items", tags=["items"], response_model=ItemSearch)
 async def search(request: Request, service: Ready, asked: Annotated[SearchQuery, Query()]) -> Json:
-    """Movies by words of their titles, or beginnings of words; those rated most first."""
+    """Items by words of their titles, or beginnings of words; those rated most first."""
     return await _computed(request, service.search, asked)
 
 
 @api.post("/events", status_code=201, tags=["events"], response_model=Recorded, responses=documented(400, 401, 413))
 async def record(request: Request, service: Ready, body: EventRequest, idempotency_key: IdempotencyKey = None) -> Json:
-    """A user has rated, watched or been shown a movie; or several events, `{"events": [...]}`, all or none.
+    """A user has rated, watched or been shown an item; or several events, `{"events": [...]}`, all or none.
 
     When this returns, they are on disk, and the users' next answers know their ratings. Send them again, with the same
-    `event_id` or Idempotency-Key, if no answer comes: they are logged once, and answered as `repeated`. The same movie,
+    `event_id` or Idempotency-Key, if no answer comes: they are logged once, and answered as `repeated`. The same item,
     rated by the same user in the same second, counts once whatever its id.
     """
     return Json(await _waited(request, service.record, body, idempotency_key), status_code=201)
@@ -192,7 +192,7 @@ async def model(service: Ready) -> Json:
 
 @api.post("/admin/reload", tags=["service"], response_model=Reloaded, responses=documented(401))
 async def reload(request: Request, service: Ready) -> Json:
-    """Serve what the registry's champion alias names now, and the newest statistics of movies."""
+    """Serve what the registry's champion alias names now, and the newest statistics of items."""
     return Json(await _waited(request, service.reload))
 
 

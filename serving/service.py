@@ -1,4 +1,4 @@
-"""What the routes do, without HTTP: recommend, find similar movies, search, record an event, tell a history.
+"""What the routes do, without HTTP: recommend, find similar items, search, record an event, tell a history.
 
 Stage: serving. In: typed requests. Out: answers as plain dicts. Absent: HTTP, and the fallbacks of an answer
 (`answers`). A method reads `champion.model` once and stays with it to its end.
@@ -22,7 +22,7 @@ from serving.champion import Champion
 from serving.event_log import EventIdError, EventLog, LoggedEvent
 from serving.known import Known
 from serving.metrics import Metrics
-from serving.model import ServedModel, settle
+from serving.model import ServedModel, freeze_gc
 from serving.paging import Rest, decode, encode, key_of
 from serving.prediction_log import PredictionLog
 from serving.problems import ProblemError
@@ -89,7 +89,7 @@ class Service:
         moved = service.states.catch_up()
         log.info("event log read, %d user state(s) moved forward", moved)
         service.states.open()
-        settle()
+        freeze_gc()
         return service
 
     def recommend_user(self, call: Call, user_id: int, asked: ListQuery) -> Body:
@@ -113,7 +113,7 @@ class Service:
         if len(body.history) > limit:
             detail = f"history has {len(body.history)} events; at most {limit} are read."
             raise ProblemError(422, "history-too-long", detail, limit=limit)
-        seen = np.array([rated.movie_id for rated in body.history], dtype=np.int64)
+        seen = np.array([rated.item_id for rated in body.history], dtype=np.int64)
         if body.cursor is not None:
             return self._page(model, call, self._rest(body.cursor, None), seen, k)
         state = UserState(
@@ -148,30 +148,30 @@ class Service:
         body, _ = self.answers.recommend(model, call, asked, known, wanted)
         return one_of_several(asked, body["cold_start"], body["items"], call.degraded)
 
-    def similar(self, call: Call, movie_id: int, k: int | None) -> Body:
+    def similar(self, call: Call, item_id: int, k: int | None) -> Body:
         model = self.champion.model
-        item_idx = self._idx(model, movie_id, status=404)
+        item_idx = self._idx(model, item_id, status=404)
         best, scores = model.similar(item_idx, self._size(k))
-        facts = model.movies.facts
+        facts = model.items.facts
         self.metrics.count("similar")
         return {
             "request_id": call.request_id,
             **about(model),
-            "movie": facts[item_idx],
+            "item": facts[item_idx],
             "items": [
                 {**facts[idx], "rank": rank, "score": round(score, 6)}
                 for rank, (idx, score) in enumerate(zip(best.tolist(), scores.tolist(), strict=True), start=1)
             ],
         }
 
-    def movie(self, call: Call, movie_id: int) -> Body:
+    def item(self, call: Call, item_id: int) -> Body:
         model = self.champion.model
-        item_idx = self._idx(model, movie_id, status=404)
+        item_idx = self._idx(model, item_id, status=404)
         n, stars = int(model.stats.n_ratings[item_idx]), float(model.stats.rating_sum[item_idx])
         return {
             "request_id": call.request_id,
             "dataset": about(model)["dataset"],
-            "movie": model.movies.facts[item_idx],
+            "item": model.items.facts[item_idx],
             "n_ratings": n,
             "mean_rating": round(stars / n, 3) if n else None,
         }
@@ -179,12 +179,12 @@ class Service:
     def search(self, call: Call, asked: SearchQuery) -> Body:
         model = self.champion.model
         k = self._size(asked.k)
-        found = model.movies.search(asked.q, model.stats.n_ratings)
+        found = model.items.search(asked.q, model.stats.n_ratings)
         return {
             "request_id": call.request_id,
             "dataset": about(model)["dataset"],
             "found": len(found),
-            "items": [model.movies.facts[idx] for idx in found[:k].tolist()],
+            "items": [model.items.facts[idx] for idx in found[:k].tolist()],
         }
 
     def record(self, call: Call, body: EventRequest, key: str | None) -> Body:
@@ -215,12 +215,12 @@ class Service:
         now = int(moment)
         events = []
         for event, key in zip(asked, keys, strict=True):
-            self._idx(model, event.movie_id, status=422)
+            self._idx(model, event.item_id, status=422)
             events.append(
                 LoggedEvent(
                     event_id=event.event_id or key or uuid.uuid4().hex,
                     user_id=event.user_id,
-                    item_id=event.movie_id,
+                    item_id=event.item_id,
                     rating=event.rating if isinstance(event, RatingEvent) else None,
                     timestamp=self._past(event.timestamp, now) if event.timestamp is not None else now,
                     received=now,
@@ -244,7 +244,7 @@ class Service:
         return {
             "event_id": event.event_id,
             "user_id": event.user_id,
-            "movie_id": event.item_id,
+            "item_id": event.item_id,
             "kind": event.kind,
             "timestamp": event.timestamp,
             "applied": outcome.applied,
@@ -259,7 +259,7 @@ class Service:
         state = known.state
         idx = model.catalogue.to_idx(np.asarray(state.item_ids, dtype=np.int64)).tolist()
         events = [
-            {**model.movies.facts[i], "rating": rating, "timestamp": timestamp}
+            {**model.items.facts[i], "rating": rating, "timestamp": timestamp}
             for i, rating, timestamp in zip(idx, state.ratings, state.timestamps, strict=True)
             if i >= 0
         ]
@@ -332,11 +332,11 @@ class Service:
         now = int(self._clock())
         events = []
         for place, rated in enumerate(history):
-            self._idx(model, rated.movie_id, status=422)
+            self._idx(model, rated.item_id, status=422)
             default = now - len(history) + place
             events.append(
                 Event(
-                    rated.movie_id,
+                    rated.item_id,
                     rated.rating,
                     default if rated.timestamp is None else self._past(rated.timestamp, now),
                 )
@@ -344,11 +344,11 @@ class Service:
         return events
 
     @staticmethod
-    def _idx(model: ServedModel, movie_id: int, status: int) -> int:
-        item_idx = int(model.catalogue.to_idx(movie_id))
+    def _idx(model: ServedModel, item_id: int, status: int) -> int:
+        item_idx = int(model.catalogue.to_idx(item_id))
         if item_idx < 0:
-            detail = f"Movie {movie_id} is not in the catalogue of {model.bundle.facts.dataset.name}."
-            raise ProblemError(status, "unknown-movie", detail, movie_id=movie_id)
+            detail = f"Item {item_id} is not in the catalogue of {model.bundle.facts.dataset.name}."
+            raise ProblemError(status, "unknown-item", detail, item_id=item_id)
         return item_idx
 
     def _size(self, k: int | None) -> int:

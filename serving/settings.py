@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from recsys.feature_store.config import FeatureStoreConfig
-from recsys.home import DatasetHome
 from recsys.settings import Settings
+from recsys.workspace import DatasetWorkspace
 
 
 class ServiceSettings(BaseModel):
@@ -41,7 +41,7 @@ class ServiceSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    home: DatasetHome
+    home: DatasetWorkspace
     registry_folder: Path
     tracking_uri: str | None = None
     feature_store: FeatureStoreConfig
@@ -74,7 +74,7 @@ class ServiceSettings(BaseModel):
     allowed_origins: tuple[str, ...] = ()
 
     @classmethod
-    def build(cls, settings: Settings, home: DatasetHome, **options: Any) -> "ServiceSettings":
+    def build(cls, settings: Settings, home: DatasetWorkspace, **options: Any) -> "ServiceSettings":
         """From the environment's settings, the chosen data set, and those options that were given (not None)."""
         given = {name: value for name, value in options.items() if value is not None}
         return cls(

@@ -1,7 +1,7 @@
 """The state of users as requests read it and events move it.
 
-Stage: serving. In: the feature store, the event log, events. Out: state and seen movies of one user, with every
-acknowledged event. Absent: how a state moves (`recsys.features.rebuild`), and the log's format.
+Stage: serving. In: the feature store, the event log, events. Out: state and seen items of one user, with every
+acknowledged event. Absent: how a state moves (`recsys.features.state_merge`), and the log's format.
 
 Order of an event: log, then read, fold and push in one turn of that user, held against threads and other processes
 alike (`store.locks`). If the store fails, the event stays pending (`pending`): it is folded into whatever this process

@@ -17,12 +17,12 @@ import pytest
 from recsys import command
 from recsys.bundle import read_facts
 from recsys.data.synthetic import WorldSize, generate_world
-from recsys.home import DatasetHome, Home
+from recsys.workspace import DatasetWorkspace, Workspace
 
 if TYPE_CHECKING:
     from pipelines.config import PipelineConfig
 
-WORLD = WorldSize(n_users=120, n_movies=150, n_events=6_000)
+WORLD = WorldSize(n_users=120, n_items=150, n_events=6_000)
 SMALL_DIM = 16  # of the two-tower model
 SILENT_USERS = (500, 501)  # in users.dat, without ratings
 
@@ -36,16 +36,16 @@ class TrainedHome:
     name: str = "synthetic"
 
     @property
-    def dataset(self) -> DatasetHome:
-        return Home(self.root).dataset(self.name)
+    def dataset(self) -> DatasetWorkspace:
+        return Workspace(self.root).dataset(self.name)
 
     @property
     def events(self) -> pd.DataFrame:
         return pd.read_parquet(self.dataset.data / "events.parquet")
 
     @property
-    def movies(self) -> pd.DataFrame:
-        return pd.read_parquet(self.dataset.data / "movies.parquet")
+    def items(self) -> pd.DataFrame:
+        return pd.read_parquet(self.dataset.data / "items.parquet")
 
     @property
     def users(self) -> pd.DataFrame:

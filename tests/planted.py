@@ -1,7 +1,7 @@
 """A small world with known answers, shared by tests. Stage: tests. In: nothing. Out: tables, fitted parts, a bundle.
 Absent: files, unless a folder is given; randomness that is not seeded.
 
-Movies of even rows are the taste of users of even rows, odd of odd; nobody crosses. Everything is built once a
+Items of even rows are the taste of users of even rows, odd of odd; nobody crosses. Everything is built once a
 process and must not be changed by a test.
 """
 
@@ -25,7 +25,7 @@ from recsys.columns import (
     OCCUPATION,
     POPULARITY,
     RATING,
-    SOURCES,
+    RETRIEVERS,
     TIMESTAMP,
     TITLE,
     TWO_TOWER,
@@ -33,27 +33,26 @@ from recsys.columns import (
     YEAR,
 )
 from recsys.data.split import Split, split_by_time
-from recsys.data.tables import Source as DataSource
-from recsys.data.tables import Tables
+from recsys.data.tables import DatasetInfo, Tables
 from recsys.features.catalogue import Catalogue
-from recsys.features.contexts import Contexts
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, snapshots
+from recsys.features.prediction_points import PredictionPoints
 from recsys.ranking.calibration import Probabilities
 from recsys.ranking.calibration_training import fit_probabilities
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 from recsys.ranking.training import RankerSettings, TrainingTable, fit_boosted, fit_early, fit_logistic
 from recsys.recommender import Recommender, RecommenderSettings
-from recsys.retrieval.source import Source
-from recsys.retrieval.sources import KnownEvents, fit_source
-from recsys.retrieval.two_tower_source import TwoTowerSource
+from recsys.retrieval.retriever import Retriever
+from recsys.retrieval.retrievers import KnownEvents, fit_retriever
+from recsys.retrieval.two_tower_retriever import TwoTowerRetriever
 from recsys.retrieval.two_tower_training import TowerSettings, Trainer
 from recsys.training_table import build_training_table, retrieve_contexts
 
 DAY = 86_400
 START = 11_000 * DAY  # midnight UTC
-N_MOVIES, N_RATED, N_USERS, EVENTS_A_USER = 40, 36, 60, 12
-NAMELESS, TWINS = 38, {36: 0, 37: 1}  # row numbers: a movie without content; unrated movie -> the one it resembles
+N_ITEMS, N_RATED, N_USERS, EVENTS_A_USER = 40, 36, 60, 12
+NAMELESS, TWINS = 38, {36: 0, 37: 1}  # row numbers: an item without content; unrated item -> the one it resembles
 SILENT_USER = 999  # in the users table, without events
 TOWER = TowerSettings(
     dim=16, layers=1, max_length=16, dropout=0.1, id_dropout=0.2, epochs=12, batch_events=80, learning_rate=1e-2
@@ -71,24 +70,24 @@ RECOMMENDER = RecommenderSettings(fetch=15, keep=25, rank=15)
 
 @lru_cache
 def planted_tables() -> Tables:
-    """720 events of 60 users and 40 movies; the last tenth of the events has warm and cold users."""
+    """720 events of 60 users and 40 items; the last tenth of the events has warm and cold users."""
     rng = np.random.default_rng(3)
     rows = []
     for user in range(N_USERS):
-        movies = user % 2 + 2 * rng.permutation(N_RATED // 2)[:EVENTS_A_USER]
+        items = user % 2 + 2 * rng.permutation(N_RATED // 2)[:EVENTS_A_USER]
         gaps = rng.choice([0, 40, 7_200, DAY, 3 * DAY], EVENTS_A_USER, p=[0.15, 0.25, 0.2, 0.2, 0.2])
         times = START + user * DAY * 4 // 5 + int(rng.integers(DAY)) + np.cumsum(gaps)
         stars = rng.integers(4, 11, EVENTS_A_USER) / 2
-        rows += [(2 * user + 101, 3 * m + 5, s, t) for m, s, t in zip(movies, stars, times, strict=True)]
+        rows += [(2 * user + 101, 3 * m + 5, s, t) for m, s, t in zip(items, stars, times, strict=True)]
     events = pd.DataFrame(rows, columns=[USER_ID, ITEM_ID, RATING, TIMESTAMP]).astype({RATING: np.float32})
     events = events.sort_values([TIMESTAMP, USER_ID, ITEM_ID], ignore_index=True)
-    source = DataSource("planted", True, "ml-latest", "0" * 64, len(events), N_MOVIES, N_USERS + 1)
-    return Tables(events, _movies(), _users(), source)
+    info = DatasetInfo("planted", True, "ml-latest", "0" * 64, len(events), N_ITEMS, N_USERS + 1)
+    return Tables(events, _items(), _users(), info)
 
 
-def _movies() -> pd.DataFrame:
+def _items() -> pd.DataFrame:
     titles, years, genres = [], [], []
-    for row in range(N_MOVIES):
+    for row in range(N_ITEMS):
         like = TWINS.get(row, row)
         year = None if row == 34 else 1940 + 10 * (like // 2 // 3 % 6)
         word = ("Red", "Green", "Blue")[like // 2 % 3]
@@ -96,7 +95,7 @@ def _movies() -> pd.DataFrame:
         years.append(year)
         genres.append([("Action", "Comedy")[like % 2], *(["Drama"] if like % 5 == 0 else [])])
     titles[NAMELESS], years[NAMELESS], genres[NAMELESS] = "Unheard", None, []
-    ids = 3 * np.arange(N_MOVIES) + 5
+    ids = 3 * np.arange(N_ITEMS) + 5
     return pd.DataFrame({ITEM_ID: ids, TITLE: titles, YEAR: pd.array(years, dtype="Int32"), GENRES: genres})
 
 
@@ -114,7 +113,7 @@ def _users() -> pd.DataFrame:
 
 @lru_cache
 def planted_catalogue() -> Catalogue:
-    return Catalogue.from_tables(planted_tables().movies, planted_tables().users)
+    return Catalogue.from_tables(planted_tables().items, planted_tables().users)
 
 
 @lru_cache
@@ -133,27 +132,27 @@ def planted_split() -> Split:
 
 
 @lru_cache
-def planted_sources(cutoff: int | None = None) -> tuple[Source, ...]:
-    """All sources fitted on events with timestamp <= cutoff (default: all), in the order of `columns.SOURCES`."""
+def planted_retrievers(cutoff: int | None = None) -> tuple[Retriever, ...]:
+    """All retrievers fitted on events with timestamp <= cutoff (default: all), in the order of `columns.RETRIEVERS`."""
     cutoff = planted_split().end if cutoff is None else cutoff
-    known = KnownEvents.through(planted_histories(), N_MOVIES, cutoff)
-    towers = TwoTowerSource.from_model(Trainer(planted_catalogue(), planted_histories(), cutoff, TOWER).fit())
-    return tuple(towers if name == TWO_TOWER else fit_source(name, known, FITS[name]) for name in SOURCES)
+    known = KnownEvents.through(planted_histories(), N_ITEMS, cutoff)
+    towers = TwoTowerRetriever.from_model(Trainer(planted_catalogue(), planted_histories(), cutoff, TOWER).fit())
+    return tuple(towers if name == TWO_TOWER else fit_retriever(name, known, FITS[name]) for name in RETRIEVERS)
 
 
 @lru_cache
-def planted_source(name: str) -> Source:
-    """The named source, fitted on all events."""
-    return planted_sources()[SOURCES.index(name)]
+def planted_retriever(name: str) -> Retriever:
+    """The named retriever, fitted on all events."""
+    return planted_retrievers()[RETRIEVERS.index(name)]
 
 
 @lru_cache
 def planted_training_table() -> TrainingTable:
-    """Sources fitted through T1, contexts of (T1, T2]."""
+    """Retrievers fitted through T1, contexts of (T1, T2]."""
     split, events = planted_split(), planted_tables().events
-    contexts = Contexts.from_events(events[(events[TIMESTAMP] > split.t1) & (events[TIMESTAMP] <= split.t2)])
+    contexts = PredictionPoints.from_events(events[(events[TIMESTAMP] > split.t1) & (events[TIMESTAMP] <= split.t2)])
     states = planted_histories().states_at(contexts.user_id, contexts.timestamp)
-    recommender = Recommender(planted_catalogue(), planted_sources(split.t1), None, RECOMMENDER)
+    recommender = Recommender(planted_catalogue(), planted_retrievers(split.t1), None, RECOMMENDER)
     retrieved = retrieve_contexts(recommender, contexts, states)
     return build_training_table(
         recommender,
@@ -162,7 +161,7 @@ def planted_training_table() -> TrainingTable:
         retrieved,
         planted_timeline().as_of,
         negatives=RANKER.negatives,
-        whole_lists=len(contexts),
+        unsampled_candidates=len(contexts),
     )
 
 
@@ -179,15 +178,15 @@ def planted_probabilities() -> Probabilities:
 
 @lru_cache
 def planted_recommender() -> Recommender:
-    """Sources through T2, the ranker from the window before: frozen at T2, as for replay."""
-    (ranker, _), sources = planted_rankers(), planted_sources(planted_split().t2)
-    return Recommender(planted_catalogue(), sources, ranker, RECOMMENDER, planted_probabilities())
+    """Retrievers through T2, the ranker from the window before: frozen at T2, as for replay."""
+    (ranker, _), retrievers = planted_rankers(), planted_retrievers(planted_split().t2)
+    return Recommender(planted_catalogue(), retrievers, ranker, RECOMMENDER, planted_probabilities())
 
 
 def planted_facts(bundle_id: str = "planted-1", role: str = "evaluation") -> BundleFacts:
     return BundleFacts(
         bundle_id=bundle_id,
-        dataset=planted_tables().source,
+        dataset=planted_tables().info,
         trained_through=planted_split().t2,
         role=role,
         sibling_id=None,
@@ -200,12 +199,12 @@ def planted_facts(bundle_id: str = "planted-1", role: str = "evaluation") -> Bun
 def planted_bundle(folder: Path, facts: BundleFacts | None = None) -> Bundle:
     """Save the planted recommender into `folder` and load it back."""
     recommender, (ranker, logistic) = planted_recommender(), planted_rankers()
-    sources: tuple[Source, ...] = recommender.sources
+    retrievers: tuple[Retriever, ...] = recommender.retrievers
     save_bundle(
         folder,
         facts or planted_facts(),
         recommender.catalogue,
-        sources,
+        retrievers,
         ranker,
         logistic,
         RECOMMENDER,

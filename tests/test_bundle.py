@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recsys.artefacts import read_json, write_json
+from recsys.atomic_io import read_json, write_json
 from recsys.bundle import Bundle, BundleFacts, load_bundle, read_facts, save_bundle, with_metrics
 from recsys.errors import BundleError
-from recsys.recommender import Context
+from recsys.recommender import RequestContext
 from tests.contracts.no_code import assert_no_pickle
 from tests.planted import (
     DAY,
@@ -35,15 +35,15 @@ FILES = [
     "ranker.txt",
     "ranker_base.json",
     "recommender.json",
-    "sources/covisitation/covisitation.safetensors",
-    "sources/ease/ease.safetensors",
-    "sources/ials/ials.safetensors",
-    "sources/item_knn/item_knn.safetensors",
-    "sources/popularity/popularity.safetensors",
-    "sources/two_tower/index.exact.faiss",
-    "sources/two_tower/item_vectors.safetensors",
-    "sources/two_tower/towers.json",
-    "sources/two_tower/towers.safetensors",
+    "retrievers/covisitation/covisitation.safetensors",
+    "retrievers/ease/ease.safetensors",
+    "retrievers/ials/ials.safetensors",
+    "retrievers/item_knn/item_knn.safetensors",
+    "retrievers/popularity/popularity.safetensors",
+    "retrievers/two_tower/index.exact.faiss",
+    "retrievers/two_tower/item_vectors.safetensors",
+    "retrievers/two_tower/towers.json",
+    "retrievers/two_tower/towers.safetensors",
 ]
 
 
@@ -67,7 +67,7 @@ def test_a_loaded_bundle_answers_identically(saved: Path) -> None:
     bundle, original = load_bundle(saved), planted_recommender()
     now = planted_split().t2 + DAY
     states = planted_histories().states_at(np.append(planted_histories().user_ids, 5), now)
-    context = Context(planted_timeline().as_of(now // DAY))
+    context = RequestContext(planted_timeline().as_of(now // DAY))
     before, after = (r.recommend(states, context, 25) for r in (original, bundle.recommender))
     np.testing.assert_array_equal(after.item_ids, before.item_ids)
     np.testing.assert_array_equal(after.scores, before.scores)
@@ -75,7 +75,7 @@ def test_a_loaded_bundle_answers_identically(saved: Path) -> None:
     np.testing.assert_array_equal(after.watch_probability, before.watch_probability)
     np.testing.assert_array_equal(after.like_probability, before.like_probability)
     assert np.isfinite(after.watch_probability[:, 0]).all()
-    np.testing.assert_array_equal(after.candidates.source_scores, before.candidates.source_scores)
+    np.testing.assert_array_equal(after.candidates.retriever_scores, before.candidates.retriever_scores)
     rows = np.asarray(before.features)[0]
     np.testing.assert_array_equal(bundle.logistic.score(rows), planted_rankers()[1].score(rows))
     assert bundle.recommender.settings == RECOMMENDER
@@ -111,11 +111,14 @@ def test_saving_replaces_the_old_bundle_whole(copy: Path) -> None:
 def test_without_probabilities_it_gives_scores_alone(tmp_path: Path) -> None:
     recommender, (ranker, logistic) = planted_recommender(), planted_rankers()
     folder = tmp_path / "planted-1"
-    save_bundle(folder, planted_facts(), recommender.catalogue, recommender.sources, ranker, logistic, RECOMMENDER)
+    save_bundle(folder, planted_facts(), recommender.catalogue, recommender.retrievers, ranker, logistic, RECOMMENDER)
     assert names(folder) == [name for name in FILES if name not in ("calibration.json", "like.json")]
     bundle = load_bundle(folder).recommender
     now = planted_split().t2 + DAY
-    states, context = planted_histories().states_at(np.array([101]), now), Context(planted_timeline().as_of(now // DAY))
+    states, context = (
+        planted_histories().states_at(np.array([101]), now),
+        RequestContext(planted_timeline().as_of(now // DAY)),
+    )
     plain, full = (r.recommend(states, context, 5) for r in (bundle, recommender))
     np.testing.assert_array_equal(plain.scores, full.scores)
     assert np.isnan(plain.watch_probability).all()
@@ -126,7 +129,7 @@ def test_a_failure_while_saving_leaves_the_old_bundle(copy: Path) -> None:
     recommender, (ranker, logistic) = planted_recommender(), planted_rankers()
     broken = replace(planted_facts("planted-2"), metrics={"ndcg": float("nan")})
     with pytest.raises(ValueError, match="JSON"):
-        save_bundle(copy, broken, recommender.catalogue, recommender.sources, ranker, logistic, RECOMMENDER)
+        save_bundle(copy, broken, recommender.catalogue, recommender.retrievers, ranker, logistic, RECOMMENDER)
     assert load_bundle(copy).facts.bundle_id == "planted-1"
     assert [p.name for p in copy.parent.iterdir()] == ["planted-1"]
 
@@ -147,7 +150,7 @@ def test_a_missing_file_is_named(copy: Path, name: str) -> None:
         load_bundle(copy)
 
 
-@pytest.mark.parametrize("name", ["evil.pkl", "sources/ease/more.safetensors", "sources/bundle.json", ".hidden"])
+@pytest.mark.parametrize("name", ["evil.pkl", "retrievers/ease/more.safetensors", "retrievers/bundle.json", ".hidden"])
 def test_an_added_file_is_named(copy: Path, name: str) -> None:
     (copy / name).write_text("{}")
     with pytest.raises(BundleError, match=f"not as it was saved: {name} missing, altered or added"):
@@ -155,7 +158,7 @@ def test_an_added_file_is_named(copy: Path, name: str) -> None:
 
 
 def test_at_most_five_files_are_named(copy: Path) -> None:
-    shutil.rmtree(copy / "sources")
+    shutil.rmtree(copy / "retrievers")
     with pytest.raises(BundleError) as error:
         load_bundle(copy)
     assert (
@@ -214,7 +217,7 @@ def test_files_are_carried_under_digests(copy: Path, tmp_path: Path) -> None:
         again,
         planted_facts(),
         recommender.catalogue,
-        recommender.sources,
+        recommender.retrievers,
         ranker,
         logistic,
         RECOMMENDER,
@@ -242,7 +245,7 @@ def test_metrics_that_json_cannot_say_leave_the_bundle_as_it_was(copy: Path) -> 
 
 
 def test_facts_are_read_without_loading_a_model(copy: Path) -> None:
-    shutil.rmtree(copy / "sources")
+    shutil.rmtree(copy / "retrievers")
     facts: BundleFacts = read_facts(copy)
     assert facts == planted_facts()
     assert facts.dataset.label == "planted (synthetic, not MovieLens)"

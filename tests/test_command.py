@@ -18,9 +18,9 @@ from recsys import command
 from recsys.data.datasets import DATASETS
 from tests.conftest import TrainedHome
 
-RATINGS = [f"{user}::{movie}::{1 + (user + movie) % 5}::{1_000_000_000 + 100 * user + movie}" for user in range(1, 6)
-           for movie in range(1, 6)]  # fmt: skip
-MOVIES = [f"{movie}::Film {movie} (199{movie})::Drama" for movie in range(1, 6)]
+RATINGS = [f"{user}::{item}::{1 + (user + item) % 5}::{1_000_000_000 + 100 * user + item}" for user in range(1, 6)
+           for item in range(1, 6)]  # fmt: skip
+ITEMS = [f"{item}::Film {item} (199{item})::Drama" for item in range(1, 6)]
 Write = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("small_settings")
 
@@ -29,11 +29,11 @@ pytestmark = pytest.mark.usefixtures("small_settings")
 def write(tmp_path: Path) -> Write:
     """Writes a folder in ml-1m's layout."""
 
-    def files(ratings: list[str] = RATINGS, movies: list[str] = MOVIES, name: str = "files") -> Path:
+    def files(ratings: list[str] = RATINGS, items: list[str] = ITEMS, name: str = "files") -> Path:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "ratings.dat").write_text("".join(f"{line}\n" for line in ratings))
-        (folder / "movies.dat").write_text("".join(f"{line}\n" for line in movies))
+        (folder / "items.dat").write_text("".join(f"{line}\n" for line in items))
         return folder
 
     return files
@@ -140,11 +140,11 @@ def test_help_loads_no_heavy_library() -> None:
         ("3::3::5.5::1000000303", "bad rating: 5.5 is not one of"),
         ("3::3::0::1000000303", "bad rating: 0 is not one of"),
         ("3::3::good::1000000303", "bad rating: 'good' is not a number"),
-        ("3::99::4::1000000303", "unknown movie: 99 is not in movies.dat"),
+        ("3::99::4::1000000303", "unknown item: 99 is not in items.dat"),
         ("3::3::4", "broken line: 3 fields instead of 4"),
         ("3::3::4::yesterday", "bad timestamp: 'yesterday'"),
         ("3::3::4::1000000303000", "bad timestamp: 1000000303000 seconds since 1970 lies after the year 2100"),
-        ("1::1::4::1000000303", "duplicate: user 1 rated movie 1 on line 1 already"),
+        ("1::1::4::1000000303", "duplicate: user 1 rated item 1 on line 1 already"),
     ],
 )
 def test_bad_rows_are_named_or_put_aside(
@@ -181,7 +181,7 @@ def test_an_empty_file(write: Write, tmp_path: Path, capsys: pytest.CaptureFixtu
     said = refused(capsys, "data", "--data-dir", write([]), "--home", tmp_path / "home")
     assert "ratings.dat holds no ratings: it is empty" in said
     said = refused(capsys, "data", "--data-dir", write(RATINGS, [], "other"), "--home", tmp_path / "home")
-    assert "unknown movie: 1 is not in movies.dat" in said
+    assert "unknown item: 1 is not in items.dat" in said
 
 
 # ---- archives
@@ -253,7 +253,7 @@ def test_which_data_is_said_once(name: str, write: Write, tmp_path: Path, capsys
     assert nothing_written(home)
 
 
-def test_data_needs_a_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_needs_a_retriever(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--dataset NAME, --data-dir FOLDER or --archive ZIP" in refused(capsys, "data", "--home", tmp_path)
     assert "holds no data set yet. Run `recsys data" in refused(capsys, "train", "--home", tmp_path)
 
@@ -264,7 +264,7 @@ def test_sizes_are_for_the_synthetic_world(tmp_path: Path, capsys: pytest.Captur
         assert "add --dataset synthetic" in refused(capsys, *asked, "--dataset", "ml-100k", size, "50")
         assert "add --dataset synthetic" in refused(capsys, *asked, "--data-dir", tmp_path, size, "50")
     assert "n_users is 0" in refused(capsys, *asked, "--dataset", "synthetic", "--users", "0")
-    assert "n_movies is 3" in refused(capsys, *asked, "--dataset", "synthetic", "--movies", "3")
+    assert "n_items is 3" in refused(capsys, *asked, "--dataset", "synthetic", "--movies", "3")
     assert "n_events is 10" in refused(capsys, *asked, "--dataset", "synthetic", "--events", "10")
     assert "seed is -1" in refused(capsys, *asked, "--dataset", "synthetic", "--seed", "-1")
     assert nothing_written(tmp_path / "home")
@@ -344,8 +344,8 @@ def test_a_home_that_cannot_be_written(
     folder = write()
     (tmp_path / "file").write_text("not a folder")
     for home in (tmp_path / "file", tmp_path / "file" / "below"):
-        for source in (("--data-dir", folder), ("--dataset", "synthetic", "--users", "5", "--events", "100")):
-            said = refused(capsys, "data", *source, "--home", home)
+        for retriever in (("--data-dir", folder), ("--dataset", "synthetic", "--users", "5", "--events", "100")):
+            said = refused(capsys, "data", *retriever, "--home", home)
             assert f"recsys: {tmp_path / 'file'}" in said
             assert "Name a place that can be read and written" in said
     assert (tmp_path / "file").read_text() == "not a folder"

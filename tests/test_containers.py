@@ -106,7 +106,7 @@ def test_ours_get_only_known_variables() -> None:
 def test_both_halves_read_the_same_servers() -> None:
     """Each address that the code reads names a service of this file, and the port where that one listens."""
     from recsys.feature_store.config import FeatureStoreConfig
-    from recsys.home import Home
+    from recsys.workspace import Workspace
 
     trainer, api = (ours()[name]["environment"] for name in ("trainer", "api"))
     assert api == {**trainer, "RECSYS_API_KEY": "<RECSYS_API_KEY>"}
@@ -115,7 +115,7 @@ def test_both_halves_read_the_same_servers() -> None:
         "MLFLOW_TRACKING_URI",
     }
     config = FeatureStoreConfig(
-        home=Home(Path("/nowhere")).dataset("ml-100k"),
+        home=Workspace(Path("/nowhere")).dataset("ml-100k"),
         repo=ROOT / "feature_repo",
         online_store=trainer["RECSYS_ONLINE_STORE"],
         redis_connection=trainer["RECSYS_REDIS_CONNECTION"],
@@ -188,12 +188,12 @@ def test_volumes_are_declared_and_mounted_files_exist() -> None:
     named = set()
     for service in document["services"].values():
         for mount in service["volumes"]:
-            source, _, rest = mount.partition(":")
-            if source.startswith("."):
-                assert (ROOT / source).is_file(), f"{source}: Docker would make a folder of it"
+            retriever, _, rest = mount.partition(":")
+            if retriever.startswith("."):
+                assert (ROOT / retriever).is_file(), f"{retriever}: Docker would make a folder of it"
                 assert rest.endswith(":ro")
             else:
-                named.add(source)
+                named.add(retriever)
     assert named == set(document["volumes"])
 
 

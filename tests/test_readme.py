@@ -16,7 +16,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from recsys.columns import SOURCES
+from recsys.columns import RETRIEVERS
 from recsys.command import ORDER, build
 from recsys.evaluation.replay import FULL_SYSTEM, LOGISTIC, MERGED
 
@@ -140,10 +140,10 @@ def test_no_registry_is_named() -> None:
 
 def test_results_have_a_place_and_a_command() -> None:
     for name in ("ml-100k", "ml-latest-small"):
-        block = re.search(rf"<!-- ladder:{name} -->\n(.*?)<!-- /ladder -->", README, re.DOTALL)
+        block = re.search(rf"<!-- leaderboard:{name} -->\n(.*?)<!-- /leaderboard -->", README, re.DOTALL)
         assert block, name
         rows = {line.split("|")[1].strip(" *") for line in block[1].splitlines() if line.startswith("|")}
-        assert {*SOURCES, MERGED, LOGISTIC, FULL_SYSTEM} <= rows, name
+        assert {*RETRIEVERS, MERGED, LOGISTIC, FULL_SYSTEM} <= rows, name
         assert any(words[:3] == ["train", "--dataset", name] for words in RECSYS_LINES), name
 
 

@@ -1,28 +1,28 @@
-"""The one path from state to list. Stage: both tracks. Absent: sources and rankers alone (their own tests)."""
+"""The one path from state to list. Stage: both tracks. Absent: retrievers and rankers alone (their own tests)."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from recsys.columns import COVISITATION, SOURCES, TWO_TOWER
+from recsys.columns import COVISITATION, RETRIEVERS, TWO_TOWER
 from recsys.errors import ConfigError
 from recsys.features.item_stats import ItemStats
 from recsys.features.state import StateBatch
 from recsys.ranking.calibration import Platt, Probabilities, like_scores
 from recsys.ranking.ranker import LogisticRanker
-from recsys.recommender import Context, Filters, Recommendations, Recommender, RecommenderSettings, order
+from recsys.recommender import Filters, Recommendations, Recommender, RecommenderSettings, RequestContext, order
 from recsys.retrieval.merge import Candidates
 from tests.planted import (
     DAY,
-    N_MOVIES,
+    N_ITEMS,
     RECOMMENDER,
     SILENT_USER,
     START,
     planted_catalogue,
     planted_histories,
     planted_recommender,
-    planted_sources,
+    planted_retrievers,
     planted_split,
     planted_timeline,
 )
@@ -45,12 +45,12 @@ def stats() -> ItemStats:
     return planted_timeline().as_of(NOW // DAY)
 
 
-def context(budget_ms: float | None = None) -> Context:
-    return Context(stats(), budget_ms)
+def context(budget_ms: float | None = None) -> RequestContext:
+    return RequestContext(stats(), budget_ms)
 
 
 def users() -> StateBatch:
-    """All users, the silent one and a stranger."""
+    """All users, the no_score one and a new_user."""
     return planted_histories().states_at(np.append(planted_histories().user_ids, 123_456), NOW)
 
 
@@ -75,16 +75,16 @@ def assert_contract(answer: Recommendations, states: StateBatch, k: int) -> None
 
 
 @pytest.mark.parametrize("ranked", [True, False])
-@pytest.mark.parametrize("k", [1, 10, 25, N_MOVIES + 5])
+@pytest.mark.parametrize("k", [1, 10, 25, N_ITEMS + 5])
 def test_answers_are_best_first_unseen_and_padded(k: int, ranked: bool) -> None:
     recommender = planted_recommender()
     if not ranked:
-        recommender = Recommender(recommender.catalogue, recommender.sources, None, RECOMMENDER)
+        recommender = Recommender(recommender.catalogue, recommender.retrievers, None, RECOMMENDER)
     states = users()
     answer = recommender.recommend(states, context(), k)
     assert_contract(answer, states, k)
     assert answer.degraded == ()
-    unseen = N_MOVIES - np.array([len(s) for s in states.seen_idx])
+    unseen = N_ITEMS - np.array([len(s) for s in states.seen_idx])
     np.testing.assert_array_equal((answer.item_ids >= 0).sum(axis=1), np.minimum(unseen, k))
 
 
@@ -115,12 +115,12 @@ def test_the_order_of_an_answer_by_loops() -> None:
 
 
 def test_probabilities_stand_beside_the_answers_they_are_of() -> None:
-    """P(watch) from the softmax over all that the ranker saw, P(like) from the movie's own row; same order."""
+    """P(watch) from the softmax over all that the ranker saw, P(like) from the item's own row; same order."""
     recommender, states = planted_recommender(), users()
     fitted = recommender.probabilities
     assert fitted is not None
     answer = recommender.recommend(states, context(), 25)
-    plain = Recommender(recommender.catalogue, recommender.sources, recommender.ranker, RECOMMENDER)
+    plain = Recommender(recommender.catalogue, recommender.retrievers, recommender.ranker, RECOMMENDER)
     np.testing.assert_array_equal(answer.item_ids, plain.recommend(states, context(), 25).item_ids)
     assert answer.features is not None
     assert answer.watch_probability.shape == answer.like_probability.shape == answer.item_ids.shape
@@ -151,7 +151,7 @@ def test_without_ranking_there_is_no_probability() -> None:
     assert spent.watch_probability.shape == spent.like_probability.shape == (len(users()), 12)
 
 
-def test_diversity_moves_probabilities_with_their_movies() -> None:
+def test_diversity_moves_probabilities_with_their_items() -> None:
     recommender, states = planted_recommender(), users()
     plain = recommender.recommend(states, context(), 15)
     varied = recommender.recommend(states, context(), 10, diversity=0.7)
@@ -164,11 +164,11 @@ def test_diversity_moves_probabilities_with_their_movies() -> None:
 
 
 def test_without_a_ranker_the_merged_order_is_the_answer() -> None:
-    recommender = Recommender(planted_catalogue(), planted_sources(), None, RECOMMENDER)
+    recommender = Recommender(planted_catalogue(), planted_retrievers(), None, RECOMMENDER)
     answer = recommender.recommend(users(), context(), 12)
     merged = recommender.retrieve(users())
     np.testing.assert_array_equal(answer.item_ids, planted_catalogue().to_ids(merged.item_idx[:, :12]))
-    np.testing.assert_array_equal(answer.scores, merged.fused[:, :12])
+    np.testing.assert_array_equal(answer.scores, merged.rrf_score[:, :12])
     assert answer.features is None
     assert answer.degraded == ()
     assert list(answer.timings_ms) == ["retrieval", "ordering"]
@@ -177,7 +177,7 @@ def test_without_a_ranker_the_merged_order_is_the_answer() -> None:
 def test_a_spent_budget_skips_ranking_and_says_so() -> None:
     states = users()
     answer = planted_recommender().recommend(states, context(budget_ms=0.0), 12)
-    unranked = Recommender(planted_catalogue(), planted_recommender().sources, None, RECOMMENDER)
+    unranked = Recommender(planted_catalogue(), planted_recommender().retrievers, None, RECOMMENDER)
     assert answer.degraded == ("ranking",)
     assert answer.features is None
     np.testing.assert_array_equal(answer.item_ids, unranked.recommend(states, context(), 12).item_ids)
@@ -198,7 +198,7 @@ def test_a_budget_that_is_not_spent_changes_nothing() -> None:
 def test_a_batch_equals_its_rows_one_by_one(ranked: bool) -> None:
     recommender, states = planted_recommender(), users()
     if not ranked:
-        recommender = Recommender(recommender.catalogue, recommender.sources, None, RECOMMENDER)
+        recommender = Recommender(recommender.catalogue, recommender.retrievers, None, RECOMMENDER)
     together = recommender.recommend(states, context(), 15)
     for b in range(len(states)):
         alone = recommender.recommend(states.rows(slice(b, b + 1)), context(), 15)
@@ -207,7 +207,7 @@ def test_a_batch_equals_its_rows_one_by_one(ranked: bool) -> None:
 
 
 def passes(f: Filters, idx: int) -> bool:
-    """What a filter says of one movie, in plain words."""
+    """What a filter says of one item, in plain words."""
     catalogue = planted_catalogue()
     year = float(catalogue.years[idx])
     return (
@@ -222,18 +222,18 @@ def passes(f: Filters, idx: int) -> bool:
 @pytest.mark.parametrize("filters", FILTERS)
 def test_only_what_passes_the_filter_is_returned_and_all_of_it(filters: Filters) -> None:
     states = users()
-    answer = planted_recommender().recommend(states, context(), N_MOVIES, filters)
-    assert_contract(answer, states, N_MOVIES)
-    allowed = {i for i in range(N_MOVIES) if passes(filters, i)}
-    assert len(allowed) < N_MOVIES or filters == Filters()
+    answer = planted_recommender().recommend(states, context(), N_ITEMS, filters)
+    assert_contract(answer, states, N_ITEMS)
+    allowed = {i for i in range(N_ITEMS) if passes(filters, i)}
+    assert len(allowed) < N_ITEMS or filters == Filters()
     for b, seen in enumerate(states.seen_idx):
         shown = planted_catalogue().to_idx(answer.item_ids[b][answer.item_ids[b] >= 0])
         assert set(shown.tolist()) == allowed - set(seen.tolist())
 
 
 def test_a_filter_comes_before_the_cut_not_after_it() -> None:
-    """One candidate kept and only movie 5 allowed: it must be found, however low it stands."""
-    recommender = Recommender(planted_catalogue(), planted_sources(), None, settings(fetch=1, keep=1, rank=1))
+    """One candidate kept and only item 5 allowed: it must be found, however low it stands."""
+    recommender = Recommender(planted_catalogue(), planted_retrievers(), None, settings(fetch=1, keep=1, rank=1))
     others = tuple(int(i) for i in planted_catalogue().item_ids if i != 5)
     cold = planted_histories().states_at(np.array([SILENT_USER]), NOW)
     answer = recommender.recommend(cold, context(), 1, Filters(exclude_ids=others))
@@ -265,7 +265,7 @@ def test_somebody_cold_gets_a_full_answer_that_does_not_depend_on_the_batch() ->
 
 def test_who_has_seen_everything_gets_padding() -> None:
     states = users().rows(slice(0, 2))
-    states = replace(states, seen_idx=[np.arange(N_MOVIES), np.arange(N_MOVIES - 1)])
+    states = replace(states, seen_idx=[np.arange(N_ITEMS), np.arange(N_ITEMS - 1)])
     answer = planted_recommender().recommend(states, context(), 4)
     last = int(planted_catalogue().item_ids[-1])
     assert answer.item_ids.tolist() == [[-1] * 4, [last, -1, -1, -1]]
@@ -279,7 +279,7 @@ def test_k_must_be_1_or_more(k: int) -> None:
 
 
 def test_more_answers_than_candidates_are_kept_reach_beyond_them() -> None:
-    recommender = Recommender(planted_catalogue(), planted_sources(), None, settings(keep=5, rank=5))
+    recommender = Recommender(planted_catalogue(), planted_retrievers(), None, settings(keep=5, rank=5))
     assert (recommender.recommend(users(), context(), 20).item_ids >= 0).all()
     assert recommender.retrieve(users()).item_idx.shape[1] == 5
 
@@ -292,13 +292,13 @@ def test_impossible_settings_are_refused(changes: dict[str, int]) -> None:
 
 @pytest.mark.parametrize(
     "names",
-    [*((n,) for n in SOURCES), *(tuple(n for n in SOURCES if n != without) for without in SOURCES)],
+    [*((n,) for n in RETRIEVERS), *(tuple(n for n in RETRIEVERS if n != without) for without in RETRIEVERS)],
     ids="+".join,
 )
-def test_any_source_may_be_missing(names: tuple[str, ...]) -> None:
+def test_any_retriever_may_be_missing(names: tuple[str, ...]) -> None:
     """Answers stay full, and features are those of the whole recommender for the same candidates, but for what the
-    missing source gave: similarity without the two-tower model, `covisitation_last` without co-visitation."""
-    made = [s for s in planted_sources(planted_split().t2) if s.name in names]
+    missing retriever gave: similarity without the two-tower model, `covisitation_last` without co-visitation."""
+    made = [s for s in planted_retrievers(planted_split().t2) if s.name in names]
     recommender, whole, states = (
         Recommender(planted_catalogue(), made, None, RECOMMENDER),
         planted_recommender(),
@@ -308,14 +308,14 @@ def test_any_source_may_be_missing(names: tuple[str, ...]) -> None:
     assert_contract(answer, states, 10)
     assert (answer.item_ids >= 0).all()
     features = recommender.features(states, answer.candidates, stats())
-    at = [SOURCES.index(n) for n in names]
-    scores, ranks = (np.zeros((*answer.candidates.item_idx.shape, len(SOURCES)), dtype) for dtype in ("f4", "i4"))
-    scores[:, :, at], ranks[:, :, at] = answer.candidates.source_scores, answer.candidates.source_ranks
-    candidates = replace(answer.candidates, source_names=SOURCES, source_scores=scores, source_ranks=ranks)
+    at = [RETRIEVERS.index(n) for n in names]
+    scores, ranks = (np.zeros((*answer.candidates.item_idx.shape, len(RETRIEVERS)), dtype) for dtype in ("f4", "i4"))
+    scores[:, :, at], ranks[:, :, at] = answer.candidates.retriever_scores, answer.candidates.retriever_ranks
+    candidates = replace(answer.candidates, retriever_names=RETRIEVERS, retriever_scores=scores, retriever_ranks=ranks)
     expected = whole.features(states, candidates, stats())
     ours = ("score", "score_below_best", "rank")
     assert recommender.feature_names == tuple(
-        n for n in whole.feature_names if n not in {f"{s}_{f}" for s in SOURCES if s not in names for f in ours}
+        n for n in whole.feature_names if n not in {f"{s}_{f}" for s in RETRIEVERS if s not in names for f in ours}
     )
     for column, name in enumerate(recommender.feature_names):
         theirs = expected[:, :, whole.feature_names.index(name)]
@@ -331,14 +331,16 @@ def test_probabilities_of_other_features_are_refused() -> None:
     recommender, one = planted_recommender(), np.ones(2, np.float32)
     other = Probabilities(1.0, Platt(1.0, 0.0), LogisticRanker(("a", "b"), one, one, one, 0.0), Platt(1.0, 0.0))
     with pytest.raises(ConfigError, match="the probabilities were trained on other features"):
-        Recommender(recommender.catalogue, recommender.sources, recommender.ranker, RECOMMENDER, other)
+        Recommender(recommender.catalogue, recommender.retrievers, recommender.ranker, RECOMMENDER, other)
 
 
 def test_a_ranker_of_other_features_is_refused() -> None:
     names = planted_recommender().feature_names
     one = np.ones(len(names) - 1, np.float32)
     with pytest.raises(ConfigError, match="trained on other features than this code computes; train again"):
-        Recommender(planted_catalogue(), planted_sources(), LogisticRanker(names[:-1], one, one, one, 0.0), RECOMMENDER)
+        Recommender(
+            planted_catalogue(), planted_retrievers(), LogisticRanker(names[:-1], one, one, one, 0.0), RECOMMENDER
+        )
 
 
 def test_a_spent_budget_with_diversity_re_ranks_the_order_of_retrieval() -> None:
@@ -355,7 +357,7 @@ def test_an_answer_does_not_change_its_candidates() -> None:
     recommender, states = planted_recommender(), users()
     for one in (recommender, recommender.with_ranker(None)):
         answer = one.recommend(states, context(), 12, diversity=0.5)
-        np.testing.assert_array_equal(answer.candidates.fused, recommender.retrieve(states).fused)
+        np.testing.assert_array_equal(answer.candidates.rrf_score, recommender.retrieve(states).rrf_score)
 
 
 def test_the_future_of_the_events_changes_no_answer() -> None:
@@ -363,7 +365,7 @@ def test_the_future_of_the_events_changes_no_answer() -> None:
     moment = (planted_split().t1 // DAY + 1) * DAY
     h = planted_histories()
     cut = type(h).from_tables(h.catalogue, _events_before(moment), h.users.reset_index())
-    recommender = Recommender(planted_catalogue(), planted_sources(planted_split().t1), None, RECOMMENDER)
+    recommender = Recommender(planted_catalogue(), planted_retrievers(planted_split().t1), None, RECOMMENDER)
     first, second = (recommender.recommend(x.states_at(h.user_ids, moment), context(), 10) for x in (h, cut))
     np.testing.assert_array_equal(first.item_ids, second.item_ids)
     assert moment > START

@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from recsys.artefacts import replacing_folder
+from recsys.atomic_io import replacing_folder
 from recsys.errors import BundleError, RegistryError
-from recsys.gate import judge
+from recsys.promotion_gate import judge
 from recsys.registry import Registry, VersionInfo, model_name_for
 from recsys.registry.backend import Backend, load_mlflow
 from recsys.registry.records import fingerprint_folder, flat_parameters, version_info
@@ -95,7 +95,7 @@ def champion(registry: Registry) -> int:
 def test_register_keeps_everything_and_names_the_challenger(
     registry: Registry, make: Make, tmp_path: Path, home: Path
 ) -> None:
-    picture = tmp_path / "ladder.png"
+    picture = tmp_path / "leaderboard.png"
     picture.write_bytes(b"png")
     bundle, sibling = make("b1"), make("b1-t2", role="evaluation")
     info = registry.register(
@@ -139,7 +139,7 @@ def test_register_keeps_everything_and_names_the_challenger(
     artifacts = home / "artifacts" / NAME / info.run_id / "artifacts"
     assert run.info.artifact_uri == artifacts.as_uri()
     assert sorted(p.name for p in artifacts.iterdir()) == ["bundle", "evaluation_bundle", "reports"]
-    assert (artifacts / "reports" / "ladder.png").read_bytes() == b"png"
+    assert (artifacts / "reports" / "leaderboard.png").read_bytes() == b"png"
     entity = registry._backend.client.get_model_version(NAME, "1")
     assert entity.source == f"{artifacts.as_uri()}/bundle"
     assert entity.tags["machine"] == "laptop"

@@ -23,7 +23,7 @@ TOP = {
 MOST_LINES = 400
 REASON = re.compile(r"^Longer than ", re.MULTILINE)  # begins the sentence that says why a file is long
 LARGEST_BYTES = 500_000
-MOVIELENS = ("u.*", "ratings.*", "movies.dat", "movies.csv", "users.dat", "links.csv", "tags.*", "genome-*", "ml-*.zip")
+MOVIELENS = ("u.*", "ratings.*", "items.dat", "items.csv", "users.dat", "links.csv", "tags.*", "genome-*", "ml-*.zip")
 MODELS = ("*.pkl", "*.pickle", "*.joblib", "*.pt", "*.pth", "*.npy", "*.npz", "*.h5", "*.parquet", "*.db", "*.faiss")
 FACTS = (r"\bStages?( `[`\w, ]+)?( and `\w+`)?:", r"\bIn:", r"\bOut:", r"\bAbsent:")
 
@@ -106,7 +106,7 @@ def test_decisions_have_their_form_and_are_found() -> None:
     for number, path in decisions.items():
         text = path.read_text(encoding="utf-8")
         assert text.startswith(f"# {number} "), path.name
-        assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Context", "Decision", "Consequences"], path.name
+        assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["RequestContext", "Decision", "Consequences"], path.name
         assert "- \\+ " in text, path.name
         assert "- − " in text, path.name
     for name in tracked():

@@ -1,10 +1,10 @@
 """`recsys logs join`: logged answers and what users did next, as labelled impressions.
 
-Stage: monitoring. In: the prediction log, the event log. Out: a Parquet file, a row for each movie shown, with the
+Stage: monitoring. In: the prediction log, the event log. Out: a Parquet file, a row for each item shown, with the
 columns of the ranker's training table; `training_table` turns it into one. Absent: correction for position (positions
 and propensities are there for it), and any model.
 
-An event belongs to the last answer that showed its movie to its user before it, or to the answer that it names. It
+An event belongs to the last answer that showed its item to its user before it, or to the answer that it names. It
 counts if it came within the horizon. An answer whose horizon has not ended yet is marked `complete` = False: what it
 shows as not watched may still be.
 
@@ -22,7 +22,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.artefacts import replacing_file
+from recsys.atomic_io import replacing_file
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from recsys.errors import DataError
 from recsys.monitoring.events import KIND, RATED, REQUEST_ID, SEEN, logged_events
@@ -55,7 +55,7 @@ IMPRESSIONS: Final = pa.schema(
 @dataclass(frozen=True)
 class Summary:
     """by_position: position, impressions and positives of complete answers. found: share of what users with answers
-    watched or rated whose movie one of their answers had shown within the horizon."""
+    watched or rated whose item one of their answers had shown within the horizon."""
 
     answers: int
     impressions: int
@@ -90,7 +90,7 @@ def join(predictions: Path, events: Path, out: Path, *, until: int, horizon_s: i
     happened = _attributed(shown, logged_events(events), horizon_s)
     shown = _labelled(shown, happened)
     shown["complete"] = shown["received_us"] <= (until - horizon_s) * MICROSECONDS
-    done = happened[happened[KIND] != SEEN]  # that a movie was shown is nothing that a user did
+    done = happened[happened[KIND] != SEEN]  # that an item was shown is nothing that a user did
     found = float((done["impression"] >= 0).mean()) if len(done) else 0.0
     _write(out, read_predictions(predictions), shown, names, found)
     return _summary(shown, found)
@@ -100,12 +100,12 @@ def training_table(path: Path, feature_names: Sequence[str]) -> TrainingTable:
     """The joined impressions as the ranker's training table: complete answers that showed something that happened, in
     time order, each one context. Answers that were made without the ranker have no features and are left out.
 
-    Raises DataError where the file lacks a feature: it is of bundles with other sources.
+    Raises DataError where the file lacks a feature: it is of bundles with other retrievers.
     """
     names = list(feature_names)
     if missing := [name for name in names if name not in pq.read_schema(path).names]:
         raise DataError(
-            f"{path} has no feature {missing[0]!r}; these answers were given by bundles with other sources."
+            f"{path} has no feature {missing[0]!r}; these answers were given by bundles with other retrievers."
         )
     table = pd.read_parquet(path)
     table = table[table["complete"] & ~table[names].isna().all(axis=1)]
@@ -134,7 +134,7 @@ def training_table(path: Path, feature_names: Sequence[str]) -> TrainingTable:
 
 
 def _shown(batches: Iterator[list[Prediction]]) -> tuple[pd.DataFrame, list[str]]:
-    """A row for each movie shown to somebody who has an id, those of an answer one after another; and the names of all
+    """A row for each item shown to somebody who has an id, those of an answer one after another; and the names of all
     features that any answer was ranked by."""
     parts: list[pd.DataFrame] = []
     names: dict[str, None] = {}

@@ -18,15 +18,15 @@ from typing import Any, Final
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from pipelines import sources
+from pipelines import retrievers
 from pipelines.job import Job
-from recsys.artefacts import write_json
+from recsys.atomic_io import write_json
 from recsys.bundle import Bundle, load_bundle
 from recsys.errors import DataError
 from recsys.evaluation.about import about
-from recsys.evaluation.ladder import data_of
-from recsys.features.contexts import Contexts
+from recsys.evaluation.leaderboard import data_of
 from recsys.features.item_stats import ItemStatsTimeline, snapshots
+from recsys.features.prediction_points import PredictionPoints
 from recsys.monitoring.comparison import Comparison
 from recsys.monitoring.diagnosis import Finding, diagnose, mismatching_groups, verdict
 from recsys.monitoring.drift import Drift, drift_by_feature
@@ -40,7 +40,7 @@ from recsys.training_table import retrieve_contexts
 
 CHUNK: Final = 250  # calls whose states are made together
 OTHER_BUNDLES: Final = 8  # the newest ones, tried as the one that really answered
-SOURCES_STAGE: Final = "sources_t2"  # what the last ranker's candidates were retrieved by
+RETRIEVERS_STAGE: Final = "retrievers_t2"  # what the last ranker's candidates were retrieved by
 REFERENCE_CONTEXTS: Final = 400
 SHIFTED: Final = 0.2  # PSI
 Columns = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
@@ -77,7 +77,7 @@ def run(
     seconds = time.perf_counter() - started
     result = _result(comparison, findings, found, why_not)
     return {
-        "data": data_of(job.tables.source),
+        "data": data_of(job.tables.info),
         "about": about(command),
         "answers": seen,
         "seconds": round(seconds, 1),
@@ -88,7 +88,7 @@ def run(
 def write(job: Job, result: dict[str, Any]) -> None:
     """The report as JSON, text and one page, below the data set's reports."""
     from pipelines.monitoring import skew_report
-    from recsys.artefacts import replacing_file
+    from recsys.atomic_io import replacing_file
 
     write_json(job.home.reports / "skew.json", result)
     for name, text in (("skew.txt", skew_report.text(result)), ("skew.html", skew_report.page(result))):
@@ -192,23 +192,23 @@ def _drift(job: Job, recomputer: Recomputer, shown: _Shown) -> tuple[dict[str, D
         return {}, f"the bundle {bundle_id} is gone"
     if set(columns) != set(recommender.feature_names):
         return {}, f"the bundle {bundle_id} has other features than the answers in its name"
-    if not job.work(SOURCES_STAGE).exists():
-        return {}, f"{job.work(SOURCES_STAGE)}, which made the ranker's training rows, is gone; run `recsys train`"
+    if not job.work(RETRIEVERS_STAGE).exists():
+        return {}, f"{job.work(RETRIEVERS_STAGE)}, which made the ranker's training rows, is gone; run `recsys train`"
     reference = _training_rows(job, recommender.ranker, shown.most_shown)
     if set(columns) != set(reference):
-        return {}, "the ranker was trained on other sources than are configured now"
+        return {}, "the ranker was trained on other retrievers than are configured now"
     return drift_by_feature(reference, columns), ""
 
 
 def _training_rows(job: Job, ranker: Ranker, k: int) -> Columns:
-    """Features of the k movies that the ranker puts first in a sample of the contexts from which the last ranker
-    learnt, retrieved by the sources that it learnt with. All of its rows would be no reference: nobody is shown rank
+    """Features of the k items that the ranker puts first in a sample of the contexts from which the last ranker
+    learnt, retrieved by the retrievers that it learnt with. All of its rows would be no reference: nobody is shown rank
     200."""
-    contexts = Contexts.from_events(
+    contexts = PredictionPoints.from_events(
         job.window(job.split.t2, job.split.end), most=REFERENCE_CONTEXTS, seed=job.config.ranker.seed
     )
     states = job.histories.states_at(contexts.user_id, contexts.timestamp)
-    recommender = Recommender(job.catalogue, sources.load(job, SOURCES_STAGE), None, job.config.recommender)
+    recommender = Recommender(job.catalogue, retrievers.load(job, RETRIEVERS_STAGE), None, job.config.recommender)
     timeline = ItemStatsTimeline(job.catalogue, snapshots(job.tables.events))
     parts = []
     for part in retrieve_contexts(recommender, contexts, states, job.progress("skew: training contexts")):

@@ -34,7 +34,7 @@ def text(result: Mapping[str, Any]) -> str:
         lines += ["", f"Compared without features: {_unranked(result)}"]
     behind = {int(days): n for days, n in result["days_behind"].items() if int(days) > 0}
     if behind:
-        lines += ["", f"Movie statistics were older than the log allowed in {sum(behind.values()):,} answers,"]
+        lines += ["", f"Item statistics were older than the log allowed in {sum(behind.values()):,} answers,"]
         lines += [f"  by up to {max(behind):,} days; `recsys train --only features` makes them anew."]
     for title, rows in (("Facts that differ", result["facts"]), ("Features that differ", result["features"])):
         if rows:
@@ -95,7 +95,7 @@ def page(result: Mapping[str, Any]) -> str:
                 "answers": f"{result['answers']:,}",
                 "seconds": f"{result['seconds']:.1f}",
                 "bundles": ", ".join(f"{name}: {n:,}" for name, n in result["bundles"].items()),
-                "days by which movie statistics were behind": ", ".join(
+                "days by which item statistics were behind": ", ".join(
                     f"{days}: {n:,} answers" for days, n in result["days_behind"].items()
                 ),
             }
@@ -110,7 +110,7 @@ def mismatches_png(rows: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -
     return _bars(
         [(row["name"], row["share"]) for row in shown],
         "Features that differ from their recomputation",
-        "Share of the compared answers in which any shown movie's value differs.",
+        "Share of the compared answers in which any shown item's value differs.",
         data,
         percent=True,
     )

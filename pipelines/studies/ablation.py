@@ -1,14 +1,15 @@
-"""What each part is worth: the ranker fitted again without one source or one group of features, and replayed.
+"""What each part is worth: the ranker fitted again without one retriever or one group of features, and replayed.
 
-Stage: a study beside the pipeline. In: the sources fitted through T0 and T1, Feast, the evaluation bundle, every event
-after T2. Out: `reports/ablation.json`, `.md`, `.png`. Absent: choices made from it (the test window decides nothing),
-and fitting sources: each was fitted by itself, so that the others stay as they are without it.
+Stage: a study beside the pipeline. In: the retrievers fitted through T0 and T1, Feast, the evaluation bundle, every
+event after T2. Out: `reports/ablation.json`, `.md`, `.png`. Absent: choices made from it (the test window decides
+nothing),
+and fitting retrievers: each was fitted by itself, so that the others stay as they are without it.
 
-Without a source its candidates are gone and so are its features. What else reads its tables is held at 0: the
+Without a retriever its candidates are gone and so are its features. What else reads its tables is held at 0: the
 similarity features without the two-tower model, `covisitation_last` without co-visitation. The candidates are then
 others, so the ranker's table is built again. Without a group of features the table stays and loses columns.
 
-A finished row is kept in `ablation.json` under the identity of the run: the bundle, the sources of the ranker's
+A finished row is kept in `ablation.json` under the identity of the run: the bundle, the retrievers of the ranker's
 windows, the code, the settings. A run that was stopped goes on with the rows that it lacks.
 """
 
@@ -20,20 +21,20 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from pipelines import rankers
 from pipelines.evaluation import evaluation_bundle
 from pipelines.job import Job, code_fingerprint
-from recsys.artefacts import fingerprint_files, fingerprint_value, read_json, replacing_file, write_json
+from recsys.arrays import FloatArray, IntArray
+from recsys.atomic_io import fingerprint_files, fingerprint_value, read_json, replacing_file, write_json
 from recsys.bundle import Bundle
 from recsys.columns import RANK, USER_ID
 from recsys.errors import BundleError, MissingArtefactError
 from recsys.evaluation import plots
 from recsys.evaluation.about import about
 from recsys.evaluation.bootstrap import EVENT_KEY, LEVEL, N_BOOT, SEED, bootstrap_means, paired_difference
-from recsys.evaluation.ladder import data_of
+from recsys.evaluation.leaderboard import data_of
 from recsys.evaluation.metrics import LABELS, event_values
 from recsys.evaluation.replay import replay, test_events
 from recsys.evaluation.tables import BUNDLE, with_facts
@@ -53,7 +54,7 @@ class Variant:
     """A row of the study: what is left out, at most one of the two."""
 
     name: str
-    source: str | None = None
+    retriever: str | None = None
     group: str | None = None
 
 
@@ -63,18 +64,18 @@ class Blinkered:
 
     ranker: Ranker
     feature_names: tuple[str, ...]
-    columns: npt.NDArray[np.int64]
+    columns: IntArray
 
-    def score(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def score(self, rows: FloatArray) -> FloatArray:
         return self.ranker.score(rows[:, self.columns])
 
 
-def variants(source_names: Sequence[str]) -> list[Variant]:
-    """Everything, then without each source (where there is another one), then without each group of features."""
-    sources = source_names if len(source_names) > 1 else ()
+def variants(retriever_names: Sequence[str]) -> list[Variant]:
+    """Everything, then without each retriever (where there is another one), then without each group of features."""
+    retrievers = retriever_names if len(retriever_names) > 1 else ()
     return [
         Variant(EVERYTHING),
-        *(Variant(f"without {name}", source=name) for name in sources),
+        *(Variant(f"without {name}", retriever=name) for name in retrievers),
         *(Variant(f"without features: {name}", group=name) for name in FEATURE_GROUPS),
     ]
 
@@ -82,14 +83,14 @@ def variants(source_names: Sequence[str]) -> list[Variant]:
 def run(job: Job, *, force: bool = False) -> dict[str, Any]:
     """Measure what is not yet measured, write table and picture, and return what `ablation.json` holds.
 
-    `force` forgets the rows of an earlier run. Raises MissingArtefactError where nothing was trained or the sources of
-    the ranker's windows are gone, BundleError where the bundle was made with settings that this code does not know.
+    `force` forgets the rows of an earlier run. Raises MissingArtefactError where nothing was trained or the retrievers
+    of the ranker's windows are gone, BundleError where the bundle was made with settings that this code does not know.
     """
     bundle = evaluation_bundle(job)
     study = _Study(_as_trained(job, bundle), bundle, force)
     # The rows that share the full table come first, so that it is built once and can be dropped then.
     missing = [variant for variant in study.variants if variant.name not in study.rows]
-    pending = sorted(missing, key=lambda variant: variant.source is not None)
+    pending = sorted(missing, key=lambda variant: variant.retriever is not None)
     started = time.perf_counter()
     for done, variant in enumerate(pending):
         study.measure(variant)
@@ -116,7 +117,7 @@ def _as_trained(job: Job, bundle: Bundle) -> Job:
             "Run `recsys train` first."
         ) from error
     # Whole candidate lists are for probabilities, which are not measured here; the table is the same without them.
-    ranker = replace(ranker, whole_lists=0)
+    ranker = replace(ranker, unsampled_candidates=0)
     return replace(job, config=replace(job.config, ranker=ranker, recommender=bundle.recommender.settings))
 
 
@@ -125,14 +126,14 @@ class _Study:
 
     def __init__(self, job: Job, bundle: Bundle, force: bool) -> None:
         self.job, self.bundle = job, bundle
-        self.variants = variants([source.name for source in bundle.recommender.sources])
+        self.variants = variants([retriever.name for retriever in bundle.recommender.retrievers])
         self.rows: dict[str, dict[str, Any]] = {}
         self._snapshots = snapshots(job.tables.events)
         self._events = test_events(job.tables.events, bundle.facts.trained_through)
         self._full: TrainingTable | None = None
         settings = [asdict(job.config.ranker), asdict(job.config.recommender)]
-        sources = [_digest(job.work(stage)) for stage, _, _ in rankers.windows_t2(job)]
-        self._key = fingerprint_value([bundle.facts.bundle_id, sources, code_fingerprint(), settings])
+        retrievers = [_digest(job.work(stage)) for stage, _, _ in rankers.windows_t2(job)]
+        self._key = fingerprint_value([bundle.facts.bundle_id, retrievers, code_fingerprint(), settings])
         self._about = about("recsys ablate")
         self._json = job.home.reports / "ablation.json"
         # ranks of every event with everything, which each row is compared with
@@ -179,7 +180,7 @@ class _Study:
         """What is written and drawn; `order` is that of the table, `rows` are those measured so far."""
         return {
             "key": self._key,
-            "data": data_of(self.job.tables.source),
+            "data": data_of(self.job.tables.info),
             "bundle_id": self.bundle.facts.bundle_id,
             "about": self._about,
             "bootstrap": {"n_boot": N_BOOT, "seed": SEED, "level": LEVEL},
@@ -188,10 +189,10 @@ class _Study:
         }
 
     def _table(self, variant: Variant) -> TrainingTable:
-        """What the ranker learns from: built again without a source, with fewer columns without a group."""
-        if variant.source is not None:
+        """What the ranker learns from: built again without a retriever, with fewer columns without a group."""
+        if variant.retriever is not None:
             self._full = None
-            return self._built(variant.source)
+            return self._built(variant.retriever)
         if self._full is None:
             self._full = self._built(None)
         if variant.group is None:
@@ -207,7 +208,7 @@ class _Study:
     def _replay(self, variant: Variant, ranker: Ranker) -> pd.DataFrame:
         """Key and rank of every test event."""
         whole = self.bundle.recommender
-        kept = [source for source in whole.sources if source.name != variant.source]
+        kept = [retriever for retriever in whole.retrievers if retriever.name != variant.retriever]
         if variant.group is not None:
             ranker = Blinkered(ranker, whole.feature_names, columns_without(whole.feature_names, variant.group))
         recommender = Recommender(whole.catalogue, kept, ranker, whole.settings)
@@ -216,7 +217,7 @@ class _Study:
             self.job.histories,
             self._snapshots,
             self._events,
-            ladder=False,
+            leaderboard=False,
             progress=self.job.progress("ablate: contexts replayed"),
         )
         return full.frame[[*EVENT_KEY, RANK]]
@@ -228,7 +229,7 @@ def _digest(folder: Path) -> str:
     return fingerprint_value(sorted([str(p.relative_to(folder)), fingerprint_files([p])] for p in files))
 
 
-def columns_without(names: Sequence[str], group: str) -> npt.NDArray[np.int64]:
+def columns_without(names: Sequence[str], group: str) -> IntArray:
     """Positions of the features that do not belong to the group."""
     pattern = re.compile(FEATURE_GROUPS[group])
     return np.array([i for i, name in enumerate(names) if not pattern.fullmatch(name)], dtype=np.int64)
@@ -283,7 +284,7 @@ def picture(result: dict[str, Any]) -> bytes:
     figure, axes = plots.new_figure(height=1.9 + 0.36 * len(rows), labels=labels, foot=0.85)
     for y, row in enumerate(rows):
         cell = row["differences"]["ndcg@10"]
-        colour = plots.SYSTEM if row["source"] else plots.SINGLE
+        colour = plots.SYSTEM if row["retriever"] else plots.SINGLE
         axes.errorbar(cell["mean"], y, xerr=plots.whiskers(cell), fmt="o", color=colour, ecolor=plots.INK, capsize=3)
     axes.axvline(0.0, color=plots.MUTED, linewidth=1.0)
     axes.set_yticks(range(len(rows)), labels)

@@ -42,7 +42,7 @@ def ablate(
     force: Annotated[bool, typer.Option("--force", help="Measure again what an earlier run has measured.")] = False,
     home: HomeFolder = None,
 ) -> None:
-    """Fit the ranker without each source and each group of features, and replay: what each part is worth.
+    """Fit the ranker without each retriever and each group of features, and replay: what each part is worth.
 
     Writes ablation.md, ablation.json and ablation.png to the data set's reports. A run that was stopped goes on where
     it was.
@@ -60,7 +60,7 @@ def tune(
     parts: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated: ease, ials, item_knn, covisitation, popularity, fusion, ranker, tower. "
+            help="Comma-separated: ease, ials, item_knn, covisitation, popularity, rrf_weights, ranker, tower. "
             "Default: all but tower."
         ),
     ] = None,
@@ -74,7 +74,8 @@ def tune(
     """Search hyper-parameters on the validation window (T1, T2]; nothing later is read (docs/tuning.md).
 
     Writes tuning.md, tuning.json and tuned.json to the data set's reports. A search that was stopped goes on where it
-    was; more --trials continue it. Fusion uses the two-tower model and the ranker all sources that `recsys train` left.
+    was; more --trials continue it. Fusion uses the two-tower model and the ranker all retrievers that `recsys train`
+    left.
 
     Example: `recsys tune --parts ease,ials --trials 30`
     """

@@ -14,27 +14,27 @@ from dataclasses import asdict
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from pipelines.evaluation import evaluation_bundle
 from pipelines.job import Job
-from recsys.artefacts import replacing_file, write_json
+from recsys.arrays import IntArray
+from recsys.atomic_io import replacing_file, write_json
 from recsys.bundle import Bundle
 from recsys.columns import ITEM_ID, RANK, TIMESTAMP, USER_ID
 from recsys.errors import DataError
 from recsys.evaluation import plots
 from recsys.evaluation.about import about
-from recsys.evaluation.beyond_accuracy import Movies, Shown
+from recsys.evaluation.beyond_accuracy import Items, Shown
 from recsys.evaluation.bootstrap import LEVEL, N_BOOT, SEED, bootstrap_means_of_each, paired_difference
 from recsys.evaluation.cohorts import Trained
-from recsys.evaluation.ladder import data_of
+from recsys.evaluation.leaderboard import data_of
 from recsys.evaluation.metrics import LABELS, coverage, event_values, rank_in
 from recsys.evaluation.replay import test_events
 from recsys.evaluation.tables import BUNDLE, with_facts
-from recsys.features.contexts import Contexts
 from recsys.features.item_stats import ItemStatsTimeline, day_of, snapshots
-from recsys.recommender import Context
+from recsys.features.prediction_points import PredictionPoints
+from recsys.recommender import RequestContext
 
 DIVERSITIES: Final = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
 K: Final = 10
@@ -45,13 +45,13 @@ def run(job: Job, most: int | None = None) -> dict[str, Any]:
     """Measure every degree, write table and picture, and return what `diversity.json` holds.
 
     most   at most so many moments, drawn at random with a fixed seed; None for the whole test window
-    Raises MissingArtefactError where nothing was trained, DataError where no movie has a genre.
+    Raises MissingArtefactError where nothing was trained, DataError where no item has a genre.
     """
     bundle = evaluation_bundle(job)
     if not job.catalogue.genres.any():
-        raise DataError(f"No movie of {job.home.name} has a genre, so there is no diversity to measure.")
+        raise DataError(f"No item of {job.home.name} has a genre, so there is no diversity to measure.")
     events = test_events(job.tables.events, bundle.facts.trained_through)
-    contexts = Contexts.from_events(events, most=most, seed=SEED)
+    contexts = PredictionPoints.from_events(events, most=most, seed=SEED)
     frames, shown = _replay(job, bundle, contexts)
     users = frames[0][USER_ID].to_numpy()
     found = bootstrap_means_of_each(users, (event_values(f[RANK].to_numpy(), MEASURED) for f in frames))
@@ -69,12 +69,12 @@ def run(job: Job, most: int | None = None) -> dict[str, Any]:
         for diversity, frame, cell, lists in zip(DIVERSITIES, frames, found, shown, strict=True)
     ]
     result = {
-        "data": data_of(job.tables.source),
+        "data": data_of(job.tables.info),
         "bundle_id": bundle.facts.bundle_id,
         "about": about("recsys diversity" + (f" --contexts {most}" if most is not None else "")),
         "k": K,
         "n_contexts": len(contexts),
-        "n_contexts_in_window": len(Contexts.from_events(events)),
+        "n_contexts_in_window": len(PredictionPoints.from_events(events)),
         "n_events": found[0].n_events,
         "n_users": found[0].n_users,
         "bootstrap": {"n_boot": N_BOOT, "seed": SEED, "level": LEVEL},
@@ -88,20 +88,20 @@ def run(job: Job, most: int | None = None) -> dict[str, Any]:
     return result
 
 
-def _replay(job: Job, bundle: Bundle, contexts: Contexts) -> tuple[list[pd.DataFrame], list[Shown]]:
+def _replay(job: Job, bundle: Bundle, contexts: PredictionPoints) -> tuple[list[pd.DataFrame], list[Shown]]:
     """For each of DIVERSITIES the rank of every event in its list of K (0 where it is not in it), and the lists."""
     recommender = bundle.recommender
     catalogue = recommender.catalogue
     timeline = ItemStatsTimeline(catalogue, snapshots(job.tables.events))
     trained = Trained.through(job.histories, bundle.facts.trained_through)
-    movies = Movies(catalogue, trained.raters, len(trained.user_ids))
-    shown = [Shown(movies) for _ in DIVERSITIES]
+    items = Items(catalogue, trained.raters, len(trained.user_ids))
+    shown = [Shown(items) for _ in DIVERSITIES]
     lists = np.full((len(DIVERSITIES), len(contexts), K), -1, dtype=np.int64)
     tell = job.progress("diversity: contexts replayed")
     done = 0
     for rows in contexts.batches_by_day():
         states = job.histories.states_at(contexts.user_id[rows], contexts.timestamp[rows])
-        context = Context(timeline.as_of(int(day_of(contexts.timestamp[rows[0]]))))
+        context = RequestContext(timeline.as_of(int(day_of(contexts.timestamp[rows[0]]))))
         for d, diversity in enumerate(DIVERSITIES):
             answer = recommender.recommend(states, context, K, diversity=diversity)
             lists[d, rows] = answer.item_ids
@@ -111,7 +111,7 @@ def _replay(job: Job, bundle: Bundle, contexts: Contexts) -> tuple[list[pd.DataF
     return [_ranks(contexts, answered) for answered in lists], shown
 
 
-def _ranks(contexts: Contexts, lists: npt.NDArray[np.int64]) -> pd.DataFrame:
+def _ranks(contexts: PredictionPoints, lists: IntArray) -> pd.DataFrame:
     """A row for each event, `lists` (C, K) ids."""
     return pd.DataFrame(
         {
@@ -135,7 +135,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"{result['n_events']:,} events of {result['n_users']:,} users at {result['n_contexts']:,} moments{of}. In "
         f"brackets: {level} bootstrap interval over users. Difference: NDCG@10 minus that of diversity 0, on the same "
         "events. Intra-list diversity: mean of 1 - cosine of genre vectors over the pairs of a list. Novelty: mean of "
-        "-log2 of the share of users who rated the movie up to T2.",
+        "-log2 of the share of users who rated the item up to T2.",
         "",
         "| Diversity | NDCG@10 | Difference | HR@10 | Intra-list diversity | Novelty@10, bits | Coverage@10 |",
         "|--:|--:|--:|--:|--:|--:|--:|",

@@ -1,7 +1,7 @@
 """Keeping a data set's tables and pictures where a reader finds them.
 
 Stage: a study beside the pipeline. In: `reports/` of a home. Out: its Markdown tables and pictures in `<folder>/<data
-set>/`, each written beside and renamed; a warning where tables are of another model than the ladder. Absent: the
+set>/`, each written beside and renamed; a warning where tables are of another model than the leaderboard. Absent: the
 figures themselves (`pipelines.evaluation` and the other studies).
 """
 
@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.job import Job
-from recsys.artefacts import replacing_file
+from recsys.atomic_io import replacing_file
 from recsys.errors import MissingArtefactError
 from recsys.evaluation.tables import bundle_of
 
 KEPT = (".md", ".png")
-LADDER = "ladder.md"
+LEADERBOARD = "leaderboard.md"
 
 
 def keep(job: Job, folder: Path) -> list[Path]:
@@ -24,7 +24,7 @@ def keep(job: Job, folder: Path) -> list[Path]:
         raise MissingArtefactError(f"{job.home.reports} holds no report yet. Run `recsys train` or `recsys evaluate`.")
     if others := of_other_bundles(found):
         job.report(
-            f"warning: {', '.join(others)}: not of the model of {LADDER}, or it is not said. "
+            f"warning: {', '.join(others)}: not of the model of {LEADERBOARD}, or it is not said. "
             "Measure again what is to stand side by side."
         )
     place = folder / job.home.name
@@ -36,10 +36,11 @@ def keep(job: Job, folder: Path) -> list[Path]:
 
 
 def of_other_bundles(paths: Sequence[Path]) -> list[str]:
-    """Names of the tables whose bundle is not that of the ladder, and of those that do not say how they were measured.
+    """Names of the tables whose bundle is not that of the leaderboard, and of those that do not say how they were
+    measured.
 
     What was measured without a bundle (a search, a protocol that fits models of its own) is never named.
     """
     bundles = {p.name: bundle_of(p.read_text(encoding="utf-8")) for p in paths if p.suffix == ".md"}
-    ladder = bundles.get(LADDER)
-    return [name for name, bundle in bundles.items() if bundle is None or (bundle and bundle != ladder)]
+    leaderboard = bundles.get(LEADERBOARD)
+    return [name for name, bundle in bundles.items() if bundle is None or (bundle and bundle != leaderboard)]

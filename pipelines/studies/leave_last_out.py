@@ -1,12 +1,12 @@
-"""The protocol `leave-last-out`: each user's last event is predicted from all others, every movie ranked.
+"""The protocol `leave-last-out`: each user's last event is predicted from all others, every item ranked.
 
-Stage: a study beside the pipeline. In: all events. Out: values of every source, of their merged order and of the full
-system. Absent: the split and the metrics (`recsys.evaluation.protocols`), Feast (states and statistics come from the
-events), bundles.
+Stage: a study beside the pipeline. In: all events. Out: values of every retriever, of their merged order and of the
+full system. Absent: the split and the metrics (`recsys.evaluation.protocols`), Feast (states and statistics come from
+the events), bundles.
 
-The recipe is that of the pipeline with "time" replaced by "place in the history". Sources fitted without the last two
-events of each user retrieve candidates for the last but one: that event decides the epochs of the two-tower model and
-labels what the ranker learns from. The sources are then fitted again without the last event, which is predicted.
+The recipe is that of the pipeline with "time" replaced by "place in the history". Retrievers fitted without the last
+two events of each user retrieve candidates for the last but one: that event decides the epochs of the two-tower model
+and labels what the ranker learns from. The retrievers are then fitted again without the last event, which is predicted.
 
 Shapes: C contexts, one a user; B contexts of a batch.
 """
@@ -15,34 +15,32 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from pipelines.job import Job
-from pipelines.sources import VALIDATION_CONTEXTS
+from pipelines.retrievers import VALIDATION_CONTEXTS
+from recsys.arrays import IntArray
 from recsys.columns import TIMESTAMP
 from recsys.evaluation.metrics import LIST_LENGTH
 from recsys.evaluation.protocols import RANK_METRICS, leave_last_out, rank_values, summary
 from recsys.evaluation.replay import FULL_SYSTEM, LOGISTIC, MERGED
-from recsys.features.contexts import Contexts
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, day_of, snapshots
+from recsys.features.prediction_points import PredictionPoints
 from recsys.features.state import StateBatch
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 from recsys.ranking.training import fit_boosted, fit_logistic
-from recsys.recommender import Context, Recommender, order
-from recsys.retrieval.source import Source
-from recsys.retrieval.sources import KnownEvents, fit_source
+from recsys.recommender import Recommender, RequestContext, order
+from recsys.retrieval.retriever import Retriever
+from recsys.retrieval.retrievers import KnownEvents, fit_retriever
 from recsys.retrieval.two_tower import TwoTower
-from recsys.retrieval.two_tower_source import TwoTowerSource
+from recsys.retrieval.two_tower_retriever import TwoTowerRetriever
 from recsys.retrieval.two_tower_training import Trainer, validation_ndcg
 from recsys.training_table import build_training_table, retrieve_contexts
 
-Int = npt.NDArray[np.int64]
-
 
 class Known:
-    """Some events as everything that sources and states may read."""
+    """Some events as everything that retrievers and states may read."""
 
     def __init__(self, job: Job, events: pd.DataFrame) -> None:
         self.job = job
@@ -50,7 +48,7 @@ class Known:
         self.last = int(events[TIMESTAMP].max())
         self.timeline = ItemStatsTimeline(job.catalogue, snapshots(events))
 
-    def states(self, contexts: Contexts) -> StateBatch:
+    def states(self, contexts: PredictionPoints) -> StateBatch:
         """All events of each user that are known, those of the predicted second too: the last event is last by order,
         not by the clock."""
         states = self.histories.states_at(contexts.user_id, contexts.timestamp + 1)
@@ -59,11 +57,11 @@ class Known:
     def trainer(self) -> Trainer:
         return Trainer(self.job.catalogue, self.histories, self.last, self.job.config.tower)
 
-    def sources(self, model: TwoTower) -> list[Source]:
+    def retrievers(self, model: TwoTower) -> list[Retriever]:
         config = self.job.config
         known = KnownEvents.through(self.histories, len(self.job.catalogue), self.last)
-        others = [fit_source(name, known, settings) for name, settings in config.sources.items()]
-        return [TwoTowerSource.from_model(model, config.index), *others]
+        others = [fit_retriever(name, known, settings) for name, settings in config.retrievers.items()]
+        return [TwoTowerRetriever.from_model(model, config.index), *others]
 
 
 def measure(job: Job) -> dict[str, Any]:
@@ -72,12 +70,12 @@ def measure(job: Job) -> dict[str, Any]:
     ranker, logistic, learned = learn(job, Known(job, parts.known), parts.validation)
     known = Known(job, pd.concat([parts.known, parts.validation]))
     model = known.trainer().fit(epochs=learned["epochs"], report=job.report)
-    recommender = Recommender(job.catalogue, known.sources(model), ranker, job.config.recommender)
-    contexts = Contexts.from_events(parts.test)
+    recommender = Recommender(job.catalogue, known.retrievers(model), ranker, job.config.recommender)
+    contexts = PredictionPoints.from_events(parts.test)
     ranks = last_ranks(known, recommender, logistic, contexts)
     return {
         **summary(contexts.user_id, {n: rank_values(rank) for n, rank in ranks.items()}, RANK_METRICS, FULL_SYSTEM),
-        "says": f"The last event of each of {len(contexts):,} users, predicted from all others; every movie outside "
+        "says": f"The last event of each of {len(contexts):,} users, predicted from all others; every item outside "
         f"the history is ranked, lists end at {LIST_LENGTH}.",
         "n_train": len(parts.known) + len(parts.validation),
         "n_test": len(contexts),
@@ -87,18 +85,18 @@ def measure(job: Job) -> dict[str, Any]:
 
 
 def learn(job: Job, known: Known, validation: pd.DataFrame) -> tuple[BoostedRanker, LogisticRanker, dict[str, Any]]:
-    """The rankers, fitted on candidates for the last but one events from sources that know what came before them; how
-    many epochs the two-tower model trains best, and the share of those events that retrieval found."""
-    sample = Contexts.from_events(validation, most=VALIDATION_CONTEXTS, seed=job.config.tower.seed)
+    """The rankers, fitted on candidates for the last but one events from retrievers that know what came before them;
+    how many epochs the two-tower model trains best, and the share of those events that retrieval found."""
+    sample = PredictionPoints.from_events(validation, most=VALIDATION_CONTEXTS, seed=job.config.tower.seed)
     sample_states, target = known.states(sample), job.catalogue.to_idx(sample.event_item_id)
     trainer = known.trainer()
     model = trainer.fit(
         lambda tower: validation_ndcg(tower, sample_states, sample.event_context, target), report=job.report
     )
     settings = job.config.ranker
-    contexts = Contexts.from_events(validation, most=settings.max_contexts, seed=settings.seed)
+    contexts = PredictionPoints.from_events(validation, most=settings.max_contexts, seed=settings.seed)
     states = known.states(contexts)
-    recommender = Recommender(job.catalogue, known.sources(model), None, job.config.recommender)
+    recommender = Recommender(job.catalogue, known.retrievers(model), None, job.config.recommender)
     tell = job.progress("leave-last-out: retrieving")
     table = build_training_table(
         recommender,
@@ -113,23 +111,25 @@ def learn(job: Job, known: Known, validation: pd.DataFrame) -> tuple[BoostedRank
     return ranker, ranker.base or fit_logistic(table), {"epochs": trainer.log.best_epoch, "found": table.found}
 
 
-def last_ranks(known: Known, recommender: Recommender, logistic: LogisticRanker, contexts: Contexts) -> dict[str, Int]:
+def last_ranks(
+    known: Known, recommender: Recommender, logistic: LogisticRanker, contexts: PredictionPoints
+) -> dict[str, IntArray]:
     """(C,) rank of each context's event by method, 0 where it is not among the first LIST_LENGTH."""
     catalogue = known.job.catalogue
     target = np.empty(len(contexts), dtype=np.int64)
     target[contexts.event_context] = catalogue.to_idx(contexts.event_item_id)
-    names = (*(source.name for source in reversed(recommender.sources)), MERGED, LOGISTIC, FULL_SYSTEM)
+    names = (*(retriever.name for retriever in reversed(recommender.retrievers)), MERGED, LOGISTIC, FULL_SYSTEM)
     ranks = {name: np.zeros(len(contexts), dtype=np.int64) for name in names}
     tell, done = known.job.progress("leave-last-out: users ranked"), 0
     states_of_all = known.states(contexts)
     for rows in contexts.batches_by_day():
         states = states_of_all.rows(rows)
         stats = known.timeline.as_of(int(day_of(contexts.timestamp[rows[0]])))
-        lists = {source.name: source.answer(states).top(LIST_LENGTH)[0] for source in recommender.sources}
-        full = recommender.recommend(states, Context(stats), LIST_LENGTH)
+        lists = {retriever.name: retriever.answer(states).top(LIST_LENGTH)[0] for retriever in recommender.retrievers}
+        full = recommender.recommend(states, RequestContext(stats), LIST_LENGTH)
         features = recommender.features(states, full.candidates, stats)
         linear = recommender.ranked_scores(full.candidates, features, logistic)
-        lists[MERGED] = order(full.candidates, full.candidates.fused, LIST_LENGTH)[0]
+        lists[MERGED] = order(full.candidates, full.candidates.rrf_score, LIST_LENGTH)[0]
         lists[LOGISTIC] = order(full.candidates, linear, LIST_LENGTH)[0]
         lists[FULL_SYSTEM] = catalogue.to_idx(full.item_ids)
         for name, found in lists.items():

@@ -1,14 +1,14 @@
 """What a hyper-parameter search maximises: measures over the validation window (T1, T2].
 
 Stage: a study beside the pipeline. In: tables, of which everything after T2 is dropped before anything else; fitted
-sources. Out: `Past`, and a number for a source, for fusion weights, for settings of the ranker or of the two-tower
-model. Absent: which settings are tried, and how they are kept (`tuning`).
+retrievers. Out: `Past`, and a number for a retriever, for rrf_weights weights, for settings of the ranker or of the
+two-tower model. Absent: which settings are tried, and how they are kept (`tuning`).
 
-Every event of the window is predicted from what its user had done before that moment, by sources fitted on events
+Every event of the window is predicted from what its user had done before that moment, by retrievers fitted on events
 <= T1: the replay protocol, one window earlier. Where the window has more than MOST_CONTEXTS moments, a uniform sample
 of them with their events stands for it.
 
-Shapes: C contexts, B contexts of a batch, E events, S sources, U movies that any source names for a context.
+Shapes: C contexts, B contexts of a batch, E events, S retrievers, U items that any retriever names for a context.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,45 +16,47 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from recsys.arrays import FloatArray, IntArray
 from recsys.columns import TIMESTAMP
 from recsys.data.split import Split, split_by_time
 from recsys.data.tables import Tables
 from recsys.evaluation.metrics import hit_at, ndcg_at
 from recsys.features.catalogue import Catalogue
-from recsys.features.contexts import Contexts
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, day_of, snapshots
+from recsys.features.prediction_points import PredictionPoints
 from recsys.features.state import StateBatch
 from recsys.ranking.training import RankerSettings, fit_boosted
 from recsys.recommender import Recommender, RecommenderSettings, order
-from recsys.retrieval.merge import FUSION_OFFSET
-from recsys.retrieval.source import Source
-from recsys.retrieval.sources import KnownEvents
+from recsys.retrieval.merge import RRF_OFFSET
+from recsys.retrieval.retriever import Retriever
+from recsys.retrieval.retrievers import KnownEvents
 from recsys.retrieval.two_tower import TwoTower
 from recsys.retrieval.two_tower_training import TowerSettings, Trainer, validation_ndcg
 from recsys.training_table import build_training_table, retrieve_contexts
 
-Int = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
 
 TOP = 10
 MOST_CONTEXTS = 6_000
 RANKED_CONTEXTS = 2_000  # of the window, for the ranker: whole lists with all features are kept for them
-RECALL_WEIGHT = 0.1  # of Recall@100 in the objective of fusion: what the merged list lacks, no ranker can bring back
+RECALL_WEIGHT = (
+    0.1  # of Recall@100 in the objective of rrf_weights: what the merged list lacks, no ranker can bring back
+)
 SEED = 7
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Contexts of one day. row, target: (E,) row of each event's context in `states`, and its movie's row number."""
+    """PredictionPoints of one day. row, target: (E,) row of each event's context in `states`, and its item's row
+    number."""
 
     states: StateBatch
     day: int
-    row: Int
-    target: Int
+    row: IntArray
+    target: IntArray
 
 
 @dataclass(frozen=True)
@@ -70,24 +72,24 @@ class Past:
     def of(cls, tables: Tables) -> "Past":
         split = split_by_time(tables.events[TIMESTAMP].to_numpy())
         events = tables.events[tables.events[TIMESTAMP] <= split.t2]
-        catalogue = Catalogue.from_tables(tables.movies, tables.users)
+        catalogue = Catalogue.from_tables(tables.items, tables.users)
         return cls(split, catalogue, events, Histories.from_tables(catalogue, events, tables.users))
 
     @cached_property
     def known(self) -> KnownEvents:
-        """What a source that is judged on the validation window is fitted on."""
+        """What a retriever that is judged on the validation window is fitted on."""
         return KnownEvents.through(self.histories, len(self.catalogue), self.split.t1)
 
     @cached_property
     def validation(self) -> list[Batch]:
         return self.batches(self.contexts(self.split.t1, self.split.t2, MOST_CONTEXTS, SEED))
 
-    def contexts(self, after: int, through: int, most: int, seed: int) -> Contexts:
-        """Contexts of the events with after < timestamp <= through."""
+    def contexts(self, after: int, through: int, most: int, seed: int) -> PredictionPoints:
+        """PredictionPoints of the events with after < timestamp <= through."""
         times = self.events[TIMESTAMP]
-        return Contexts.from_events(self.events[(times > after) & (times <= through)], most=most, seed=seed)
+        return PredictionPoints.from_events(self.events[(times > after) & (times <= through)], most=most, seed=seed)
 
-    def batches(self, contexts: Contexts) -> list[Batch]:
+    def batches(self, contexts: PredictionPoints) -> list[Batch]:
         target = self.catalogue.to_idx(contexts.event_item_id)
         out = []
         for rows in contexts.batches_by_day():
@@ -98,19 +100,19 @@ class Past:
         return out
 
 
-def ranks_in(ranked: Int, batch: Batch) -> Int:
-    """(E,) rank of each event's movie in its context's list of (B, k); 0 where it is not in it."""
+def ranks_in(ranked: IntArray, batch: Batch) -> IntArray:
+    """(E,) rank of each event's item in its context's list of (B, k); 0 where it is not in it."""
     hit = ranked[batch.row] == batch.target[:, None]
     return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)
 
 
-def mean_ndcg(ranks: Sequence[Int]) -> float:
+def mean_ndcg(ranks: Sequence[IntArray]) -> float:
     return float(ndcg_at(np.concatenate(ranks), TOP).mean())
 
 
-def source_ndcg(source: Source, batches: Sequence[Batch]) -> float:
-    """NDCG@10 of one source alone."""
-    return mean_ndcg([ranks_in(source.answer(batch.states).top(TOP)[0], batch) for batch in batches])
+def retriever_ndcg(retriever: Retriever, batches: Sequence[Batch]) -> float:
+    """NDCG@10 of one retriever alone."""
+    return mean_ndcg([ranks_in(retriever.answer(batch.states).top(TOP)[0], batch) for batch in batches])
 
 
 def tower_ndcg(past: Past, settings: TowerSettings, report: Callable[[str], None] = lambda _: None) -> float:
@@ -128,26 +130,26 @@ def tower_ndcg(past: Past, settings: TowerSettings, report: Callable[[str], None
 
 
 class Fusion:
-    """The sources' lists of every validation context, kept as reciprocal ranks, so that weights are tried without
-    asking a source again. Equals `recsys.retrieval.merge` except that a movie which only sources of weight 0 name
+    """The retrievers' lists of every validation context, kept as reciprocal ranks, so that weights are tried without
+    asking a retriever again. Equals `recsys.retrieval.merge` except that an item which only retrievers of weight 0 name
     counts as missed."""
 
-    def __init__(self, sources: Sequence[Source], batches: Sequence[Batch], n_items: int, fetch: int) -> None:
-        """`fetch` movies are asked of each source."""
-        self.names = tuple(source.name for source in sources)
-        united: list[Int] = []  # by context: the movies that any source names, ascending
-        shares: list[npt.NDArray[np.float32]] = []  # (U, S) each: 1 / (FUSION_OFFSET + rank), 0 where not named
+    def __init__(self, retrievers: Sequence[Retriever], batches: Sequence[Batch], n_items: int, fetch: int) -> None:
+        """`fetch` items are asked of each retriever."""
+        self.names = tuple(retriever.name for retriever in retrievers)
+        united: list[IntArray] = []  # by context: the items that any retriever names, ascending
+        shares: list[FloatArray] = []  # (U, S) each: 1 / (RRF_OFFSET + rank), 0 where not named
         context, place = [], []
         for batch in batches:
             first = len(united)
-            tops = [source.answer(batch.states).top(min(fetch, n_items))[0] for source in sources]
+            tops = [retriever.answer(batch.states).top(min(fetch, n_items))[0] for retriever in retrievers]
             for row in range(len(batch.states)):
                 lists = [top[row][top[row] >= 0] for top in tops]
-                movies = np.unique(np.concatenate(lists))
-                share = np.zeros((len(movies), len(lists)), dtype=np.float32)
+                items = np.unique(np.concatenate(lists))
+                share = np.zeros((len(items), len(lists)), dtype=np.float32)
                 for s, ranked in enumerate(lists):
-                    share[np.searchsorted(movies, ranked), s] = 1 / (FUSION_OFFSET + 1 + np.arange(len(ranked)))
-                united.append(movies)
+                    share[np.searchsorted(items, ranked), s] = 1 / (RRF_OFFSET + 1 + np.arange(len(ranked)))
+                united.append(items)
                 shares.append(share)
             for row, target in zip(batch.row, batch.target, strict=True):
                 at = int(np.searchsorted(united[first + row], target))
@@ -155,18 +157,18 @@ class Fusion:
                 context.append(first + row)
                 place.append(at if there else -1)
         width = max(map(len, shares), default=0)
-        self._shares = np.zeros((len(shares), width, len(sources)), dtype=np.float32)  # (C, U, S)
+        self._shares = np.zeros((len(shares), width, len(retrievers)), dtype=np.float32)  # (C, U, S)
         for row, share in enumerate(shares):
             self._shares[row, : len(share)] = share
         self._context = np.asarray(context, dtype=np.int64)
         self._place = np.asarray(place, dtype=np.int64)
 
-    def ranks(self, weights: Sequence[float]) -> Int:
-        """(E,) rank of each event's movie in the merged order, 0 where it has none; ties by row number. `weights` are
+    def ranks(self, weights: Sequence[float]) -> IntArray:
+        """(E,) rank of each event's item in the merged order, 0 where it has none; ties by row number. `weights` are
         in the order of `names`, none below 0."""
-        fused = self._shares @ np.asarray(weights, dtype=np.float32)  # (C, U)
+        rrf_score = self._shares @ np.asarray(weights, dtype=np.float32)  # (C, U)
         named = np.flatnonzero(self._place >= 0)
-        lists, place = fused[self._context[named]], self._place[named]
+        lists, place = rrf_score[self._context[named]], self._place[named]
         mine = lists[np.arange(len(named)), place][:, None]
         before = np.arange(lists.shape[1])[None, :] < place[:, None]
         rank = 1 + ((lists > mine) | ((lists == mine) & before)).sum(axis=1)
@@ -188,13 +190,13 @@ class RankerTrials:
     def __init__(
         self,
         past: Past,
-        before: Sequence[Source],
-        after: Sequence[Source],
+        before: Sequence[Retriever],
+        after: Sequence[Retriever],
         ranker: RankerSettings,
         recommender: RecommenderSettings,
         progress: Progress = lambda _done, _of: None,
     ) -> None:
-        """before, after: sources fitted through T0 and T1. Of `ranker` the size of the table is read."""
+        """before, after: retrievers fitted through T0 and T1. Of `ranker` the size of the table is read."""
         split = past.split
         timeline = ItemStatsTimeline(past.catalogue, snapshots(past.events))
         learns = Recommender(past.catalogue, before, None, recommender)

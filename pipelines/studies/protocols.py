@@ -15,13 +15,13 @@ import pandas as pd
 
 from pipelines.job import Job
 from pipelines.studies import leave_last_out, stratified
-from recsys.artefacts import fingerprint_files, replacing_file, write_json
+from recsys.atomic_io import fingerprint_files, replacing_file, write_json
 from recsys.columns import ITEM_ID, TIMESTAMP, USER_ID
 from recsys.data.layouts import find_layout, read_events
 from recsys.data.validate import BadRows
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation.about import about
-from recsys.evaluation.ladder import data_of
+from recsys.evaluation.leaderboard import data_of
 from recsys.evaluation.protocols import LEAVE_LAST_OUT, STRATIFIED, markdown_table, text_table
 from recsys.evaluation.tables import with_facts
 
@@ -45,7 +45,7 @@ def run(job: Job, protocol: str, data_dir: Path | None = None) -> dict[str, Any]
         found = leave_last_out.measure(job)
     else:
         raise ConfigError(f"There is no protocol {protocol!r}; take replay, {STRATIFIED} or {LEAVE_LAST_OUT}.")
-    result = {"protocol": protocol, "data": data_of(job.tables.source), "about": about(command), **found}
+    result = {"protocol": protocol, "data": data_of(job.tables.info), "about": about(command), **found}
     place = job.home.reports / f"protocol-{protocol}.json"
     write_json(place, result)
     page = with_facts(markdown_table(result), result["about"])
@@ -63,13 +63,13 @@ def events_in_file_order(job: Job, data_dir: Path | None) -> tuple[pd.DataFrame,
         job.report("stratified: rows in the order of the tables, since the official files are not here (--data-dir)")
         return job.tables.events, "tables"
     layout = find_layout(folder)
-    made_from = job.tables.source.fingerprint
+    made_from = job.tables.info.fingerprint
     if (given := fingerprint_files(layout.files)) != made_from:
         raise DataError(
             f"{layout.folder} holds other files ({given[:12]}) than those that {job.home.name} was made from "
             f"({made_from[:12]}). Name their folder with --data-dir, or run `recsys data` with this one."
         )
-    events = read_events(layout, job.tables.movies[ITEM_ID], BadRows())
+    events = read_events(layout, job.tables.items[ITEM_ID], BadRows())
     keys = [USER_ID, ITEM_ID, TIMESTAMP]
     rows = [frame[keys].sort_values(keys).to_numpy() for frame in (events, job.tables.events)]
     if not np.array_equal(*rows):

@@ -4,9 +4,9 @@ Stage: a study beside the pipeline. In: the tables, cut at T2; for two parts wha
 `work/tuning.db`, `reports/tuning.md`, `tuning.json` and `tuned.json`, and on request `pipelines/tuned/<dataset>.json`,
 which later trainings use. Absent: the objectives (`objectives`), and anything after T2.
 
-A part is a source, the weights of fusion, the ranker or the two-tower model. Its trial 0 is the default; the others
-come from the Tree-structured Parzen Estimator (Bergstra et al., NeurIPS 2011) as Optuna implements it. The sampler is
-seeded by how many trials are complete, so that a search which was stopped goes on as if it had not been.
+A part is a retriever, the weights of rrf_weights, the ranker or the two-tower model. Its trial 0 is the default; the
+others come from the Tree-structured Parzen Estimator (Bergstra et al., NeurIPS 2011) as Optuna implements it. The
+sampler is seeded by how many trials are complete, so that a search which was stopped goes on as if it had not been.
 
 A study is stored under a key of the data, the part's search space, its default and whatever else its value depends on.
 Where one of these changes, a new study begins.
@@ -23,20 +23,20 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution, distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
-from pipelines import sources as saved
-from pipelines.config import FUSION, RANKER, TOWER
+from pipelines import retrievers as saved
+from pipelines.config import RANKER, RRF, TOWER
 from pipelines.job import Job
 from pipelines.studies import objectives, tuning_report
 from pipelines.studies.objectives import Fusion, Past, RankerTrials
-from recsys.artefacts import fingerprint_files, fingerprint_value, read_json
-from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, SOURCES, TWO_TOWER
+from recsys.atomic_io import fingerprint_files, fingerprint_value, read_json
+from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, RETRIEVERS, TWO_TOWER
 from recsys.data.datasets import DATASETS
 from recsys.errors import ConfigError, MissingArtefactError
 from recsys.evaluation.about import about
-from recsys.evaluation.ladder import data_of
-from recsys.retrieval.source import Source
-from recsys.retrieval.sources import fit_source
-from recsys.retrieval.two_tower_source import TwoTowerSource
+from recsys.evaluation.leaderboard import data_of
+from recsys.retrieval.retriever import Retriever
+from recsys.retrieval.retrievers import fit_retriever
+from recsys.retrieval.two_tower_retriever import TwoTowerRetriever
 
 Settings = dict[str, Any]
 Space = dict[str, BaseDistribution]
@@ -85,9 +85,9 @@ SPACES: Final[dict[str, Space]] = {
     },
 }
 WEIGHT: Final = FloatDistribution(0.0, 1.5)
-SINGLES: Final = tuple(name for name in SOURCES if name in SPACES)
-PARTS: Final = (*SINGLES, FUSION, RANKER, TOWER)
-USUAL: Final = (*SINGLES, FUSION, RANKER)  # the two-tower model costs minutes a trial
+SINGLES: Final = tuple(name for name in RETRIEVERS if name in SPACES)
+PARTS: Final = (*SINGLES, RRF, RANKER, TOWER)
+USUAL: Final = (*SINGLES, RRF, RANKER)  # the two-tower model costs minutes a trial
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def run(
     minutes   for all parts together, shared evenly among those that are left; a trial that has begun is finished
     save      also keep what these parts found in the repository, for `recsys train`
     Raises, before the first trial, ConfigError for an unknown part, and for `save` with data that are not an official
-    data set or a file there that no training could use; MissingArtefactError where a part needs saved sources that
+    data set or a file there that no training could use; MissingArtefactError where a part needs saved retrievers that
     are not there or are of other data.
     """
     if unknown := [name for name in parts if name not in PARTS]:
@@ -122,7 +122,7 @@ def run(
         _require_official(job)
         tuning_report.require_sound(job)
     until = None if minutes is None else time.perf_counter() + 60 * minutes
-    chosen = [name for name in PARTS if name in parts]  # fusion uses what the sources' studies found
+    chosen = [name for name in PARTS if name in parts]  # rrf_weights uses what the retrievers' studies found
     with _storage(job) as storage:
         search = Search(job, storage)
         chosen = search.runnable(chosen, skip=tuple(parts) == USUAL)
@@ -244,7 +244,7 @@ class Search:
                     ],
                 }
         return {
-            "data": data_of(self.job.tables.source),
+            "data": data_of(self.job.tables.info),
             "about": about("recsys tune"),
             "window": {"after": self.past.split.t1, "through": self.past.split.t2},
             "parts": found,
@@ -252,36 +252,36 @@ class Search:
 
     def part(self, name: str) -> Part:
         """The named study. Raises MissingArtefactError where it needs what is not there."""
-        if name == FUSION:
-            return self._fusion()
+        if name == RRF:
+            return self._rrf_weights()
         if name == RANKER:
             return self._ranker()
-        whole = asdict(self.job.config.tower) if name == TOWER else self.job.config.sources[name]
+        whole = asdict(self.job.config.tower) if name == TOWER else self.job.config.retrievers[name]
         default = {key: whole[key] for key in SPACES[name]}
-        prepare = self._tower if name == TOWER else lambda: self._source(name)
+        prepare = self._tower if name == TOWER else lambda: self._retriever(name)
         return Part(name, NDCG, SPACES[name], default, whole, prepare)
 
-    def _source(self, name: str) -> Callable[[Settings], float]:
-        whole, batches = self.job.config.sources[name], self.past.validation
-        return lambda s: objectives.source_ndcg(fit_source(name, self.past.known, {**whole, **s}), batches)
+    def _retriever(self, name: str) -> Callable[[Settings], float]:
+        whole, batches = self.job.config.retrievers[name], self.past.validation
+        return lambda s: objectives.retriever_ndcg(fit_retriever(name, self.past.known, {**whole, **s}), batches)
 
     def _tower(self) -> Callable[[Settings], float]:
         tower = self.job.config.tower
         return lambda s: objectives.tower_ndcg(self.past, replace(tower, **s), self.job.report)
 
-    def _fusion(self) -> Part:
-        """The sources at the best settings so far, and the saved two-tower model. There is no search without that one:
-        only the ratios of weights mean something, so its own could not be placed afterwards."""
+    def _rrf_weights(self) -> Part:
+        """The retrievers at the best settings so far, and the saved two-tower model. There is no search without that
+        one: only the ratios of weights mean something, so its own could not be placed afterwards."""
         job, settings = self.job, self.job.config.recommender
-        fits = {name: {**job.config.sources[name], **self._best(name)} for name in job.config.sources}
-        tower = job.work("sources_t1") / TWO_TOWER
-        names = [name for name in SOURCES if name in fits or name == TWO_TOWER]
-        stamp = self._stamp("sources_t1", self.past.split.t1)[TWO_TOWER]
+        fits = {name: {**job.config.retrievers[name], **self._best(name)} for name in job.config.retrievers}
+        tower = job.work("retrievers_t1") / TWO_TOWER
+        names = [name for name in RETRIEVERS if name in fits or name == TWO_TOWER]
+        stamp = self._stamp("retrievers_t1", self.past.split.t1)[TWO_TOWER]
 
-        def fitted(name: str) -> Source:
+        def fitted(name: str) -> Retriever:
             if name == TWO_TOWER:
-                return TwoTowerSource.load(tower, self.past.catalogue)
-            return fit_source(name, self.past.known, fits[name])
+                return TwoTowerRetriever.load(tower, self.past.catalogue)
+            return fit_retriever(name, self.past.known, fits[name])
 
         def prepare() -> Callable[[Settings], float]:
             lists = Fusion(
@@ -289,15 +289,17 @@ class Search:
             )
             return lambda s: lists.value([s[name] for name in lists.names])
 
-        default: Settings = {name: float(settings.fusion.get(name, 1.0)) for name in names}
-        return Part(FUSION, FUSED, dict.fromkeys(names, WEIGHT), default, [fits, stamp, settings.fetch], prepare)
+        default: Settings = {name: float(settings.rrf_weights.get(name, 1.0)) for name in names}
+        return Part(RRF, FUSED, dict.fromkeys(names, WEIGHT), default, [fits, stamp, settings.fetch], prepare)
 
     def _ranker(self) -> Part:
-        """On the sources as `recsys train` left them, merged by the best weights so far."""
+        """On the retrievers as `recsys train` left them, merged by the best weights so far."""
         job, split, config = self.job, self.past.split, self.job.config.ranker
-        cutoffs = {"sources_t0": split.t0, "sources_t1": split.t1}
+        cutoffs = {"retrievers_t0": split.t0, "retrievers_t1": split.t1}
         stamps = {stage: self._stamp(stage, cutoff) for stage, cutoff in cutoffs.items()}
-        recommender = replace(job.config.recommender, fusion={**job.config.recommender.fusion, **self._best(FUSION)})
+        recommender = replace(
+            job.config.recommender, rrf_weights={**job.config.recommender.rrf_weights, **self._best(RRF)}
+        )
 
         def prepare() -> Callable[[Settings], float]:
             before, after = (saved.load(job, stage) for stage in cutoffs)
@@ -311,7 +313,7 @@ class Search:
         return Part(RANKER, NDCG, space, default, [whole, asdict(recommender), stamps], prepare)
 
     def _stamp(self, stage: str, cutoff: int) -> dict[str, str]:
-        """SHA-256 of each saved source. Raises MissingArtefactError where they or the two-tower model among them are
+        """SHA-256 of each saved retriever. Raises MissingArtefactError where they or the two-tower model among them are
         missing, or were fitted up to another moment."""
         folder = self.job.work(stage)
         if not (folder / "log.json").exists():
@@ -322,15 +324,15 @@ class Search:
             raise MissingArtefactError(f"{folder} lacks the two-tower model. Run `recsys train --force`.")
         if stage not in self._stamps:
             self._stamps[stage] = {
-                source.name: fingerprint_files(path for path in source.rglob("*") if path.is_file())
-                for source in sorted(folder.iterdir())
-                if source.is_dir()
+                retriever.name: fingerprint_files(path for path in retriever.rglob("*") if path.is_file())
+                for retriever in sorted(folder.iterdir())
+                if retriever.is_dir()
             }
         return self._stamps[stage]
 
     def _key(self, part: Part) -> str:
         space = {name: distribution_to_json(d) for name, d in part.space.items()}
-        data = self.job.tables.source.fingerprint
+        data = self.job.tables.info.fingerprint
         return fingerprint_value([VERSION, data, asdict(self.past.split), part.name, space, part.default, part.given])
 
     def _name(self, part: Part) -> str:
@@ -362,9 +364,9 @@ def best_of(trials: Sequence[FrozenTrial]) -> int:
 
 
 def _require_official(job: Job) -> None:
-    source = job.tables.source
-    if source.synthetic or source.name not in DATASETS:
+    info = job.tables.info
+    if info.synthetic or info.name not in DATASETS:
         raise ConfigError(
-            f"tune --save keeps settings for official data sets, and {source.label} is none. Its search is in "
+            f"tune --save keeps settings for official data sets, and {info.label} is none. Its search is in "
             f"{job.home.reports}; the rules of pipelines/config.py set its defaults."
         )

@@ -13,9 +13,9 @@ from typing import Any
 
 from pipelines.config import (
     ABOUT,
-    FUSION,
-    OF_SOURCES,
+    OF_RETRIEVERS,
     RANKER,
+    RRF,
     TOWER,
     Tuned,
     read_tuned,
@@ -23,8 +23,8 @@ from pipelines.config import (
     with_tuned,
 )
 from pipelines.job import Job
-from recsys.artefacts import replacing_file, write_json
-from recsys.evaluation.ladder import utc
+from recsys.atomic_io import replacing_file, write_json
+from recsys.evaluation.leaderboard import utc
 
 
 def write(job: Job, result: Mapping[str, Any]) -> None:
@@ -51,17 +51,17 @@ def tuned(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def require_sound(job: Job) -> None:
     """Raises ConfigError where `save` would meet a file that a training refuses."""
-    path = tuned_path(job.tables.source.name)
+    path = tuned_path(job.tables.info.name)
     if path.exists():
         found = read_tuned(path)
-        if found.fingerprint == job.tables.source.fingerprint:
+        if found.fingerprint == job.tables.info.fingerprint:
             with_tuned(job.config, found)
 
 
 def save(job: Job, result: Mapping[str, Any], parts: Sequence[str]) -> None:
     """Put the named parts into the checked-in file. Its other parts stay, with their facts, where they are of the same
     data; a file of other data begins anew."""
-    path, fingerprint = tuned_path(job.tables.source.name), job.tables.source.fingerprint
+    path, fingerprint = tuned_path(job.tables.info.name), job.tables.info.fingerprint
     content = tuned({**result, "parts": {name: part for name, part in result["parts"].items() if name in parts}})
     if path.exists():
         earlier = read_tuned(path)
@@ -80,14 +80,14 @@ def save(job: Job, result: Mapping[str, Any], parts: Sequence[str]) -> None:
 
 def _content(settings: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     """The form of a tuned file, from the settings of each part."""
-    alone = {name: settings[name] for name in (FUSION, RANKER, TOWER) if name in settings}
-    return {**alone, OF_SOURCES: {name: settings[name] for name in settings if name not in alone}, ABOUT: facts}
+    alone = {name: settings[name] for name in (RRF, RANKER, TOWER) if name in settings}
+    return {**alone, OF_RETRIEVERS: {name: settings[name] for name in settings if name not in alone}, ABOUT: facts}
 
 
 def _by_part(content: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of each part, from the form of a tuned file."""
-    alone = {name: content[name] for name in (FUSION, RANKER, TOWER) if name in content}
-    return {**content.get(OF_SOURCES, {}), **alone}
+    alone = {name: content[name] for name in (RRF, RANKER, TOWER) if name in content}
+    return {**content.get(OF_RETRIEVERS, {}), **alone}
 
 
 def _merged(content: Mapping[str, Any], earlier: Mapping[str, Any], old: Sequence[str]) -> dict[str, Any]:

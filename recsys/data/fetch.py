@@ -26,7 +26,7 @@ import pooch
 import requests
 from tqdm import tqdm
 
-from recsys.artefacts import read_json, replacing_folder, write_json
+from recsys.atomic_io import read_json, replacing_folder, write_json
 from recsys.data.datasets import DATASETS, Dataset
 from recsys.data.layouts import KNOWN_FILES, SYNTHETIC_MARK, find_layout
 from recsys.errors import DataError

@@ -1,7 +1,7 @@
 """From wherever the raw files are to the three tables: the whole data stage in one function.
 
 Stage: data. In: a folder, an archive, or the name of an official data set. Out: `home.data` with the tables,
-`source.json` and, where rows were dropped, `quarantine.csv`; all of it or none. Absent: making synthetic files
+`dataset.json` and, where rows were dropped, `quarantine.csv`; all of it or none. Absent: making synthetic files
 (`recsys.data.synthetic`; their folder comes in as `data_dir`), and printing: messages go to `report`.
 """
 
@@ -13,15 +13,15 @@ from typing import Final
 
 import pandas as pd
 
-from recsys.artefacts import fingerprint_files
+from recsys.atomic_io import fingerprint_files
 from recsys.columns import AGE, GENDER, ITEM_ID, OCCUPATION, USER_ID
 from recsys.data.datasets import DATASETS, dataset_called
 from recsys.data.fetch import Report, fetch_archive, fetch_official
 from recsys.data.layouts import SYNTHETIC_MARK, Layout, find_layout, read_events, read_movies, read_users
-from recsys.data.tables import Source, Tables, save_tables
+from recsys.data.tables import DatasetInfo, Tables, save_tables
 from recsys.data.validate import BadRows
 from recsys.errors import ConfigError, DataError
-from recsys.home import DatasetHome
+from recsys.workspace import DatasetWorkspace
 
 SYNTHETIC: Final = "synthetic"
 
@@ -56,7 +56,7 @@ def _is_synthetic(path: Path) -> bool:
 
 
 def prepare(
-    home: DatasetHome,
+    home: DatasetWorkspace,
     *,
     data_dir: Path | None = None,
     archive: Path | None = None,
@@ -64,7 +64,7 @@ def prepare(
     skip_bad_rows: bool = False,
     report: Report | None = None,
     progress: bool | None = None,
-) -> Source:
+) -> DatasetInfo:
     """Obtain, read, check and write one data set; what it was made from.
 
     `data_dir` is read where it lies; `archive` is unpacked into `home.raw`; with neither, `dataset` is downloaded
@@ -92,20 +92,20 @@ def prepare(
             events = read_events(layout, movies[ITEM_ID], bad)
         _require_events(layout, events, bad, skip_bad_rows=skip_bad_rows)
         users = _all_users(listed_users, events[USER_ID])
-        source = Source(
+        info = DatasetInfo(
             name=home.name,
             synthetic=layout.synthetic,
             layout=layout.name,
             fingerprint=fingerprint_files(layout.files),
             n_events=len(events),
-            n_movies=len(movies),
+            n_items=len(movies),
             n_users=len(users),
             n_quarantined=bad.count,
         )
-        save_tables(Tables(events, movies, users, source), home.data, quarantine if bad.count else None)
+        save_tables(Tables(events, movies, users, info), home.data, quarantine if bad.count else None)
     if report and bad.count:
         report(f"Left out {bad.summary()}; {home.data / 'quarantine.csv'} lists them.")
-    return source
+    return info
 
 
 def _require_events(layout: Layout, events: pd.DataFrame, bad: BadRows, *, skip_bad_rows: bool) -> None:

@@ -4,18 +4,18 @@ Stage: data. In: event timestamps. Out: `Split`. Absent: rows; whoever fits some
 
     ... <= T0      the two-tower model's first training        (0.7)
     (T0, T1]       its validation window: number of epochs; the ranker's first window
-    ... <= T1      sources that make candidates for the ranker (0.8)
+    ... <= T1      retrievers that make candidates for the ranker (0.8)
     (T1, T2]       the ranker's second window
-    ... <= T2      sources of the evaluated system             (0.9)
+    ... <= T2      retrievers of the evaluated system             (0.9)
     (T2, end]      test; afterwards a window of the production ranker, with (T1, T2]
-    ... <= end     sources of the production bundle
+    ... <= end     retrievers of the production bundle
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from recsys.arrays import IntArray
 from recsys.errors import DataError
 
 TENTHS = (7, 8, 9)
@@ -31,7 +31,7 @@ class Split:
     end: int
 
 
-def split_by_time(timestamps: npt.NDArray[np.int64]) -> Split:
+def split_by_time(timestamps: IntArray) -> Split:
     """T is the value at position floor(q * n) of the sorted timestamps. Raises DataError where a window would be empty.
 
     >>> split_by_time(np.arange(100, 120))

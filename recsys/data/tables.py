@@ -1,10 +1,10 @@
 """The three typed tables that every later stage starts from.
 
-Stage: data. In: data frames that a reader made. Out: `events.parquet`, `movies.parquet`, `users.parquet` and
-`source.json` in one folder, replaced as a whole. Absent: parsing (`layouts`), checks of single rows
+Stage: data. In: data frames that a reader made. Out: `events.parquet`, `items.parquet`, `users.parquet` and
+`dataset.json` in one folder, replaced as a whole. Absent: parsing (`layouts`), checks of single rows
 (`validate`).
 
-Order is part of the contract: events by (timestamp, user_id, item_id), movies by item_id, users by user_id.
+Order is part of the contract: events by (timestamp, user_id, item_id), items by item_id, users by user_id.
 """
 
 import shutil
@@ -16,28 +16,28 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.artefacts import read_json, replacing_folder, write_json
+from recsys.atomic_io import read_json, replacing_folder, write_json
 from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, RATING, TIMESTAMP, TITLE, USER_ID, YEAR
 from recsys.errors import MissingArtefactError
 
 EVENTS_SCHEMA = pa.schema(
     [(USER_ID, pa.int64()), (ITEM_ID, pa.int64()), (RATING, pa.float32()), (TIMESTAMP, pa.int64())]
 )
-MOVIES_SCHEMA = pa.schema(
+ITEMS_SCHEMA = pa.schema(
     [(ITEM_ID, pa.int64()), (TITLE, pa.string()), (YEAR, pa.int32()), (GENRES, pa.list_(pa.string()))]
 )
 USERS_SCHEMA = pa.schema([(USER_ID, pa.int64()), (GENDER, pa.string()), (AGE, pa.int32()), (OCCUPATION, pa.string())])
 
 
 @dataclass(frozen=True)
-class Source:
+class DatasetInfo:
     """What the tables were made from. It goes into every artefact, metric, page and answer.
 
     name         data set name, as on the command line
     synthetic    True for a world of our own making; such data never pass for MovieLens
     layout       which official layout the files had ("ml-100k", "ml-1m", "ml-latest")
     fingerprint  SHA-256 over the source files
-    n_events, n_movies, n_users, n_quarantined   rows
+    n_events, n_items, n_users, n_quarantined   rows
     """
 
     name: str
@@ -45,7 +45,7 @@ class Source:
     layout: str
     fingerprint: str
     n_events: int
-    n_movies: int
+    n_items: int
     n_users: int
     n_quarantined: int = 0
 
@@ -57,17 +57,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Tables:
-    """events (user_id, item_id, rating, timestamp), movies (item_id, title, year, genres), users (user_id, gender,
+    """events (user_id, item_id, rating, timestamp), items (item_id, title, year, genres), users (user_id, gender,
     age, occupation). `users` has a row for every user of the source, with nulls where it tells nothing."""
 
     events: pd.DataFrame
-    movies: pd.DataFrame
+    items: pd.DataFrame
     users: pd.DataFrame
-    source: Source
+    info: DatasetInfo
 
 
 def save_tables(tables: Tables, folder: Path, quarantine: Path | None = None) -> None:
-    """Sort, type and write all three tables and `source.json`; the folder is replaced whole.
+    """Sort, type and write all three tables and `dataset.json`; the folder is replaced whole.
 
     `quarantine` is a file with the rows that were left out; a copy lies beside the tables as `quarantine.csv`.
     """
@@ -77,18 +77,18 @@ def save_tables(tables: Tables, folder: Path, quarantine: Path | None = None) ->
     with replacing_folder(folder) as beside:
         for name, frame, schema in (
             ("events", events, EVENTS_SCHEMA),
-            ("movies", tables.movies.sort_values(ITEM_ID), MOVIES_SCHEMA),
+            ("items", tables.items.sort_values(ITEM_ID), ITEMS_SCHEMA),
             ("users", tables.users.sort_values(USER_ID), USERS_SCHEMA),
         ):
             pq.write_table(pa.Table.from_pandas(frame, schema, preserve_index=False), beside / f"{name}.parquet")
         if quarantine is not None:
             shutil.copyfile(quarantine, beside / "quarantine.csv")
-        write_json(beside / "source.json", asdict(tables.source))
+        write_json(beside / "dataset.json", asdict(tables.info))
 
 
 def load_tables(folder: Path) -> Tables:
     """Read what `save_tables` wrote. Raises MissingArtefactError where the folder does not hold it."""
-    if not (folder / "source.json").exists():
+    if not (folder / "dataset.json").exists():
         raise MissingArtefactError(f"No data in {folder}. Run `recsys data` first.")
-    events, movies, users = (pd.read_parquet(folder / f"{n}.parquet") for n in ("events", "movies", "users"))
-    return Tables(events, movies, users, Source(**read_json(folder / "source.json")))
+    events, items, users = (pd.read_parquet(folder / f"{n}.parquet") for n in ("events", "items", "users"))
+    return Tables(events, items, users, DatasetInfo(**read_json(folder / "dataset.json")))

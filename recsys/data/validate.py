@@ -21,10 +21,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
+from recsys.arrays import BoolArray, IntArray
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from recsys.errors import DataError
-
-Ints = npt.NDArray[np.int64]
 
 SHOWN: Final = 10  # bad rows that an error message lists
 _KEPT: Final = 1000  # rows held while looking for the first SHOWN of them
@@ -156,7 +155,7 @@ def _blocks(path: Path, skip_lines: int) -> Iterator[tuple[int, bytes]]:
 class _Reader:
     path: Path
     format: RatingsFormat
-    movie_ids: Ints  # sorted
+    movie_ids: IntArray  # sorted
     movies_file: str
     bad: BadRows
 
@@ -181,7 +180,7 @@ class _Reader:
             ),
         }
 
-    def known(self, item_ids: Ints) -> npt.NDArray[np.bool_]:
+    def known(self, item_ids: IntArray) -> BoolArray:
         if not len(self.movie_ids):
             return np.zeros(len(item_ids), dtype=bool)
         at = np.searchsorted(self.movie_ids, item_ids)
@@ -272,7 +271,7 @@ def _drop_duplicates(columns: list[npt.NDArray[Any]], path: Path, bad: BadRows) 
     return [column[keep] for column in columns]
 
 
-def read_ratings(path: Path, fmt: RatingsFormat, movie_ids: Ints, movies_file: str, bad: BadRows) -> pd.DataFrame:
+def read_ratings(path: Path, fmt: RatingsFormat, movie_ids: IntArray, movies_file: str, bad: BadRows) -> pd.DataFrame:
     """The good rows of a ratings file in its order: user_id, item_id, rating (float32), timestamp.
 
     Bad rows go to `bad`, duplicates last. A file without rows gives an empty frame. About 28 bytes a row are held,

@@ -1,21 +1,18 @@
 """What a top ten is besides right or wrong: novel, diverse, and how much it leans on what is popular anyway.
 
-Stage: evaluate. In: what was known of the movies up to T2, and the top tens of one method, batch by batch. Out: the
-numbers of BEYOND_ACCURACY. Absent: hits (`metrics`), intervals, and the lists themselves: only how often each movie
+Stage: evaluate. In: what was known of the items up to T2, and the top tens of one method, batch by batch. Out: the
+numbers of BEYOND_ACCURACY. Absent: hits (`metrics`), intervals, and the lists themselves: only how often each item
 was shown and two sums are kept.
 
-Shapes: N movies, G genres, B lists of a batch, k places of a list.
+Shapes: N items, G genres, B lists of a batch, k places of a list.
 """
 
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from recsys.evaluation.metrics import Floats
+from recsys.arrays import DoubleArray, IntArray
 from recsys.features.catalogue import Catalogue
-
-Int = npt.NDArray[np.int64]
 
 # Names and labels, in the order of the tables.
 BEYOND_ACCURACY: Final = {
@@ -26,19 +23,19 @@ BEYOND_ACCURACY: Final = {
 }
 
 
-def self_information(raters: Int, n_users: int) -> Floats:
-    """(N,) bits: -log2 of the share of users who rated the movie, (raters + 1) / (n_users + 1) by add-one smoothing.
+def self_information(raters: IntArray, n_users: int) -> DoubleArray:
+    """(N,) bits: -log2 of the share of users who rated the item, (raters + 1) / (n_users + 1) by add-one smoothing.
 
     Vargas and Castells 2011, https://doi.org/10.1145/2043932.2043955. Of 7 users, all, one and nobody rated:
 
     >>> self_information(np.array([7, 1, 0]), 7).tolist()
     [0.0, 2.0, 3.0]
     """
-    bits: Floats = np.log2(n_users + 1.0) - np.log2(raters + 1.0)
+    bits: DoubleArray = np.log2(n_users + 1.0) - np.log2(raters + 1.0)
     return bits
 
 
-def popularity_percentile(raters: Int) -> Floats:
+def popularity_percentile(raters: IntArray) -> DoubleArray:
     """(N,) 0 to 100: share of the catalogue with fewer raters, plus half of the share with as many (itself included).
 
     >>> popularity_percentile(np.array([9, 0, 0, 4])).tolist()
@@ -49,8 +46,8 @@ def popularity_percentile(raters: Int) -> Floats:
     return 50.0 * (fewer + through) / max(len(raters), 1)
 
 
-def gini(shown: Int) -> float | None:
-    """Gini index of how often each movie was shown: 0 where all are shown alike, 1 - 1/N where it is always the same.
+def gini(shown: IntArray) -> float | None:
+    """Gini index of how often each item was shown: 0 where all are shown alike, 1 - 1/N where it is always the same.
 
     sum_i (2i - N - 1) x_i / (N sum_i x_i), x in ascending order, i from 1. None where nothing was shown.
     For recommendations: Fleder and Hosanagar 2009, https://doi.org/10.1287/mnsc.1080.0974.
@@ -65,38 +62,38 @@ def gini(shown: Int) -> float | None:
     return float((2 * np.arange(1, n + 1) - n - 1) @ ascending / (n * total))
 
 
-def unit_genres(catalogue: Catalogue) -> Floats:
-    """(N + 1, G) genre vectors of length 1; zeros for a movie without genres, and in the last row, where -1 points."""
+def unit_genres(catalogue: Catalogue) -> DoubleArray:
+    """(N + 1, G) genre vectors of length 1; zeros for an item without genres, and in the last row, where -1 points."""
     vectors = np.vstack([catalogue.genres, np.zeros((1, len(catalogue.genre_names)))]).astype(np.float64)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norms > 0, norms, 1.0)
 
 
-def list_diversity(item_idx: Int, genres: Floats) -> Floats:
+def list_diversity(item_idx: IntArray, genres: DoubleArray) -> DoubleArray:
     """(B,) mean of 1 - cosine of genre vectors over all pairs of a list; NaN for a list without a pair.
 
-    item_idx (B, k), -1 where a list has ended; genres as `unit_genres` gives them. A movie without genres takes part
+    item_idx (B, k), -1 where a list has ended; genres as `unit_genres` gives them. An item without genres takes part
     in no pair: nothing says whether it is like the others. Ziegler et al. 2005,
     https://doi.org/10.1145/1060745.1060754, with content instead of ratings, so that no model judges itself.
 
     For unit vectors the cosines of all ordered pairs sum to |sum of vectors|^2 - m.
     """
     vectors = genres[item_idx]  # (B, k, G)
-    m = vectors.any(axis=2).sum(axis=1)  # (B,) movies with genres
+    m = vectors.any(axis=2).sum(axis=1)  # (B,) items with genres
     total = vectors.sum(axis=1)  # (B, G)
     cosines = np.einsum("bg,bg->b", total, total) - m
     pairs = m * (m - 1)
     return np.where(pairs > 0, 1.0 - cosines / np.maximum(pairs, 1), np.nan)
 
 
-class Movies:
-    """What the measures read of each movie, as known up to T2.
+class Items:
+    """What the measures read of each item, as known up to T2.
 
     self_information, percentile (N,), genres (N + 1, G)
     """
 
-    def __init__(self, catalogue: Catalogue, raters: Int, n_users: int) -> None:
-        """raters (N,): users who rated each movie up to T2; n_users: users with an event up to T2."""
+    def __init__(self, catalogue: Catalogue, raters: IntArray, n_users: int) -> None:
+        """raters (N,): users who rated each item up to T2; n_users: users with an event up to T2."""
         self.self_information = self_information(raters, n_users)
         self.percentile = popularity_percentile(raters)
         self.genres = unit_genres(catalogue)
@@ -105,35 +102,35 @@ class Movies:
 class Shown:
     """The top tens of one method, added up batch by batch."""
 
-    def __init__(self, movies: Movies) -> None:
-        self._movies = movies
-        self._times = np.zeros(len(movies.genres), dtype=np.int64)  # the last place counts -1
+    def __init__(self, items: Items) -> None:
+        self._items = items
+        self._times = np.zeros(len(items.genres), dtype=np.int64)  # the last place counts -1
         self._diversity, self._diverse_lists = 0.0, 0
 
-    def add(self, item_idx: Int) -> None:
+    def add(self, item_idx: IntArray) -> None:
         """(B, k) row numbers, a list for each context, -1 where it has ended."""
         np.add.at(self._times, item_idx.ravel(), 1)
-        diversity = list_diversity(item_idx, self._movies.genres)
+        diversity = list_diversity(item_idx, self._items.genres)
         measured = diversity[~np.isnan(diversity)]
         self._diversity += float(measured.sum())
         self._diverse_lists += len(measured)
 
     @property
-    def times(self) -> Int:
-        """(N,) how often each movie was shown."""
+    def times(self) -> IntArray:
+        """(N,) how often each item was shown."""
         return self._times[:-1]
 
     def measure(self) -> dict[str, float | None]:
-        """The numbers of BEYOND_ACCURACY; None where nothing was shown, or no list had two movies with genres.
+        """The numbers of BEYOND_ACCURACY; None where nothing was shown, or no list had two items with genres.
 
-        Novelty and popularity are means over everything shown, which is the mean over lists where all have k movies;
+        Novelty and popularity are means over everything shown, which is the mean over lists where all have k items;
         diversity is the mean over lists.
         """
         shown = int(self.times.sum())
         values = (
-            float(self.times @ self._movies.self_information) / shown if shown else None,
+            float(self.times @ self._items.self_information) / shown if shown else None,
             self._diversity / self._diverse_lists if self._diverse_lists else None,
-            float(self.times @ self._movies.percentile) / shown if shown else None,
+            float(self.times @ self._items.percentile) / shown if shown else None,
             gini(self.times),
         )
         return dict(zip(BEYOND_ACCURACY, values, strict=True))

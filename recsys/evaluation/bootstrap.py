@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from recsys.arrays import DoubleArray, IntArray
 from recsys.columns import ITEM_ID, RANK, TIMESTAMP, USER_ID
-from recsys.evaluation.metrics import Floats, event_values
+from recsys.evaluation.metrics import event_values
 
 LEVEL: Final = 0.95
 N_BOOT: Final = 1000
@@ -37,9 +37,9 @@ class Intervals:
     degenerate        True with one user: every resample is that user, so low = mean = high says nothing
     """
 
-    mean: Floats
-    low: Floats
-    high: Floats
+    mean: DoubleArray
+    low: DoubleArray
+    high: DoubleArray
     n_events: int
     n_users: int
     degenerate: bool
@@ -62,7 +62,7 @@ class PairedDifference:
     degenerate: bool
 
 
-def resampled_means(sums: Floats, counts: npt.NDArray[np.int64], n_boot: int = N_BOOT, seed: int = SEED) -> Floats:
+def resampled_means(sums: DoubleArray, counts: IntArray, n_boot: int = N_BOOT, seed: int = SEED) -> DoubleArray:
     """(B, M) means over events, a row for each resample of users.
 
     sums (U, M) and counts (U,) are per user, counts >= 1. The draw depends on U, n_boot and seed alone, so two
@@ -81,9 +81,7 @@ def resampled_means(sums: Floats, counts: npt.NDArray[np.int64], n_boot: int = N
     return means
 
 
-def bootstrap_means(
-    user_id: npt.NDArray[np.int64], values: Floats, n_boot: int = N_BOOT, seed: int = SEED
-) -> Intervals:
+def bootstrap_means(user_id: IntArray, values: DoubleArray, n_boot: int = N_BOOT, seed: int = SEED) -> Intervals:
     """The mean of each column of `values` (E, M) with its interval. Rows may come in any order.
 
     Raises ValueError where there is no event, the lengths differ, or a value is not finite.
@@ -92,7 +90,7 @@ def bootstrap_means(
 
 
 def bootstrap_means_of_each(
-    user_id: npt.NDArray[np.int64], values: Iterable[Floats], n_boot: int = N_BOOT, seed: int = SEED
+    user_id: IntArray, values: Iterable[DoubleArray], n_boot: int = N_BOOT, seed: int = SEED
 ) -> list[Intervals]:
     """`bootstrap_means` of several methods on the same events, the users drawn once for all of them.
 
@@ -166,7 +164,7 @@ def _say(frame: pd.DataFrame) -> str:
     return ", ".join(f"{name} {int(frame[name].iloc[0])}" for name in EVENT_KEY)
 
 
-def _per_user(user_id: npt.NDArray[np.int64], values: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
+def _per_user(user_id: IntArray, values: DoubleArray) -> tuple[DoubleArray, IntArray]:
     """sums (U, M) and counts (U,), users in ascending order of their id."""
     if values.ndim != 2 or len(user_id) != len(values):
         raise ValueError(f"values must be (E, M) with a row for each of {len(user_id)} user ids, not {values.shape}.")
@@ -179,7 +177,7 @@ def _per_user(user_id: npt.NDArray[np.int64], values: Floats) -> tuple[Floats, n
     return sums, np.bincount(user_idx, minlength=users.size)
 
 
-def _intervals(sums: Floats, counts: npt.NDArray[np.int64], n_boot: int, seed: int) -> tuple[Intervals, Floats]:
+def _intervals(sums: DoubleArray, counts: IntArray, n_boot: int, seed: int) -> tuple[Intervals, DoubleArray]:
     resampled = resampled_means(sums, counts, n_boot, seed)  # (B, M)
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)  # linear between neighbours
     n_events = int(counts.sum())

@@ -3,8 +3,8 @@
 Stage: evaluate. In: the full system's answers in the replay, and what happened then. Out: one plain dict, written as
 `calibration.json`, a table, a picture. Absent: fitting (`recsys.ranking.calibration_training`), replaying (`replay`).
 
-P(watch) is judged on the first TOP places of the answer to each test context, once a context: did the movie happen in
-that second? P(like) is judged on the test events whose movie is among those that the ranker saw for that context: was
+P(watch) is judged on the first TOP places of the answer to each test context, once a context: did the item happen in
+that second? P(like) is judged on the test events whose item is among those that the ranker saw for that context: was
 the rating at least `columns.LIKED_RATING`? The others have no feature row; the dict counts them.
 
 Bins hold equally many examples, in the order of the predicted probability. ECE is the mean over the examples of
@@ -21,26 +21,23 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import xlogy
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
-from recsys.artefacts import replacing_file, write_json
+from recsys.arrays import BoolArray, DoubleArray, IntArray
+from recsys.atomic_io import replacing_file, write_json
 from recsys.columns import LIKED_RATING
 from recsys.evaluation import plots
 from recsys.evaluation.tables import with_facts
-from recsys.features.contexts import Contexts
+from recsys.features.prediction_points import PredictionPoints
 from recsys.recommender import Recommendations
 
-Double = npt.NDArray[np.float64]
-Int = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 TOP: Final = 10
 BINS: Final = 15
 WATCH, LIKE = "watch", "like"
 SAYS: Final = {
-    WATCH: f"P(watch): the movie is among the user's next events; the first {TOP} places of each test context",
-    LIKE: f"P(like): rated {LIKED_RATING:g} or more; test events whose movie was among the ranked candidates",
+    WATCH: f"P(watch): the item is among the user's next events; the first {TOP} places of each test context",
+    LIKE: f"P(like): rated {LIKED_RATING:g} or more; test events whose item was among the ranked candidates",
 }
 
 
@@ -48,12 +45,12 @@ SAYS: Final = {
 class Predicted:
     """Predictions met in a replay; `observe` is what `replay` calls."""
 
-    _watch: list[tuple[Double, Mask]] = field(default_factory=list)
-    _like: list[tuple[Double, Mask]] = field(default_factory=list)
+    _watch: list[tuple[DoubleArray, BoolArray]] = field(default_factory=list)
+    _like: list[tuple[DoubleArray, BoolArray]] = field(default_factory=list)
     _n_unranked: int = 0
-    _by_context: tuple[Contexts, Int, Int] | None = None
+    _by_context: tuple[PredictionPoints, IntArray, IntArray] | None = None
 
-    def observe(self, full: Recommendations, rows: Int, contexts: Contexts) -> None:
+    def observe(self, full: Recommendations, rows: IntArray, contexts: PredictionPoints) -> None:
         """Row r of `full` answers context `rows[r]`."""
         events, row = self._events_of(rows, contexts)
         hit = full.item_ids[row] == contexts.event_item_id[events, None]  # (E, k)
@@ -68,7 +65,7 @@ class Predicted:
         self._like.append((shown[ranked].astype(np.float64), liked[ranked]))
         self._n_unranked += int((~ranked).sum())
 
-    def _events_of(self, rows: Int, contexts: Contexts) -> tuple[Int, Int]:
+    def _events_of(self, rows: IntArray, contexts: PredictionPoints) -> tuple[IntArray, IntArray]:
         """(E,) the events of these contexts, and for each the place of its context in `rows`."""
         if self._by_context is None or self._by_context[0] is not contexts:
             order = np.argsort(contexts.event_context, kind="stable")
@@ -80,7 +77,7 @@ class Predicted:
         return np.concatenate([*events, np.empty(0, dtype=np.int64)]).astype(np.int64), row
 
     def measured(self, data: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-        """What `calibration.json` holds. `data` is the ladder's: which data set this was; `about` is the run."""
+        """What `calibration.json` holds. `data` is the leaderboard's: which data set this was; `about` is the run."""
         none = (np.empty(0), np.empty(0, dtype=bool))
         parts = {WATCH: [*self._watch, none], LIKE: [*self._like, none]}
         joined = {name: [np.concatenate(arrays) for arrays in zip(*p, strict=True)] for name, p in parts.items()}
@@ -95,7 +92,7 @@ class Predicted:
         }
 
 
-def reliability(predicted: Double, happened: Mask) -> dict[str, Any]:
+def reliability(predicted: DoubleArray, happened: BoolArray) -> dict[str, Any]:
     """(n,) probabilities against (n,) outcomes: ECE, log loss, Brier score, AUC, the same for the best constant, and
     the bins. Without examples every measure is None; AUC also where all outcomes are the same.
 
@@ -123,7 +120,7 @@ def reliability(predicted: Double, happened: Mask) -> dict[str, Any]:
     }
 
 
-def equal_mass_bins(predicted: Double, happened: Mask, bins: int = BINS) -> list[dict[str, float]]:
+def equal_mass_bins(predicted: DoubleArray, happened: BoolArray, bins: int = BINS) -> list[dict[str, float]]:
     """Up to `bins` groups of neighbours in the order of the prediction, as even as n allows, ties in the order given;
     each with its size, mean prediction, observed share and that share's 95 % Wilson interval.
 
@@ -161,7 +158,7 @@ def calibration_markdown(measured: Mapping[str, Any]) -> str:
         f"# Calibration on {measured['data']['label']}",
         "",
         f"ECE over {BINS} bins of equal size. The constant is the observed share of the same examples.",
-        f"P(like) is not judged on the {measured['n_events_not_ranked']:,} test events whose movie was not ranked.",
+        f"P(like) is not judged on the {measured['n_events_not_ranked']:,} test events whose item was not ranked.",
         "",
         "| Probability | Examples | Mean predicted | Observed | ECE | Log loss | of the constant | Brier "
         "| of the constant | AUC |",

@@ -1,33 +1,30 @@
-"""Cohorts: the groups of test events that are measured apart, by history, visit, user and movie.
+"""Cohorts: the groups of test events that are measured apart, by history, visit, user and item.
 
 Stage: evaluate. In: four facts of each test event, all known before it happened. Out: a mask over events for each of
-SEGMENTS. Absent: metrics and intervals (`ladder`). Cohorts overlap: an event can be a return visit of a new user.
+SEGMENTS. Absent: metrics and intervals (`leaderboard`). Cohorts overlap: an event can be a return visit of a new user.
 
-Shapes: E events, N movies.
+Shapes: E events, N items.
 """
 
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from recsys.arrays import BoolArray, IntArray
 from recsys.columns import LIKED_RATING, RATING
 from recsys.features.candidate import SESSION_GAP_S
 from recsys.features.histories import Histories
-
-Int = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 # Columns of a replayed frame.
 N_HISTORY: Final = "n_history"  # the user's events before this one's second
 GAP_S: Final = "gap_s"  # seconds since the last of them, -1 where there is none
 NEW_USER: Final = "new_user"  # the user has no event up to T2
-RATERS: Final = "raters"  # users who rated the movie up to T2
+RATERS: Final = "raters"  # users who rated the item up to T2
 FACTS: Final = (N_HISTORY, GAP_S, NEW_USER, RATERS)
 
-RARE: Final = 9  # a rare movie has at most this many raters, and at least one
+RARE: Final = 9  # a rare item has at most this many raters, and at least one
 HISTORY_BRACKETS: Final = {
     "history 1-5": (1, 5),
     "history 6-20": (6, 20),
@@ -39,15 +36,15 @@ SEGMENTS: Final = {
     "all": "all events",
     "warm": "the user had a history",
     "cold": "the user had no history",
-    "liked": f"the user rated the movie {LIKED_RATING:g} or more",
+    "liked": f"the user rated the item {LIKED_RATING:g} or more",
     "history 1-5": "the user's history held 1 to 5 events",
     "history 6-20": "the user's history held 6 to 20 events",
     "history 21-100": "the user's history held 21 to 100 events",
     "history over 100": "the user's history held more than 100 events",
     "return visit": "first events after a pause of more than an hour",
     "new user": "the user has no event up to T2",
-    "new movie": "nobody rated the movie up to T2",
-    "rare movie": f"1 to {RARE} users rated the movie up to T2",
+    "new item": "nobody rated the item up to T2",
+    "rare item": f"1 to {RARE} users rated the item up to T2",
 }
 
 
@@ -55,12 +52,12 @@ SEGMENTS: Final = {
 class Trained:
     """What the models could learn from.
 
-    raters    (N,) users who rated each movie; a movie that a user rated twice counts once
+    raters    (N,) users who rated each item; an item that a user rated twice counts once
     user_ids  of the users with an event, ascending
     """
 
-    raters: Int
-    user_ids: Int
+    raters: IntArray
+    user_ids: IntArray
 
     @classmethod
     def through(cls, histories: Histories, cutoff: int) -> "Trained":
@@ -72,10 +69,10 @@ class Trained:
         return cls(np.bincount(pairs % n_items, minlength=n_items), histories.user_ids[np.unique(owner)])
 
 
-def segment_masks(events: pd.DataFrame) -> dict[str, Mask]:
+def segment_masks(events: pd.DataFrame) -> dict[str, BoolArray]:
     """(E,) for each of SEGMENTS, in their order. `events` has a rating and FACTS."""
     n_history, raters = events[N_HISTORY].to_numpy(), events[RATERS].to_numpy()
-    masks: dict[str, Mask] = {
+    masks: dict[str, BoolArray] = {
         "all": np.ones(len(events), dtype=bool),
         "warm": n_history > 0,
         "cold": n_history == 0,
@@ -83,7 +80,7 @@ def segment_masks(events: pd.DataFrame) -> dict[str, Mask]:
         **{name: (n_history >= low) & (n_history <= high) for name, (low, high) in HISTORY_BRACKETS.items()},
         "return visit": events[GAP_S].to_numpy() > SESSION_GAP_S,
         "new user": events[NEW_USER].to_numpy(dtype=bool),
-        "new movie": raters == 0,
-        "rare movie": (raters >= 1) & (raters <= RARE),
+        "new item": raters == 0,
+        "rare item": (raters >= 1) & (raters <= RARE),
     }
     return {name: masks[name] for name in SEGMENTS}

@@ -14,7 +14,7 @@ import numpy as np
 
 from recsys.errors import ConfigError
 from recsys.features.state import StateBatch
-from recsys.recommender import Context, Recommender
+from recsys.recommender import Recommender, RequestContext
 
 PERCENTILES = (50, 95, 99)
 TOTAL = "total"
@@ -31,7 +31,13 @@ def percentiles_ms(durations_ms: Sequence[float]) -> dict[str, float]:
 
 
 def measure_in_process(
-    recommender: Recommender, batches_of_one: Sequence[StateBatch], context: Context, k: int, *, n: int, warmup: int
+    recommender: Recommender,
+    batches_of_one: Sequence[StateBatch],
+    context: RequestContext,
+    k: int,
+    *,
+    n: int,
+    warmup: int,
 ) -> dict[str, dict[str, float]]:
     """Percentiles over `n` answers after `warmup` unmeasured ones, users taken in turn: a key a stage, and "total".
 

@@ -10,13 +10,11 @@ kept because they are asked of different stages: HR@10 of what a person sees, Re
 """
 
 from collections.abc import Callable, Iterable
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-Ints: TypeAlias = npt.NDArray[np.integer]
-Floats: TypeAlias = npt.NDArray[np.float64]
+from recsys.arrays import DoubleArray, IntArray
 
 LIST_LENGTH: Final = 500  # a method returns at most this many items; nothing is known of ranks beyond
 
@@ -28,7 +26,7 @@ def check_k(k: int) -> int:
     return int(k)
 
 
-def check_rank(rank: Ints) -> Ints:
+def check_rank(rank: IntArray) -> IntArray:
     """`rank` itself. Raises ValueError unless it is one-dimensional, of whole numbers from 0 to LIST_LENGTH."""
     rank = np.asarray(rank)
     if rank.ndim != 1 or not np.issubdtype(rank.dtype, np.integer):
@@ -38,7 +36,7 @@ def check_rank(rank: Ints) -> Ints:
     return rank
 
 
-def rank_in(lists: Ints, target: Ints) -> npt.NDArray[np.int64]:
+def rank_in(lists: IntArray, target: IntArray) -> IntArray:
     """(E,) the place of each `target` (E,) in its row of `lists` (E, k), best first: 1 is the top, 0 where it is not in
     it. The first place counts where it stands twice.
 
@@ -49,7 +47,7 @@ def rank_in(lists: Ints, target: Ints) -> npt.NDArray[np.int64]:
     return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)
 
 
-def hit_at(rank: Ints, k: int) -> Floats:
+def hit_at(rank: IntArray, k: int) -> DoubleArray:
     """hit@k_e = 1 if 1 <= rank_e <= k else 0. Its mean is HR@k, and with one relevant item also Recall@k.
 
     Ranks 1, 10, 11 and a miss, k = 10: the first two are hits.
@@ -61,7 +59,7 @@ def hit_at(rank: Ints, k: int) -> Floats:
     return ((rank >= 1) & (rank <= k)).astype(np.float64)
 
 
-def ndcg_at(rank: Ints, k: int) -> Floats:
+def ndcg_at(rank: IntArray, k: int) -> DoubleArray:
     """NDCG@k_e = 1 / log2(rank_e + 1) if 1 <= rank_e <= k else 0; the ideal DCG of one relevant item is 1.
 
     Rank 1: 1/log2(2) = 1. Rank 3: 1/log2(4) = 1/2. Rank 7: 1/log2(8) = 1/3. Rank 15 lies behind k = 10.
@@ -74,7 +72,7 @@ def ndcg_at(rank: Ints, k: int) -> Floats:
     return np.divide(hit, np.log2(np.maximum(rank, 1) + 1.0))
 
 
-def reciprocal_rank(rank: Ints) -> Floats:
+def reciprocal_rank(rank: IntArray) -> DoubleArray:
     """RR_e = 1 / rank_e over the whole list, 0 where the item is not in it. Its mean is MRR.
 
     The list ends at LIST_LENGTH, so this is a lower bound of the MRR over the full catalogue, low by less
@@ -88,7 +86,7 @@ def reciprocal_rank(rank: Ints) -> Floats:
 
 
 # Every metric that is a mean over events, in the order of the tables.
-METRICS: Final[dict[str, Callable[[Ints], Floats]]] = {
+METRICS: Final[dict[str, Callable[[IntArray], DoubleArray]]] = {
     "ndcg@10": lambda rank: ndcg_at(rank, 10),
     "hr@10": lambda rank: hit_at(rank, 10),
     "mrr": reciprocal_rank,
@@ -105,7 +103,7 @@ LABELS: Final = {
 }
 
 
-def event_values(rank: Ints, metrics: Iterable[str] = tuple(METRICS)) -> Floats:
+def event_values(rank: IntArray, metrics: Iterable[str] = tuple(METRICS)) -> DoubleArray:
     """(E, M): a column for each named metric, in the order of the names. Raises ValueError on an unknown name.
 
     >>> event_values(np.array([2, 0]), ["mrr", "hr@10"]).tolist()
@@ -117,7 +115,7 @@ def event_values(rank: Ints, metrics: Iterable[str] = tuple(METRICS)) -> Floats:
     return np.column_stack([METRICS[name](rank) for name in names])  # (E, M)
 
 
-def recall_curve(rank: Ints, ks: Iterable[int]) -> Floats:
+def recall_curve(rank: IntArray, ks: Iterable[int]) -> DoubleArray:
     """Recall@k for each k: the share of events with 1 <= rank <= k. Raises ValueError where there is no event.
 
     Of four events, one has rank 1 to 10, three have rank 1 to 100:
@@ -132,8 +130,8 @@ def recall_curve(rank: Ints, ks: Iterable[int]) -> Floats:
     return within[[check_k(k) for k in ks]] / rank.size
 
 
-def coverage(shown_items: Ints, n_catalogue: int) -> float:
-    """coverage@10 = distinct movies that were in anybody's top 10 / movies of the catalogue.
+def coverage(shown_items: IntArray, n_catalogue: int) -> float:
+    """coverage@10 = distinct items that were in anybody's top 10 / items of the catalogue.
 
     Raises ValueError where the catalogue is empty or smaller than what was shown.
 
@@ -142,5 +140,5 @@ def coverage(shown_items: Ints, n_catalogue: int) -> float:
     """
     n_shown = int(np.unique(shown_items).size)
     if n_catalogue < max(n_shown, 1):
-        raise ValueError(f"A catalogue of {n_catalogue} movies cannot have shown {n_shown} different ones.")
+        raise ValueError(f"A catalogue of {n_catalogue} items cannot have shown {n_shown} different ones.")
     return n_shown / n_catalogue

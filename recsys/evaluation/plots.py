@@ -1,6 +1,6 @@
-"""Four pictures of a measurement, as PNG bytes: the ladder, cohorts, retrieval, what the ranker looks at.
+"""Four pictures of a measurement, as PNG bytes: the leaderboard, cohorts, retrieval, what the ranker looks at.
 
-Stage: evaluate. In: the dict of `ladder`, ranks by method, gains by feature. Out: PNG bytes, white background,
+Stage: evaluate. In: the dict of `leaderboard`, ranks by method, gains by feature. Out: PNG bytes, white background,
 the data set named in each. Absent: files (`report` writes them), pyplot and its global state; matplotlib is
 imported when a picture is drawn, never at import.
 """
@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from recsys.arrays import DoubleArray, IntArray
 from recsys.evaluation.cohorts import SEGMENTS
-from recsys.evaluation.metrics import LABELS, Floats, Ints, recall_curve
+from recsys.evaluation.metrics import LABELS, recall_curve
 
 DPI: Final = 160
 INK, MUTED, GRID = "#1f2430", "#5d6675", "#e3e6eb"
@@ -24,15 +25,15 @@ STYLES: Final = ("-", "--", ":")
 MARKERS: Final = ("o", "s", "D", "^", "v")
 KS: Final = tuple(range(10, 501, 10))
 FEATURES: Final = 25  # bars of the ranker's picture
-METRIC: Final = "ndcg@10"  # of the ladder and the cohorts
+METRIC: Final = "ndcg@10"  # of the leaderboard and the cohorts
 
 
-def ladder_png(ladder: Mapping[str, Any]) -> bytes:
-    """Horizontal bars of NDCG@10 with interval whiskers, methods from top to bottom in the ladder's order.
+def leaderboard_png(leaderboard: Mapping[str, Any]) -> bytes:
+    """Horizontal bars of NDCG@10 with interval whiskers, methods from top to bottom in the leaderboard's order.
 
     A method without events keeps its line, with "no events" in place of a bar.
     """
-    methods = ladder["methods"]
+    methods = leaderboard["methods"]
     figure, axes = new_figure(height=1.6 + 0.4 * len(methods), labels=[m["name"] for m in methods])
     cells = [m["segments"]["all"]["metrics"][METRIC] for m in methods]
     top = max([c["high"] for c in cells if c] + [1e-9])
@@ -42,25 +43,25 @@ def ladder_png(ladder: Mapping[str, Any]) -> bytes:
             continue
         axes.barh(y, cell["mean"], height=0.62, color=SYSTEM if method["kind"] == "system" else SINGLE)
         axes.errorbar(cell["mean"], y, xerr=whiskers(cell), color=INK, capsize=3, linewidth=1.1)
-        bold = "bold" if method["name"] == ladder["system"] else "normal"
+        bold = "bold" if method["name"] == leaderboard["system"] else "normal"
         at = max(cell["high"], cell["mean"]) + top * 0.015
         axes.text(at, y, f"{cell['mean']:.4f}", va="center", color=INK, fontsize=9, weight=bold)
     axes.set_yticks(range(len(methods)), [_plain(m["name"], 30) for m in methods])
     for tick, method in zip(axes.get_yticklabels(), methods, strict=True):
-        tick.set_weight("bold" if method["name"] == ladder["system"] else "normal")
+        tick.set_weight("bold" if method["name"] == leaderboard["system"] else "normal")
     axes.set_ylim(len(methods) - 0.4, -0.6)
     axes.set_xlim(0, top * 1.14)
     axes.grid(axis="x", color=GRID)
     size = methods[0]["segments"]["all"]
     note = (
         f"Mean over {size['n_events']:,} test events of {size['n_users']:,} users. "
-        f"Whiskers: {ladder['bootstrap']['level']:.0%} bootstrap interval over users."
+        f"Whiskers: {leaderboard['bootstrap']['level']:.0%} bootstrap interval over users."
     )
-    words(figure, f"{LABELS[METRIC]} of each method", ladder["data"], note)
+    words(figure, f"{LABELS[METRIC]} of each method", leaderboard["data"], note)
     if len(kinds := {m["kind"] for m in methods}) > 1:
         from matplotlib.patches import Patch
 
-        names = {"single": ("one source alone", SINGLE), "system": ("several stages together", SYSTEM)}
+        names = {"single": ("one retriever alone", SINGLE), "system": ("several stages together", SYSTEM)}
         patches = [Patch(color=colour, label=text) for kind, (text, colour) in names.items() if kind in kinds]
         figure.legend(
             handles=patches,
@@ -72,15 +73,15 @@ def ladder_png(ladder: Mapping[str, Any]) -> bytes:
     return png(figure)
 
 
-def cohorts_png(ladder: Mapping[str, Any], names: Sequence[str]) -> bytes:
+def cohorts_png(leaderboard: Mapping[str, Any], names: Sequence[str]) -> bytes:
     """NDCG@10 of the named methods in each segment: a dot with interval whiskers, segments from top to bottom.
 
     A segment without events keeps its line, with "no events" in place of dots. Raises ValueError where no method is
-    named, or one that the ladder does not hold.
+    named, or one that the leaderboard does not hold.
     """
-    by_name = {method["name"]: method for method in ladder["methods"]}
+    by_name = {method["name"]: method for method in leaderboard["methods"]}
     if not names or (unknown := [name for name in names if name not in by_name]):
-        raise ValueError(f"Unknown methods {unknown if names else names}; the ladder holds {', '.join(by_name)}.")
+        raise ValueError(f"Unknown methods {unknown if names else names}; the leaderboard holds {', '.join(by_name)}.")
     sizes = by_name[names[0]]["segments"]
     labels = [f"{segment}: {sizes[segment]['n_events']:,}" for segment in SEGMENTS]
     figure, axes = new_figure(height=2.2 + 0.11 * len(SEGMENTS) * (len(names) + 1), labels=labels, foot=0.95)
@@ -112,17 +113,17 @@ def cohorts_png(ladder: Mapping[str, Any], names: Sequence[str]) -> bytes:
     below = (0.01, 0.3 / figure.get_figheight())
     figure.legend(loc="lower left", ncols=min(len(names), 4), bbox_to_anchor=below, **_LEGEND)
     note = (
-        f"Beside each cohort its number of events; cohorts overlap. Whiskers: {ladder['bootstrap']['level']:.0%} "
+        f"Beside each cohort its number of events; cohorts overlap. Whiskers: {leaderboard['bootstrap']['level']:.0%} "
         "bootstrap interval over users."
     )
-    words(figure, f"{LABELS[METRIC]} by cohort", ladder["data"], note)
+    words(figure, f"{LABELS[METRIC]} by cohort", leaderboard["data"], note)
     return png(figure)
 
 
-def retrieval_png(ranks: Mapping[str, Ints], data: Mapping[str, Any]) -> bytes:
+def retrieval_png(ranks: Mapping[str, IntArray], data: Mapping[str, Any]) -> bytes:
     """Recall@k for k = 10 to 500, a line for each retrieval method; the legend is in the order of Recall@500.
 
-    `data` is the ladder's `data`. Raises ValueError where there is no method, or a method without events.
+    `data` is the leaderboard's `data`. Raises ValueError where there is no method, or a method without events.
     """
     if not ranks:
         raise ValueError("A retrieval picture needs the ranks of at least one method.")
@@ -141,7 +142,7 @@ def retrieval_png(ranks: Mapping[str, Ints], data: Mapping[str, Any]) -> bytes:
     legend = axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.02), title="Recall@500", alignment="left", **_LEGEND)
     legend.get_title().set(fontsize=9, color=MUTED)
     n_events = {len(rank) for rank in ranks.values()}
-    note = f"Share of {max(n_events):,} test events whose movie is among the first k candidates."
+    note = f"Share of {max(n_events):,} test events whose item is among the first k candidates."
     words(figure, "Recall of retrieval", data, note)
     return png(figure)
 
@@ -194,7 +195,7 @@ def new_figure(height: float, labels: Sequence[str] = (), right: float = 0.985, 
     return figure, axes
 
 
-def whiskers(cell: Mapping[str, float]) -> Floats:
+def whiskers(cell: Mapping[str, float]) -> DoubleArray:
     """(2, 1) lengths to the left and to the right of the mean; rounding may not make one negative."""
     return np.maximum([[cell["mean"] - cell["low"]], [cell["high"] - cell["mean"]]], 0.0)
 

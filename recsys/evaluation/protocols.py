@@ -1,6 +1,6 @@
 """Two published protocols beside replay: how each splits the events, and the metrics of a list with many right answers.
 
-Stage: evaluate. In: the events table; lists of movies and what was held out. Out: parts of the events, values for each
+Stage: evaluate. In: the events table; lists of items and what was held out. Out: parts of the events, values for each
 user, tables as text and Markdown. Absent: who ranks (`pipelines.studies`), metrics of a single right answer
 (`metrics`), the protocol that decides things here (`replay`).
 
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from recsys.arrays import BoolArray, DoubleArray, IntArray
 from recsys.columns import ITEM_ID, TIMESTAMP, USER_ID
 from recsys.errors import DataError
 from recsys.evaluation.bootstrap import LEVEL, N_BOOT, SEED, bootstrap_means, bootstrap_means_of_each
-from recsys.evaluation.metrics import Floats, Ints, hit_at, ndcg_at, reciprocal_rank
+from recsys.evaluation.metrics import hit_at, ndcg_at, reciprocal_rank
 from recsys.evaluation.tables import _fixed_width, _line, _markdown, _markdown_lines
 
 STRATIFIED: Final = "stratified"
@@ -37,38 +37,36 @@ LABELS: Final = {
 }
 
 
-def stratified_by_movie(
-    item_id: npt.NDArray[np.int64], share: float = TRAIN_SHARE, seed: int = SPLIT_SEED
-) -> npt.NDArray[np.bool_]:
-    """(E,) True for the events that train: of each movie's events in random order, the first `share`.
+def stratified_by_item(item_id: IntArray, share: float = TRAIN_SHARE, seed: int = SPLIT_SEED) -> BoolArray:
+    """(E,) True for the events that train: of each item's events in random order, the first `share`.
 
-    With n events of a movie, the one at place r of 1 .. n trains if r / n <= share, so a movie with a single event
+    With n events of an item, the one at place r of 1 .. n trains if r / n <= share, so an item with a single event
     is in the test part only. The order is that of one uniform draw an event, from NumPy's MT19937 as `RandomState`
     gives it: for a given order of rows the parts are those of `python_stratified_split(filter_by="item")` of
     github.com/recommenders-team/recommenders (recommenders/datasets/python_splitters.py), which the benchmark there
     uses. Raises ValueError for a share outside (0, 1).
 
-    >>> stratified_by_movie(np.array([7, 8, 7, 7, 7]), seed=0).tolist()
+    >>> stratified_by_item(np.array([7, 8, 7, 7, 7]), seed=0).tolist()
     [True, False, False, True, True]
     """
     if not 0 < share < 1:
         raise ValueError(f"the share that trains must lie between 0 and 1, got {share}")
     drawn = np.random.RandomState(seed).random_sample(len(item_id))
-    return _place_in_movie(item_id, drawn)[1] <= share
+    return _place_in_item(item_id, drawn)[1] <= share
 
 
-def movie_folds(item_id: npt.NDArray[np.int64], n_folds: int, seed: int) -> npt.NDArray[np.int64]:
-    """(E,) fold of each event, 0 .. n_folds - 1: the events of each movie are dealt out in random order, starting at a
-    random fold. Every fold is then about 1 / n_folds of each movie, and every event is held out once."""
+def item_folds(item_id: IntArray, n_folds: int, seed: int) -> IntArray:
+    """(E,) fold of each event, 0 .. n_folds - 1: the events of each item are dealt out in random order, starting at a
+    random fold. Every fold is then about 1 / n_folds of each item, and every event is held out once."""
     rng = np.random.default_rng(seed)
-    place, _ = _place_in_movie(item_id, rng.random(len(item_id)))
-    _, movie = np.unique(item_id, return_inverse=True)
-    first = rng.integers(0, n_folds, int(movie.max(initial=-1)) + 1)
-    return np.asarray((place - 1 + first[movie]) % n_folds, dtype=np.int64)
+    place, _ = _place_in_item(item_id, rng.random(len(item_id)))
+    _, item = np.unique(item_id, return_inverse=True)
+    first = rng.integers(0, n_folds, int(item.max(initial=-1)) + 1)
+    return np.asarray((place - 1 + first[item]) % n_folds, dtype=np.int64)
 
 
-def _place_in_movie(item_id: npt.NDArray[np.int64], drawn: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
-    """(E,) place of each event among those of its movie, by ascending draw, 1 is first; and place / their number."""
+def _place_in_item(item_id: IntArray, drawn: DoubleArray) -> tuple[IntArray, DoubleArray]:
+    """(E,) place of each event among those of its item, by ascending draw, 1 is first; and place / their number."""
     order = np.lexsort([drawn, item_id])
     ordered = item_id[order]
     start = np.searchsorted(ordered, ordered, side="left")
@@ -107,18 +105,18 @@ def leave_last_out(events: pd.DataFrame) -> LastOut:
     return LastOut(events[from_end > 1], events[from_end == 1], events[from_end == 0])
 
 
-def list_values(lists: npt.NDArray[np.int64], held_row: npt.NDArray[np.int64], held_item: Ints) -> Floats:
+def list_values(lists: IntArray, held_row: IntArray, held_item: IntArray) -> DoubleArray:
     """(U, M) values of each user's list in the order of LIST_METRICS.
 
-    lists      (U, k) movies, best first; -1 where there is none. What comes after the tenth is not looked at
+    lists      (U, k) items, best first; -1 where there is none. What comes after the tenth is not looked at
     held_row, held_item   (T,) who rated what in the test part; every user must be there, no pair twice
 
-    With rel_r = 1 where the movie at rank r was held out, n = the number held out, P_r = sum_{s<=r} rel_s / r:
+    With rel_r = 1 where the item at rank r was held out, n = the number held out, P_r = sum_{s<=r} rel_s / r:
     precision = sum rel / 10; recall = sum rel / n; NDCG = sum rel_r / log2(r + 1) over the same sum of min(n, 10) hits
     in front; MAP = sum rel_r P_r / n; MAP@10 = sum rel_r P_r / min(n, 10). As in `python_evaluation` of
     github.com/recommenders-team/recommenders: `map`, which is the column of its published table, and `map_at_k`.
 
-    One user, movies 3 and 5 held out, 5 at rank 2: P_2 = 1/2, so MAP = 1/4.
+    One user, items 3 and 5 held out, 5 at rank 2: P_2 = 1/2, so MAP = 1/4.
 
     >>> list_values(np.array([[4, 5, 6]]), np.array([0, 0]), np.array([3, 5])).round(4).tolist()
     [[0.3869, 0.25, 0.25, 0.1, 0.5]]
@@ -131,7 +129,7 @@ def list_values(lists: npt.NDArray[np.int64], held_row: npt.NDArray[np.int64], h
     width = int(max(top.max(initial=0), np.max(held_item, initial=0))) + 1
     pairs = held_row * width + held_item
     if len(np.unique(pairs)) != len(pairs):
-        raise ValueError("a user's held-out movies hold the same one twice")
+        raise ValueError("a user's held-out items hold the same one twice")
     hit = (np.isin(np.arange(n_users)[:, None] * width + top, pairs) & (top >= 0)).astype(np.float64)  # (U, k)
     rank = np.arange(1, k + 1)
     ideal = np.append(0.0, np.cumsum(1 / np.log2(np.arange(1, 11) + 1)))[np.minimum(n, 10)]
@@ -141,13 +139,13 @@ def list_values(lists: npt.NDArray[np.int64], held_row: npt.NDArray[np.int64], h
     return np.column_stack([ndcg, precisions / n, precisions / np.minimum(n, 10), found / 10, found / n])
 
 
-def rank_values(rank: Ints) -> Floats:
+def rank_values(rank: IntArray) -> DoubleArray:
     """(E, M) values of each event in the order of RANK_METRICS; `rank` as in `metrics`, 0 for a miss."""
     return np.column_stack([ndcg_at(rank, 10), hit_at(rank, 10), hit_at(rank, 50), reciprocal_rank(rank)])
 
 
 def summary(
-    user_id: npt.NDArray[np.int64], values: Mapping[str, Floats], metrics: Sequence[str], system: str
+    user_id: IntArray, values: Mapping[str, DoubleArray], metrics: Sequence[str], system: str
 ) -> dict[str, Any]:
     """Rows of a table: for each method the mean of each metric with its interval over users, and the difference in the
     first metric between the system and every other method on the same users.

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.artefacts import replacing_file
+from recsys.atomic_io import replacing_file
 from recsys.columns import ITEM_ID, RANK, TIMESTAMP, USER_ID
 from recsys.errors import BundleError
 from recsys.evaluation.bootstrap import sorted_by_event

@@ -1,11 +1,11 @@
 """The yardstick: every event after T2 is predicted from what its user had done before that moment.
 
 Stage: evaluate. In: an evaluation bundle frozen at T2, the tables, daily statistics. Out: a `MethodRanks` for every
-rung of the ladder, and on request the full lists. Absent: metrics and intervals (`metrics`, `ladder`), which events
-form a cohort (`cohorts`).
+rung of the leaderboard, and on request the full lists. Absent: metrics and intervals (`metrics`, `leaderboard`), which
+events form a cohort (`cohorts`).
 
 The events of one user in one second share a context, hence a list; each is then looked up in it. The full system's
-list is what `Recommender.recommend` returns. States move on with the events, item statistics with the days; sources
+list is what `Recommender.recommend` returns. States move on with the events, item statistics with the days; retrievers
 and rankers do not move.
 
 Shapes: B contexts of a batch, E events, k = LIST_LENGTH.
@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.artefacts import replacing_file
+from recsys.arrays import IntArray
+from recsys.atomic_io import replacing_file
 from recsys.bundle import Bundle
 from recsys.columns import (
     COVISITATION,
@@ -40,20 +40,19 @@ from recsys.columns import (
     USER_ID,
 )
 from recsys.errors import DataError
-from recsys.evaluation.beyond_accuracy import Movies, Shown
+from recsys.evaluation.beyond_accuracy import Items, Shown
 from recsys.evaluation.cohorts import GAP_S, N_HISTORY, NEW_USER, RATERS, Trained
-from recsys.evaluation.ladder import MethodRanks
+from recsys.evaluation.leaderboard import MethodRanks
 from recsys.evaluation.metrics import LIST_LENGTH, rank_in
-from recsys.features.contexts import Contexts
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, day_of
+from recsys.features.prediction_points import PredictionPoints
 from recsys.features.state import StateBatch
-from recsys.recommender import Context, Recommendations, order
-from recsys.retrieval.source import Answer
+from recsys.recommender import Recommendations, RequestContext, order
+from recsys.retrieval.retriever import RetrieverScores
 
-Int = npt.NDArray[np.int64]
 FULL_SYSTEM = "full system"
-MERGED = "merged sources"
+MERGED = "merged retrievers"
 LOGISTIC = "logistic regression"
 TOP = 10
 
@@ -67,9 +66,9 @@ DESCRIPTIONS = {
     IALS: "implicit ALS, folded in from a recency-weighted history",
     EASE: "EASE on a recency-weighted history",
     TWO_TOWER: "two-tower model and its FAISS index",
-    MERGED: "all sources, reciprocal rank fusion",
-    LOGISTIC: "merged sources, reordered by logistic regression",
-    FULL_SYSTEM: "merged sources, reordered by LightGBM",
+    MERGED: "all retrievers, reciprocal rank rrf_weights",
+    LOGISTIC: "merged retrievers, reordered by logistic regression",
+    FULL_SYSTEM: "merged retrievers, reordered by LightGBM",
 }
 
 
@@ -77,7 +76,7 @@ DESCRIPTIONS = {
 class _Column:
     """What one method has answered so far."""
 
-    ranks: Int
+    ranks: IntArray
     shown: Shown
 
 
@@ -96,31 +95,31 @@ def replay(
     events: pd.DataFrame,
     *,
     dump: Path | None = None,
-    ladder: bool = True,
-    observe: Callable[[Recommendations, Int, Contexts], None] | None = None,
+    leaderboard: bool = True,
+    observe: Callable[[Recommendations, IntArray, PredictionPoints], None] | None = None,
     progress: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> list[MethodRanks]:
-    """Ranks of every event in `events` (all after the bundle's `trained_through`) for each rung of the ladder.
+    """Ranks of every event in `events` (all after the bundle's `trained_through`) for each rung of the leaderboard.
 
-    With `ladder` False only the full system is replayed. `dump` writes a Parquet row for each event with the full
-    system's list of up to LIST_LENGTH movies; the file appears when it is complete.
+    With `leaderboard` False only the full system is replayed. `dump` writes a Parquet row for each event with the full
+    system's list of up to LIST_LENGTH items; the file appears when it is complete.
 
     `observe(full, rows, contexts)` is called once a batch with the full system's answers, lists of up to LIST_LENGTH
-    movies. Row r of `full` answers context `rows[r]` of `contexts`; what happened then are the `event_item_id` whose
+    items. Row r of `full` answers context `rows[r]` of `contexts`; what happened then are the `event_item_id` whose
     `event_context` is `rows[r]`. The answers are the replay's own and must not be changed.
     """
     recommender = bundle.recommender
     catalogue = recommender.catalogue
-    contexts = Contexts.from_events(events)
+    contexts = PredictionPoints.from_events(events)
     timeline = ItemStatsTimeline(catalogue, snapshot_table)
     target = catalogue.to_idx(contexts.event_item_id)
     by_context = np.argsort(contexts.event_context, kind="stable")
     starts = np.searchsorted(contexts.event_context[by_context], np.arange(len(contexts) + 1))
-    singles = [s.name for s in reversed(recommender.sources)] if ladder else []
-    names = [*singles, *((MERGED, LOGISTIC) if ladder else ()), FULL_SYSTEM]
+    singles = [s.name for s in reversed(recommender.retrievers)] if leaderboard else []
+    names = [*singles, *((MERGED, LOGISTIC) if leaderboard else ()), FULL_SYSTEM]
     trained = Trained.through(histories, bundle.facts.trained_through)
-    movies = Movies(catalogue, trained.raters, len(trained.user_ids))
-    columns = {name: _Column(np.zeros(len(events), dtype=np.int64), Shown(movies)) for name in names}
+    items = Items(catalogue, trained.raters, len(trained.user_ids))
+    columns = {name: _Column(np.zeros(len(events), dtype=np.int64), Shown(items)) for name in names}
     n_history, gap_s = np.zeros((2, len(events)), dtype=np.int64)
 
     done = 0
@@ -130,7 +129,7 @@ def replay(
             stats = timeline.as_of(int(day_of(contexts.timestamp[rows[0]])))
             mine = np.concatenate([by_context[starts[c] : starts[c + 1]] for c in rows])
             row_of = np.repeat(np.arange(len(rows)), starts[rows + 1] - starts[rows])
-            full, lists = _answers(bundle, states, Context(stats), singles, ladder)
+            full, lists = _answers(bundle, states, RequestContext(stats), singles, leaderboard)
             for name, ranked in lists.items():
                 columns[name].ranks[mine] = rank_in(ranked[row_of], target[mine])
                 columns[name].shown.add(ranked[:, :TOP])
@@ -151,7 +150,7 @@ def replay(
         N_HISTORY: n_history,
         GAP_S: gap_s,
         NEW_USER: ~np.isin(events[USER_ID].to_numpy(), trained.user_ids),
-        RATERS: np.append(trained.raters, 0)[target],  # a movie outside the catalogue has none
+        RATERS: np.append(trained.raters, 0)[target],  # an item outside the catalogue has none
     }
     return [
         MethodRanks(
@@ -172,18 +171,18 @@ def _kind(name: str) -> Literal["single", "system"]:
 
 
 def _answers(
-    bundle: Bundle, states: StateBatch, context: Context, singles: list[str], ladder: bool
-) -> tuple[Recommendations, dict[str, Int]]:
+    bundle: Bundle, states: StateBatch, context: RequestContext, singles: list[str], leaderboard: bool
+) -> tuple[Recommendations, dict[str, IntArray]]:
     """The full system's answers, and (B, k) row numbers by method, best first, -1 where there is no more."""
     recommender = bundle.recommender
-    lists: dict[str, Int] = {}
-    for source in recommender.sources:
-        if source.name in singles:
-            answer: Answer = source.answer(states)
-            lists[source.name] = answer.top(LIST_LENGTH)[0]
+    lists: dict[str, IntArray] = {}
+    for retriever in recommender.retrievers:
+        if retriever.name in singles:
+            answer: RetrieverScores = retriever.answer(states)
+            lists[retriever.name] = answer.top(LIST_LENGTH)[0]
     full = recommender.recommend(states, context, LIST_LENGTH)
-    if ladder:
-        lists[MERGED] = order(full.candidates, full.candidates.fused, LIST_LENGTH)[0]
+    if leaderboard:
+        lists[MERGED] = order(full.candidates, full.candidates.rrf_score, LIST_LENGTH)[0]
         if full.features is not None:
             scores = recommender.ranked_scores(full.candidates, full.features, bundle.logistic)
             lists[LOGISTIC] = order(full.candidates, scores, LIST_LENGTH)[0]
@@ -192,13 +191,13 @@ def _answers(
 
 
 @contextmanager
-def _dump_writer(path: Path | None) -> Iterator[Callable[[Contexts, Int, Int], None] | None]:
+def _dump_writer(path: Path | None) -> Iterator[Callable[[PredictionPoints, IntArray, IntArray], None] | None]:
     if path is None:
         yield None
         return
     with replacing_file(path) as beside, pq.ParquetWriter(beside, DUMP_SCHEMA) as writer:
 
-        def write(contexts: Contexts, events: Int, ranked_ids: Int) -> None:
+        def write(contexts: PredictionPoints, events: IntArray, ranked_ids: IntArray) -> None:
             context = contexts.event_context[events]
             lengths = (ranked_ids >= 0).sum(axis=1)
             offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())

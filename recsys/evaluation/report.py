@@ -1,16 +1,16 @@
 """Everything that people read of an evaluation, written into one folder.
 
-Stage: evaluate. In: the dict of `ladder`, and what the run knows about itself. Out: tables, PNG files, `report.html`.
-Absent: what is in them (`tables`, `plots`, `report_html`), measuring.
+Stage: evaluate. In: the dict of `leaderboard`, and what the run knows about itself. Out: tables, PNG files,
+`report.html`. Absent: what is in them (`tables`, `plots`, `report_html`), measuring.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recsys.artefacts import replacing_file
-from recsys.evaluation.metrics import Ints
-from recsys.evaluation.plots import cohorts_png, importance_png, ladder_png, retrieval_png
+from recsys.arrays import IntArray
+from recsys.atomic_io import replacing_file
+from recsys.evaluation.plots import cohorts_png, importance_png, leaderboard_png, retrieval_png
 from recsys.evaluation.report_html import report_html
 from recsys.evaluation.tables import (
     beyond_accuracy_markdown,
@@ -24,10 +24,10 @@ from recsys.evaluation.tables import (
 
 def write_report(
     folder: Path,
-    ladder: Mapping[str, Any],
+    leaderboard: Mapping[str, Any],
     *,
     compared: Sequence[str] = (),
-    retrieval_ranks: Mapping[str, Ints] | None = None,
+    retrieval_ranks: Mapping[str, IntArray] | None = None,
     importance: Mapping[str, float] | None = None,
     calibration: bytes | None = None,
     about: Mapping[str, Any] | None = None,
@@ -39,13 +39,13 @@ def write_report(
     importance       gain by feature of the ranker          about            machine, versions, date, command, bundle
     stages           seconds by stage, in order             calibration      the picture of `calibration`
     """
-    pictures = {"ladder": ladder_png(ladder)}
+    pictures = {"leaderboard": leaderboard_png(leaderboard)}
     if compared:
-        pictures["cohorts"] = cohorts_png(ladder, compared)
+        pictures["cohorts"] = cohorts_png(leaderboard, compared)
     if retrieval_ranks:
-        pictures["retrieval"] = retrieval_png(retrieval_ranks, ladder["data"])
+        pictures["retrieval"] = retrieval_png(retrieval_ranks, leaderboard["data"])
     if importance:
-        pictures["importance"] = importance_png(importance, ladder["data"])
+        pictures["importance"] = importance_png(importance, leaderboard["data"])
     if calibration:
         pictures["calibration"] = calibration
     for name, png in pictures.items():
@@ -53,11 +53,11 @@ def write_report(
             beside.write_bytes(png)
     page = folder / "report.html"
     texts = {
-        "ladder.txt": f"{text_table(ladder)}\n\n{differences_table(ladder)}\n",
-        "ladder.md": with_facts(markdown_table(ladder), about or {}),
-        "cohorts.md": with_facts(cohorts_markdown(ladder), about or {}),
-        "beyond_accuracy.md": with_facts(beyond_accuracy_markdown(ladder), about or {}),
-        page.name: report_html(ladder, pictures, about or {}, stages or {}),
+        "leaderboard.txt": f"{text_table(leaderboard)}\n\n{differences_table(leaderboard)}\n",
+        "leaderboard.md": with_facts(markdown_table(leaderboard), about or {}),
+        "cohorts.md": with_facts(cohorts_markdown(leaderboard), about or {}),
+        "beyond_accuracy.md": with_facts(beyond_accuracy_markdown(leaderboard), about or {}),
+        page.name: report_html(leaderboard, pictures, about or {}, stages or {}),
     }
     for name, text in texts.items():
         with replacing_file(folder / name) as beside:

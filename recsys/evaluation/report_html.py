@@ -1,7 +1,8 @@
 """The report as one page: inline CSS, pictures embedded, nothing loaded and nothing run.
 
-Stage: evaluate. In: the dict of `ladder`, PNG bytes, and what the run knows about itself. Out: HTML text in which every
-string from outside is escaped. Absent: measuring, files (`report`); nothing is read from the clock or the machine.
+Stage: evaluate. In: the dict of `leaderboard`, PNG bytes, and what the run knows about itself. Out: HTML text in which
+every string from outside is escaped. Absent: measuring, files (`report`); nothing is read from the clock or the
+machine.
 """
 
 import base64
@@ -24,10 +25,10 @@ from recsys.evaluation.tables import (
 
 
 def report_html(
-    ladder: Mapping[str, Any], pictures: Mapping[str, bytes], about: Mapping[str, Any], stages: Mapping[str, float]
+    leaderboard: Mapping[str, Any], pictures: Mapping[str, bytes], about: Mapping[str, Any], stages: Mapping[str, float]
 ) -> str:
     """The page as text. Every string from outside is escaped; the page may load nothing but itself."""
-    data, protocol, boot = ladder["data"], ladder["protocol"], ladder["bootstrap"]
+    data, protocol, boot = leaderboard["data"], leaderboard["protocol"], leaderboard["bootstrap"]
     label, level = escape(data["label"]), f"{boot['level']:.0%}"
     banner = (
         "<p class='banner' role='note'><strong>Synthetic data.</strong> These numbers come from a world of our own "
@@ -35,37 +36,37 @@ def report_html(
         if data["synthetic"]
         else ""
     )
-    sizes = ladder["methods"][0]["segments"]
+    sizes = leaderboard["methods"][0]["segments"]
     facts = {
         "Data set": data["label"],
-        "Fingerprint (SHA-256 of the source)": data["fingerprint"],
+        "Fingerprint (SHA-256 of the retriever)": data["fingerprint"],
         "T1, end of what candidates are made from": protocol["t1_utc"],
         "T2, end of training; the test is after it": protocol["t2_utc"],
-        "Movies in the catalogue": f"{ladder['n_catalogue']:,}",
+        "Items in the catalogue": f"{leaderboard['n_catalogue']:,}",
         "Intervals": f"{level}, {boot['n_boot']:,} resamples of users, seed {boot['seed']}",
     }
     body = [
         f"<header><h1>How good are the recommendations?</h1><p class='data'>Data: {label}</p>{banner}</header>",
-        f"<p class='finding'>{escape(finding(ladder))}</p>",
-        image_html(pictures, "ladder", "Bars of NDCG@10 for each method with interval whiskers"),
-        "<h2>The ladder</h2>",
+        f"<p class='finding'>{escape(finding(leaderboard))}</p>",
+        image_html(pictures, "leaderboard", "Bars of NDCG@10 for each method with interval whiskers"),
+        "<h2>The leaderboard</h2>",
         f"<p class='how'>Below each value its {level} interval. The full system is highlighted.</p>",
-        _segment_html(ladder, "all"),
-        *_differences_html(ladder),
+        _segment_html(leaderboard, "all"),
+        *_differences_html(leaderboard),
         "<h2>Cohorts</h2>",
         f"<p class='how'>{LABELS[COHORT_METRIC]} of each method by group of events; below it every metric of every "
         "group. Groups overlap.</p>",
         image_html(pictures, "cohorts", "NDCG@10 by cohort with interval whiskers"),
-        table_html(*cohort_cells(ladder)),
+        table_html(*cohort_cells(leaderboard)),
         *(
             f"<details><summary>{escape(name.capitalize())}: {escape(says)} <span>{sizes[name]['n_events']:,} events, "
-            f"{sizes[name]['n_users']:,} users</span></summary>{_segment_html(ladder, name)}</details>"
+            f"{sizes[name]['n_users']:,} users</span></summary>{_segment_html(leaderboard, name)}</details>"
             for name, says in SEGMENTS.items()
             if name != "all"
         ),
         "<h2>Beyond accuracy</h2>",
         f"<p class='how'>{escape(BEYOND_SAYS)}</p>",
-        _beyond_accuracy_html(ladder),
+        _beyond_accuracy_html(leaderboard),
         "<h2>Retrieval</h2>" if "retrieval" in pictures else "",
         image_html(pictures, "retrieval", "Recall at k from 10 to 500 for each retrieval method"),
         "<h2>Ranking</h2>" if "importance" in pictures else "",
@@ -76,8 +77,8 @@ def report_html(
         ),
         "<h2>How it was measured</h2>",
         f"<p>{escape(protocol['text'])}</p>",
-        "<p>HR@10: share of events whose movie is in the top 10. NDCG@10: the same, but a hit at rank r counts "
-        "1/log2(r + 1). MRR: mean of 1/r over the list. Recall@100 and @500: share of events whose movie is among that "
+        "<p>HR@10: share of events whose item is in the top 10. NDCG@10: the same, but a hit at rank r counts "
+        "1/log2(r + 1). MRR: mean of 1/r over the list. Recall@100 and @500: share of events whose item is among that "
         "many. Coverage@10: share of the catalogue that was in anybody's top 10.</p>",
         pairs_html(facts),
     ]
@@ -90,11 +91,11 @@ def report_html(
     return PAGE.format(label=label, style=STYLE, body="\n".join(part for part in body if part))
 
 
-def _segment_html(ladder: Mapping[str, Any], segment: str) -> str:
+def _segment_html(leaderboard: Mapping[str, Any], segment: str) -> str:
     with_coverage = segment == "all"
     header = ["Method", *(LABELS[name] for name in METRICS), *([LABELS[COVERAGE]] if with_coverage else [])]
     rows, marked = [], None
-    for number, method in enumerate(ladder["methods"]):
+    for number, method in enumerate(leaderboard["methods"]):
         found = method["segments"][segment]
         row: list[str | tuple[str, str]] = [(method["name"], method["description"])]
         for name in METRICS:
@@ -105,23 +106,23 @@ def _segment_html(ladder: Mapping[str, Any], segment: str) -> str:
                 below = "one user" if found["degenerate"] else f"{cell['low']:.4f} – {cell['high']:.4f}"
                 row.append((f"{cell['mean']:.4f}", below))
         rows.append([*row, *([f"{method[COVERAGE]:.1%}"] if with_coverage else [])])
-        marked = number if method["name"] == ladder["system"] else marked
+        marked = number if method["name"] == leaderboard["system"] else marked
     return table_html(header, rows, marked)
 
 
-def _beyond_accuracy_html(ladder: Mapping[str, Any]) -> str:
-    header, rows = beyond_accuracy_cells(ladder)
-    marked = next((number for number, row in enumerate(rows) if row[0] == ladder["system"]), None)
+def _beyond_accuracy_html(leaderboard: Mapping[str, Any]) -> str:
+    header, rows = beyond_accuracy_cells(leaderboard)
+    marked = next((number for number, row in enumerate(rows) if row[0] == leaderboard["system"]), None)
     return table_html(header, rows, marked)
 
 
-def _differences_html(ladder: Mapping[str, Any]) -> list[str]:
-    if not ladder["differences"]:
+def _differences_html(leaderboard: Mapping[str, Any]) -> list[str]:
+    if not leaderboard["differences"]:
         return []
-    metrics = list(dict.fromkeys(d["metric"] for d in ladder["differences"]))
-    found = {(d["other"], d["metric"]): difference_cells(ladder, d) for d in ladder["differences"]}
+    metrics = list(dict.fromkeys(d["metric"] for d in leaderboard["differences"]))
+    found = {(d["other"], d["metric"]): difference_cells(leaderboard, d) for d in leaderboard["differences"]}
     rows = []
-    for other in dict.fromkeys(d["other"] for d in ladder["differences"]):
+    for other in dict.fromkeys(d["other"] for d in leaderboard["differences"]):
         row: list[str | tuple[str, str]] = [other]
         for metric in metrics:
             mean, interval, share = found[other, metric]
@@ -133,7 +134,7 @@ def _differences_html(ladder: Mapping[str, Any]) -> list[str]:
         "the share of resamples in which the system was not better."
     )
     header = ["Compared with", *(text for metric in metrics for text in (LABELS[metric], "Not better"))]
-    title = f"<h2>Is “{escape(str(ladder['system']))}” better?</h2>"
+    title = f"<h2>Is “{escape(str(leaderboard['system']))}” better?</h2>"
     return [title, f"<p class='how'>{how}</p>", table_html(header, rows)]
 
 

@@ -5,7 +5,7 @@ stamped at or before the moment, columns by name. Absent: the proof that Feast s
 a sample of every such read.
 
 Feast's DuckDB join pairs every row asked for with all rows of its key before it keeps one. A training table asks for
-each movie on each day, so that the pairs grow with the square of the days; a search in the sorted file does not.
+each item on each day, so that the pairs grow with the square of the days; a search in the sorted file does not.
 """
 
 from collections.abc import Sequence
@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys.arrays import IntArray
 from recsys.columns import EVENT_TIMESTAMP
 from recsys.errors import StoreError
 
-Int = npt.NDArray[np.int64]
 
-
-def newest_rows(source: Path, key: str, keys: Int, moments_us: Int, columns: Sequence[str]) -> Any:
+def newest_rows(source: Path, key: str, keys: IntArray, moments_us: IntArray, columns: Sequence[str]) -> Any:
     """Arrow table of `columns`, row i from the newest row of `keys[i]` stamped at or before `moments_us[i]`.
 
     Null where there is no such row. Raises StoreError for a file that is not sorted by key and stamp, or holds two rows

@@ -2,7 +2,7 @@
 
 Stage: features, at the end of a materialisation, and serving, when it or its store comes back. In: a store's reads and
 writes, logged events. Out: an online store that holds them. Absent: the rule by which a state moves
-(`recsys.features.rebuild`).
+(`recsys.features.state_merge`).
 
 An event that the store holds already changes nothing, so a range of the log may be given that is too long, and any
 number of times. The log is done in parts that fit into memory, as the order of events does not matter; users are done
@@ -21,8 +21,8 @@ import numpy as np
 from recsys.event_log import LoggedEvent
 from recsys.feature_store.online import Stored
 from recsys.feature_store.user_locks import UserLocks
-from recsys.features.rebuild import fold
 from recsys.features.state import Event, UserState
+from recsys.features.state_merge import fold
 
 PART = 100_000  # ratings that are held at once, about 26 MB
 BATCH = 64  # users; two thirds of all events of others go on, because these share at most a quarter of the locks

@@ -1,6 +1,6 @@
 """Where one data set's feature store lives, and how Feast is told.
 
-Stage: features and serving. In: a `DatasetHome`, the `feature_repo` folder, and servers if there are any. Out:
+Stage: features and serving. In: a `DatasetWorkspace`, the `feature_repo` folder, and servers if there are any. Out:
 Feast's own configuration object; the variables with which the `feast` command sees the same store. Absent: the
 environment (whoever builds this object reads it) and any connection.
 """
@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from recsys.errors import ConfigError
 from recsys.feature_store.importing import import_feast
-from recsys.home import DatasetHome
+from recsys.workspace import DatasetWorkspace
 
 # Without them a call to a machine that went away without a word takes a quarter of an hour, or has no end. redis-py
 # tries four times with pauses, so that with them a call takes up to some twenty seconds.
@@ -35,7 +35,7 @@ class FeatureStoreConfig:
     registry_path     database URL of a shared registry (postgresql+psycopg://...); None is SQLite in the home
     """
 
-    home: DatasetHome
+    home: DatasetWorkspace
     repo: Path
     online_store: Literal["sqlite", "redis"] = "sqlite"
     redis_connection: str | None = None

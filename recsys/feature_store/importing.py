@@ -3,7 +3,7 @@
 Stage: every stage that opens a feature store; made for the start of the service. In: nothing. Out: the module `feast`.
 Absent: any change to what Feast does. Two things are left out of its import, both for the importing alone:
 
-- `typeguard.typechecked`, with which Feast decorates its classes, parses their source and compiles it again with a
+- `typeguard.typechecked`, with which Feast decorates its classes, parses their retriever and compiles it again with a
   check of every argument: half of the time of the import, and a cost of each call afterwards. It is an aid for those
   who develop Feast; typeguard itself leaves it out under `python -O`.
 - `feast.torch_wrapper` imports torch in case somebody asks for tensors. The module put in its place does so when
@@ -19,7 +19,7 @@ from typing import Any
 _WRAPPER = "feast.torch_wrapper"
 _DECORATED = (  # what Feast imports for the store of `feature_repo` when that is opened or read
     "feast.infra.offline_stores.duckdb",
-    "feast.infra.data_sources.mlflow.mlflow_dataset_source",
+    "feast.infra.data_retrievers.mlflow.mlflow_dataset_retriever",
 )
 _importing = threading.Lock()
 

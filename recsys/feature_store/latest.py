@@ -5,7 +5,7 @@ Stage: features, and serving where a state must be rebuilt. In: the data set's e
 the position in the log up to which it is complete. Absent: past states. They are made from the data set alone:
 
 An event that was received late does not change what was known before. Past states, from which rankers learn, hold no
-logged event, and movie statistics count one from the day on which it was received. Only newer states know it.
+logged event, and item statistics count one from the day on which it was received. Only newer states know it.
 """
 
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys.artefacts import replacing_file
+from recsys.arrays import IntArray
+from recsys.atomic_io import replacing_file
 from recsys.columns import AGE, GENDER, ITEM_ID, OCCUPATION, RATING, TIMESTAMP, USER_ID, USER_STATE_VIEW
 from recsys.event_log import BEGINNING, Position, end_of, read_log
 from recsys.features.histories import Histories
-from recsys.features.rebuild import distinct_rows, state_from_events
 from recsys.features.state import Event, UserState
-from recsys.home import DatasetHome
+from recsys.features.state_merge import distinct_rows, state_from_events
+from recsys.workspace import DatasetWorkspace
 
 RECEIVED: Final = "received"
 EVENT_COLUMNS: Final = (USER_ID, ITEM_ID, RATING, TIMESTAMP)
@@ -75,11 +75,11 @@ class Latest:
         return cls(now, kept.assign(**{TIMESTAMP: kept[RECEIVED]})[list(EVENT_COLUMNS)], received, position)
 
 
-def history_path(home: DatasetHome) -> Path:
+def history_path(home: DatasetWorkspace) -> Path:
     return home.features / "history.parquet"
 
 
-def write_history(home: DatasetHome, histories: Histories, position: Position) -> None:
+def write_history(home: DatasetWorkspace, histories: Histories, position: Position) -> None:
     """All events by user and time, with the position beside them in one file, so that the two always agree."""
     columns = {
         USER_ID: np.repeat(histories.user_ids, np.diff(histories.offset)),
@@ -92,17 +92,17 @@ def write_history(home: DatasetHome, histories: Histories, position: Position) -
         pq.write_table(pa.table(columns, schema=schema), beside, row_group_size=ROWS_PER_GROUP)
 
 
-def history_position(home: DatasetHome) -> Position:
+def history_position(home: DatasetWorkspace) -> Position:
     """Up to where the log is in the feature tables; the beginning where there are no tables yet."""
     path = history_path(home)
     return _position(pq.read_schema(path)) if path.exists() else BEGINNING
 
 
-def whole_state(home: DatasetHome, profile: UserState) -> tuple[UserState, npt.NDArray[np.int64]]:
-    """State and seen movies of one user from all events there are: the table's and the log's after it.
+def whole_state(home: DatasetWorkspace, profile: UserState) -> tuple[UserState, IntArray]:
+    """State and seen items of one user from all events there are: the table's and the log's after it.
 
     Exact whatever happened before, and slow (milliseconds, and more with every event logged since the features
-    stage): for a state that `recsys.features.rebuild.fold` cannot move. The static profile is taken from `profile`;
+    stage): for a state that `recsys.features.state_merge.fold` cannot move. The static profile is taken from `profile`;
     where that is empty, from the feature tables.
     """
     user_id = profile.user_id
@@ -119,7 +119,7 @@ def whole_state(home: DatasetHome, profile: UserState) -> tuple[UserState, npt.N
     return state_from_events(profile, chain(stored, later))
 
 
-def _stored_profile(home: DatasetHome, user_id: int) -> dict[str, Any]:
+def _stored_profile(home: DatasetWorkspace, user_id: int) -> dict[str, Any]:
     """Of any past state of the user: a profile never changes. Nothing for somebody without a row."""
     path = home.features / f"{USER_STATE_VIEW}.parquet"
     if not path.exists():

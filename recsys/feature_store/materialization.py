@@ -6,7 +6,7 @@ what was logged after the tables were written, but for the moment at which it ca
 
 SQLite is filled beside and copied over in one transaction, so a running service reads the old rows or the new ones
 and needs no restart. (A rename of the file would leave that service on the old one, whose journal has the same name
-as the new one's.) Redis has no such moment: each row is written over, and those of users and movies that are gone are
+as the new one's.) Redis has no such moment: each row is written over, and those of users and items that are gone are
 deleted at the end, so that nobody looks unknown in between.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from recsys.artefacts import locked_folder
+from recsys.atomic_io import locked_folder
 from recsys.columns import EVENT_TIMESTAMP, ITEM_ID, ITEM_STATS_VIEW, USER_ID, USER_SEEN_VIEW, USER_STATE_VIEW
 from recsys.feature_store.config import FeatureStoreConfig
 from recsys.feature_store.online import close_connection
@@ -96,7 +96,7 @@ def _materialize(feast_store: Any, start: Any, end: Any) -> None:
 
 
 def _delete_strangers(feast_store: Any, config: FeatureStoreConfig) -> None:
-    """Delete this project's keys in Redis of users and movies that the tables do not hold.
+    """Delete this project's keys in Redis of users and items that the tables do not hold.
 
     Feast deletes all rows of a view or none; its form of a key is taken from it.
     """

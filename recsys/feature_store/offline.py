@@ -18,15 +18,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys.arrays import IntArray
 from recsys.columns import EVENT_TIMESTAMP
 from recsys.errors import StoreError
-
-Int = npt.NDArray[np.int64]
 
 ROW_ID = "row_id"
 
@@ -47,8 +45,8 @@ def point_in_time(
     service: str,
     source: Path,
     key: str,
-    keys: Int,
-    moments_us: Int,
+    keys: IntArray,
+    moments_us: IntArray,
     columns: Sequence[str],
     max_pairs: int,
 ) -> Any:
@@ -70,7 +68,7 @@ def point_in_time(
     return pa.concat_tables(parts, promote_options="permissive").take(inverse.reshape(-1))
 
 
-def _rows_of_keys(source: Path, key: str, asked: Int) -> Int:
+def _rows_of_keys(source: Path, key: str, asked: IntArray) -> IntArray:
     """How many rows the file holds of each key asked for; at least 1, so that every row costs something."""
     known, counts = np.unique(pq.read_table(source, columns=[key])[key].to_numpy(), return_counts=True)
     if not len(known):
@@ -79,7 +77,7 @@ def _rows_of_keys(source: Path, key: str, asked: Int) -> Int:
     return np.where(known[position] == asked, counts[position], 1)
 
 
-def _one_part(feast_store: HistoricalStore, service: str, key: str, asked: Int, columns: Sequence[str]) -> Any:
+def _one_part(feast_store: HistoricalStore, service: str, key: str, asked: IntArray, columns: Sequence[str]) -> Any:
     frame = pd.DataFrame(
         {
             ROW_ID: np.arange(len(asked)),

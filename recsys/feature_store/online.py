@@ -1,6 +1,6 @@
 """The state that a request reads, and the write that makes the next request see an event.
 
-Stage: serving. In: Feast's store, user ids; a state that moved. Out: `UserState` and the movies seen. Absent: movies
+Stage: serving. In: Feast's store, user ids; a state that moved. Out: `UserState` and the items seen. Absent: items
 (500 of them cost 54 ms a request online; the service holds `ItemStats` in memory) and the order of writes, which
 belongs to the caller: the last write wins.
 """
@@ -10,15 +10,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from recsys.arrays import IntArray
 from recsys.columns import USER_SEEN_VIEW, USER_STATE_VIEW
 from recsys.feature_store.tables import SEEN_COLUMN, columns_of_state, states_from_columns
 from recsys.features.state import UserState
 
-Stored = tuple[UserState, npt.NDArray[np.int64]]
+Stored = tuple[UserState, IntArray]
 READ_BUSY_MS = 20  # where a file is locked against readers too, which is rare, they give up soon
-Row = tuple[UserState, Sequence[int], int]  # state, seen movies, seconds UTC to stamp them with
+Row = tuple[UserState, Sequence[int], int]  # state, seen items, seconds UTC to stamp them with
 
 
 class UserRows:
@@ -36,7 +36,7 @@ class UserRows:
         self._views = {name: feast_store.get_feature_view(name) for name in (USER_STATE_VIEW, USER_SEEN_VIEW)}
 
     def read(self, user_ids: Sequence[int]) -> list[Stored | None]:
-        """State and seen movies of each user, None for somebody unknown. One read of each view."""
+        """State and seen items of each user, None for somebody unknown. One read of each view."""
         from feast.type_map import feast_value_type_to_python_type
 
         columns: dict[str, list[Any]] = {}
@@ -54,7 +54,7 @@ class UserRows:
 
     def write(self, rows: Sequence[Row]) -> None:
         """Write both rows of each user, online only: an offline push would rewrite the whole Parquet file in place. A
-        user comes at most once. Seen movies first: a failure in between leaves a movie hidden, not one shown again."""
+        user comes at most once. Seen items first: a failure in between leaves an item hidden, not one shown again."""
         if not rows:
             return
         states = [columns_of_state(state) for state, _, _ in rows]

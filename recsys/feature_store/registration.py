@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from recsys.artefacts import fingerprint_value
+from recsys.atomic_io import fingerprint_value
 from recsys.feature_store.config import FeatureStoreConfig
 
 FINGERPRINT_TAG = "definitions"

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys.artefacts import read_json, write_json
+from recsys.arrays import DoubleArray, IntArray
+from recsys.atomic_io import read_json, write_json
 from recsys.columns import ITEM_ID, ITEM_STATS_VIEW, RANKING_SERVICE, RETRIEVAL_SERVICE, USER_ID, USER_STATE_VIEW
 from recsys.errors import RecsysError, StoreError
 from recsys.event_log import BEGINNING, Position, read_log
@@ -39,11 +40,10 @@ from recsys.features.catalogue import Catalogue
 from recsys.features.item_stats import SECONDS_PER_DAY, STATS_COLUMNS, ItemStats
 from recsys.features.state import UserState
 
-Int = npt.NDArray[np.int64]
 MICROSECONDS = 1_000_000
 STATE_PAIRS = 200_000  # a pair carries a history of up to L events, about 1.3 kB
 STATS_PAIRS = 5_000_000
-STATS_BY_FEAST = 10_000  # pairs of movie and day; beyond it Feast's join is checked, not waited for
+STATS_BY_FEAST = 10_000  # pairs of item and day; beyond it Feast's join is checked, not waited for
 ONLINE_CHUNK = 256  # users a bulk read or write; keeps the lock for a few tens of ms
 
 
@@ -62,7 +62,7 @@ class FeatureStore:
         self._single: UserRows | None = None  # for reads at once
         self._singly = threading.Lock()
         # Feast reads and writes SQLite over one connection, which sees its own unfinished transaction: without a lock
-        # a read during a push could return new movies with old ratings. Redis has a connection a call.
+        # a read during a push could return new items with old ratings. Redis has a connection a call.
         self._online: contextlib.AbstractContextManager[Any] = (
             threading.RLock() if config.online_store == "sqlite" else contextlib.nullcontext()
         )
@@ -81,7 +81,7 @@ class FeatureStore:
             return changed
 
     def materialize(self) -> None:
-        """Make the online store hold the newest row of every user and movie, with the event log's later events on top.
+        """Make the online store hold the newest row of every user and item, with the event log's later events on top.
 
         Nothing else is left of older runs and pushes. A service may run meanwhile: where the tables' row replaces a
         newer state that it pushed, this puts the state right before it returns, because the event is in the log.
@@ -114,9 +114,9 @@ class FeatureStore:
         return catch_up(self, self.locks, read_log(self.config.home.events, after=after))
 
     def whole_state(self, profile: UserState) -> Stored:
-        """State and seen movies of one user from every event there is, table and log; the profile stays as given.
+        """State and seen items of one user from every event there is, table and log; the profile stays as given.
 
-        For a state that `recsys.features.rebuild.fold` cannot move. Milliseconds, and more while the log is long.
+        For a state that `recsys.features.state_merge.fold` cannot move. Milliseconds, and more while the log is long.
         """
         with self._failing("All events of a user could not be read", "Run `recsys train --only features --force`."):
             return whole_state(self.config.home, profile)
@@ -126,7 +126,7 @@ class FeatureStore:
 
         Rows are stamped by their last event and Feast's join takes stamps <= the moment, so it is asked for one
         microsecond earlier. Exact where `write_feature_tables` was given (user, now) as a context; elsewhere the
-        newest row before. Cold, without profile, where every row lies later. The seen movies are not read: that table
+        newest row before. Cold, without profile, where every row lies later. The seen items are not read: that table
         holds only the newest row.
         """
         self._need_tables()
@@ -146,9 +146,9 @@ class FeatureStore:
             return states_from_columns(ids.tolist(), {name: _values(table[name]) for name in STATE_COLUMNS})
 
     def historical_item_stats(self, pairs: pd.DataFrame) -> pd.DataFrame:
-        """The last snapshot of each movie that a prediction on each day may read; `pairs` has item_id and day.
+        """The last snapshot of each item that a prediction on each day may read; `pairs` has item_id and day.
 
-        Row i answers row i: item_id, day and STATS_COLUMNS as float64, NaN for a movie not yet rated by then. A
+        Row i answers row i: item_id, day and STATS_COLUMNS as float64, NaN for an item not yet rated by then. A
         snapshot stamped at the start of the day itself counts: it holds what happened before it.
 
         Up to STATS_BY_FEAST pairs are Feast's join. More are searched for in the same file (`as_of`), and a random
@@ -170,7 +170,7 @@ class FeatureStore:
                         raise StoreError(f"Feast's past item statistics differ from the table's in {name}. {advice}")
         return pd.DataFrame({ITEM_ID: items, "day": days, **stats})
 
-    def _stats_by_feast(self, items: Int, days: Int) -> dict[str, npt.NDArray[np.float64]]:
+    def _stats_by_feast(self, items: IntArray, days: IntArray) -> dict[str, DoubleArray]:
         return _floats(
             point_in_time(
                 self._registered(),
@@ -185,7 +185,7 @@ class FeatureStore:
         )
 
     def item_stats_as_of(self, catalogue: Catalogue, day: int) -> ItemStats:
-        """Statistics of all movies for a prediction on `day`: one offline read, ten times cheaper than online."""
+        """Statistics of all items for a prediction on `day`: one offline read, ten times cheaper than online."""
         rows = self.historical_item_stats(pd.DataFrame({ITEM_ID: catalogue.item_ids, "day": day}))
         return ItemStats.from_rows(catalogue, rows, day)
 
@@ -201,7 +201,7 @@ class FeatureStore:
         return self.config.online_store == "sqlite"
 
     def online_state(self, user_id: int, *, at_once: bool = False) -> Stored | None:
-        """State and seen movies (raw ids) of one user now; None for somebody unknown. One read of the store.
+        """State and seen items (raw ids) of one user now; None for somebody unknown. One read of the store.
 
         `at_once`: where the store is a file, wait for no push, of this process or another; for whoever holds up others
         as long as this takes.
@@ -318,7 +318,7 @@ class FeatureStore:
             ) from error
 
 
-def _floats(table: Any) -> dict[str, npt.NDArray[np.float64]]:
+def _floats(table: Any) -> dict[str, DoubleArray]:
     """STATS_COLUMNS by name, NaN for null."""
     return {name: table[name].cast(pa.float64()).to_numpy() for name in STATS_COLUMNS}
 

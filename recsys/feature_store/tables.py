@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.artefacts import replacing_file
+from recsys.arrays import IntArray
+from recsys.atomic_io import replacing_file
 from recsys.columns import (
     AGE,
     CREATED_TIMESTAMP,
@@ -42,9 +42,7 @@ from recsys.feature_store.latest import Latest, write_history
 from recsys.features.histories import Histories
 from recsys.features.item_stats import DECAYED
 from recsys.features.state import HISTORY_LENGTH, UserState
-from recsys.home import DatasetHome
-
-Int = npt.NDArray[np.int64]
+from recsys.workspace import DatasetWorkspace
 
 STAMP = pa.timestamp("us", tz="UTC")
 _STAMPS = [(EVENT_TIMESTAMP, STAMP), (CREATED_TIMESTAMP, STAMP)]
@@ -82,13 +80,13 @@ STATS_SCHEMA = pa.schema(
 ROWS_PER_GROUP = 16_384  # a row group of the state table is at most about 20 MB of history
 
 
-def table_path(home: DatasetHome, view: str) -> Path:
+def table_path(home: DatasetWorkspace, view: str) -> Path:
     """The Parquet file behind a view."""
     return home.features / f"{view}.parquet"
 
 
 def write_feature_tables(
-    home: DatasetHome,
+    home: DatasetWorkspace,
     histories: Histories,
     item_snapshots: pd.DataFrame,
     state_contexts: pd.DataFrame,
@@ -101,7 +99,7 @@ def write_feature_tables(
     state just before that moment, stamped by its last event. Rows asked for twice are written once.
 
     `histories` are those of the data set. Where the event log knows more, `latest` has it: the newest states and the
-    seen movies are made from that, and a state that a logged event moved is `created` when it was received. Raises
+    seen items are made from that, and a state that a logged event moved is `created` when it was received. Raises
     StoreError for a context of a user whom `histories` does not hold.
     """
     latest = latest or Latest(histories, pd.DataFrame(), {}, BEGINNING)
@@ -125,7 +123,7 @@ def _write(path: Path, schema: Any, tables: Iterator[Any]) -> None:
             writer.write_table(table, row_group_size=ROWS_PER_GROUP)
 
 
-def _first_stamps(histories: Histories) -> Int:
+def _first_stamps(histories: Histories) -> IntArray:
     """(U,) stamp of every user's empty state, seconds UTC."""
     starts, ends = histories.offset[:-1], histories.offset[1:]
     earliest = int(histories.timestamps.min()) if len(histories.timestamps) else 0
@@ -133,7 +131,7 @@ def _first_stamps(histories: Histories) -> Int:
     return np.where(ends > starts, padded[starts], earliest) - 1
 
 
-def _state_rows(histories: Histories, contexts: pd.DataFrame) -> tuple[Int, Int]:
+def _state_rows(histories: Histories, contexts: pd.DataFrame) -> tuple[IntArray, IntArray]:
     """(R,) users and (R,) positions after the last known event, unique, sorted by user and position."""
     wanted = contexts[[USER_ID, TIMESTAMP]].drop_duplicates()
     context_users = histories.user_idx(wanted[USER_ID].to_numpy(np.int64))
@@ -157,26 +155,30 @@ def _state_rows(histories: Histories, contexts: pd.DataFrame) -> tuple[Int, Int]
     return key // step, key % step
 
 
-def _row_stamps(histories: Histories, first_stamps: Int, user_idx: Int, ends: Int) -> Int:
+def _row_stamps(histories: Histories, first_stamps: IntArray, user_idx: IntArray, ends: IntArray) -> IntArray:
     """(R,) seconds UTC of the last event that a row holds; the user's first stamp for an empty one."""
     known = ends > histories.offset[user_idx]
     last = histories.timestamps[np.maximum(ends - 1, 0)] if len(histories.timestamps) else first_stamps[user_idx]
     return np.where(known, last, first_stamps[user_idx])
 
 
-def _moved_rows(histories: Histories, latest: Latest) -> tuple[Int, Int]:
+def _moved_rows(histories: Histories, latest: Latest) -> tuple[IntArray, IntArray]:
     """Rows of `latest.histories`, as users and positions: the newest state of every user with logged events, and an
     empty state before it for those of whom the data set holds none."""
     now = latest.histories
     user_ids = np.array(sorted(latest.received), dtype=np.int64)
     user_idx = now.user_idx(user_ids)
     base_idx = histories.user_idx(user_ids)
-    silent = user_idx[(base_idx < 0) | (np.diff(histories.offset)[base_idx] == 0)] if len(user_ids) else user_idx
-    rows = np.concatenate([np.stack([silent, now.offset[silent]]), np.stack([user_idx, now.offset[user_idx + 1]])], 1)
+    no_score = user_idx[(base_idx < 0) | (np.diff(histories.offset)[base_idx] == 0)] if len(user_ids) else user_idx
+    rows = np.concatenate(
+        [np.stack([no_score, now.offset[no_score]]), np.stack([user_idx, now.offset[user_idx + 1]])], 1
+    )
     return rows[0], rows[1]
 
 
-def _before_moved(histories: Histories, latest: Latest, user_idx: Int, ends: Int) -> tuple[Int, Int]:
+def _before_moved(
+    histories: Histories, latest: Latest, user_idx: IntArray, ends: IntArray
+) -> tuple[IntArray, IntArray]:
     """The data set's rows, without those that a moved user's newest state replaces: of its own second, or the empty
     one of somebody without events that happens to be stamped later."""
     if not latest.received:
@@ -190,13 +192,17 @@ def _before_moved(histories: Histories, latest: Latest, user_idx: Int, ends: Int
     return user_idx[kept], ends[kept]
 
 
-def _created(stamps: Int, user_ids: Int, received: Mapping[int, int]) -> Int:
+def _created(stamps: IntArray, user_ids: IntArray, received: Mapping[int, int]) -> IntArray:
     """(R,) seconds UTC: the stamp, or the later reception of a user's last logged event."""
     return np.array([max(s, received.get(u, s)) for s, u in zip(stamps.tolist(), user_ids.tolist(), strict=True)])
 
 
 def _state_batches(
-    histories: Histories, first_stamps: Int, user_idx: Int, ends: Int, received: Mapping[int, int] | None = None
+    histories: Histories,
+    first_stamps: IntArray,
+    user_idx: IntArray,
+    ends: IntArray,
+    received: Mapping[int, int] | None = None,
 ) -> Iterator[Any]:
     """The rows as Arrow tables of ROWS_PER_GROUP each, so that the gathered histories stay small in memory."""
     profile = histories.users.reindex(histories.user_ids)
@@ -231,8 +237,8 @@ def _state_batches(
         yield pa.table(columns, schema=STATE_SCHEMA)
 
 
-def _seen_table(latest: Latest, first_stamps: Int) -> Any:
-    """One row a user: every movie rated so far, ascending, stamped like the newest state."""
+def _seen_table(latest: Latest, first_stamps: IntArray) -> Any:
+    """One row a user: every item rated so far, ascending, stamped like the newest state."""
     histories = latest.histories
     counts = np.diff(histories.offset)
     owner = np.repeat(np.arange(len(counts)), counts)
@@ -254,7 +260,7 @@ def _seen_table(latest: Latest, first_stamps: Int) -> Any:
     )
 
 
-def _ranges(starts: Int, ends: Int) -> tuple[Any, Int]:
+def _ranges(starts: IntArray, ends: IntArray) -> tuple[Any, IntArray]:
     """Arrow list offsets (R + 1,) and the concatenation of all ranges [start, end).
 
     >>> offsets, flat = _ranges(np.array([3, 9]), np.array([5, 10]))
@@ -267,7 +273,7 @@ def _ranges(starts: Int, ends: Int) -> tuple[Any, Int]:
     return pa.array(bounds, pa.int32()), flat
 
 
-def _stamps(seconds: Int) -> Any:
+def _stamps(seconds: IntArray) -> Any:
     return pa.array(seconds * 1_000_000, pa.int64()).cast(STAMP)
 
 

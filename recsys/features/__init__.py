@@ -1,1 +1,1 @@
-"""What models see: the catalogue, a user's state, daily movie statistics, and the one candidate-feature function."""
+"""What models see: the catalogue, a user's state, daily item statistics, and the one candidate-feature function."""

@@ -1,13 +1,13 @@
 """The one function that turns user states and candidates into the ranker's feature matrix.
 
 Stage: features; both tracks. In: a `StateBatch`, the merged `CandidateSignals`, `ItemStats` of the day, and what the
-bundle holds about movies. Out: (B, K, F) float32 in the order of `feature_names`. Absent: any other place that
+bundle holds about items. Out: (B, K, F) float32 in the order of `feature_names`. Absent: any other place that
 computes a ranking feature; the training table, replay, batch and the service all call this.
 
-Missing is NaN where the model should know that it is missing (a source's rank of a movie that it did not find, the
-year of a movie without one) and a neutral value elsewhere. A cold user has zeros for habits.
+Missing is NaN where the model should know that it is missing (a retriever's rank of an item that it did not find, the
+year of an item without one) and a neutral value elsewhere. A cold user has zeros for habits.
 
-Shapes: B users, K candidates, L history length, S sources, N movies, D dimensions, G genres, F features.
+Shapes: B users, K candidates, L history length, S retrievers, N items, D dimensions, G genres, F features.
 """
 
 from collections.abc import Sequence
@@ -17,18 +17,15 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from recsys.arrays import FloatArray, IntArray
 from recsys.columns import LIKED_RATING
 from recsys.features.catalogue import Catalogue
 from recsys.features.item_stats import ITEM_FEATURES, POPULARITY_ALL, SECONDS_PER_DAY, ItemStats
 from recsys.features.state import StateBatch
 
-Float = npt.NDArray[np.float32]
-Double = npt.NDArray[np.float64]
-Idx = npt.NDArray[np.int64]
-
 ONE: Final = np.float32(1)  # keeps divisors and bounds in single precision
 SESSION_GAP_S = 3_600
-RECENT = 5  # "the last few movies"
+RECENT = 5  # "the last few items"
 LONGEST_GAP_S = 365 * SECONDS_PER_DAY
 
 _SOURCE_FEATURES = ("score", "score_below_best", "rank")
@@ -36,7 +33,7 @@ _FEATURES = (
     # what retrieval thought of the candidate as a whole
     "merged_score",
     "merged_rank",
-    # candidate against the last movies
+    # candidate against the last items
     "similarity_last",
     "similarity_recent_mean",
     "similarity_recent_max",
@@ -48,7 +45,7 @@ _FEATURES = (
     "genre_rating_affinity",
     "genre_share_last",
     "decade_distance",
-    # movie, as of the day before
+    # item, as of the day before
     *ITEM_FEATURES,
     "decade",
     "popularity_distance",
@@ -67,10 +64,10 @@ _FEATURES = (
 
 # What the ablation leaves out together: every feature fits exactly one of these patterns, wholly.
 FEATURE_GROUPS: Final = {
-    "source scores": r"\w+_(score|score_below_best|rank)",
+    "retriever scores": r"\w+_(score|score_below_best|rank)",
     "similarity": r"similarity_\w+|covisitation_last",
     "genres and decades": r"genre_\w+|decade|decade_distance|user_decade",
-    "movie statistics": r"popularity_(?!score|rank)\w+|mean_rating|liked_share|days_since_\w+",
+    "item statistics": r"popularity_(?!score|rank)\w+|mean_rating|liked_share|days_since_\w+",
     "user habits": r"user_(?!decade)\w+",
 }
 
@@ -78,9 +75,9 @@ FEATURE_GROUPS: Final = {
 _PLACE: Final = {name: place for place, name in enumerate(_FEATURES)}
 
 
-def feature_names(source_names: Sequence[str]) -> tuple[str, ...]:
-    """Names of the F columns for the given sources, in the order of the matrix."""
-    return (*(f"{s}_{f}" for s in source_names for f in _SOURCE_FEATURES), *_FEATURES)
+def feature_names(retriever_names: Sequence[str]) -> tuple[str, ...]:
+    """Names of the F columns for the given retrievers, in the order of the matrix."""
+    return (*(f"{s}_{f}" for s in retriever_names for f in _SOURCE_FEATURES), *_FEATURES)
 
 
 @dataclass(frozen=True)
@@ -89,16 +86,16 @@ class CandidateSignals:
 
     item_idx      (B, K), -1 where there is no candidate
     merged_score  (B, K)
-    scores        (B, K, S); ranks (B, K, S) int32, 0 where the source did not return the movie
-    covisitation_last   (B, K) co-visitation of the candidate with the newest movie alone
+    scores        (B, K, S); ranks (B, K, S) int32, 0 where the retriever did not return the item
+    covisitation_last   (B, K) co-visitation of the candidate with the newest item alone
     """
 
-    source_names: tuple[str, ...]
-    item_idx: Idx
-    merged_score: Float
-    scores: Float
+    retriever_names: tuple[str, ...]
+    item_idx: IntArray
+    merged_score: FloatArray
+    scores: FloatArray
     ranks: npt.NDArray[np.int32]
-    covisitation_last: Float
+    covisitation_last: FloatArray
 
 
 def candidate_features(
@@ -106,29 +103,29 @@ def candidate_features(
     signals: CandidateSignals,
     stats: ItemStats,
     catalogue: Catalogue,
-    unit_vectors: Float,
-) -> Float:
-    """(B, K, F) features. `unit_vectors` (N, D) are the movie vectors scaled to length 1. Rows of absent candidates
+    unit_vectors: FloatArray,
+) -> FloatArray:
+    """(B, K, F) features. `unit_vectors` (N, D) are the item vectors scaled to length 1. Rows of absent candidates
     (item_idx -1) hold numbers without meaning and must not be read.
 
     A request has one user and a few hundred candidates, so that the number of NumPy calls decides the time: columns
-    that stand side by side are written together, and what depends on the movie alone is kept with the statistics and
+    that stand side by side are written together, and what depends on the item alone is kept with the statistics and
     the catalogue and only gathered here.
     """
     n_users, k = signals.item_idx.shape
-    first = len(signals.source_names) * len(_SOURCE_FEATURES)
+    first = len(signals.retriever_names) * len(_SOURCE_FEATURES)
     out = np.empty((n_users, k, first + len(_FEATURES)), dtype=np.float32)
     rest = out[:, :, first:]
     safe = np.maximum(signals.item_idx, 0)
     past = _Past(states)
-    _put_sources(out[:, :, :first], signals)
+    _put_retrievers(out[:, :, :first], signals)
     rest[:, :, _PLACE["merged_score"]] = signals.merged_score
     rest[:, :, _PLACE["merged_rank"]] = np.arange(1, k + 1)
     _put_similarity(rest, past, safe, unit_vectors)
     rest[:, :, _PLACE["covisitation_last"]] = signals.covisitation_last
     _put_genres(rest, past, safe, catalogue)
 
-    # movies, and how far they are from the user's: user columns (B,)
+    # items, and how far they are from the user's: user columns (B,)
     known_decades = np.where(past.known, catalogue.decades[past.item_idx], np.float32(0))
     user_decade = np.where(past.count > 0, known_decades.sum(axis=1) / past.n[:, 0], catalogue.mean_decade)
     rest[:, :, _PLACE["decade_distance"]] = np.abs(catalogue.decades[safe] - user_decade[:, None])
@@ -164,9 +161,9 @@ class _Past:
         self.mean_rating = states.rating_sum / self.n_events
 
 
-def _put_sources(out: Float, signals: CandidateSignals) -> None:
+def _put_retrievers(out: FloatArray, signals: CandidateSignals) -> None:
     """`out` (B, K, 3 S)"""
-    columns = out.reshape(*out.shape[:2], len(signals.source_names), len(_SOURCE_FEATURES))  # a view of it
+    columns = out.reshape(*out.shape[:2], len(signals.retriever_names), len(_SOURCE_FEATURES))  # a view of it
     present = (signals.item_idx >= 0)[:, None, :]
     best = np.where(present, signals.scores.transpose(0, 2, 1), np.float32(-np.inf)).max(axis=2, initial=-np.inf)
     columns[:, :, :, 0] = signals.scores
@@ -174,8 +171,8 @@ def _put_sources(out: Float, signals: CandidateSignals) -> None:
     columns[:, :, :, 2] = np.where(signals.ranks > 0, signals.ranks, np.float32(np.nan))
 
 
-def _put_similarity(rest: Float, past: _Past, safe: Idx, unit_vectors: Float) -> None:
-    """Cosines with the newest movies, and with means over the history."""
+def _put_similarity(rest: FloatArray, past: _Past, safe: IntArray, unit_vectors: FloatArray) -> None:
+    """Cosines with the newest items, and with means over the history."""
     candidates = unit_vectors.take(safe, axis=0)  # (B, K, D)
     vectors = unit_vectors.take(past.item_idx, axis=0)  # (B, L, D)
     vectors *= past.known[:, :, None]
@@ -191,8 +188,8 @@ def _put_similarity(rest: Float, past: _Past, safe: Idx, unit_vectors: Float) ->
     rest[:, :, _PLACE["similarity_liked"]] = np.einsum("bkd,bd->bk", candidates, liked_mean)
 
 
-def _put_genres(rest: Float, past: _Past, safe: Idx, catalogue: Catalogue) -> None:
-    """The candidate's genres against how often the user meets them, how they are rated, and the newest movie's."""
+def _put_genres(rest: FloatArray, past: _Past, safe: IntArray, catalogue: Catalogue) -> None:
+    """The candidate's genres against how often the user meets them, how they are rated, and the newest item's."""
     candidates = catalogue.genres.take(safe, axis=0)  # (B, K, G)
     n_genres = catalogue.genre_counts[safe]
     seen = catalogue.genres.take(past.item_idx, axis=0)  # (B, L, G)

@@ -1,9 +1,9 @@
-"""The movies as arrays, and the only map between raw MovieLens ids and dense row numbers.
+"""The items as arrays, and the only map between raw MovieLens ids and dense row numbers.
 
-Stage: features. In: the movies and users tables. Out: `Catalogue`, saved in every bundle. Absent: anything
+Stage: features. In: the items and users tables. Out: `Catalogue`, saved in every bundle. Absent: anything
 that changes with time (daily statistics are `item_stats`, a user's history is `state`).
 
-Shapes: N movies in the order of their ids, G genres, W title words in the vocabulary.
+Shapes: N items in the order of their ids, G genres, W title words in the vocabulary.
 """
 
 import re
@@ -17,14 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from recsys.artefacts import read_json, write_json
+from recsys.arrays import DoubleArray, FloatArray, IntArray
+from recsys.atomic_io import read_json, write_json
 from recsys.columns import GENRES, ITEM_ID, OCCUPATION, TITLE, YEAR
 
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float32]
-
 MAX_TITLE_WORDS = 6  # words kept a title
-MIN_WORD_MOVIES = 3  # a word in fewer titles than this tells nothing that the id does not
+MIN_WORD_ITEMS = 3  # a word in fewer titles than this tells nothing that the id does not
 
 # Lower ends of the age brackets; index 0 is "unknown". The brackets are those of ml-1m.
 AGE_BRACKETS = (0, 18, 25, 35, 45, 50, 56)
@@ -51,7 +49,7 @@ class Profiles:
         """Number of values of (gender, age bracket, occupation)."""
         return len(GENDERS), len(AGE_BRACKETS) + 1, len(self.occupations)
 
-    def encode(self, gender: Sequence[str], age: npt.NDArray[np.float64], occupation: Sequence[str]) -> IntArray:
+    def encode(self, gender: Sequence[str], age: DoubleArray, occupation: Sequence[str]) -> IntArray:
         """(B, 3) indices of gender, age bracket and occupation. Empty text, age <= 0 or NaN, unseen labels give 0."""
         bracket = np.where(age > 0, np.searchsorted(AGE_BRACKETS, age, side="right"), 0)  # NaN is not above 0
         out = np.empty((len(gender), 3), dtype=np.int64)
@@ -71,12 +69,12 @@ class Profiles:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All movies of a data set, rated or not.
+    """All items of a data set, rated or not.
 
     item_ids     (N,) int64, ascending
     titles       N strings
     years        (N,) float32, NaN where unknown
-    genres       (N, G) float32, 1.0 where the movie has the genre
+    genres       (N, G) float32, 1.0 where the item has the genre
     genre_names  G strings
     words        (N, MAX_TITLE_WORDS) int64 into the vocabulary, 0 where there is none
     vocabulary   W strings; position 0 is the empty word
@@ -109,7 +107,7 @@ class Catalogue:
 
     @cached_property
     def decades(self) -> FloatArray:
-        """(N,) year / 10, the median year where unknown: a movie without a year is neither old nor new."""
+        """(N,) year / 10, the median year where unknown: an item without a year is neither old nor new."""
         known = self.years[~np.isnan(self.years)]
         middle = float(np.median(known)) if len(known) else 2000.0
         return np.where(np.isnan(self.years), middle, self.years).astype(np.float32) / np.float32(10.0)
@@ -121,12 +119,12 @@ class Catalogue:
 
     @cached_property
     def mean_decade(self) -> np.float32:
-        """Of all movies; stands for the taste of somebody of whom nothing is known."""
+        """Of all items; stands for the taste of somebody of whom nothing is known."""
         return np.float32(np.mean(self.decades))
 
     @cached_property
     def genre_counts(self) -> FloatArray:
-        """(N,) genres of each movie, at least 1: what a mean over them is divided by."""
+        """(N,) genres of each item, at least 1: what a mean over them is divided by."""
         counts: FloatArray = np.maximum(self.genres.sum(axis=1), np.float32(1))
         return counts
 
@@ -134,31 +132,31 @@ class Catalogue:
         return [self.genre_names[g] for g in np.flatnonzero(self.genres[item_idx])]
 
     @classmethod
-    def from_tables(cls, movies: pd.DataFrame, users: pd.DataFrame) -> "Catalogue":
+    def from_tables(cls, items: pd.DataFrame, users: pd.DataFrame) -> "Catalogue":
         """Build from the typed tables of `recsys.data.tables`."""
-        movies = movies.sort_values(ITEM_ID)
-        genre_lists = [list(g) for g in movies[GENRES]]
+        items = items.sort_values(ITEM_ID)
+        genre_lists = [list(g) for g in items[GENRES]]
         genre_names = tuple(sorted({name for names in genre_lists for name in names}))
         column = {name: i for i, name in enumerate(genre_names)}
-        genres = np.zeros((len(movies), len(genre_names)), dtype=np.float32)
+        genres = np.zeros((len(items), len(genre_names)), dtype=np.float32)
         for row, names in enumerate(genre_lists):
             for name in names:
                 genres[row, column[name]] = 1.0
 
-        word_lists = [title_words(t) for t in movies[TITLE]]
+        word_lists = [title_words(t) for t in items[TITLE]]
         counts = Counter(word for words in word_lists for word in set(words))
-        vocabulary = ("", *sorted(w for w, n in counts.items() if n >= MIN_WORD_MOVIES))
+        vocabulary = ("", *sorted(w for w, n in counts.items() if n >= MIN_WORD_ITEMS))
         word_idx = {word: i for i, word in enumerate(vocabulary)}
-        words = np.zeros((len(movies), MAX_TITLE_WORDS), dtype=np.int64)
+        words = np.zeros((len(items), MAX_TITLE_WORDS), dtype=np.int64)
         for row, title in enumerate(word_lists):
             kept = [word_idx[w] for w in title if w in word_idx]
             words[row, : len(kept)] = kept
 
         occupations = ("", *sorted({o for o in users[OCCUPATION].dropna() if o}))
         return cls(
-            item_ids=movies[ITEM_ID].to_numpy(np.int64),
-            titles=tuple(movies[TITLE]),
-            years=movies[YEAR].to_numpy(np.float32, na_value=np.nan),
+            item_ids=items[ITEM_ID].to_numpy(np.int64),
+            titles=tuple(items[TITLE]),
+            years=items[YEAR].to_numpy(np.float32, na_value=np.nan),
             genres=genres,
             genre_names=genre_names,
             words=words,

@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from recsys.arrays import DoubleArray, FloatArray, IntArray
 from recsys.columns import AGE, GENDER, ITEM_ID, LIKED_RATING, OCCUPATION, RATING, TIMESTAMP, USER_ID
 from recsys.features.catalogue import Catalogue
 from recsys.features.state import HISTORY_LENGTH, StateBatch, UserState
-
-Int = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -33,20 +32,20 @@ class Histories:
 
     catalogue: Catalogue
     users: pd.DataFrame
-    user_ids: Int
-    offset: Int
-    item_idx: Int
-    item_ids: Int
-    ratings: npt.NDArray[np.float32]
-    timestamps: Int
-    rating_cumsum: npt.NDArray[np.float64]
-    square_cumsum: npt.NDArray[np.float64]
-    liked_cumsum: npt.NDArray[np.float64]
-    profile: Int
+    user_ids: IntArray
+    offset: IntArray
+    item_idx: IntArray
+    item_ids: IntArray
+    ratings: FloatArray
+    timestamps: IntArray
+    rating_cumsum: DoubleArray
+    square_cumsum: DoubleArray
+    liked_cumsum: DoubleArray
+    profile: IntArray
 
     @classmethod
     def from_tables(cls, catalogue: Catalogue, events: pd.DataFrame, users: pd.DataFrame) -> "Histories":
-        """Every event's movie must be in the catalogue (the data stage has seen to it)."""
+        """Every event's item must be in the catalogue (the data stage has seen to it)."""
         events = events.sort_values([USER_ID, TIMESTAMP, ITEM_ID], kind="stable")
         user_ids = np.union1d(users[USER_ID].to_numpy(np.int64), events[USER_ID].to_numpy(np.int64))
         ratings = events[RATING].to_numpy(np.float32)
@@ -73,7 +72,7 @@ class Histories:
             profile=profile,
         )
 
-    def user_idx(self, user_ids: npt.ArrayLike) -> Int:
+    def user_idx(self, user_ids: npt.ArrayLike) -> IntArray:
         """Row of each user; -1 for somebody unknown."""
         ids = np.asarray(user_ids, dtype=np.int64)
         if len(self.user_ids) == 0:
@@ -81,7 +80,7 @@ class Histories:
         position = np.minimum(np.searchsorted(self.user_ids, ids), len(self.user_ids) - 1)
         return np.where(self.user_ids[position] == ids, position, -1)
 
-    def ends_before(self, user_idx: Int, now: Int) -> Int:
+    def ends_before(self, user_idx: IntArray, now: IntArray) -> IntArray:
         """(B,) position after each user's last event with timestamp < now (strict)."""
         ends = np.empty(len(user_idx), dtype=np.int64)
         for row, (user, moment) in enumerate(zip(user_idx, now, strict=True)):
@@ -139,12 +138,12 @@ class Histories:
             occupation="" if row is None or pd.isna(row[OCCUPATION]) else str(row[OCCUPATION]),
         )
 
-    def seen_ids(self, user_idx: int, end: int) -> Int:
-        """Raw ids of every movie that the user rated before position `end`, ascending."""
+    def seen_ids(self, user_idx: int, end: int) -> IntArray:
+        """Raw ids of every item that the user rated before position `end`, ascending."""
         return np.unique(self.item_ids[self.offset[user_idx] : end])
 
 
-def _cold(moments: Int) -> StateBatch:
+def _cold(moments: IntArray) -> StateBatch:
     size = len(moments)
     zeros = np.zeros(size)
     return StateBatch(

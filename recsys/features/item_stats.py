@@ -1,14 +1,14 @@
-"""Statistics of each movie at day ends.
+"""Statistics of each item at day ends.
 
-Stage: features; both tracks. In: the events table. Out: a sparse snapshot table (a row for each movie and day on
+Stage: features; both tracks. In: the events table. Out: a sparse snapshot table (a row for each item and day on
 which it was rated) that Feast keeps, and `ItemStats`, the dense arrays as of one day that features and service
 read. Absent: who asks for which day (`recsys.training_table`, `recsys.evaluation.replay`, the service).
 
 A snapshot stamped D 00:00 UTC holds the events with timestamp < D 00:00. A prediction at t reads, for every
-movie, its last snapshot stamped at or before the start of t's day, so it never sees its own day. Decayed counts
+item, its last snapshot stamped at or before the start of t's day, so it never sees its own day. Decayed counts
 are stored as of their snapshot and decayed further on reading, up to the as-of day.
 
-Shapes: N movies, H = len(HALF_LIVES_DAYS).
+Shapes: N items, H = len(HALF_LIVES_DAYS).
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from recsys.arrays import DoubleArray, FloatArray, IntArray
 from recsys.columns import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, LIKED_RATING, RATING, TIMESTAMP
 from recsys.features.catalogue import Catalogue
 
@@ -27,9 +28,9 @@ HALF_LIVES_DAYS = (7, 30, 365)
 DECAYED = tuple(f"decayed_{h}d" for h in HALF_LIVES_DAYS)
 STATS_COLUMNS = ("snapshot_day", "n_ratings", "n_liked", "rating_sum", *DECAYED, "first_rated", "last_rated")
 
-PRIOR_RATINGS, PRIOR_MEAN = 5.0, 3.5  # a movie's mean rating is shrunk as if it had five ratings of 3.5
+PRIOR_RATINGS, PRIOR_MEAN = 5.0, 3.5  # an item's mean rating is shrunk as if it had five ratings of 3.5
 
-# The ranking features that depend on the movie and the day alone, in the order of `ItemStats.columns`.
+# The ranking features that depend on the item and the day alone, in the order of `ItemStats.columns`.
 ITEM_FEATURES: Final = (
     "popularity_7d",
     "popularity_30d",
@@ -44,7 +45,7 @@ ITEM_FEATURES: Final = (
 POPULARITY_ALL: Final = ITEM_FEATURES.index("popularity_all")  # log(1 + ratings so far)
 
 
-def day_of(timestamp: npt.ArrayLike) -> npt.NDArray[np.int64]:
+def day_of(timestamp: npt.ArrayLike) -> IntArray:
     """Number of the UTC day that holds each moment; also the stamp of the last snapshot that a prediction reads.
 
     >>> int(day_of(86_400))
@@ -54,7 +55,7 @@ def day_of(timestamp: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
 
 def snapshots(events: pd.DataFrame) -> pd.DataFrame:
-    """One row for each movie and day with ratings, as of the end of that day.
+    """One row for each item and day with ratings, as of the end of that day.
 
     Columns: item_id, event_timestamp and created (UTC, microseconds), and STATS_COLUMNS: `snapshot_day` (the day that
     starts where this one ends), counts and sums since the beginning, `decayed_*d` (ratings counted with weight
@@ -101,9 +102,7 @@ def snapshots(events: pd.DataFrame) -> pd.DataFrame:
     return out[[ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP, *STATS_COLUMNS]]
 
 
-def _decayed_counts(
-    items: npt.NDArray[np.int64], days: npt.NDArray[np.int64], counts: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _decayed_counts(items: IntArray, days: IntArray, counts: DoubleArray) -> DoubleArray:
     """(rows, H) running decayed counts for rows sorted by (item, day)."""
     out = np.empty((len(items), len(HALF_LIVES_DAYS)))
     half_lives = np.asarray(HALF_LIVES_DAYS, dtype=np.float64)
@@ -122,27 +121,27 @@ def _decayed_counts(
 
 @dataclass(frozen=True)
 class ItemStats:
-    """Dense statistics of all N movies as of the start of one day.
+    """Dense statistics of all N items as of the start of one day.
 
     day           the as-of day: nothing that happened on it or later is known
     n_ratings, n_liked, rating_sum   (N,) float32
     decayed       (N, H) float32, decayed to the start of `day`
-    first_rated, last_rated          (N,) int64 seconds UTC, 0 where the movie has never been rated
+    first_rated, last_rated          (N,) int64 seconds UTC, 0 where the item has never been rated
     """
 
     day: int
-    n_ratings: npt.NDArray[np.float32]
-    n_liked: npt.NDArray[np.float32]
-    rating_sum: npt.NDArray[np.float32]
-    decayed: npt.NDArray[np.float32]
-    first_rated: npt.NDArray[np.int64]
-    last_rated: npt.NDArray[np.int64]
+    n_ratings: FloatArray
+    n_liked: FloatArray
+    rating_sum: FloatArray
+    decayed: FloatArray
+    first_rated: IntArray
+    last_rated: IntArray
 
     def __len__(self) -> int:
         return len(self.n_ratings)
 
     @cached_property
-    def columns(self) -> npt.NDArray[np.float32]:
+    def columns(self) -> FloatArray:
         """(N, len(ITEM_FEATURES)): made once for a day, because every answer of that day reads them. NaN for days since
         a rating where there has been none."""
         popularity = np.log1p(self.decayed)  # (N, H)
@@ -160,10 +159,10 @@ class ItemStats:
 
     @classmethod
     def from_rows(cls, catalogue: Catalogue, rows: pd.DataFrame, day: int) -> "ItemStats":
-        """From at most one snapshot row a movie (columns item_id and STATS_COLUMNS), each stamped at or before `day`.
+        """From at most one snapshot row an item (columns item_id and STATS_COLUMNS), each stamped at or before `day`.
 
-        Movies without a row, or whose row is null (never rated yet), have zeros. Raises ValueError for a snapshot of
-        the future or a movie given twice: either would be a leak or a broken join.
+        Items without a row, or whose row is null (never rated yet), have zeros. Raises ValueError for a snapshot of
+        the future or an item given twice: either would be a leak or a broken join.
         """
         rows = rows[rows["snapshot_day"].notna()]
         idx = catalogue.to_idx(rows[ITEM_ID].to_numpy(np.int64))
@@ -173,15 +172,15 @@ class ItemStats:
         if len(snapshot_day) and snapshot_day.max() > day:
             raise ValueError(f"item statistics of day {snapshot_day.max()} were given for a prediction on day {day}")
         if len(np.unique(idx)) != len(idx):
-            raise ValueError("item statistics hold the same movie twice")
+            raise ValueError("item statistics hold the same item twice")
         size = len(catalogue)
 
-        def counts(name: str) -> npt.NDArray[np.float32]:
+        def counts(name: str) -> FloatArray:
             out = np.zeros(size, dtype=np.float32)
             out[idx] = rows[name].to_numpy(np.float32)
             return out
 
-        def moments(name: str) -> npt.NDArray[np.int64]:
+        def moments(name: str) -> IntArray:
             out = np.zeros(size, dtype=np.int64)
             out[idx] = rows[name].to_numpy(np.int64)
             return out

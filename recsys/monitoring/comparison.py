@@ -5,7 +5,7 @@ Absent: why it differs (`diagnosis`).
 
 Floats are equal when their bits are, and NaN equals NaN: a tolerance would hide what this check is for.
 
-Shapes: k movies shown, F features.
+Shapes: k items shown, F features.
 """
 
 from collections import Counter
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
+from recsys.arrays import BoolArray, FloatArray
 from recsys.monitoring.prediction_log import MICROSECONDS
 from recsys.monitoring.raw_events import RACE_S
 from recsys.monitoring.recompute import Group, Recomputed
@@ -26,14 +26,14 @@ FACTS: Final = {
     "n_events": "number of events in the state",
     "last_event": "moment of the state's last event",
     "now": "moment of the answer against the clock that received it",
-    "item_statistics_day": "day of the movie statistics",
-    "retrieved": "candidates, their sources, scores and ranks",
-    "candidates": "a shown movie that the ranker would not have seen",
+    "item_statistics_day": "day of the item statistics",
+    "retrieved": "candidates, their retrievers, scores and ranks",
+    "candidates": "a shown item that the ranker would not have seen",
     "feature_names": "names of the features, in their order",
-    "length": "number of movies shown",
-    "positions": "positions of the movies shown",
-    "propensities": "propensities of the movies shown",
-    "order": "movies shown, in their order",
+    "length": "number of items shown",
+    "positions": "positions of the items shown",
+    "propensities": "propensities of the items shown",
+    "order": "items shown, in their order",
     "scores": "scores",
     "probabilities": "probabilities",
 }
@@ -111,7 +111,7 @@ class Comparison:
             said, found = logged.features[rows, column], answer.features[rows, column]
             apart = np.abs(said.astype(np.float64) - found)
             largest = float(np.max(apart[np.isfinite(apart)], initial=0.0))
-            where = f"{logged.request_id}, movie {logged.item_ids[rows[0]]}"
+            where = f"{logged.request_id}, item {logged.item_ids[rows[0]]}"
             where += f": logged {said[0]:.9g}, recomputed {found[0]:.9g}"
             self._note(self.features, logged.feature_names[column], len(rows), largest, where)
             differs = True
@@ -125,7 +125,7 @@ class Comparison:
         found.largest = max(found.largest, largest)
 
 
-def same_bits(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+def same_bits(a: FloatArray, b: FloatArray) -> BoolArray:
     """Elementwise.
 
     >>> x = np.array([1.0, np.nan, 0.0, 0.1], dtype=np.float32)
@@ -164,10 +164,10 @@ def _facts(answer: Recomputed) -> Mapping[str, tuple[Any, Any]]:
 
 
 def _retrieved(answer: Recomputed) -> tuple[Any, Any]:
-    """The first of names, movies, ranks and scores that differs."""
+    """The first of names, items, ranks and scores that differs."""
     logged = answer.prediction
     pairs = (
-        (logged.source_names, answer.source_names),
+        (logged.retriever_names, answer.retriever_names),
         (logged.candidate_ids.tolist(), answer.candidate_ids.tolist()),
         (logged.candidate_ranks.tolist(), answer.candidate_ranks.tolist()),
         _floats(logged.candidate_scores, answer.candidate_scores),
@@ -175,7 +175,7 @@ def _retrieved(answer: Recomputed) -> tuple[Any, Any]:
     return next(((said, found) for said, found in pairs if said != found), (True, True))
 
 
-def _floats(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> tuple[Any, Any]:
+def _floats(a: FloatArray, b: FloatArray) -> tuple[Any, Any]:
     """Equal where the bits are."""
     same = a.shape == b.shape and bool(same_bits(a, b).all())
     return (True, True) if same else (a.tolist(), b.tolist())

@@ -5,7 +5,7 @@ the differences are (`comparison`).
 
 Tried are: statistics of a day before or after, a state some events behind, columns in another order, another bundle,
 and ratings on another scale. The factor of a scale is estimated from the logged features. An explanation is counted by
-the mismatching answers in which every feature of every movie then agrees, up to rounding.
+the mismatching answers in which every feature of every item then agrees, up to rounding.
 """
 
 import re
@@ -15,8 +15,8 @@ from fractions import Fraction
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from recsys.arrays import FloatArray
 from recsys.features.candidate import FEATURE_GROUPS
 from recsys.features.item_stats import PRIOR_MEAN, PRIOR_RATINGS
 from recsys.monitoring.comparison import Comparison, same_bits
@@ -26,7 +26,6 @@ EXPLAINS: Final = 0.9  # share of the mismatching answers from which on a hypoth
 RTOL, ATOL = 1e-5, 1e-6
 DAYS: Final = (-1, 1, -2, 2)
 BEHIND: Final = (1, 2, 3)
-Float = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def _hypotheses(
             yield Hypothesis(f"ratings multiplied by {shown}: {of}", rating_scale=factor, scaled=scaled)
     for factor in _stats_factors(truth, recomputer):
         yield Hypothesis(
-            f"ratings multiplied by {_shown(factor)}: those in the statistics of movies", stats_scale=factor
+            f"ratings multiplied by {_shown(factor)}: those in the statistics of items", stats_scale=factor
         )
     named = {group[0].bundle_id for group in groups}
     names = groups[0][0].feature_names
@@ -141,8 +140,8 @@ def _columns(truth: list[Recomputed]) -> list[Finding]:
     logged = np.concatenate([a.prediction.features for a in alike if a.prediction.features is not None])
     found = np.concatenate([a.features for a in alike if a.features is not None])
     wrong = np.flatnonzero(~same_bits(logged, found).all(axis=0))
-    source = {int(c): _same_column(logged[:, c], found, [int(w) for w in wrong if w != c]) for c in wrong}
-    moved = {column: at for column, at in source.items() if at is not None}
+    retriever = {int(c): _same_column(logged[:, c], found, [int(w) for w in wrong if w != c]) for c in wrong}
+    moved = {column: at for column, at in retriever.items() if at is not None}
     if not moved:
         return []
     order = np.arange(len(names))
@@ -161,7 +160,7 @@ def _columns(truth: list[Recomputed]) -> list[Finding]:
     return [Finding(says, float(np.sum(agree)) / len(truth))]
 
 
-def _same_column(values: Float, found: Float, others: list[int]) -> int | None:
+def _same_column(values: FloatArray, found: FloatArray, others: list[int]) -> int | None:
     """The other mismatching column whose values these are."""
     return next((c for c in others if same_bits(values, found[:, c]).all()), None)
 
@@ -179,7 +178,7 @@ def _user_factors(truth: list[Recomputed]) -> list[float]:
 
 
 def _stats_factors(truth: list[Recomputed], recomputer: Recomputer) -> list[float]:
-    """The same for the ratings of movies: `mean_rating` is (s + p m) / (n + p), with s the sum of n ratings."""
+    """The same for the ratings of items: `mean_rating` is (s + p m) / (n + p), with s the sum of n ratings."""
     ratios = []
     for answer in truth:
         recommender = recomputer.recommender(answer.prediction.bundle_id)
@@ -195,7 +194,7 @@ def _stats_factors(truth: list[Recomputed], recomputer: Recomputer) -> list[floa
 
 
 def _pairs(answer: Recomputed, name: str) -> list[tuple[float, float]]:
-    """(logged, recomputed) of one feature, a pair a movie."""
+    """(logged, recomputed) of one feature, a pair an item."""
     logged, names = answer.prediction.features, answer.prediction.feature_names
     if logged is None or answer.features is None or name not in names:
         return []

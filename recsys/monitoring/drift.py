@@ -15,9 +15,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from recsys.arrays import DoubleArray, FloatArray
+
 BINS: Final = 10
 SMALLEST: Final = 1e-4  # share that an empty bin counts as; without it one empty bin would make PSI infinite
-Float = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,13 @@ def drift(reference: npt.ArrayLike, current: npt.ArrayLike, bins: int = BINS) ->
     return Drift(psi, _ks(there_p, there_q), missing, tuple(edges), tuple(expected.tolist()), tuple(actual.tolist()))
 
 
-def drift_by_feature(reference: Mapping[str, Float], current: Mapping[str, Float]) -> dict[str, Drift]:
+def drift_by_feature(reference: Mapping[str, FloatArray], current: Mapping[str, FloatArray]) -> dict[str, Drift]:
     """Of the features that both have, the largest PSI first."""
     found = {name: drift(values, current[name]) for name, values in reference.items() if name in current}
     return dict(sorted(found.items(), key=lambda pair: (-pair[1].psi, pair[0])))
 
 
-def _edges(values: npt.NDArray[np.float64], bins: int) -> list[float]:
+def _edges(values: DoubleArray, bins: int) -> list[float]:
     """Distinct inner quantiles; values that are very frequent make fewer and wider bins."""
     if not len(values):
         return []
@@ -73,14 +74,14 @@ def _edges(values: npt.NDArray[np.float64], bins: int) -> list[float]:
     return [float(edge) for edge in np.unique(inner) if edge < values[-1]]
 
 
-def _shares(values: npt.NDArray[np.float64], edges: list[float], size: int) -> npt.NDArray[np.float64]:
+def _shares(values: DoubleArray, edges: list[float], size: int) -> DoubleArray:
     """Share of all `size` values in each bin (low, high], then that of the missing ones."""
     bins = np.searchsorted(edges, values, side="left")
     counts = np.append(np.bincount(bins, minlength=len(edges) + 1), size - len(values))
     return np.asarray(counts / size)
 
 
-def _ks(p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> float:
+def _ks(p: DoubleArray, q: DoubleArray) -> float:
     if not len(p) or not len(q):
         return float("nan")
     both = np.concatenate([p, q])

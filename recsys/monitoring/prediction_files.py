@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.artefacts import locked_folder, replacing_file
+from recsys.atomic_io import locked_folder, replacing_file
 from recsys.monitoring.prediction_log import MERGED_FROM, PARTS, SCHEMA, Prediction, hour_of, parts_in, to_table
 
 GROUP_ROWS = 2_000  # rows of a row group of an hour's file; also what a merge holds in memory, about 40 MB
@@ -34,7 +34,7 @@ UNREADABLE = ".unreadable"
 # 1.7 times as long to write and is no smaller.
 REPEATING = [
     *("bundle_id", "filters"),
-    *(f"{name}.list.element" for name in ("degraded", "source_names", "feature_names", "candidate_ids", "item_ids")),
+    *(f"{name}.list.element" for name in ("degraded", "retriever_names", "feature_names", "candidate_ids", "item_ids")),
     "candidate_ranks.list.element.list.element",
 ]
 SELECTED = [field.name for field in SCHEMA if not pa.types.is_list(field.type)]

@@ -9,9 +9,9 @@ writes, the features' meaning, what happened afterwards.
       parts/predictions-2026-11-21T16-*.parquet  what has been flushed of hours that are not finished
 
 Lists that belong together have the same length, so that pandas (`explode`) and DuckDB (`unnest`) open them in parallel:
-`item_ids`, `scores`, `features`, ... have an element for each movie shown; `candidate_*` one for each ranked candidate.
+`item_ids`, `scores`, `features`, ... have an element for each item shown; `candidate_*` one for each ranked candidate.
 
-Shapes: k movies shown, K ranked candidates, S sources, F features.
+Shapes: k items shown, K ranked candidates, S retrievers, F features.
 """
 
 import fcntl
@@ -29,10 +29,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.artefacts import locked_folder
+from recsys.arrays import FloatArray, IntArray
+from recsys.atomic_io import locked_folder
 from recsys.columns import USER_ID
 from recsys.errors import DataError
-from recsys.home import DatasetHome
+from recsys.workspace import DatasetWorkspace
 
 PARTS: Final = "parts"
 MERGED_FROM: Final = b"recsys.parts"  # file metadata: names of the parts that an hour's file holds
@@ -59,7 +60,7 @@ SCHEMA: Final = pa.schema(
         ("degraded", pa.list_(pa.string())),
         ("n_events", pa.int64()),
         ("last_event", pa.int64()),
-        ("source_names", pa.list_(pa.string())),
+        ("retriever_names", pa.list_(pa.string())),
         ("feature_names", pa.list_(pa.string())),
         ("candidate_ids", pa.list_(pa.int64())),
         ("candidate_scores", pa.list_(_FLOATS)),
@@ -82,19 +83,19 @@ class Prediction:
     now                   moment that the state was used for, seconds UTC
     received_us           when the request arrived, microseconds UTC
     user_id               None where the request brought its history along: nothing of that is kept
-    item_statistics_day   the day that the statistics of movies were said to be of
+    item_statistics_day   the day that the statistics of items were said to be of
     row, batch            place among the users that were answered in one call, and their number: floats may differ in
                           the last bit between batches of different sizes
-    k, list_length        movies asked for, and how long a list was made for it and for further pages
+    k, list_length        items asked for, and how long a list was made for it and for further pages
     filters               as JSON, None where none were given or where they are too long to keep
     degraded              what was left out; then `features` or the candidates may be missing
     n_events, last_event  of the state that was used, last_event in seconds UTC and None for a cold user; both None for
                           a further page of a list, which has no features and no candidates either
-    candidate_ids (K,), candidate_scores (K, S), candidate_ranks (K, S), 0 where a source did not return the movie: what
+    candidate_ids (K,), candidate_scores (K, S), candidate_ranks (K, S), 0 where a retriever did not return the item:
                           the ranker was given, in merged order; K = 0 where retrieval was left out
     item_ids, scores, watch_probabilities, like_probabilities   (k,) what was shown, best first; NaN where unknown
-    positions             (k,) place of each shown movie in the list, 1 is first
-    propensities          (k,) probability with which the policy shows this movie at this position; 1 as long as the
+    positions             (k,) place of each shown item in the list, 1 is first
+    propensities          (k,) probability with which the policy shows this item at this position; 1 as long as the
                           answer is a function of its inputs
     features              (k, F) float32, exactly what the ranker saw of what was shown; None where it did not run
     """
@@ -116,21 +117,21 @@ class Prediction:
     degraded: tuple[str, ...]
     n_events: int | None
     last_event: int | None
-    source_names: tuple[str, ...]
+    retriever_names: tuple[str, ...]
     feature_names: tuple[str, ...]
-    candidate_ids: npt.NDArray[np.int64]
-    candidate_scores: npt.NDArray[np.float32]
+    candidate_ids: IntArray
+    candidate_scores: FloatArray
     candidate_ranks: npt.NDArray[np.int32]
-    item_ids: npt.NDArray[np.int64]
-    positions: npt.NDArray[np.int64]
-    scores: npt.NDArray[np.float32]
-    watch_probabilities: npt.NDArray[np.float32]
-    like_probabilities: npt.NDArray[np.float32]
-    propensities: npt.NDArray[np.float32]
-    features: npt.NDArray[np.float32] | None
+    item_ids: IntArray
+    positions: IntArray
+    scores: FloatArray
+    watch_probabilities: FloatArray
+    like_probabilities: FloatArray
+    propensities: FloatArray
+    features: FloatArray | None
 
 
-def predictions_folder(home: DatasetHome) -> Path:
+def predictions_folder(home: DatasetWorkspace) -> Path:
     return home.root / "predictions"
 
 
@@ -176,12 +177,12 @@ def from_table(table: Any) -> list[Prediction]:
     """The way back. Floats are equal to the bit."""
     parts: dict[str, list[Any]] = {name: table[name].to_pylist() for name in PLAIN}
     parts["received_us"] = table["received"].cast(pa.int64()).to_pylist()
-    for name in ("degraded", "source_names", "feature_names"):
+    for name in ("degraded", "retriever_names", "feature_names"):
         parts[name] = [tuple(values) for values in parts[name]]
     for name in LISTS:
         parts[name] = _unlisted(table[name])
     for name in MATRICES:
-        width = "source_names" if name.startswith("candidate") else "feature_names"
+        width = "retriever_names" if name.startswith("candidate") else "feature_names"
         parts[name] = _unmatrixed(table[name], [len(names) for names in parts[width]])
     names = [field.name for field in fields(Prediction)]
     return [Prediction(**{n: parts[n][row] for n in names}) for row in range(table.num_rows)]
@@ -262,7 +263,7 @@ LISTS: Final = (
     *("watch_probabilities", "like_probabilities", "propensities"),
 )
 MATRICES: Final = ("candidate_scores", "candidate_ranks", "features")
-NAMES: Final = ("source_names", "feature_names")  # the same in nearly every row
+NAMES: Final = ("retriever_names", "feature_names")  # the same in nearly every row
 PLAIN: Final = tuple(name for name in SCHEMA.names if name not in (*LISTS, *MATRICES, "received"))
 
 

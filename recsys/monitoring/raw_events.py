@@ -1,6 +1,6 @@
 """What an answer should have been made from: state and statistics of its moment, from raw events alone.
 
-Stage: monitoring. In: the events table, the service's event log, `Prediction`s. Out: `UserState`s with seen movies, and
+Stage: monitoring. In: the events table, the service's event log, `Prediction`s. Out: `UserState`s with seen items, and
 `ItemStats`. Absent: Feast and every table that it reads, the fold that the service uses, and models.
 
 What was known at an answer: events with timestamp < `now` that are in the events table, or in the log and received
@@ -16,22 +16,21 @@ from functools import cached_property
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from recsys.arrays import IntArray
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from recsys.data.tables import Tables
 from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
 from recsys.features.item_stats import SECONDS_PER_DAY, ItemStats, ItemStatsTimeline, day_of, snapshots
-from recsys.features.rebuild import distinct_rows
 from recsys.features.state import UserState
+from recsys.features.state_merge import distinct_rows
 from recsys.monitoring.events import RECEIVED_US, ratings_of
 from recsys.monitoring.prediction_log import MICROSECONDS, Prediction
 
 RACE_S: Final = 2
 KNOWN: Final = "known"  # of a logged event, the second from which on statistics count it
-Int = npt.NDArray[np.int64]
 COLUMNS: Final = [USER_ID, ITEM_ID, RATING, TIMESTAMP]
 
 
@@ -40,7 +39,7 @@ class Used:
     """What one answer should have used. `seen_ids`: raw ids, ascending."""
 
     state: UserState
-    seen_ids: Int
+    seen_ids: IntArray
 
 
 class RawEvents:
@@ -49,7 +48,7 @@ class RawEvents:
     def __init__(self, tables: Tables, logged: pd.DataFrame) -> None:
         """`logged` as `recsys.monitoring.events.logged_events` gives it."""
         self._users = tables.users
-        self._catalogue = Catalogue.from_tables(tables.movies, tables.users)
+        self._catalogue = Catalogue.from_tables(tables.items, tables.users)
         self._table = tables.events.sort_values([USER_ID, TIMESTAMP, ITEM_ID], kind="stable", ignore_index=True)
         self._logged = ratings_of(logged).sort_values([USER_ID, RECEIVED_US], kind="stable", ignore_index=True)
         self._logged[KNOWN] = np.maximum(self._logged[TIMESTAMP], self._logged[RECEIVED_US] // MICROSECONDS)
@@ -117,11 +116,11 @@ class RawEvents:
         return self._timelines[key].as_of(day)
 
     @cached_property
-    def _log_received(self) -> Int:
+    def _log_received(self) -> IntArray:
         return np.sort(self._logged[RECEIVED_US].to_numpy(np.int64))
 
     @cached_property
-    def _log_last_day(self) -> Int:
+    def _log_last_day(self) -> IntArray:
         """For each event in the order of reception: the day from which on what was received so far changes nothing."""
         in_order = self._logged.sort_values(RECEIVED_US, kind="stable")[KNOWN].to_numpy(np.int64)
         return np.asarray(np.maximum.accumulate(day_of(in_order) + 1))

@@ -1,14 +1,14 @@
 """Logged answers computed again, by the path that serves, from what they should have been made from.
 
 Stage: monitoring. In: `RawEvents`, the bundles that the answers name, `Prediction`s. Out: a `Recomputed` for each,
-aligned with the movies that were shown. Absent: judgement of the difference (`comparison`), and its causes
+aligned with the items that were shown. Absent: judgement of the difference (`comparison`), and its causes
 (`diagnosis`).
 
 States are made for many answers at once, but each call runs through `Recommender.recommend` alone, with the batch that
 it had: the last bit of a matrix product depends on the shape of the matrix, and the comparison is to the bit. One
 thread, for the same reason (`recsys.monitoring.diagnosis` needs it as well).
 
-Shapes: B users of a call, k movies shown, F features.
+Shapes: B users of a call, k items shown, F features.
 """
 
 import json
@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from recsys.arrays import BoolArray, FloatArray, IntArray
 from recsys.bundle import Bundle
 from recsys.errors import RecsysError
 from recsys.features.catalogue import Catalogue
@@ -26,13 +27,12 @@ from recsys.features.item_stats import HALF_LIVES_DAYS, ItemStats
 from recsys.features.state import StateBatch, state_batch
 from recsys.monitoring.prediction_log import Prediction
 from recsys.monitoring.raw_events import RawEvents, Used
-from recsys.recommender import Context, Filters, Recommendations, Recommender
+from recsys.recommender import Filters, Recommendations, Recommender, RequestContext
 
 # Answers that no log could say enough of, however well the service does.
 FURTHER_PAGE: Final = "a further page of a list"
 HISTORY_GIVEN: Final = "its history came with the request and is not kept"
 BY_DESIGN: Final = (FURTHER_PAGE, HISTORY_GIVEN)
-Float = npt.NDArray[np.float32]
 Group = list[Prediction]  # the answers of one call
 
 
@@ -47,7 +47,7 @@ class Hypothesis:
     bundle_id      the bundle that answered, where it is not the one named
     rating_scale   factor on every rating of the user; of the window alone, of window and sums, or of the events before
                    they were counted (`scaled`)
-    stats_scale    factor on the ratings in the statistics of movies
+    stats_scale    factor on the ratings in the statistics of items
     """
 
     says: str = "nothing"
@@ -63,24 +63,24 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Recomputed:
-    """features (k, F) of the movies shown, in the order of the log's feature names, NaN where this bundle has no such
-    feature or did not rank the movie; None where the answer was made without ranking, or has no features to compare
+    """features (k, F) of the items shown, in the order of the log's feature names, NaN where this bundle has no such
+    feature or did not rank the item; None where the answer was made without ranking, or has no features to compare
     with. ranked (k,): whether it did. feature_names: what the ranker is given, () without one. item_ids, scores, watch,
-    like (k,): what it would have shown, as much as is logged; n_shown: how many movies that would have been.
-    source_names and candidate_* as in `Prediction`. n_events, last_event: of the state; day: of the statistics."""
+    like (k,): what it would have shown, as much as is logged; n_shown: how many items that would have been.
+    retriever_names and candidate_* as in `Prediction`. n_events, last_event: of the state; day: of the statistics."""
 
     prediction: Prediction
-    features: Float | None
-    ranked: npt.NDArray[np.bool_]
+    features: FloatArray | None
+    ranked: BoolArray
     feature_names: tuple[str, ...]
-    item_ids: npt.NDArray[np.int64]
-    scores: Float
-    watch: Float
-    like: Float
+    item_ids: IntArray
+    scores: FloatArray
+    watch: FloatArray
+    like: FloatArray
     n_shown: int
-    source_names: tuple[str, ...]
-    candidate_ids: npt.NDArray[np.int64]
-    candidate_scores: Float
+    retriever_names: tuple[str, ...]
+    candidate_ids: IntArray
+    candidate_scores: FloatArray
     candidate_ranks: npt.NDArray[np.int32]
     n_events: int
     last_event: int | None
@@ -153,7 +153,9 @@ class Recomputer:
         day = self.raw.day_for(first)
         stats = self._stats(bundle_id, catalogue, day, wrong)
         states = _scaled(states, wrong)
-        found = recommender.recommend(states, Context(stats), first.list_length, _filters(first), first.diversity)
+        found = recommender.recommend(
+            states, RequestContext(stats), first.list_length, _filters(first), first.diversity
+        )
         return [_aligned(p, recommender, states, found, row, day) for row, p in enumerate(group)]
 
     def _stats(self, bundle_id: str, catalogue: Catalogue, day: int, wrong: Hypothesis) -> ItemStats:
@@ -176,7 +178,7 @@ class Recomputer:
             except RecsysError:
                 self._loaded[bundle_id] = None
             else:
-                plain = Recommender(full.catalogue, full.sources, None, full.settings)
+                plain = Recommender(full.catalogue, full.retrievers, None, full.settings)
                 self._loaded[bundle_id] = (full, plain)
         return self._loaded[bundle_id]
 
@@ -206,7 +208,7 @@ def _aligned(
     prediction: Prediction, recommender: Recommender, states: StateBatch, found: Recommendations, row: int, day: int
 ) -> Recomputed:
     n = len(prediction.item_ids)
-    features: Float | None = None
+    features: FloatArray | None = None
     ranked = np.zeros(n, dtype=bool)
     candidates = found.candidates
     depth = candidates.item_idx.shape[1] if found.features is None else found.features.shape[1]
@@ -230,10 +232,10 @@ def _aligned(
         found.watch_probability[row, :n],
         found.like_probability[row, :n],
         min(prediction.k, int((found.item_ids[row] >= 0).sum())),
-        candidates.source_names,
+        candidates.retriever_names,
         recommender.catalogue.to_ids(candidates.item_idx[row, :there]),
-        candidates.source_scores[row, :there],
-        candidates.source_ranks[row, :there],
+        candidates.retriever_scores[row, :there],
+        candidates.retriever_ranks[row, :there],
         int(states.n_events[row]),
         int(states.timestamps[row, -1]) if states.item_idx[row, -1] >= 0 else None,
         day,

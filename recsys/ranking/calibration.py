@@ -1,18 +1,18 @@
-"""Scores as probabilities: of being the next movie, and of being liked if watched.
+"""Scores as probabilities: of being the next item, and of being liked if watched.
 
-Stage: ranking, after the ranker; both tracks. In: the ranker's scores of one answer, the feature rows of the movies
-shown. Out: two probabilities a movie. Absent: how they are fitted (`calibration_training`), and the order of the
+Stage: ranking, after the ranker; both tracks. In: the ranker's scores of one answer, the feature rows of the items
+shown. Out: two probabilities an item. Absent: how they are fitted (`calibration_training`), and the order of the
 answer, which they never change.
 
-P(watch) is the probability that the movie is among the events of the user's next second with events, given that there
+P(watch) is the probability that the item is among the events of the user's next second with events, given that there
 is such a second and that nothing was filtered out. A score of the ranker orders its own answer, so it is
 first made into a share: the softmax, at a fitted temperature, over all candidates that the ranker saw. Its logarithm
 then goes through a map fitted on later contexts. The shares of an answer sum to 1; the probabilities need not, because
-the next movie may not be among the candidates at all, and one second may hold several. Where filters narrow the
-candidates, P(watch) supposes that the next movie passes them.
+the next item may not be among the candidates at all, and one second may hold several. Where filters narrow the
+candidates, P(watch) supposes that the next item passes them.
 
-P(like) is the probability of a rating of at least `columns.LIKED_RATING`, given that the user watches the movie. It
-comes from a logistic score of the feature row and a map of its own. It was learnt from movies that retrieval had found.
+P(like) is the probability of a rating of at least `columns.LIKED_RATING`, given that the user watches the item. It
+comes from a logistic score of the feature row and a map of its own. It was learnt from items that retrieval had found.
 
 Sources: C. Guo and others, On Calibration of Modern Neural Networks, ICML 2017 (temperature); J. Platt, Probabilistic
 Outputs for Support Vector Machines, 1999; B. Zadrozny, C. Elkan, Transforming Classifier Scores into Accurate
@@ -30,13 +30,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from recsys.artefacts import read_json, write_json
+from recsys.arrays import DoubleArray, FloatArray, IntArray
+from recsys.atomic_io import read_json, write_json
 from recsys.errors import BundleError, ConfigError
 from recsys.ranking.ranker import LogisticRanker
 
-Float = npt.NDArray[np.float32]
-Double = npt.NDArray[np.float64]
-Idx = npt.NDArray[np.int64]
 MAPS, LIKE = "calibration.json", "like.json"
 COUNT = "user_events"
 HABITS = ("user_mean_rating", "user_rating_std", "user_liked_share", "user_last_rating")  # without events: unknown
@@ -45,7 +43,7 @@ HABITS = ("user_mean_rating", "user_rating_std", "user_liked_share", "user_last_
 class ProbabilityMap(Protocol):
     """From a score to a probability that never falls as the score rises."""
 
-    def __call__(self, score: npt.ArrayLike) -> Double:
+    def __call__(self, score: npt.ArrayLike) -> DoubleArray:
         """Any shape to the same shape, in [0, 1]; NaN stays NaN."""
         ...
 
@@ -67,7 +65,7 @@ class Platt:
         if not (self.slope >= 0 and np.isfinite(self.slope) and np.isfinite(self.intercept)):
             raise ConfigError(f"a Platt map needs a finite slope of at least 0 and a finite intercept, got {self}")
 
-    def __call__(self, score: npt.ArrayLike) -> Double:
+    def __call__(self, score: npt.ArrayLike) -> DoubleArray:
         return np.asarray(expit(self.slope * np.asarray(score, dtype=np.float64) + self.intercept))
 
     def as_dict(self) -> dict[str, Any]:
@@ -95,11 +93,11 @@ class Isotonic:
                 "an isotonic map needs knots with rising scores and probabilities in [0, 1] that never fall"
             )
 
-    def __call__(self, score: npt.ArrayLike) -> Double:
+    def __call__(self, score: npt.ArrayLike) -> DoubleArray:
         return np.asarray(np.interp(np.asarray(score, dtype=np.float64), *self._knots))
 
     @cached_property
-    def _knots(self) -> tuple[Double, Double]:
+    def _knots(self) -> tuple[DoubleArray, DoubleArray]:
         """As arrays, made once: a map may have thousands."""
         return np.asarray(self.score, dtype=np.float64), np.asarray(self.probability, dtype=np.float64)
 
@@ -119,7 +117,7 @@ def map_of(stored: dict[str, Any]) -> ProbabilityMap:
     raise BundleError(f"{MAPS} holds a map of the unknown kind {stored['kind']!r}; train again")
 
 
-def log_shares(scores: npt.NDArray[Any], temperature: float) -> Double:
+def log_shares(scores: npt.NDArray[Any], temperature: float) -> DoubleArray:
     """(B, K) logarithm of the softmax over each row's finite scores; -inf where the score is -inf.
 
     >>> np.exp(log_shares(np.array([[1.0, 1.0, -np.inf], [np.log(9.0), 0.0, -np.inf]]), 2.0)).round(4).tolist()
@@ -155,7 +153,7 @@ class Probabilities:
     def feature_names(self) -> tuple[str, ...]:
         return self.like_score.feature_names
 
-    def watch(self, ranked: Float, position: Idx) -> Float:
+    def watch(self, ranked: FloatArray, position: IntArray) -> FloatArray:
         """(B, k) P(watch). `ranked` (B, K): scores of everything that the ranker saw, -inf where there was no
         candidate; `position` (B, k): places in it. NaN where the place is negative or beyond K, not ranked, and
         where there is no candidate."""
@@ -164,7 +162,7 @@ class Probabilities:
         shares = np.where(known & np.isfinite(shares), shares, np.nan)
         return self.watch_map(shares).astype(np.float32)
 
-    def like(self, features: Float, position: Idx) -> Float:
+    def like(self, features: FloatArray, position: IntArray) -> FloatArray:
         """(B, k) P(like). `features` (B, K, F); places and NaN as for `watch`."""
         known = (position >= 0) & (position < features.shape[1])
         rows = features[np.arange(len(features))[:, None], np.where(known, position, 0)]  # (B, k, F)
@@ -187,12 +185,12 @@ class Probabilities:
         return cls(float(stored["temperature"]), *maps)
 
 
-def like_scores(model: LogisticRanker, rows: Float) -> Float:
+def like_scores(model: LogisticRanker, rows: FloatArray) -> FloatArray:
     """(R,) logistic scores of feature rows (R, F); unknown values count as the column's mean."""
     return model.score(habits_known(rows, model.feature_names))
 
 
-def habits_known(rows: Float, names: tuple[str, ...]) -> Float:
+def habits_known(rows: FloatArray, names: tuple[str, ...]) -> FloatArray:
     """Feature rows (R, F) with NaN for a newcomer's habits: they are unknown, not 0 as the features say."""
     newcomer = rows[:, names.index(COUNT)] == 0
     if not newcomer.any():

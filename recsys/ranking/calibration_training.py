@@ -8,7 +8,7 @@ negative is left out, so the base rate is the true one and the softmax runs over
 temperature, by the likelihood of what happened within the lists; then the map.
 
 P(like) is fitted on what happened and was found, in both parts of the table: a logistic score on the earlier contexts,
-its map on the later ones. The movie's share of liked ratings and the user's are fitted in the same way; the one with
+its map on the later ones. The item's share of liked ratings and the user's are fitted in the same way; the one with
 the lowest log loss is kept.
 
 For each probability, the scores and maps are compared on the second half in time of the later contexts after a fit on
@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
+from recsys.arrays import BoolArray, DoubleArray, FloatArray
 from recsys.columns import LIKED_RATING
 from recsys.errors import ConfigError, DataError
 from recsys.ranking.calibration import (
@@ -44,9 +44,7 @@ from recsys.ranking.calibration import (
 from recsys.ranking.ranker import LogisticRanker, Ranker
 from recsys.ranking.training import RankerSettings, TrainingTable, early_contexts
 
-Double = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
-Fit = Callable[[Double, Mask], ProbabilityMap]
+Fit = Callable[[DoubleArray, BoolArray], ProbabilityMap]
 
 MOVIE_SHARE, USER_SHARE = "liked_share", "user_liked_share"
 LIKE_FEATURES: Final = (
@@ -58,7 +56,7 @@ TEMPERATURES: Final = (0.02, 50.0)
 STRENGTH: Final = 0.1  # C of the like score's L2 penalty, as for the ranker's baseline
 
 
-def fit_platt(score: Double, happened: Mask) -> Platt:
+def fit_platt(score: DoubleArray, happened: BoolArray) -> Platt:
     """(n,) scores, (n,) outcomes. Where the outcomes are all the same, or a higher score makes them rarer, the map is
     flat at (k + 1) / (n + 2), Laplace's estimate of k in n. Raises DataError without an example."""
     if len(score) == 0:
@@ -74,7 +72,7 @@ def fit_platt(score: Double, happened: Mask) -> Platt:
     return Platt(slope, intercept) if slope > 0 else flat
 
 
-def fit_isotonic(score: Double, happened: Mask) -> Isotonic:
+def fit_isotonic(score: DoubleArray, happened: BoolArray) -> Isotonic:
     """The non-decreasing map with the least log loss, kept off 0 and 1 by Laplace's estimate of none in n.
 
     Raises DataError without an example.
@@ -90,7 +88,7 @@ def fit_isotonic(score: Double, happened: Mask) -> Isotonic:
 MAPS: Final[dict[str, Fit]] = {"platt": fit_platt, "isotonic": fit_isotonic}
 
 
-def fit_temperature(scores: npt.NDArray[np.float32], happened: Mask) -> float:
+def fit_temperature(scores: FloatArray, happened: BoolArray) -> float:
     """The temperature with the highest mean log share of what happened. `scores` (S, K), -inf where there is no
     candidate; `happened` (S, K). 1 where nothing happened within the lists."""
     found = happened.any(axis=1)
@@ -109,9 +107,9 @@ def fit_temperature(scores: npt.NDArray[np.float32], happened: Mask) -> float:
 class _Examples:
     """(n,) scores and outcomes in time order; `later` (n,) True in the half that maps are compared on."""
 
-    score: Double
-    happened: Mask
-    later: Mask
+    score: DoubleArray
+    happened: BoolArray
+    later: BoolArray
 
     def losses(self) -> dict[str, float]:
         """Log loss on the later half of each map fitted on the earlier one; empty where a half is empty."""
@@ -154,7 +152,7 @@ def _fit_watch(
     if len(unseen) == 0:
         raise DataError(
             "no context with a whole candidate list is later than those that the early ranker learnt from, so no "
-            "probability can be fitted. Keep more of them (whole_lists), or use a larger data set."
+            "probability can be fitted. Keep more of them (unsampled_candidates), or use a larger data set."
         )
     present, happened = lists.present[unseen], lists.happened[unseen]
     scores = np.full(present.shape, -np.inf, dtype=np.float32)
@@ -193,8 +191,8 @@ def _fit_like(table: TrainingTable, split: int) -> tuple[LogisticRanker, Probabi
     early, late = context < split, context >= split
     middle = np.median(context[late])
     later = (context > middle)[late]
-    scorers: dict[str, Callable[[Mask], LogisticRanker]] = {
-        "movie's liked share": lambda chosen: _column(table.feature_names, rows[chosen], MOVIE_SHARE),
+    scorers: dict[str, Callable[[BoolArray], LogisticRanker]] = {
+        "item's liked share": lambda chosen: _column(table.feature_names, rows[chosen], MOVIE_SHARE),
         "user's liked share": lambda chosen: _column(table.feature_names, rows[chosen], USER_SHARE),
     }
     if 0 < liked[early].sum() < early.sum():
@@ -208,7 +206,7 @@ def _fit_like(table: TrainingTable, split: int) -> tuple[LogisticRanker, Probabi
         losses |= {f"{name}, {kind}": loss for kind, loss in held_out[name].losses().items()}
         if 0 < liked[late][later].sum() < later.sum():
             auc[name] = float(roc_auc_score(liked[late][later], score[later]))
-    best = min(losses, key=lambda option: losses[option]) if losses else "movie's liked share, platt"
+    best = min(losses, key=lambda option: losses[option]) if losses else "item's liked share, platt"
     scorer, kind = best.split(", ")
     facts = {
         "chosen": best,
@@ -222,7 +220,7 @@ def _fit_like(table: TrainingTable, split: int) -> tuple[LogisticRanker, Probabi
     return scorers[scorer](np.ones(len(rows), dtype=bool)), MAPS[kind](every.score, every.happened), facts
 
 
-def _fit_like_score(names: tuple[str, ...], rows: npt.NDArray[np.float32], liked: Mask) -> LogisticRanker:
+def _fit_like_score(names: tuple[str, ...], rows: FloatArray, liked: BoolArray) -> LogisticRanker:
     """Logistic regression on LIKE_FEATURES, standardised, unknown values at the mean, L2; other columns weigh 0."""
     columns = np.array([names.index(name) for name in LIKE_FEATURES])
     chosen = rows[:, columns].astype(np.float64)
@@ -239,7 +237,7 @@ def _fit_like_score(names: tuple[str, ...], rows: npt.NDArray[np.float32], liked
     return LogisticRanker(names, full[0], full[1], full[2], float(model.intercept_[0]))
 
 
-def _column(names: tuple[str, ...], rows: npt.NDArray[np.float32], name: str) -> LogisticRanker:
+def _column(names: tuple[str, ...], rows: FloatArray, name: str) -> LogisticRanker:
     """One column less its mean, which stands for unknown values."""
     mean, weights = np.zeros((2, len(names)), dtype=np.float32)
     at = names.index(name)
@@ -248,10 +246,10 @@ def _column(names: tuple[str, ...], rows: npt.NDArray[np.float32], name: str) ->
     return LogisticRanker(names, mean, np.ones(len(names), dtype=np.float32), weights, 0.0)
 
 
-def _log_loss(probability: Double, happened: Mask) -> float:
+def _log_loss(probability: DoubleArray, happened: BoolArray) -> float:
     return float(log_loss(happened, probability, labels=[False, True]))
 
 
-def _constant_loss(known: Mask, happened: Mask) -> float:
+def _constant_loss(known: BoolArray, happened: BoolArray) -> float:
     """Log loss of the share of `known`, by Laplace's estimate, as the probability of each of `happened`."""
     return _log_loss(np.full(len(happened), (known.sum() + 1) / (len(known) + 2)), happened)

@@ -20,8 +20,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from recsys.arrays import DoubleArray, FloatArray, IntArray
 from recsys.errors import RecsysError
-from recsys.ranking.ranker import BoostedRanker, Double, Float, Ranker
+from recsys.ranking.ranker import BoostedRanker, Ranker
 from recsys.ranking.tree_kernel import BLOCK, LANES, TreeKernel, tree_kernel
 
 ZERO: Final = float(np.float32(1e-35))  # LightGBM's kZeroThreshold
@@ -51,7 +52,7 @@ class CompiledRanker(BoostedRanker):
         if differing:
             raise CompilationError(f"{differing} of {CHECKED_ROWS} rows score otherwise than in LightGBM")
 
-    def tree_scores(self, rows: Float) -> Double:
+    def tree_scores(self, rows: FloatArray) -> DoubleArray:
         """Bit-equal to LightGBM's for float32 rows. Raises ValueError for another number of columns."""
         n, features = rows.shape
         if features != len(self.feature_names):
@@ -81,11 +82,11 @@ class PackedTrees:
     """All trees as the arrays that `TreeKernel` takes; `bits` is the W that they need."""
 
     bits: int
-    bounds: npt.NDArray[np.int64]
-    feature: npt.NDArray[np.int64]
-    threshold: Float
+    bounds: IntArray
+    feature: IntArray
+    threshold: FloatArray
     kept: npt.NDArray[np.signedinteger[Any]]
-    leaf: Double
+    leaf: DoubleArray
 
     @classmethod
     def from_text(cls, model: str) -> "PackedTrees":
@@ -112,7 +113,7 @@ class PackedTrees:
             leaf=leaf,
         )
 
-    def telling_rows(self, n_features: int, size: int) -> Float:
+    def telling_rows(self, n_features: int, size: int) -> FloatArray:
         """(size, F) rows of the values at which trees go wrong: each feature's thresholds and their neighbours, nearly
         0, infinite and missing. The same for the same trees."""
         rng = np.random.default_rng(len(self.feature))

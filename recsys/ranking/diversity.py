@@ -1,30 +1,27 @@
-"""Maximal marginal relevance: an order that also minds how alike the chosen movies are.
+"""Maximal marginal relevance: an order that also minds how alike the chosen items are.
 
-Stage: ranking, after the ranker; both tracks. In: scores of the best candidates, best first, and a unit vector a movie.
+Stage: ranking, after the ranker; both tracks. In: scores of the best candidates, best first, and a unit vector an item.
 Out: which of them to show, in order. Absent: the scores themselves (`ranker`), and how much diversity is worth
 (`recsys diversity` measures it).
 
-Source: J. Carbonell, J. Goldstein, The Use of MMR, Diversity-Based Reranking, SIGIR 1998. The next movie is the one
-with the largest (1 - d) * relevance - d * (largest similarity to a movie already chosen); the first is the most
+Source: J. Carbonell, J. Goldstein, The Use of MMR, Diversity-Based Reranking, SIGIR 1998. The next item is the one
+with the largest (1 - d) * relevance - d * (largest similarity to an item already chosen); the first is the most
 relevant one. Two choices are ours:
 
 - relevance is the score scaled within the answer: 0 for the worst of the pool, 1 for the best. The ranker's scores have
   no zero and no unit, so d could not mean the same for two users without it.
 - similarity is the cosine of genre vectors. The two-tower vectors were rejected: what the ranker likes lies close
   together in their space, so a penalty there is a penalty on relevance. Genres are what a person sees, they do not
-  change from one training to the next, and every movie has them on its first day. A movie without genres is similar
+  change from one training to the next, and every item has them on its first day. An item without genres is similar
   to nothing.
 
-Shapes: B users, P pool, k answers, N movies, G genres.
+Shapes: B users, P pool, k answers, N items, G genres.
 """
 
 import numpy as np
-import numpy.typing as npt
 
+from recsys.arrays import FloatArray, IntArray
 from recsys.errors import ConfigError
-
-Float = npt.NDArray[np.float32]
-Idx = npt.NDArray[np.int64]
 
 FEWEST = 50
 CHOICE = 5  # candidates for each place
@@ -46,18 +43,18 @@ def pool_size(k: int) -> int:
     return max(CHOICE * k, FEWEST)
 
 
-def unit_genres(genres: Float) -> Float:
-    """(N, G) genre vectors scaled to length 1; a movie without genres keeps zeros.
+def unit_genres(genres: FloatArray) -> FloatArray:
+    """(N, G) genre vectors scaled to length 1; an item without genres keeps zeros.
 
     >>> unit_genres(np.array([[1, 1, 0, 1, 1], [0, 0, 0, 0, 0]], np.float32)).tolist()
     [[0.5, 0.5, 0.0, 0.5, 0.5], [0.0, 0.0, 0.0, 0.0, 0.0]]
     """
     norms = np.linalg.norm(genres, axis=1, keepdims=True)
-    scaled: Float = (genres / np.maximum(norms, 1.0)).astype(np.float32)
+    scaled: FloatArray = (genres / np.maximum(norms, 1.0)).astype(np.float32)
     return scaled
 
 
-def relevance(scores: Float) -> Float:
+def relevance(scores: FloatArray) -> FloatArray:
     """(B, P) scores, best first, -inf where there is no candidate, scaled within each row to [0, 1].
 
     Where all candidates score the same, all are 1. Absent ones are 0 and must not be read.
@@ -73,7 +70,7 @@ def relevance(scores: Float) -> Float:
     return np.where(present, 1.0 - (best - np.where(present, scores, worst)) / span, 0.0).astype(np.float32)
 
 
-def most_diverse(scores: Float, vectors: Float, k: int, diversity: float) -> Idx:
+def most_diverse(scores: FloatArray, vectors: FloatArray, k: int, diversity: float) -> IntArray:
     """(B, min(k, P)) columns of the pool in the order of maximal marginal relevance.
 
     scores   (B, P) best first, -inf where there is no candidate; absent ones come last
@@ -85,7 +82,7 @@ def most_diverse(scores: Float, vectors: Float, k: int, diversity: float) -> Idx
     gain = np.where(np.isfinite(scores), np.float32(1.0 - diversity) * relevance(scores), np.float32(ABSENT))
     chosen = np.empty((size, min(k, pool)), dtype=np.int64)
     for row in range(size):
-        # (P, P): what a movie, across, is worth beside one already chosen, down. The least of these over all that were
+        # (P, P): what an item, across, is worth beside one already chosen, down. The least of these over all that were
         # chosen is its value, because the largest similarity is what counts.
         beside = gain[row] - np.float32(diversity) * (vectors[row] @ vectors[row].T)
         value = gain[row].copy()

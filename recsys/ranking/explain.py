@@ -1,7 +1,7 @@
-"""What each feature adds to a score: why a movie stands where it stands.
+"""What each feature adds to a score: why an item stands where it stands.
 
 Stage: ranking; on demand, when somebody asks. In: a fitted ranker and feature rows. Out: `Contributions`, which sum to
-the score. Absent: words for people, and which source found a movie (`recsys.recommender.Recommendations` says that).
+the score. Absent: words for people, and which retriever found an item (`recsys.recommender.Recommendations` says that).
 
 For the trees these are Shapley values, exact for trees, as LightGBM computes them; for the logistic score, weight times
 standardised value. Both are relative to their bias: what the trees give on average over the rows that they learnt from,
@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recsys.arrays import DoubleArray, FloatArray
 from recsys.errors import ConfigError
-from recsys.ranking.ranker import BoostedRanker, Double, Float, LogisticRanker, Ranker
+from recsys.ranking.ranker import BoostedRanker, LogisticRanker, Ranker
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Contributions:
     A row of `values` and the bias sum to the score, up to rounding in single precision."""
 
     names: tuple[str, ...]
-    values: Double
+    values: DoubleArray
     bias: float
 
     def strongest(self, row: int, n: int) -> list[tuple[str, float]]:
@@ -36,7 +37,7 @@ class Contributions:
         return [(self.names[feature], float(self.values[row, feature])) for feature in best]
 
 
-def contributions(ranker: Ranker, rows: Float) -> Contributions:
+def contributions(ranker: Ranker, rows: FloatArray) -> Contributions:
     """Of one or more feature rows (R, F). Shapley values of 300 trees take about a millisecond a row.
 
     Raises ValueError without a row, ConfigError for a ranker that is neither trees nor logistic.
@@ -56,6 +57,6 @@ def contributions(ranker: Ranker, rows: Float) -> Contributions:
     return Contributions(ranker.feature_names, values, bias)
 
 
-def _of_logistic(ranker: LogisticRanker, rows: Float) -> Contributions:
+def _of_logistic(ranker: LogisticRanker, rows: FloatArray) -> Contributions:
     values = ranker.standardised(rows).astype(np.float64) * ranker.weights
     return Contributions(ranker.feature_names, values, ranker.intercept)

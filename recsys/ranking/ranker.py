@@ -12,13 +12,11 @@ from typing import Protocol
 
 import lightgbm as lgb
 import numpy as np
-import numpy.typing as npt
 
-from recsys.artefacts import read_json, write_json
+from recsys.arrays import DoubleArray, FloatArray
+from recsys.atomic_io import read_json, write_json
 from recsys.errors import BundleError
 
-Float = npt.NDArray[np.float32]
-Double = npt.NDArray[np.float64]
 LOGISTIC, BASE = "logistic.json", "ranker_base.json"
 
 
@@ -28,7 +26,7 @@ class Ranker(Protocol):
     @property
     def feature_names(self) -> tuple[str, ...]: ...
 
-    def score(self, rows: Float) -> Float:
+    def score(self, rows: FloatArray) -> FloatArray:
         """(R, F) -> (R,)"""
         ...
 
@@ -36,8 +34,8 @@ class Ranker(Protocol):
 class BoostedRanker:
     """LightGBM trees, added to a logistic score where there is one to start from.
 
-    Sources: G. Ke et al., LightGBM, NeurIPS 2017; for the objective "lambdarank", C. Burges, From RankNet to LambdaRank
-    to LambdaMART, 2010.
+    Retrievers: G. Ke et al., LightGBM, NeurIPS 2017; for the objective "lambdarank", C. Burges, From RankNet to
+    LambdaRank to LambdaMART, 2010.
     """
 
     def __init__(self, booster: lgb.Booster, threads: int = 1, base: "LogisticRanker | None" = None) -> None:
@@ -46,11 +44,11 @@ class BoostedRanker:
         self.base = base
         self.feature_names: tuple[str, ...] = tuple(booster.feature_name())
 
-    def score(self, rows: Float) -> Float:
-        scores: Float = self.tree_scores(rows).astype(np.float32)
+    def score(self, rows: FloatArray) -> FloatArray:
+        scores: FloatArray = self.tree_scores(rows).astype(np.float32)
         return scores if self.base is None else scores + self.base.score(rows)
 
-    def tree_scores(self, rows: Float) -> Double:
+    def tree_scores(self, rows: FloatArray) -> DoubleArray:
         """(R,) what the trees add up to, without the logistic score."""
         return np.asarray(self.booster.predict(rows, raw_score=True, num_threads=self.threads), dtype=np.float64)
 
@@ -76,15 +74,17 @@ class BoostedRanker:
 class LogisticRanker:
     """A logistic regression over standardised features; missing values become the column's mean."""
 
-    def __init__(self, names: Sequence[str], mean: Float, scale: Float, weights: Float, intercept: float) -> None:
+    def __init__(
+        self, names: Sequence[str], mean: FloatArray, scale: FloatArray, weights: FloatArray, intercept: float
+    ) -> None:
         """`mean`, `scale`, `weights` (F,)"""
         self.feature_names = tuple(names)
         self.mean, self.scale, self.weights, self.intercept = mean, scale, weights, intercept
 
-    def score(self, rows: Float) -> Float:
+    def score(self, rows: FloatArray) -> FloatArray:
         return np.asarray(self.standardised(rows) @ self.weights + self.intercept, dtype=np.float32)
 
-    def standardised(self, rows: Float) -> Float:
+    def standardised(self, rows: FloatArray) -> FloatArray:
         """(R, F) in standard deviations from the mean; 0 where the value is missing."""
         standard = rows - self.mean
         standard /= self.scale

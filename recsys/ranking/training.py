@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 
+from recsys.arrays import BoolArray, DoubleArray, FloatArray, IntArray
 from recsys.errors import ConfigError, DataError
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 
@@ -36,10 +37,10 @@ class WholeLists:
     features (S, K, F) float32; present (S, K) where there is a candidate; happened (S, K); timestamp (S,)
     """
 
-    features: npt.NDArray[np.float32]
-    present: npt.NDArray[np.bool_]
-    happened: npt.NDArray[np.bool_]
-    timestamp: npt.NDArray[np.int64]
+    features: FloatArray
+    present: BoolArray
+    happened: BoolArray
+    timestamp: IntArray
 
     def __len__(self) -> int:
         return len(self.timestamp)
@@ -52,13 +53,13 @@ class TrainingTable:
     of positives that retrieval returned; whole: a sample of contexts with all of their candidates."""
 
     feature_names: tuple[str, ...]
-    features: npt.NDArray[np.float32]
+    features: FloatArray
     labels: npt.NDArray[np.int32]
-    item_id: npt.NDArray[np.int64]
-    rating: npt.NDArray[np.float32]
-    group_sizes: npt.NDArray[np.int64]
-    timestamp: npt.NDArray[np.int64]
-    user_id: npt.NDArray[np.int64]
+    item_id: IntArray
+    rating: FloatArray
+    group_sizes: IntArray
+    timestamp: IntArray
+    user_id: IntArray
     found: float
     whole: WholeLists
 
@@ -86,7 +87,7 @@ def joined(tables: Sequence[TrainingTable]) -> TrainingTable:
 class RankerSettings:
     """Settings of the trees. objective: "binary" is the log loss of each row, "lambdarank" the order of each context
     (then `truncation` counts); holdout: share of contexts, the last in time, that early stopping looks at;
-    whole_lists: contexts a window that are kept with all of their candidates, for the probabilities."""
+    unsampled_candidates: contexts a window that are kept with all of their candidates, for the probabilities."""
 
     objective: Literal["binary", "lambdarank"] = "binary"
     max_trees: int = 300
@@ -102,7 +103,7 @@ class RankerSettings:
     start_from_logistic: bool = True
     negatives: int = 80
     max_contexts: int = 7_000
-    whole_lists: int = 2_000
+    unsampled_candidates: int = 2_000
     user_weight_power: float = 0.5
     seed: int = 7
     threads: int = 2
@@ -112,15 +113,15 @@ class RankerSettings:
             raise ConfigError(f"ranker: holdout must lie between 0 and 1, got {self.holdout}")
 
 
-def context_weights(user_id: npt.NDArray[np.int64], power: float) -> npt.NDArray[np.float64]:
+def context_weights(user_id: IntArray, power: float) -> DoubleArray:
     """(C,) weight of each context: (contexts of its user)^-power, scaled to mean 1.
 
     >>> context_weights(np.array([1, 1, 1, 1, 2]), 0.5).round(3).tolist()
     [0.833, 0.833, 0.833, 0.833, 1.667]
     """
     _, inverse, counts = np.unique(user_id, return_inverse=True, return_counts=True)
-    weights: npt.NDArray[np.float64] = counts[inverse].astype(np.float64) ** -power
-    scaled: npt.NDArray[np.float64] = weights / weights.mean()
+    weights: DoubleArray = counts[inverse].astype(np.float64) ** -power
+    scaled: DoubleArray = weights / weights.mean()
     return scaled
 
 
@@ -139,7 +140,7 @@ def fit_early(
     contexts = len(table.group_sizes)
     if contexts < FEWEST_CONTEXTS:
         raise DataError(
-            f"only {contexts} contexts of the ranker's window have a movie that retrieval found; at least "
+            f"only {contexts} contexts of the ranker's window have an item that retrieval found; at least "
             f"{FEWEST_CONTEXTS} are needed. The data set is too small, or its last tenth has too few events."
         )
     bounds = _bounds(table)
@@ -186,7 +187,7 @@ def _trees(booster: lgb.Booster) -> int:
     return max(int(booster.best_iteration), 1)
 
 
-def _bounds(table: TrainingTable) -> npt.NDArray[np.int64]:
+def _bounds(table: TrainingTable) -> IntArray:
     """(C + 1,) first row of each context, and the end."""
     return np.append(0, np.cumsum(table.group_sizes))
 
@@ -232,7 +233,7 @@ def _part(table: TrainingTable, contexts: int) -> TrainingTable:
 def _dataset(
     table: TrainingTable,
     contexts: slice,
-    bounds: npt.NDArray[np.int64],
+    bounds: IntArray,
     settings: RankerSettings,
     base: LogisticRanker | None,
     reference: lgb.Dataset | None = None,

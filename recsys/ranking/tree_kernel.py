@@ -26,6 +26,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from recsys.arrays import DoubleArray, FloatArray, IntArray
+
 BLOCK: Final = 32  # rows at once; measured against 8, 16 and 64, with 256-bit and with 512-bit registers
 LANES: Final = (32, 64)  # W that there is a kernel for: trees with at most as many leaves
 
@@ -135,13 +137,13 @@ class TreeKernel:
 
     def __call__(
         self,
-        columns: npt.NDArray[np.float32],
-        bounds: npt.NDArray[np.int64],
-        feature: npt.NDArray[np.int64],
-        threshold: npt.NDArray[np.float32],
+        columns: FloatArray,
+        bounds: IntArray,
+        feature: IntArray,
+        threshold: FloatArray,
         kept: npt.NDArray[np.signedinteger[Any]],
-        leaf: npt.NDArray[np.float64],
-    ) -> npt.NDArray[np.float64]:
+        leaf: DoubleArray,
+    ) -> DoubleArray:
         """(R,) sums of the trees, in their order. The interpreter lock is not held meanwhile.
 
         columns   (F, R) float32; R is a multiple of BLOCK

@@ -2,7 +2,8 @@
 
 Stage: register, promote, serve, retrain. In: bundle folders. Out: versions with aliases `champion` and
 `challenger`, and verified copies of bundles. Absent: what is inside a bundle (`recsys.bundle`) and whether one
-deserves promotion (`recsys.gate`). MLflow is imported in `backend` alone, and only when a registry is first used.
+deserves promotion (`recsys.promotion_gate`). MLflow is imported in `backend` alone, and only when a
+registry is first used.
 """
 
 from recsys.registry.compare import Comparison, MetricDifference, Pairing, ParameterDifference

@@ -169,7 +169,7 @@ class Backend:
 
 
 def load_mlflow() -> Any:
-    """Import MLflow (2 s), silent and without telemetry."""
+    """Import MLflow (2 s), no_score and without telemetry."""
     os.environ.update(_ALWAYS)
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)

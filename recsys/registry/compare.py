@@ -1,7 +1,7 @@
 """How two registered versions differ, and what may be concluded from it.
 
 Stage: compare, promote. In: two VersionInfo with their parameters, and how to get the ranks of their test events. Out:
-a Comparison with one verdict sentence. Absent: MLflow, and the decision to promote (`recsys.gate`).
+a Comparison with one verdict sentence. Absent: MLflow, and the decision to promote (`recsys.promotion_gate`).
 
 Most of what makes NDCG@10 uncertain is which users the test window happens to hold, and that is the same for two
 versions measured on the same events. So the verdict rests on the differences event by event, their 95 % interval from
@@ -16,7 +16,7 @@ import pandas as pd
 
 from recsys.errors import BundleError, RegistryError
 from recsys.evaluation.bootstrap import PairedDifference, paired_difference
-from recsys.gate import NDCG, Interval, intervals, is_worse
+from recsys.promotion_gate import NDCG, Interval, intervals, is_worse
 from recsys.registry.records import VersionInfo
 
 PAIRED: Final = (NDCG, "hr@10")  # the verdict is that of the first: two chances to be wrong would be more than 5 %

@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from recsys.artefacts import read_json
+from recsys.atomic_io import read_json
 from recsys.columns import CHAMPION
 from recsys.errors import BundleError
 from recsys.evaluation.ranks import RANKS_FILE
-from recsys.gate import NDCG, GateResult, Interval, Measured, intervals
+from recsys.promotion_gate import NDCG, GateResult, Interval, Measured, intervals
 
 _MANIFEST: Final = "bundle.json"
 _NEEDED: Final = ("bundle_id", "dataset", "trained_through", "role", "sibling_id", "code_version", "metrics")
@@ -165,8 +165,8 @@ def flat_parameters(parameters: Mapping[str, object], prefix: str = "") -> dict[
     """Nested parameters by dotted name. A long value keeps its start, its length and its SHA-256, so that two long
     values which differ stay different; the whole value is in `bundle.json`.
 
-    >>> flat_parameters({"ranker": {"leaves": 31, "metric": "ndcg@10"}, "sources": ["ease"], "seed": None})
-    {'ranker.leaves': '31', 'ranker.metric': 'ndcg@10', 'sources': '["ease"]', 'seed': 'null'}
+    >>> flat_parameters({"ranker": {"leaves": 31, "metric": "ndcg@10"}, "retrievers": ["ease"], "seed": None})
+    {'ranker.leaves': '31', 'ranker.metric': 'ndcg@10', 'retrievers': '["ease"]', 'seed': 'null'}
     """
     flat: dict[str, str] = {}
     for name, value in parameters.items():

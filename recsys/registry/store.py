@@ -19,11 +19,11 @@ from typing import Any, Final
 
 import pandas as pd
 
-from recsys.artefacts import locked_folder, replacing_folder
+from recsys.atomic_io import locked_folder, replacing_folder
 from recsys.columns import CHALLENGER, CHAMPION
 from recsys.errors import BundleError, RegistryError
 from recsys.evaluation.ranks import RANKS_FILE, read_ranks
-from recsys.gate import NDCG, GateResult, judge
+from recsys.promotion_gate import NDCG, GateResult, judge
 from recsys.registry import records
 from recsys.registry.alias import quick_look
 from recsys.registry.backend import Backend
@@ -90,8 +90,8 @@ class Registry:
                     client.log_artifacts(run_id, str(evaluation_dir), _EVALUATION)
                 for path in report_files:
                     client.log_artifact(run_id, str(path), "reports")
-                source = f"{run.info.artifact_uri}/{_BUNDLE}"
-                version = self._backend.create_version(self.model_name, source, run_id, all_tags)
+                retriever = f"{run.info.artifact_uri}/{_BUNDLE}"
+                version = self._backend.create_version(self.model_name, retriever, run_id, all_tags)
             except BaseException:
                 with suppress(Exception):  # what follows is the error to report, not one more from the same cause
                     client.set_terminated(run_id, "FAILED")
@@ -276,14 +276,14 @@ class Registry:
 
     def _fetch(self, info: VersionInfo, part: str, sha: str, place: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
-            source = self._stored(info, part, scratch)
-            if fingerprint_folder(source) != sha:
+            retriever = self._stored(info, part, scratch)
+            if fingerprint_folder(retriever) != sha:
                 raise RegistryError(
                     f"The stored bundle of version {info.version} of {self.model_name} was altered or is incomplete"
-                    f" ({source}). Roll back, or register it again."
+                    f" ({retriever}). Roll back, or register it again."
                 )
             with replacing_folder(place) as beside:
-                shutil.copytree(source, beside, dirs_exist_ok=True)
+                shutil.copytree(retriever, beside, dirs_exist_ok=True)
 
     def _stored(self, info: VersionInfo, part: str, scratch: str) -> Path:
         """A file or folder of a version's run: where it lies, or below `scratch` where a server had to send it."""

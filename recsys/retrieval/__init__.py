@@ -1,1 +1,1 @@
-"""Candidate sources behind one contract, and how their answers are merged."""
+"""Candidate retrievers behind one contract, and how their answers are merged."""

@@ -5,8 +5,8 @@ compiled. Absent: what is computed (`kernels`).
 
 Compiled functions hold no interpreter lock, so that a thread that answers does not stop one that writes events. The
 machine code is kept in Python's cache of the function's folder (`__pycache__`) or, where that cannot be written, in the
-user's cache folder, under a name that has the source and the options in it: numba notes a new source before it has
-written the code of it, and whoever read in between, or after a full disk, would run the old code.
+user's cache folder, under a name that has the retriever and the options in it: numba notes a new retriever before it
+has written the code of it, and whoever read in between, or after a full disk, would run the old code.
 """
 
 import hashlib

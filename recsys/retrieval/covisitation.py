@@ -1,23 +1,23 @@
-"""Recency-decayed co-visitation: which movie follows which, within a few steps of the same user.
+"""Recency-decayed co-visitation: which item follows which, within a few steps of the same user.
 
-Stage: retrieval. In: events up to a cutoff. Out: a sparse (N, N) table, row = movie seen, column = movie that came
+Stage: retrieval. In: events up to a cutoff. Out: a sparse (N, N) table, row = item seen, column = item that came
 within MAX_STEPS after it. Absent: order within one second (such pairs count in both directions).
 
-A pair d steps apart counts decay^(d - 1). A row is divided by its movie's count to the power of `damping`, so that a
-popular predecessor does not drown a telling one. A request adds the rows of its last movies, weighted history_decay^s
+A pair d steps apart counts decay^(d - 1). A row is divided by its item's count to the power of `damping`, so that a
+popular predecessor does not drown a telling one. A request adds the rows of its last items, weighted history_decay^s
 for s steps back. Only the best MAX_NEIGHBOURS a row are kept.
 """
 
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse as sp
 from safetensors.numpy import save_file
 
+from recsys.arrays import FloatArray, IntArray
 from recsys.columns import COVISITATION
 from recsys.features.state import StateBatch
-from recsys.retrieval.source import DenseAnswer
+from recsys.retrieval.retriever import DenseScores
 from recsys.retrieval.sparse_table import best_of_rows, table_arrays, table_from_arrays, weighted_rows
 from recsys.retrieval.tensor_file import map_tensors
 
@@ -35,9 +35,9 @@ class Covisitation:
     @classmethod
     def fit(
         cls,
-        user_idx: npt.NDArray[np.int64],
-        item_idx: npt.NDArray[np.int64],
-        timestamps: npt.NDArray[np.int64],
+        user_idx: IntArray,
+        item_idx: IntArray,
+        timestamps: IntArray,
         n_items: int,
         *,
         decay: float,
@@ -62,14 +62,14 @@ class Covisitation:
         scaled = sp.diags(np.maximum(counts, 1.0) ** -damping).astype(np.float32) @ total
         return cls(best_of_rows(sp.csr_matrix(scaled), MAX_NEIGHBOURS), history_decay)
 
-    def answer(self, states: StateBatch) -> DenseAnswer:
+    def answer(self, states: StateBatch) -> DenseScores:
         recent = states.item_idx[:, -MAX_STEPS:]
         by_step = (self.history_decay ** np.arange(recent.shape[1] - 1, -1, -1)).astype(np.float32)
         weights = np.broadcast_to(by_step, recent.shape)
-        return DenseAnswer(weighted_rows(self.table, recent, weights), states.seen_idx)
+        return DenseScores(weighted_rows(self.table, recent, weights), states.seen_idx)
 
-    def after(self, last_idx: npt.NDArray[np.int64], item_idx: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """(B, K) table entries of the (B,) newest movies for (B, K) candidates; 0 where either is -1."""
+    def after(self, last_idx: IntArray, item_idx: IntArray) -> FloatArray:
+        """(B, K) table entries of the (B,) newest items for (B, K) candidates; 0 where either is -1."""
         out = np.zeros(item_idx.shape, dtype=np.float32)
         for row, last in enumerate(last_idx.tolist()):
             if last >= 0:

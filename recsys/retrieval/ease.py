@@ -1,27 +1,27 @@
 """EASE: item-to-item weights by closed-form regression, applied to a recency-weighted history.
 
-Stage: retrieval. In: events up to a cutoff. Out: an item-by-item weight matrix and a score for every movie. Absent:
-the catalogue's tail (movies outside the head have weight 0; the two-tower model covers them by content).
+Stage: retrieval. In: events up to a cutoff. Out: an item-by-item weight matrix and a score for every item. Absent:
+the catalogue's tail (items outside the head have weight 0; the two-tower model covers them by content).
 
 Source: H. Steck, Embarrassingly Shallow Autoencoders for Sparse Data, 2019. With G = X'X + lambda I and P = G^-1, the
 weights are B = I - P diag(1 / diag P). What differs here: the history of a request enters with weight
 (1 + s)^-power, s = steps back, because recent events say more about the next one.
 
-Shapes: N movies, M head movies, U users.
+Shapes: N items, M head items, U users.
 """
 
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import scipy.linalg
 from safetensors.numpy import save_file
 
+from recsys.arrays import FloatArray, IntArray
 from recsys.columns import EASE
 from recsys.errors import BundleError
 from recsys.features.state import StateBatch
 from recsys.retrieval.kernels import add_dense_rows
-from recsys.retrieval.source import DenseAnswer, recency_weights
+from recsys.retrieval.retriever import DenseScores, recency_weights
 from recsys.retrieval.sparse_table import interactions
 from recsys.retrieval.tensor_file import map_tensors
 
@@ -31,30 +31,28 @@ MAX_HEAD = 6_000  # the dense inverse of more costs minutes and gigabytes
 class Ease:
     name = EASE
 
-    def __init__(
-        self, head: npt.NDArray[np.int64], weights: npt.NDArray[np.float32], n_items: int, power: float
-    ) -> None:
-        """`head` (M,) row numbers, ascending; `weights` (M, M), row = history movie, column = scored movie. They are
+    def __init__(self, head: IntArray, weights: FloatArray, n_items: int, power: float) -> None:
+        """`head` (M,) row numbers, ascending; `weights` (M, M), row = history item, column = scored item. They are
         not copied, and must be row-major: safetensors writes a buffer as it lies."""
         self.head = head
         self.weights = weights
         self.n_items = n_items
         self.power = power
-        self._row_of = np.full(n_items + 1, -1, dtype=np.int64)  # tail movies and, at the end, "no event" have none
+        self._row_of = np.full(n_items + 1, -1, dtype=np.int64)  # tail items and, at the end, "no event" have none
         self._row_of[head] = np.arange(len(head))
 
     @classmethod
     def fit(
         cls,
-        user_idx: npt.NDArray[np.int64],
-        item_idx: npt.NDArray[np.int64],
+        user_idx: IntArray,
+        item_idx: IntArray,
         n_items: int,
         *,
         regularisation: float,
         power: float,
         min_ratings: int = 3,
     ) -> "Ease":
-        """From (E,) events. The head is the most rated movies: at least `min_ratings`, at most MAX_HEAD of them."""
+        """From (E,) events. The head is the most rated items: at least `min_ratings`, at most MAX_HEAD of them."""
         counts = np.bincount(item_idx, minlength=n_items)
         ranked = np.argsort(-counts, kind="stable")[:MAX_HEAD]
         head = np.sort(ranked[counts[ranked] >= min_ratings])
@@ -69,12 +67,12 @@ class Ease:
         weights[np.diag_indices_from(weights)] = 0.0
         return cls(head, weights.astype(np.float32, order="C"), n_items, power)  # LAPACK's result is column-major
 
-    def answer(self, states: StateBatch) -> DenseAnswer:
+    def answer(self, states: StateBatch) -> DenseScores:
         weights = recency_weights(states, self.power)
         rows = self._row_of[states.item_idx]  # (B, L)
         scores = np.zeros((len(states), self.n_items), dtype=np.float32)
         add_dense_rows(self.weights, self.head, rows, weights, np.empty(len(self.head), dtype=np.float32), scores)
-        return DenseAnswer(scores, states.seen_idx)
+        return DenseScores(scores, states.seen_idx)
 
     def save(self, folder: Path) -> None:
         save_file(
@@ -89,7 +87,7 @@ class Ease:
 
     @classmethod
     def load(cls, folder: Path) -> "Ease":
-        """Raises BundleError where the weights are not those of the movies that they name."""
+        """Raises BundleError where the weights are not those of the items that they name."""
         stored = map_tensors(folder / "ease.safetensors")
         head, weights, n_items = stored["head"], stored["weights"], int(stored["n_items"][0])
         if weights.shape != (len(head), len(head)) or (len(head) and not 0 <= head.min() <= head.max() < n_items):

@@ -1,6 +1,6 @@
 """iALS: implicit-feedback matrix factorisation; a request's user vector is folded in from a recency-weighted history.
 
-Stage: retrieval. In: events up to a cutoff. Out: a vector for every movie and a score for every movie. Absent: stored
+Stage: retrieval. In: events up to a cutoff. Out: a vector for every item and a score for every item. Absent: stored
 user vectors. Most test events belong to users whom training never saw, so every vector is made at request time. Only
 `fit` imports the library that fits, so a service does without it.
 
@@ -9,44 +9,42 @@ of the library `implicit`, with confidence 1 + alpha of what was rated and 1 of 
 (Y'Y + lambda I + alpha sum_i w_i y_i y_i') u = (1 + alpha) sum_i w_i y_i. Its weights w_i = (1 + s)^-power, s = steps
 back, say how much of an event counts: 1 is the equation of the fit, 0 is as if it had not happened.
 
-Shapes: N movies, D factors, U users, B users of a request, L history length, T events that exist.
+Shapes: N items, D factors, U users, B users of a request, L history length, T events that exist.
 """
 
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from safetensors.numpy import save_file
 
+from recsys.arrays import FloatArray, IntArray
 from recsys.columns import IALS
 from recsys.features.state import StateBatch
 from recsys.retrieval.index import EXACT_UP_TO, INDEX_FILES, VectorAnswer, VectorIndex
-from recsys.retrieval.source import Answer, DenseAnswer, recency_weights
+from recsys.retrieval.retriever import DenseScores, RetrieverScores, recency_weights
 from recsys.retrieval.sparse_table import interactions
 from recsys.retrieval.tensor_file import map_tensors
-
-Float = npt.NDArray[np.float32]
 
 
 class Ials:
     name = IALS
 
     def __init__(
-        self, factors: Float, regularisation: float, alpha: float, power: float, index: VectorIndex | None = None
+        self, factors: FloatArray, regularisation: float, alpha: float, power: float, index: VectorIndex | None = None
     ) -> None:
-        """`factors` (N, D); a movie without events has zeros and is never returned. `index`: of them; without one
-        every movie is scored."""
+        """`factors` (N, D); an item without events has zeros and is never returned. `index`: of them; without one
+        every item is scored."""
         self.factors, self.index = factors, index
         self._without_events = np.flatnonzero(~factors.any(axis=1))  # their 0 would stand before all that is negative
         self.regularisation, self.alpha, self.power = regularisation, alpha, power
         gram = (factors.T @ factors).astype(np.float64)
-        self._inverse: Float = np.linalg.inv(gram + regularisation * np.eye(len(gram))).astype(np.float32)
+        self._inverse: FloatArray = np.linalg.inv(gram + regularisation * np.eye(len(gram))).astype(np.float32)
 
     @classmethod
     def fit(
         cls,
-        user_idx: npt.NDArray[np.int64],
-        item_idx: npt.NDArray[np.int64],
+        user_idx: IntArray,
+        item_idx: IntArray,
         n_items: int,
         *,
         dim: int,
@@ -75,40 +73,40 @@ class Ials:
         return cls.of_factors(np.asarray(model.item_factors, dtype=np.float32), regularisation, alpha, power)
 
     @classmethod
-    def of_factors(cls, factors: Float, regularisation: float, alpha: float, power: float) -> "Ials":
-        """With an index where the movies are too many for an exact one."""
+    def of_factors(cls, factors: FloatArray, regularisation: float, alpha: float, power: float) -> "Ials":
+        """With an index where the items are too many for an exact one."""
         index = VectorIndex.build(factors) if len(factors) > EXACT_UP_TO else None
         return cls(factors, regularisation, alpha, power, index)
 
-    def encode(self, states: StateBatch) -> Float:
+    def encode(self, states: StateBatch) -> FloatArray:
         """(B, D) user vectors; zeros where the history is empty."""
         users = np.zeros((len(states), self.factors.shape[1]), dtype=np.float32)
         weights = recency_weights(states, self.power)  # (B, L)
-        for row, movies in enumerate(states.item_idx):
-            known = movies >= 0
+        for row, items in enumerate(states.item_idx):
+            known = items >= 0
             if known.any():
-                users[row] = self._fold_in(movies[known], weights[row, known])
+                users[row] = self._fold_in(items[known], weights[row, known])
         return users
 
-    def _fold_in(self, movies: npt.NDArray[np.int64], weights: Float) -> Float:
+    def _fold_in(self, items: IntArray, weights: FloatArray) -> FloatArray:
         """(D,) from (T,) events. With A = Y'Y + lambda I, whose inverse is kept, and R the rows sqrt(w_i) y_i:
         (A + alpha R'R)^-1 R' = A^-1 R' (I + alpha R A^-1 R')^-1, a system of T equations instead of D."""
         root = np.sqrt(weights)
-        rows = self.factors[movies] * root[:, None]  # (T, D)
+        rows = self.factors[items] * root[:, None]  # (T, D)
         solved = rows @ self._inverse
         system = solved @ (np.float32(self.alpha) * rows.T)  # (T, T)
         np.einsum("ii->i", system)[:] += np.float32(1.0)
         return np.asarray(np.linalg.solve(system, np.float32(1.0 + self.alpha) * root) @ solved, dtype=np.float32)
 
-    def answer(self, states: StateBatch) -> Answer:
+    def answer(self, states: StateBatch) -> RetrieverScores:
         users = self.encode(states)
         if self.index is not None:
             hidden = [np.concatenate([seen, self._without_events]) for seen in states.seen_idx]
-            return VectorAnswer(users, self.factors, self.index, hidden, silent=0.0)
+            return VectorAnswer(users, self.factors, self.index, hidden, no_score=0.0)
         scores = np.empty((len(states), len(self.factors)), dtype=np.float32)
         for row, user in enumerate(users):
             scores[row] = self.factors @ user
-        return DenseAnswer(scores, states.seen_idx)
+        return DenseScores(scores, states.seen_idx)
 
     @property
     def n_items(self) -> int:
@@ -122,7 +120,7 @@ class Ials:
 
     @classmethod
     def load(cls, folder: Path) -> "Ials":
-        """Raises BundleError where the index is one of other factors. Without one every movie is scored."""
+        """Raises BundleError where the index is one of other factors. Without one every item is scored."""
         stored = map_tensors(folder / "ials.safetensors")
         factors = stored["factors"]
         regularisation, alpha, power = stored["settings"].tolist()

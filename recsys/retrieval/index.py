@@ -1,7 +1,7 @@
-"""The FAISS index over movie vectors: exact for small catalogues, approximate for large ones, its recall measured.
+"""The FAISS index over item vectors: exact for small catalogues, approximate for large ones, its recall measured.
 
 Stage: retrieval; built offline, searched online. In: (N, D) float32 vectors. Out: inner-product neighbours, and the
-`Answer` of a source that searches them. Absent: what the vectors mean.
+`RetrieverScores` of a retriever that searches them. Absent: what the vectors mean.
 
 Shapes: N vectors, D dimensions, B queries, k neighbours.
 """
@@ -14,12 +14,9 @@ from typing import Any, Literal
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 
+from recsys.arrays import FloatArray, IntArray
 from recsys.errors import BundleError, ConfigError
-
-Idx = npt.NDArray[np.int64]
-Float = npt.NDArray[np.float32]
 
 Kind = Literal["auto", "exact", "hnsw", "ivf"]
 EXACT_UP_TO = 20_000  # vectors; of more, not all stay in a processor's cache between requests (docs/adr/0029)
@@ -39,14 +36,14 @@ class IndexReport:
 
 
 class VectorIndex:
-    """Maximum inner product search over movie vectors; row numbers are the ids."""
+    """Maximum inner product search over item vectors; row numbers are the ids."""
 
     def __init__(self, index: Any, kind: str) -> None:
         self._index = index
         self.kind = kind
 
     @classmethod
-    def build(cls, vectors: Float, kind: Kind = "auto") -> "VectorIndex":
+    def build(cls, vectors: FloatArray, kind: Kind = "auto") -> "VectorIndex":
         """`auto` is exact up to EXACT_UP_TO vectors and IVF above, which is built several times faster than HNSW."""
         n, dim = vectors.shape
         if kind == "auto":
@@ -71,7 +68,9 @@ class VectorIndex:
     def __len__(self) -> int:
         return int(self._index.ntotal)
 
-    def search(self, queries: Float, k: int, hidden: Sequence[Idx] | None = None) -> tuple[Idx, Float]:
+    def search(
+        self, queries: FloatArray, k: int, hidden: Sequence[IntArray] | None = None
+    ) -> tuple[IntArray, FloatArray]:
         """(B, k) row numbers and inner products, best first; -1 and the lowest float where there are fewer than k.
 
         `hidden` are row numbers, for each query, that may not be returned. Ties are listed by row number, which FAISS
@@ -87,7 +86,7 @@ class VectorIndex:
             found[row], scores[row] = item_idx[0, order], values[0, order]
         return found, scores
 
-    def _options(self, k: int, hidden: Idx | None) -> Any:
+    def _options(self, k: int, hidden: IntArray | None) -> Any:
         """Options of one search. FAISS passes over what its selector leaves out, while it walks: an approximate walk
         has to be the longer, and to look into the more lists, the more is hidden."""
         library: Any = faiss  # its stubs lack the Python side of these classes
@@ -105,7 +104,7 @@ class VectorIndex:
             return library.SearchParametersIVF(nprobe=lists, **options)
         return library.SearchParameters(**options)
 
-    def measure(self, vectors: Float, queries: Float, at: int) -> IndexReport:
+    def measure(self, vectors: FloatArray, queries: FloatArray, at: int) -> IndexReport:
         """Recall against exact search of the same vectors for the given queries."""
         at = min(at, len(vectors))
         if self.kind == "exact":
@@ -137,14 +136,19 @@ class VectorAnswer:
     """User vectors against an index, which passes over what was seen."""
 
     def __init__(
-        self, users: Float, vectors: Float, index: VectorIndex, seen_idx: Sequence[Idx], silent: float = -np.inf
+        self,
+        users: FloatArray,
+        vectors: FloatArray,
+        index: VectorIndex,
+        seen_idx: Sequence[IntArray],
+        no_score: float = -np.inf,
     ) -> None:
-        """`users` (B, D); `vectors` (N, D), those that the index holds. A score of `silent` means "no opinion": `top`
+        """`users` (B, D); `vectors` (N, D), those that the index holds. A score of `no_score` means "no opinion": `top`
         leaves it out."""
         self._users, self._vectors, self._index = users, vectors, index
-        self._seen_idx, self._silent = seen_idx, np.float32(silent)
+        self._seen_idx, self._silent = seen_idx, np.float32(no_score)
 
-    def top(self, k: int) -> tuple[Idx, Float]:
+    def top(self, k: int) -> tuple[IntArray, FloatArray]:
         item_idx, scores = self._index.search(self._users, k, self._seen_idx)
         none = (item_idx < 0) | (scores == self._silent)
         if none.any():
@@ -153,9 +157,9 @@ class VectorAnswer:
             scores = np.take_along_axis(np.where(none, np.float32(-np.inf), scores), last, axis=1)
         return item_idx, scores
 
-    def at(self, item_idx: Idx) -> Float:
+    def at(self, item_idx: IntArray) -> FloatArray:
         out = np.empty(item_idx.shape, dtype=np.float32)
-        for row, movies in enumerate(item_idx):
-            out[row] = self._vectors[movies] @ self._users[row]  # -1 reads the last movie
+        for row, items in enumerate(item_idx):
+            out[row] = self._vectors[items] @ self._users[row]  # -1 reads the last item
         out[item_idx < 0] = 0.0
         return out

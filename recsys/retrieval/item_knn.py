@@ -1,44 +1,44 @@
-"""Item-kNN: movies rated by the same users, by cosine with shrinkage, applied to a recency-weighted history.
+"""Item-kNN: items rated by the same users, by cosine with shrinkage, applied to a recency-weighted history.
 
-Stage: retrieval. In: events up to a cutoff. Out: a sparse (N, N) table of each movie's nearest neighbours and a score
-for every movie. Absent: order and ratings.
+Stage: retrieval. In: events up to a cutoff. Out: a sparse (N, N) table of each item's nearest neighbours and a score
+for every item. Absent: order and ratings.
 
 Source: B. Sarwar et al., Item-based Collaborative Filtering Recommendation Algorithms, WWW 2001. The similarity of
-movies i and j is n_ij / (sqrt(n_i n_j) + shrinkage): a pair seen by few users counts less. Only the best `neighbours`
+items i and j is n_ij / (sqrt(n_i n_j) + shrinkage): a pair seen by few users counts less. Only the best `neighbours`
 a row are kept. What differs here, as in `ease`: the history enters with weight (1 + s)^-power, s = steps back.
 
-Shapes: N movies, U users, B users of a request, L history length.
+Shapes: N items, U users, B users of a request, L history length.
 """
 
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse as sp
 from safetensors.numpy import save_file
 
+from recsys.arrays import IntArray
 from recsys.columns import ITEM_KNN
 from recsys.features.state import StateBatch
-from recsys.retrieval.source import DenseAnswer, recency_weights
+from recsys.retrieval.retriever import DenseScores, recency_weights
 from recsys.retrieval.sparse_table import best_of_rows, interactions, table_arrays, table_from_arrays, weighted_rows
 from recsys.retrieval.tensor_file import map_tensors
 
-ROWS_AT_ONCE = 500  # of the co-occurrence matrix: its rows are dense where movies are popular, and not all fit memory
+ROWS_AT_ONCE = 500  # of the co-occurrence matrix: its rows are dense where items are popular, and not all fit memory
 
 
 class ItemKnn:
     name = ITEM_KNN
 
     def __init__(self, table: sp.csr_matrix, power: float) -> None:
-        """`table` (N, N), row = history movie, column = scored movie."""
+        """`table` (N, N), row = history item, column = scored item."""
         self.table = table
         self.power = power
 
     @classmethod
     def fit(
         cls,
-        user_idx: npt.NDArray[np.int64],
-        item_idx: npt.NDArray[np.int64],
+        user_idx: IntArray,
+        item_idx: IntArray,
         n_items: int,
         *,
         shrinkage: float,
@@ -54,14 +54,14 @@ class ItemKnn:
             together = sp.csr_matrix(by_item[low : low + ROWS_AT_ONCE] @ x)
             row = np.repeat(np.arange(low, low + together.shape[0], dtype=np.int32), np.diff(together.indptr))
             together.data /= norm[row] * norm[together.indices] + shrinkage
-            together.data[row == together.indices] = 0.0  # no movie is its own neighbour
+            together.data[row == together.indices] = 0.0  # no item is its own neighbour
             together.eliminate_zeros()
             parts.append(best_of_rows(together, neighbours))
         return cls(sp.csr_matrix(sp.vstack(parts)), power)
 
-    def answer(self, states: StateBatch) -> DenseAnswer:
+    def answer(self, states: StateBatch) -> DenseScores:
         weights = recency_weights(states, self.power)
-        return DenseAnswer(weighted_rows(self.table, states.item_idx, weights), states.seen_idx)
+        return DenseScores(weighted_rows(self.table, states.item_idx, weights), states.seen_idx)
 
     @property
     def n_items(self) -> int:

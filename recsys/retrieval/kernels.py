@@ -1,23 +1,21 @@
 """The loops of an answer that NumPy would need many small calls for.
 
-Stage: retrieval, at request time. In: arrays. Out: arrays, written in place. Absent: what the numbers mean (`source`,
-`merge`, `sparse_table`), and sums in an order of the compiler's choosing: every addition stands where it is written, so
-a batch gives the same bits as its rows one by one.
+Stage: retrieval, at request time. In: arrays. Out: arrays, written in place. Absent: what the numbers mean
+(`retriever`, `merge`, `sparse_table`), and sums in an order of the compiler's choosing: every addition stands where it
+is written, so a batch gives the same bits as its rows one by one.
 
 One list takes dozens of steps over a few thousand numbers. In NumPy each is a call, an array between and the
 interpreter's lock; these are compiled loops (docs/adr/0027). No index is checked here. What a loop can do is written
 as one, and memory comes from outside: a slice or a call of NumPy in here costs a start 0.1 s and more of compiling.
 
-Shapes: B users, N movies, L history length, S sources, k places of a list, K candidates.
+Shapes: B users, N items, L history length, S retrievers, k places of a list, K candidates.
 """
 
 import numpy as np
 import numpy.typing as npt
 
+from recsys.arrays import DoubleArray, FloatArray, IntArray
 from recsys.retrieval.compiling import compiled, reads
-
-Idx = npt.NDArray[np.int64]
-Scores = npt.NDArray[np.float32]
 
 KEY_BITS = 32  # of a sorting key
 DIGIT_BITS = 11  # of them that are looked at together
@@ -34,15 +32,15 @@ A1, A2, A3, A4, A5, A6 = (np.float32(a * 0.5 ** (power / 2)) for power, a in enu
     " uint32[::1], int64[:, ::1], int64[::1], int64[::1], float32[::1])"
 )
 def sort_best(
-    scores: Scores,
+    scores: FloatArray,
     bits: npt.NDArray[np.uint32],
-    hidden: Idx,
-    silent: float,
+    hidden: IntArray,
+    no_score: float,
     keys: npt.NDArray[np.uint32],
-    order: Idx,
-    count: Idx,
-    item_idx: Idx,
-    best: Scores,
+    order: IntArray,
+    count: IntArray,
+    item_idx: IntArray,
+    best: FloatArray,
 ) -> None:
     """What `best_of_row` does. `bits` are the scores' own; `keys` (N,), `order` (2, N + 1) and `count` (DIGITS,) are
     memory to work in.
@@ -52,7 +50,7 @@ def sort_best(
     """
     for i in range(len(scores)):
         key = bits[i] if bits[i] > 0x8000_0000 else (bits[i] & 0x7FFF_FFFF) ^ 0x7FFF_FFFF
-        keys[i] = key if scores[i] != silent and scores[i] == scores[i] else LAST_KEY
+        keys[i] = key if scores[i] != no_score and scores[i] == scores[i] else LAST_KEY
     for i in range(len(hidden)):
         keys[hidden[i]] = LAST_KEY
     for digit in range(DIGITS):
@@ -88,39 +86,39 @@ def sort_best(
         best[j] = scores[item_idx[j]] if j < n else -np.inf
 
 
-def best_of_row(scores: Scores, hidden: Idx, silent: float, item_idx: Idx, best: Scores) -> None:
+def best_of_row(scores: FloatArray, hidden: IntArray, no_score: float, item_idx: IntArray, best: FloatArray) -> None:
     """Fill `item_idx` (k,) and `best` (k,) with the best of (N,) scores, best first, ties by row number, -1 and -inf
-    where there is no more. What is `hidden`, scores equal to `silent`, and what is not a number are left out."""
+    where there is no more. What is `hidden`, scores equal to `no_score`, and what is not a number are left out."""
     n = len(scores)
     keys, order = np.empty(n, dtype=np.uint32), np.empty((2, n + 1), dtype=np.int64)
     count = np.empty(DIGITS, dtype=np.int64)
-    sort_best(scores, scores.view(np.uint32), hidden, silent, keys, order, count, item_idx, best)
+    sort_best(scores, scores.view(np.uint32), hidden, no_score, keys, order, count, item_idx, best)
 
 
 @compiled(f"void({reads('int64', 2)}, {reads('float64', 2)}, float32[::1])")
-def add_shares(tops: Idx, shares: npt.NDArray[np.float64], fused: Scores) -> None:
-    """Add to (N,) `fused` the share (S, k) of each place for the movie (S, k) that stands there; lists end at -1."""
+def add_shares(tops: IntArray, shares: DoubleArray, rrf_score: FloatArray) -> None:
+    """Add to (N,) `rrf_score` the share (S, k) of each place for the item (S, k) that stands there; lists end at -1."""
     for s in range(tops.shape[0]):
         for place in range(tops.shape[1]):
             if tops[s, place] < 0:
                 break
-            fused[tops[s, place]] += shares[s, place]
+            rrf_score[tops[s, place]] += shares[s, place]
 
 
 @compiled(f"void({reads('int64', 2)}, {reads('int64')}, int64[::1], int32[:, ::1])")
-def find_ranks(tops: Idx, item_idx: Idx, column: Idx, ranks: npt.NDArray[np.int32]) -> None:
-    """Fill zeros (S, K) with the rank, from 1, of the (K,) candidates in the (S, k) lists; -1 is no movie in either.
+def find_ranks(tops: IntArray, item_idx: IntArray, column: IntArray, ranks: npt.NDArray[np.int32]) -> None:
+    """Fill zeros (S, K) with the rank, from 1, of the (K,) candidates in the (S, k) lists; -1 is no item in either.
     `column` (N,) is memory to work in."""
-    for movie in range(len(column)):
-        column[movie] = -1
+    for item in range(len(column)):
+        column[item] = -1
     for j in range(len(item_idx)):
         if item_idx[j] >= 0:
             column[item_idx[j]] = j
     for s in range(tops.shape[0]):
         for place in range(tops.shape[1]):
-            movie = tops[s, place]
-            if movie >= 0 and column[movie] >= 0:
-                ranks[s, column[movie]] = place + 1
+            item = tops[s, place]
+            if item >= 0 and column[item] >= 0:
+                ranks[s, column[item]] = place + 1
 
 
 @compiled(
@@ -130,17 +128,17 @@ def find_ranks(tops: Idx, item_idx: Idx, column: Idx, ranks: npt.NDArray[np.int3
 def add_sparse_rows(
     indptr: npt.NDArray[np.int32],
     indices: npt.NDArray[np.int32],
-    data: Scores,
-    item_idx: Idx,
-    weights: Scores,
-    out: Scores,
+    data: FloatArray,
+    item_idx: IntArray,
+    weights: FloatArray,
+    out: FloatArray,
 ) -> None:
     """Add to (B, N) `out` the rows of a sparse table that (B, L) `item_idx` names, times their weights; -1 is none."""
     for b in range(item_idx.shape[0]):
         for step in range(item_idx.shape[1]):
-            movie = item_idx[b, step]
-            if movie >= 0:
-                for entry in range(indptr[movie], indptr[movie + 1]):
+            item = item_idx[b, step]
+            if item >= 0:
+                for entry in range(indptr[item], indptr[item + 1]):
                     out[b, indices[entry]] += data[entry] * weights[b, step]
 
 
@@ -148,7 +146,9 @@ def add_sparse_rows(
     f"void({reads('float32', 2)}, {reads('int64')}, {reads('int64', 2)}, {reads('float32', 2)},"
     " float32[::1], float32[:, ::1])"
 )
-def add_dense_rows(table: Scores, columns: Idx, rows: Idx, weights: Scores, total: Scores, out: Scores) -> None:
+def add_dense_rows(
+    table: FloatArray, columns: IntArray, rows: IntArray, weights: FloatArray, total: FloatArray, out: FloatArray
+) -> None:
     """Fill the `columns` (M,) of (B, N) `out` with the sum of the rows of (M, M) `table` that (B, L) `rows` names,
     times their weights; -1 is none. `total` (M,) is memory to work in."""
     for b in range(rows.shape[0]):
@@ -164,7 +164,7 @@ def add_dense_rows(table: Scores, columns: Idx, rows: Idx, weights: Scores, tota
 
 
 @compiled(f"void({reads('int64', 2, 'A')}, {reads('int64', 2, 'A')}, {reads('float64')}, float32[:, ::1])")
-def share_by_second(item_idx: Idx, timestamps: Idx, by_step: npt.NDArray[np.float64], weights: Scores) -> None:
+def share_by_second(item_idx: IntArray, timestamps: IntArray, by_step: DoubleArray, weights: FloatArray) -> None:
     """Fill zeros (B, L) with the weight (L,) of each step of the events, which stand at the end of a row; those of one
     second share the mean of theirs."""
     length = item_idx.shape[1]
@@ -184,7 +184,7 @@ def share_by_second(item_idx: Idx, timestamps: Idx, by_step: npt.NDArray[np.floa
 
 
 @compiled("void(float32[:, ::1])")
-def gelu(values: Scores) -> None:
+def gelu(values: FloatArray) -> None:
     """Each x times the normal distribution function, as max(x, 0) - |x| erfc(|x| / sqrt 2) / 2; within 8e-7, in place.
 
     Chosen for having no branch and no exponential, so that the loop takes many values at once.

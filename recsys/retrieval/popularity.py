@@ -1,6 +1,6 @@
-"""Time-decayed popularity: the simplest source, and the cold-start answer.
+"""Time-decayed popularity: the simplest retriever, and the cold-start answer.
 
-Stage: retrieval. In: events up to a cutoff. Out: one score a movie, the same for everybody. Absent: personal taste.
+Stage: retrieval. In: events up to a cutoff. Out: one score an item, the same for everybody. Absent: personal taste.
 
 A rating counts 2^(-age / half-life) as of the cutoff. A small share of the all-time count orders the long tail.
 """
@@ -9,27 +9,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from safetensors.numpy import save_file
 
+from recsys.arrays import FloatArray, IntArray
 from recsys.columns import POPULARITY
 from recsys.features.state import StateBatch
-from recsys.retrieval.source import Idx, Scores
 from recsys.retrieval.tensor_file import map_tensors
 
 TAIL_SHARE = 1e-3  # weight of an old rating against a fresh one
 
 
 class PopularityAnswer:
-    """As `DenseAnswer` with one row of scores for all, whose order is known beforehand."""
+    """As `DenseScores` with one row of scores for all, whose order is known beforehand."""
 
-    def __init__(self, scores: Scores, order: Idx, seen_idx: Sequence[Idx]) -> None:
+    def __init__(self, scores: FloatArray, order: IntArray, seen_idx: Sequence[IntArray]) -> None:
         """`scores` (N,); `order` row numbers of those that are not 0, best first, ties by row number."""
         self._scores = scores
         self._order = order
         self._seen_idx = seen_idx
 
-    def top(self, k: int) -> tuple[Idx, Scores]:
+    def top(self, k: int) -> tuple[IntArray, FloatArray]:
         item_idx = np.full((len(self._seen_idx), k), -1, dtype=np.int64)
         scores = np.full(item_idx.shape, -np.inf, dtype=np.float32)
         for row, seen in enumerate(self._seen_idx):
@@ -40,14 +39,14 @@ class PopularityAnswer:
             item_idx[row, : len(best)], scores[row, : len(best)] = best, self._scores[best]
         return item_idx, scores
 
-    def at(self, item_idx: Idx) -> Scores:
-        return np.where(item_idx >= 0, self._scores[item_idx], np.float32(0))  # -1 reads the last movie
+    def at(self, item_idx: IntArray) -> FloatArray:
+        return np.where(item_idx >= 0, self._scores[item_idx], np.float32(0))  # -1 reads the last item
 
 
 class Popularity:
     name = POPULARITY
 
-    def __init__(self, scores: Scores) -> None:
+    def __init__(self, scores: FloatArray) -> None:
         """`scores` (N,)"""
         self.scores = scores
         order = np.argsort(-scores, kind="stable")
@@ -56,8 +55,8 @@ class Popularity:
     @classmethod
     def fit(
         cls,
-        item_idx: npt.NDArray[np.int64],
-        timestamps: npt.NDArray[np.int64],
+        item_idx: IntArray,
+        timestamps: IntArray,
         n_items: int,
         *,
         cutoff: int,

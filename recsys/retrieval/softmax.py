@@ -1,15 +1,15 @@
-"""The training loss of the two-tower model: softmax over all movies, or over a sample of them.
+"""The training loss of the two-tower model: softmax over all items, or over a sample of them.
 
-Stage: retrieval, offline. In: user vectors, movie vectors, targets, and what each user had seen by then. Out: the mean
+Stage: retrieval, offline. In: user vectors, item vectors, targets, and what each user had seen by then. Out: the mean
 negative log-likelihood. Absent: where queries come from (`windows`) and the loop (`two_tower_training`).
 
 What a user has seen is left out of the sum: it is never recommended, so no weight is spent on pushing it down.
 
 `full_softmax_loss` finds the gradient while it computes the loss, a slice of queries at a time, and keeps no (Q, N)
-matrix: with 10 000 movies that is several times faster than autograd through `logsumexp`, and exactly the same
+matrix: with 10 000 items that is several times faster than autograd through `logsumexp`, and exactly the same
 gradient. Source of the idea: E. Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024.
 
-Shapes: Q queries, T targets, S seen pairs, D dimensions, N movies, P pool of sampled movies.
+Shapes: Q queries, T targets, S seen pairs, D dimensions, N items, P pool of sampled items.
 """
 
 from itertools import pairwise
@@ -29,7 +29,7 @@ def full_softmax_loss(
     seen_query: Tensor,
     seen_item: Tensor,
 ) -> Tensor:
-    """Mean over targets of -log softmax, over all movies but the seen ones; a target always counts.
+    """Mean over targets of -log softmax, over all items but the seen ones; a target always counts.
 
     users (Q, D); item_vectors (N, D); target_query, target_item (T,); seen_query, seen_item (S,)
     """
@@ -99,12 +99,12 @@ def sampled_softmax_loss(
     uniform: Tensor,
 ) -> Tensor:
     """The same with the sum over a pool: the targets of the batch and `uniform` (P_u,) drawn row numbers, corrected by
-    how often each movie is expected in the pool. Source of the correction: X. Yi et al., Sampling-Bias-Corrected
+    how often each item is expected in the pool. Source of the correction: X. Yi et al., Sampling-Bias-Corrected
     Neural Modeling for Large Corpus Item Recommendations, RecSys 2019."""
     n_items = len(item_vectors)
     pool = torch.cat([target_item, uniform])  # (P,)
     in_batch = torch.bincount(target_item, minlength=n_items).to(users.dtype)
-    expected = in_batch + len(uniform) / n_items  # (N,) count of each movie in the pool
+    expected = in_batch + len(uniform) / n_items  # (N,) count of each item in the pool
     logits = users @ item_vectors[pool].T - torch.log(expected)[pool]  # (Q, P)
     logits = logits.masked_fill(_seen_in_pool(len(users), pool, seen_query, seen_item), float("-inf"))
     positive = (users[target_query] * item_vectors[target_item]).sum(dim=1)  # (T,)
@@ -113,10 +113,10 @@ def sampled_softmax_loss(
 
 
 def _seen_in_pool(n_queries: int, pool: Tensor, seen_query: Tensor, seen_item: Tensor) -> Tensor:
-    """(Q, P) whether the query's user has seen the movie; found by the pairs, so that no (Q, N) matrix is made."""
-    movies, column = torch.unique(pool, return_inverse=True)  # ascending, (P,)
-    place = torch.searchsorted(movies, seen_item).clamp(max=len(movies) - 1)  # (S,)
-    met = movies[place] == seen_item
-    seen = torch.zeros(n_queries, len(movies), dtype=torch.bool, device=pool.device)
+    """(Q, P) whether the query's user has seen the item; found by the pairs, so that no (Q, N) matrix is made."""
+    items, column = torch.unique(pool, return_inverse=True)  # ascending, (P,)
+    place = torch.searchsorted(items, seen_item).clamp(max=len(items) - 1)  # (S,)
+    met = items[place] == seen_item
+    seen = torch.zeros(n_queries, len(items), dtype=torch.bool, device=pool.device)
     seen[seen_query[met], place[met]] = True
     return seen[:, column]

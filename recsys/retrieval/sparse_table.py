@@ -1,4 +1,4 @@
-"""Sparse matrices: who rated what, and (N, N) tables of movies against movies, pruned and saved as plain arrays.
+"""Sparse matrices: who rated what, and (N, N) tables of items against items, pruned and saved as plain arrays.
 
 Stage: retrieval. In: events or scipy matrices. Out: scipy matrices or their arrays. Absent: what the entries of a table
 mean (`covisitation`, `item_knn`).
@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from recsys.arrays import FloatArray, IntArray
 from recsys.errors import BundleError
 from recsys.retrieval.kernels import add_sparse_rows
 
 
-def interactions(user_idx: npt.NDArray[np.int64], item_idx: npt.NDArray[np.int64], n_items: int) -> sp.csr_matrix:
-    """(U, N) ones from (E,) events; a row for each user who has one, and a movie rated twice is one interaction.
+def interactions(user_idx: IntArray, item_idx: IntArray, n_items: int) -> sp.csr_matrix:
+    """(U, N) ones from (E,) events; a row for each user who has one, and an item rated twice is one interaction.
 
     >>> interactions(np.array([7, 7, 7, 9]), np.array([0, 2, 2, 1]), 3).toarray().tolist()
     [[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
@@ -52,10 +53,8 @@ def best_of_rows(table: sp.csr_matrix, most: int) -> sp.csr_matrix:
     return best_ones
 
 
-def weighted_rows(
-    table: sp.csr_matrix, item_idx: npt.NDArray[np.int64], weights: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """(B, N) sum of the rows of (B, L) movies, each times its weight; -1 is no movie.
+def weighted_rows(table: sp.csr_matrix, item_idx: IntArray, weights: FloatArray) -> FloatArray:
+    """(B, N) sum of the rows of (B, L) items, each times its weight; -1 is no item.
 
     >>> table = sp.csr_matrix(np.array([[0.0, 1.0], [4.0, 2.0]], dtype=np.float32))
     >>> weighted_rows(table, np.array([[-1, 1, 0]]), np.array([[9.0, 0.5, 1.0]], dtype=np.float32))
@@ -82,7 +81,7 @@ def table_from_arrays(stored: Mapping[str, npt.NDArray[Any]]) -> sp.csr_matrix:
     indptr, indices = stored["indptr"], stored["indices"]
     fits = indptr[0] == 0 and indptr[-1] == len(indices) == len(stored["data"]) and (np.diff(indptr) >= 0).all()
     if not fits or (len(indices) and not 0 <= indices.min() <= indices.max() < n_items):
-        raise BundleError("a table of movies against movies is damaged; register the model again")
+        raise BundleError("a table of items against items is damaged; register the model again")
     table = sp.csr_matrix((n_items, n_items), dtype=np.float32)
     table.data, table.indices = stored["data"], stored["indices"]
     table.indptr = stored["indptr"].astype(np.int32)  # as scipy has it where the entries are fewer than 2^31

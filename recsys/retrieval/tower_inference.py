@@ -1,6 +1,6 @@
 """The user tower at request time, in NumPy: the same function as `TwoTower.encode` at a history's end, without torch.
 
-Stage: retrieval; both tracks. In: weights of a trained `TwoTower`, the movie vectors and a `StateBatch`. Out: (B, D)
+Stage: retrieval; both tracks. In: weights of a trained `TwoTower`, the item vectors and a `StateBatch`. Out: (B, D)
 user vectors, equal to torch's within float32 rounding. Absent: training, and batching: each state is encoded by
 itself, so that there is no padding and no mask, and a batch of any size gives the same bits as its rows one by one.
 
@@ -11,7 +11,7 @@ Only the vector after the last token is needed, which saves most of the work:
   whatever writes to the residual stream, which then has mean zero at every position;
 - star and gap embeddings are one table, and so are the head's answers to the time since the last event.
 
-Shapes: B users, T tokens with the start token, D dimensions, H heads, E = D / H, N movies.
+Shapes: B users, T tokens with the start token, D dimensions, H heads, E = D / H, N items.
 """
 
 from collections.abc import Mapping
@@ -21,16 +21,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from recsys.arrays import DoubleArray, FloatArray
 from recsys.features.state import StateBatch
 from recsys.retrieval.kernels import gelu
 from recsys.retrieval.tower_inputs import GAP_LEVELS, TowerShape, TowerWeights, tokens_of
 
-Float = npt.NDArray[np.float32]
-
 NORM_EPSILON = np.float32(1e-5)  # torch's default
 
 
-def normalised(x: Float) -> Float:
+def normalised(x: FloatArray) -> FloatArray:
     """Rows of mean zero -> rows of variance one."""
     variance = np.vecdot(x, x)
     variance /= np.float32(x.shape[-1])
@@ -47,20 +46,20 @@ class _Block:
     bias (H, T, T)   by distance, -inf above the diagonal
     """
 
-    qkv: Float
-    qkv_bias: Float
-    key: Float
-    value: Float
-    value_bias: Float
-    out: Float
-    out_bias: Float
-    bias: Float
-    up: Float
-    up_bias: Float
-    down: Float
-    down_bias: Float
+    qkv: FloatArray
+    qkv_bias: FloatArray
+    key: FloatArray
+    value: FloatArray
+    value_bias: FloatArray
+    out: FloatArray
+    out_bias: FloatArray
+    bias: FloatArray
+    up: FloatArray
+    up_bias: FloatArray
+    down: FloatArray
+    down_bias: FloatArray
 
-    def forward(self, x: Float) -> Float:
+    def forward(self, x: FloatArray) -> FloatArray:
         """(T, D) -> (T, D), all positions."""
         length, dim = x.shape
         heads = len(self.bias)
@@ -75,7 +74,7 @@ class _Block:
         attended /= scores.sum(axis=2, keepdims=True)
         return self._rest(x, attended.transpose(1, 0, 2).reshape(length, dim))
 
-    def last(self, x: Float) -> Float:
+    def last(self, x: FloatArray) -> FloatArray:
         """(T, D) -> (1, D), the last position only."""
         length, dim = x.shape
         heads = len(self.bias)
@@ -92,7 +91,7 @@ class _Block:
         attended += self.value_bias
         return self._rest(x[-1:], attended)
 
-    def _rest(self, x: Float, attended: Float) -> Float:
+    def _rest(self, x: FloatArray, attended: FloatArray) -> FloatArray:
         """Output map, residual and perceptron."""
         x = attended @ self.out + x
         x += self.out_bias
@@ -107,32 +106,32 @@ class _Block:
 class TowerEncoder:
     """The user tower of one bundle."""
 
-    def __init__(self, model: TowerWeights, item_vectors: Float) -> None:
+    def __init__(self, model: TowerWeights, item_vectors: FloatArray) -> None:
         """`item_vectors` (N, D) are not copied."""
         shape, weights = model.shape, model.arrays
         self.shape = shape
         self._item_vectors = item_vectors
         rating, gap = weights["rating.weight"], weights["gap.weight"]
-        self._extra: Float = (rating[:, None] + gap[None]).reshape(
+        self._extra: FloatArray = (rating[:, None] + gap[None]).reshape(
             -1, shape.dim
         )  # row: rating level * GAP_LEVELS + gap
-        self._start: Float = weights["start"]
+        self._start: FloatArray = weights["start"]
         self._mean = np.full(shape.dim, 1.0 / shape.dim, dtype=np.float32)  # x @ mean is the mean of each row
-        self._profile: list[Float] = [weights[f"profile.{i}.weight"] for i in range(len(shape.profile_sizes))]
+        self._profile: list[FloatArray] = [weights[f"profile.{i}.weight"] for i in range(len(shape.profile_sizes))]
         self._blocks = [_folded(weights, f"blocks.{i}.", shape) for i in range(shape.layers)]
         head = weights["head.weight"].astype(np.float64)
         known = weights["norm.bias"] + weights["query_gap.weight"].astype(np.float64)  # (GAP_LEVELS, D)
         self._head = _float32(weights["norm.weight"][:, None] * head.T)
         self._head_bias = _float32(known @ head.T + weights["head.bias"])  # (GAP_LEVELS, D)
 
-    def encode(self, states: StateBatch) -> Float:
+    def encode(self, states: StateBatch) -> FloatArray:
         """(B, D) user vectors."""
         users = np.empty((len(states), self.shape.dim), dtype=np.float32)
         for row in range(len(states)):
             users[row] = self._encode(states, row)
         return users
 
-    def _encode(self, states: StateBatch, row: int) -> Float:
+    def _encode(self, states: StateBatch, row: int) -> FloatArray:
         tokens = tokens_of(states, row, self.shape.max_length)
         x = np.empty((len(tokens.item_idx) + 1, self.shape.dim), dtype=np.float32)
         x[0] = self._start
@@ -150,14 +149,14 @@ class TowerEncoder:
 def _folded(weights: Mapping[str, npt.NDArray[Any]], prefix: str, shape: TowerShape) -> _Block:
     """One layer's maps with the norms before and the mean subtraction after folded in; sums in float64."""
 
-    def of(name: str) -> npt.NDArray[np.float64]:
+    def of(name: str) -> DoubleArray:
         return weights[prefix + name].astype(np.float64)
 
-    def after_norm(norm: str, linear: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    def after_norm(norm: str, linear: str) -> tuple[DoubleArray, DoubleArray]:
         weight = of(f"{linear}.weight")  # (out, in)
         return (weight * of(f"{norm}.weight")).T, weight @ of(f"{norm}.bias") + of(f"{linear}.bias")
 
-    def into_stream(linear: str) -> tuple[Float, Float]:
+    def into_stream(linear: str) -> tuple[FloatArray, FloatArray]:
         weight, bias = of(f"{linear}.weight"), of(f"{linear}.bias")
         return _float32((weight - weight.mean(axis=0)).T), _float32(bias - bias.mean())
 
@@ -185,5 +184,5 @@ def _folded(weights: Mapping[str, npt.NDArray[Any]], prefix: str, shape: TowerSh
     )
 
 
-def _float32(values: npt.NDArray[Any]) -> Float:
+def _float32(values: npt.NDArray[Any]) -> FloatArray:
     return np.ascontiguousarray(values, dtype=np.float32)

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from recsys.arrays import FloatArray, IntArray
 from recsys.features.state import StateBatch
-
-Int = npt.NDArray[np.int64]
 
 RATING_LEVELS = 11  # half stars 0.5 to 5.0 are 1 to 10; 0 is padding
 GAP_EDGES_S = np.array([0, 1, 5, 15, 30, 60, 120, 300, 900, 3_600, 86_400, 7 * 86_400, 30 * 86_400, 365 * 86_400])
@@ -49,12 +48,12 @@ class TowerWeights:
     arrays: Mapping[str, npt.NDArray[Any]]
 
 
-def gap_levels(gap_s: Int) -> Int:
+def gap_levels(gap_s: IntArray) -> IntArray:
     """Bucket of a time span in seconds; 0 for a span of zero or less."""
     return np.searchsorted(GAP_EDGES_S, gap_s, side="right").astype(np.int64) * (gap_s > 0)
 
 
-def rating_levels(ratings: npt.NDArray[np.float32]) -> Int:
+def rating_levels(ratings: FloatArray) -> IntArray:
     """Half stars as integers 1 to 10; 0 where there is no rating."""
     return np.clip(np.rint(ratings * 2), 0, RATING_LEVELS - 1).astype(np.int64)
 
@@ -68,11 +67,11 @@ class Tokens:
     profile                   (3,)
     """
 
-    item_idx: Int
-    ratings: Int
-    gaps: Int
+    item_idx: IntArray
+    ratings: IntArray
+    gaps: IntArray
     query_gap: int
-    profile: Int
+    profile: IntArray
 
 
 def tokens_of(states: StateBatch, row: int, max_length: int) -> Tokens:

@@ -1,23 +1,23 @@
-"""The two-tower model: a causal sequence encoder for users, id embedding plus content for movies.
+"""The two-tower model: a causal sequence encoder for users, id embedding plus content for items.
 
 Stage: retrieval. In: histories as arrays and the catalogue's content. Out: vectors whose inner product is the score.
 Absent: the training loop (`two_tower_training`), the index (`index`), any knowledge of how a batch was cut, and the
 path of a request, which does without torch (`tower_inference`).
 
-The user tower sees tokens (movie, stars, time since the previous event), a start token that carries the static
+The user tower sees tokens (item, stars, time since the previous event), a start token that carries the static
 profile, and, at the end, the time since the last event. Attention has a learned bias by distance instead of absolute
-positions. Rows are left-aligned: the distance to the start token tells how long the history is. The movie tower drops
-the id embedding of whole movies at random while training, so that content alone must do; a movie without ratings still
+positions. Rows are left-aligned: the distance to the start token tells how long the history is. The item tower drops
+the id embedding of whole items at random while training, so that content alone must do; an item without ratings still
 gets a useful vector.
 
-Shapes: B rows, L tokens, D dimensions, N movies, G genres, W words, H heads, Q queries.
+Shapes: B rows, L tokens, D dimensions, N items, G genres, W words, H heads, Q queries.
 """
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from recsys.arrays import FloatArray, IntArray
 from recsys.features.catalogue import Catalogue
 from recsys.features.state import StateBatch
 from recsys.retrieval.tower_inputs import GAP_LEVELS, RATING_LEVELS, TowerShape, TowerWeights, tokens_of
@@ -26,7 +26,7 @@ FIRST_YEAR, YEARS_PER_LEVEL, YEAR_LEVELS = 1900, 5, 30
 
 
 class ItemTower(nn.Module):
-    """Movie row numbers -> (.., D) vectors."""
+    """Item row numbers -> (.., D) vectors."""
 
     genres: Tensor
     years: Tensor
@@ -119,7 +119,7 @@ class TwoTower(nn.Module):
         nn.init.zeros_(self.query_gap.weight)  # a gap longer than any in training must change nothing
 
     def item_vectors(self) -> Tensor:
-        """(N, D) of every movie; apply in eval mode for serving, in train mode for a softmax over all movies."""
+        """(N, D) of every item; apply in eval mode for serving, in train mode for a softmax over all items."""
         vectors: Tensor = self.items(torch.arange(self.shape.n_items, device=self.start.device))
         return vectors
 
@@ -151,15 +151,15 @@ class TwoTower(nn.Module):
         users: Tensor = self.head(hidden + self.query_gap(gaps))
         return users
 
-    def export(self) -> tuple[TowerWeights, npt.NDArray[np.float32]]:
-        """The weights and every movie's vector (N, D): all that inference needs, without torch. Copies: the model may
+    def export(self) -> tuple[TowerWeights, FloatArray]:
+        """The weights and every item's vector (N, D): all that inference needs, without torch. Copies: the model may
         be trained further. It must be in eval mode."""
         with torch.inference_mode():
             arrays = {name: values.cpu().numpy().copy() for name, values in self.state_dict().items()}
             return TowerWeights(self.shape, arrays), np.ascontiguousarray(self.item_vectors().cpu().numpy())
 
 
-def encode_states(model: TwoTower, states: StateBatch) -> npt.NDArray[np.float32]:
+def encode_states(model: TwoTower, states: StateBatch) -> FloatArray:
     """(B, D) user vectors of states; the model must be in eval mode. For validation while training: afterwards
     `tower_inference` gives the same vectors."""
     read = [tokens_of(states, row, model.shape.max_length) for row in range(len(states))]
@@ -174,12 +174,12 @@ def encode_states(model: TwoTower, states: StateBatch) -> npt.NDArray[np.float32
     query_gaps = np.array([tokens.query_gap for tokens in read], dtype=np.int64)
     device = model.start.device
 
-    def tensor(values: npt.NDArray[np.int64]) -> Tensor:
+    def tensor(values: IntArray) -> Tensor:
         return torch.from_numpy(values).to(device)
 
     with torch.inference_mode():
         hidden = model.encode(tensor(item_idx), tensor(ratings), tensor(gaps), tensor(states.profile))
         hidden = hidden[torch.arange(len(states), device=device), tensor(count)]
         users = model.query(hidden, tensor(query_gaps))
-    vectors: npt.NDArray[np.float32] = users.cpu().numpy()
+    vectors: FloatArray = users.cpu().numpy()
     return vectors

@@ -1,4 +1,4 @@
-"""How the two-tower model is trained: windows, softmax over unseen movies, early stopping, checkpoints.
+"""How the two-tower model is trained: windows, softmax over unseen items, early stopping, checkpoints.
 
 Stage: retrieval, offline. In: events up to a cutoff, grouped by user. Out: a fitted `TwoTower` and its log. Absent:
 the model's inside (`two_tower`), the cutting of histories (`windows`), evaluation of the whole system.
@@ -8,8 +8,8 @@ Examples are the contexts and targets inside the `windows` of histories, cut ane
 What is validated and returned is the exponential moving average of the weights over the last 1 / (1 - averaging)
 steps: a single step's weights are noisy on small data.
 
-The loss (`softmax`) sums over every movie with `negatives="full"`, over a sample with "sampled"; "auto" is "full" up to
-FULL_SOFTMAX movies.
+The loss (`softmax`) sums over every item with `negatives="full"`, over a sample with "sampled"; "auto" is "full" up to
+FULL_SOFTMAX items.
 
 Shapes: B states, Q queries (contexts), T targets, D dimensions.
 """
@@ -26,18 +26,19 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from recsys.artefacts import fingerprint_value, replacing_file
+from recsys.arrays import IntArray
+from recsys.atomic_io import fingerprint_value, replacing_file
 from recsys.errors import ConfigError
 from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
 from recsys.features.state import StateBatch
+from recsys.retrieval.retriever import top_k
 from recsys.retrieval.softmax import full_softmax_loss, sampled_softmax_loss
-from recsys.retrieval.source import top_k
 from recsys.retrieval.tower_inputs import TowerShape
 from recsys.retrieval.two_tower import TwoTower, encode_states
-from recsys.retrieval.windows import Int, WindowCutter, Windows
+from recsys.retrieval.windows import WindowCutter, Windows
 
-FULL_SOFTMAX = 12_000  # movies up to which summing over all of them is cheaper than sampling well
+FULL_SOFTMAX = 12_000  # items up to which summing over all of them is cheaper than sampling well
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class TrainingLog:
     best_epoch: int = 0  # 1-based; 0 before the first epoch
 
 
-def batches_of_alike(lengths: Int, events: int, rng: np.random.Generator) -> list[Int]:
+def batches_of_alike(lengths: IntArray, events: int, rng: np.random.Generator) -> list[IntArray]:
     """Rows in batches of about `events` events, windows of like length together, batches in random order.
 
     A batch is as wide as its longest window: mixing lengths would spend a third of the time on padding.
@@ -93,8 +94,8 @@ def batches_of_alike(lengths: Int, events: int, rng: np.random.Generator) -> lis
     return [parts[i] for i in rng.permutation(len(parts)) if len(parts[i])]
 
 
-def validation_ndcg(model: TwoTower, states: StateBatch, context: Int, target_idx: Int) -> float:
-    """NDCG@10 of the model alone. `context` (T,) says which state each of the (T,) target movies belongs to."""
+def validation_ndcg(model: TwoTower, states: StateBatch, context: IntArray, target_idx: IntArray) -> float:
+    """NDCG@10 of the model alone. `context` (T,) says which state each of the (T,) target items belongs to."""
     model.eval()
     with torch.inference_mode():
         items = model.item_vectors().cpu().numpy()
@@ -226,7 +227,7 @@ class Trainer:
         return total / max(count, 1)
 
     def _loss(self, window: Windows, rng: np.random.Generator) -> Tensor:
-        def tensor(values: Int) -> Tensor:
+        def tensor(values: IntArray) -> Tensor:
             return torch.from_numpy(values).to(self.settings.device)
 
         hidden = self.model.encode(

@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
+from recsys.arrays import IntArray
 from recsys.features.histories import Histories
 from recsys.retrieval.tower_inputs import gap_levels, rating_levels
-
-Int = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -34,18 +32,18 @@ class Windows:
     target_query, target_item (T,)
     """
 
-    item_idx: Int
-    ratings: Int
-    gaps: Int
-    profile: Int
-    query_row: Int
-    query_position: Int
-    query_gap: Int
-    target_query: Int
-    target_item: Int
+    item_idx: IntArray
+    ratings: IntArray
+    gaps: IntArray
+    profile: IntArray
+    query_row: IntArray
+    query_position: IntArray
+    query_gap: IntArray
+    target_query: IntArray
+    target_item: IntArray
 
-    def seen(self) -> tuple[Int, Int]:
-        """(S,) queries and movies: what stands in a query's window before its context ends."""
+    def seen(self) -> tuple[IntArray, IntArray]:
+        """(S,) queries and items: what stands in a query's window before its context ends."""
         columns = np.arange(self.item_idx.shape[1])
         items = self.item_idx[self.query_row]  # (Q, L)
         query, column = np.nonzero((columns < self.query_position[:, None]) & (items >= 0))
@@ -84,7 +82,7 @@ class WindowCutter:
         self._rating = rating_levels(histories.ratings)
         self._query_gap = self._gap[self._group_start]
 
-    def cut(self, rng: np.random.Generator) -> tuple[Int, Int]:
+    def cut(self, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
         """(R, 2) first and one-past-last position of each window, and the user of each, in random order."""
         length = self._length
         bounds, users = [], []
@@ -97,7 +95,7 @@ class WindowCutter:
         order = rng.permutation(len(bounds))
         return np.asarray(bounds, dtype=np.int64).reshape(-1, 2)[order], np.asarray(users, dtype=np.int64)[order]
 
-    def windows(self, bounds: Int, users: Int) -> Windows:
+    def windows(self, bounds: IntArray, users: IntArray) -> Windows:
         """The arrays of some windows. A target whose context lies wholly before its window is left out."""
         h = self._histories
         lengths = bounds[:, 1] - bounds[:, 0]

@@ -8,16 +8,16 @@ In the sum (`IN_SUM`), for one user and the candidates that the ranker sees:
 
     feast        one `get_online_features(...).to_dict()` of the user's row
     tower        the eager torch forward pass of the user tower over the user's own history, nothing padded
-    index        one FAISS search for `fetch` movies and as many more as were seen (the product passes over those
+    index        one FAISS search for `fetch` items and as many more as were seen (the product passes over those
                  with a selector instead, which takes a little longer for few and less for many)
     ease, item_knn, covisitation   one product of a history (1, N), sparse, with the stored weights, by SciPy
     ials         the normal equations, `numpy.linalg.solve`, and one matrix-vector product for the scores
     lightgbm     `Booster.predict` of the (rank, F) matrix
     orjson       the answer as bytes
 
-Beside the sum (`BESIDE`): `selection`, one `numpy.argpartition` for each source that scores every movie, without which
-no list comes out of a product; `own_read`, `own_tower` and `own_ranker`, what the product runs in place of the call
-above, torch and LightGBM.
+Beside the sum (`BESIDE`): `selection`, one `numpy.argpartition` for each retriever that scores every item, without
+which no list comes out of a product; `own_read`, `own_tower` and `own_ranker`, what the product runs in place of the
+call above, torch and LightGBM.
 """
 
 from collections.abc import Callable
@@ -28,25 +28,24 @@ from typing import Any
 import faiss
 import lightgbm as lgb
 import numpy as np
-import numpy.typing as npt
 import orjson
 import scipy.sparse as sp
 import torch
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 
-from recsys.artefacts import read_json
+from recsys.arrays import FloatArray, IntArray
+from recsys.atomic_io import read_json
 from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, RETRIEVAL_SERVICE, TWO_TOWER
 from recsys.feature_store import FeatureStore
 from recsys.features.state import StateBatch
 from recsys.recommender import Recommender
 from recsys.retrieval.covisitation import MAX_STEPS
-from recsys.retrieval.source import recency_weights
+from recsys.retrieval.retriever import recency_weights
 from recsys.retrieval.tower_inputs import TowerShape, tokens_of
 from recsys.retrieval.two_tower import TwoTower
-from recsys.retrieval.two_tower_source import TwoTowerSource
+from recsys.retrieval.two_tower_retriever import TwoTowerRetriever
 
-Float = npt.NDArray[np.float32]
 Call = Callable[[], object]
 
 IN_SUM = ("feast", "tower", "index", EASE, ITEM_KNN, COVISITATION, IALS, "lightgbm", "orjson")
@@ -59,39 +58,39 @@ class Asked:
 
     user_id: int
     states: StateBatch
-    rows: Float
+    rows: FloatArray
     answer: dict[str, Any]
 
 
 class BareLibraries:
-    """The libraries over the files of one bundle. Sources that it does not hold have no call."""
+    """The libraries over the files of one bundle. Retrievers that it does not hold have no call."""
 
     def __init__(self, folder: Path, recommender: Recommender, store: FeatureStore) -> None:
         self._recommender, self._store = recommender, store
         self._booster = lgb.Booster(model_file=str(folder / "ranker.txt"))
-        sources = folder / "sources"
+        retrievers = folder / "retrievers"
         self._tables: dict[str, sp.csr_matrix] = {}
         for name in (ITEM_KNN, COVISITATION):
-            if (path := sources / name / f"{name}.safetensors").exists():
+            if (path := retrievers / name / f"{name}.safetensors").exists():
                 stored = load_file(path)
                 n = len(stored["indptr"]) - 1
                 self._tables[name] = sp.csr_matrix((stored["data"], stored["indices"], stored["indptr"]), shape=(n, n))
                 self._tables[name].has_sorted_indices = True
         self._stored = {
-            name: load_file(sources / name / f"{name}.safetensors")
+            name: load_file(retrievers / name / f"{name}.safetensors")
             for name in (EASE, IALS, ITEM_KNN, COVISITATION)
-            if (sources / name).is_dir()
+            if (retrievers / name).is_dir()
         }
         self._tower: TwoTower | None = None
-        if (sources / TWO_TOWER).is_dir():
-            shape = read_json(sources / TWO_TOWER / "towers.json")
+        if (retrievers / TWO_TOWER).is_dir():
+            shape = read_json(retrievers / TWO_TOWER / "towers.json")
             self._tower = TwoTower(
                 TowerShape(**{**shape, "profile_sizes": tuple(shape["profile_sizes"])}), recommender.catalogue
             ).eval()
-            self._tower.load_state_dict(load_tensors(sources / TWO_TOWER / "towers.safetensors"))
-            (path,) = (sources / TWO_TOWER).glob("index.*.faiss")
+            self._tower.load_state_dict(load_tensors(retrievers / TWO_TOWER / "towers.safetensors"))
+            (path,) = (retrievers / TWO_TOWER).glob("index.*.faiss")
             self._index = faiss.read_index(str(path))
-        self._own_tower = next((s for s in recommender.sources if isinstance(s, TwoTowerSource)), None)
+        self._own_tower = next((s for s in recommender.retrievers if isinstance(s, TwoTowerRetriever)), None)
 
     def calls(self, asked: Asked) -> dict[str, Call]:
         """What to call for this user, by name; names of IN_SUM and BESIDE that this bundle has a use for."""
@@ -137,12 +136,12 @@ class BareLibraries:
         depth = min(self._recommender.settings.fetch + len(states.seen_idx[0]), index.ntotal)
         return {"tower": forward, "index": lambda: index.search(user, depth)}
 
-    def _history(self, states: StateBatch, weights: Float) -> tuple[npt.NDArray[np.int64], Float]:
+    def _history(self, states: StateBatch, weights: FloatArray) -> tuple[IntArray, FloatArray]:
         """Row numbers and weights of the events that there are."""
         item_idx = states.item_idx[0, -weights.shape[1] :]
         return item_idx[item_idx >= 0], weights[0][item_idx >= 0]
 
-    def _sparse(self, item_idx: npt.NDArray[np.int64], weights: Float, n: int) -> sp.csr_matrix:
+    def _sparse(self, item_idx: IntArray, weights: FloatArray, n: int) -> sp.csr_matrix:
         return sp.csr_matrix((weights, item_idx, np.array([0, len(item_idx)])), shape=(1, n))
 
     def _ease(self, states: StateBatch) -> Call:
@@ -162,7 +161,7 @@ class BareLibraries:
         weights = (decay ** np.arange(MAX_STEPS - 1, -1, -1)).astype(np.float32)[None, :]
         return self._neighbours(COVISITATION, states, weights)
 
-    def _neighbours(self, name: str, states: StateBatch, weights: Float) -> Call:
+    def _neighbours(self, name: str, states: StateBatch, weights: FloatArray) -> Call:
         table = self._tables[name]
         history = self._sparse(*self._history(states, weights), table.shape[0])
         return lambda: history @ table
@@ -176,7 +175,7 @@ class BareLibraries:
         past = factors[item_idx]
         scaled, summed = past * (alpha * recency)[:, None], ((1 + alpha) * recency).astype(np.float32)
 
-        def solve() -> Float:
+        def solve() -> FloatArray:
             return np.asarray(factors @ np.linalg.solve(gram + scaled.T @ past, summed @ past))
 
         return solve

@@ -1,4 +1,4 @@
-"""Larger catalogues: the index alone up to a million vectors, and the whole answer with 62,000 movies.
+"""Larger catalogues: the index alone up to a million vectors, and the whole answer with 62,000 items.
 
 Stage: serving (benchmark). In: the champion's bundle. Out: search times and recall by size and kind of index; the
 in-process answer and the closed loop of one client in an enlarged world. Absent: quality (`enlarge` says why).
@@ -15,33 +15,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from recsys.arrays import FloatArray
 from recsys.bundle import Bundle
 from recsys.columns import ITEM_STATS_VIEW
 from recsys.evaluation.latency import interleaved, percentiles_ms
 from recsys.feature_store import FeatureStore
 from recsys.feature_store.tables import table_path
-from recsys.recommender import Context
+from recsys.recommender import RequestContext
 from recsys.retrieval.index import EXACT_UP_TO, Kind, VectorIndex
-from recsys.retrieval.two_tower_source import TwoTowerSource
+from recsys.retrieval.two_tower_retriever import TwoTowerRetriever
 from serving.bench.enlarge import grown_bundle, grown_statistics, grown_vectors
 from serving.bench.generator import generate
 from serving.bench.homes import fill_store, register, temporary_home
 from serving.bench.in_process import states_of
 from serving.bench.load import Plan
 from serving.bench.target import own_service, recommendation_paths
-from serving.model import ServedModel, settle
+from serving.model import ServedModel, freeze_gc
 from serving.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from serving.bench.latency import Options
 
-Float = npt.NDArray[np.float32]
 
 SIZES = (62_000, 1_000_000)  # vectors, after the catalogue's own; 62k is ml-25m's size
 WORLD = 62_000
-AT = 300  # neighbours, as many as a source is asked for
+AT = 300  # neighbours, as many as a retriever is asked for
 QUERIES = 200
 
 
@@ -57,10 +56,10 @@ def measure(
     sizes: tuple[int, ...] = SIZES,
     world: int = WORLD,
 ) -> dict[str, Any]:
-    """The indexes, then the world of `world` movies; only a message where the bundle has no two-tower source."""
-    tower = next((s for s in bundle.recommender.sources if isinstance(s, TwoTowerSource)), None)
+    """The indexes, then the world of `world` items; only a message where the bundle has no two-tower retriever."""
+    tower = next((s for s in bundle.recommender.retrievers if isinstance(s, TwoTowerRetriever)), None)
     if tower is None:
-        return {"message": "the bundle has no two-tower source, so that there are no vectors to search"}
+        return {"message": "the bundle has no two-tower retriever, so that there are no vectors to search"}
     own = len(tower.item_vectors)
     states = [states_of(bundle.recommender, store, user_id, now) for user_id in user_ids[:QUERIES]]
     queries = np.concatenate([tower.encode(state) for state in states])
@@ -74,7 +73,7 @@ def measure(
 
 
 def _indexes(
-    vectors: Float, queries: Float, size: int, hnsw: bool, report: Callable[[str], None]
+    vectors: FloatArray, queries: FloatArray, size: int, hnsw: bool, report: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """Every kind that is worth its time at this size."""
     grown = grown_vectors(vectors, np.random.default_rng(size).integers(0, len(vectors), size - len(vectors)))
@@ -121,7 +120,7 @@ def in_enlarged_world(
     size: int,
     report: Callable[[str], None],
 ) -> dict[str, Any]:
-    """One client's answers with `size` movies, in process and over HTTP, from a temporary home that is a real one: its
+    """One client's answers with `size` items, in process and over HTTP, from a temporary home that is a real one: its
     bundle is registered there, and the service loads it as it loads any."""
     known = [stored for stored in store.online_states(user_ids) if stored is not None]
     with temporary_home(settings) as there:
@@ -132,7 +131,7 @@ def in_enlarged_world(
         register(there, [made])
         shutil.rmtree(made)
         inside = _in_process(there, user_ids, options, now)
-        report(f"{size:,} movies in process: p50 {inside['total']['p50_ms']:.1f} ms")
+        report(f"{size:,} items in process: p50 {inside['total']['p50_ms']:.1f} ms")
         with own_service(there) as target:
             plan = Plan(
                 target.url,
@@ -142,10 +141,10 @@ def in_enlarged_world(
                 warmup=options.warmup,
             )
             load, resident_mib = generate(plan), target.resident_mib()
-            n_movies, ready_s = target.card()["n_movies"], target.ready_s
-        report(f"{size:,} movies over HTTP: p50 {load.latency['p50_ms']:.1f} ms, p99 {load.latency['p99_ms']:.1f} ms")
+            n_items, ready_s = target.card()["n_items"], target.ready_s
+        report(f"{size:,} items over HTTP: p50 {load.latency['p50_ms']:.1f} ms, p99 {load.latency['p99_ms']:.1f} ms")
     return {
-        "n_movies": n_movies,
+        "n_items": n_items,
         "in_process": inside,
         "http": asdict(replace(load, counted=[])),
         "ready_s": ready_s,
@@ -159,14 +158,14 @@ def _in_process(settings: ServiceSettings, user_ids: list[int], options: "Option
     try:
         model = ServedModel.load(settings, store, now)
         recommender, stats = model.recommender, model.stats
-        settle()
+        freeze_gc()
         stages: dict[str, list[float]] = {}
 
         def answer(i: int) -> None:
             started = time.perf_counter()
             states = states_of(recommender, store, user_ids[i % len(user_ids)], now)
             read_ms = (time.perf_counter() - started) * 1e3
-            found = recommender.recommend(states, Context(stats), options.k)
+            found = recommender.recommend(states, RequestContext(stats), options.k)
             for stage, ms in {"state": read_ms, **found.timings_ms}.items():
                 stages.setdefault(stage, []).append(ms)
 

@@ -38,7 +38,7 @@ def latency(
         str | None, typer.Option(help="A service that runs already. Default: one is started, measured and stopped.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes of the service that is started.")] = 1,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, max=100, help="Movies an answer.")] = 10,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, max=100, help="Items an answer.")] = 10,
     n: Annotated[int, typer.Option("--requests", "-n", min=1, help="Requests of each measurement.")] = 500,
     warmup: Annotated[int, typer.Option(min=0, help="Requests before measuring starts.")] = 50,
     quick: Annotated[
@@ -94,7 +94,7 @@ def soak(
     dataset: Dataset = None,
     minutes: Annotated[float, typer.Option(min=0.2, help="How long the load lasts.")] = 10.0,
     reloads: Annotated[int, typer.Option(min=0, help="Promotions meanwhile, evenly spread.")] = 20,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, max=100, help="Movies an answer.")] = 10,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, max=100, help="Items an answer.")] = 10,
     rate: Annotated[
         float | None, typer.Option(min=0.1, help="Requests a second. Default: 60 % of the saturation found first.")
     ] = None,
@@ -110,7 +110,7 @@ def soak(
     """
     settings = _settings(dataset, home, budget_ms=budget_ms)
 
-    from recsys.artefacts import write_json
+    from recsys.atomic_io import write_json
     from serving.bench import soak as soaking
     from serving.bench.soak_checks import text
 
@@ -135,7 +135,7 @@ def freshness(
     events: Annotated[float, typer.Option(min=0.5, help="Ratings a second.")] = 20.0,
     rate: Annotated[float, typer.Option(min=1.0, help="Lists a second that others read.")] = 20.0,
     workers: Annotated[int, typer.Option(min=1, help="Processes of the service.")] = 2,
-    k: Annotated[int, typer.Option("--k", "-k", min=2, max=100, help="Movies an answer.")] = 10,
+    k: Annotated[int, typer.Option("--k", "-k", min=2, max=100, help="Items an answer.")] = 10,
     limit_ms: Annotated[
         float, typer.Option(min=1.0, help="Milliseconds at p99, from an accepted rating to a list that knows it.")
     ] = 30.0,
@@ -154,7 +154,7 @@ def freshness(
     """
     settings = _settings(dataset, home, budget_ms=budget_ms)
 
-    from recsys.artefacts import write_json
+    from recsys.atomic_io import write_json
     from serving.bench import freshness as measuring
 
     chosen = None if stores is None else tuple(name.strip() for name in stores.split(","))

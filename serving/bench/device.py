@@ -3,10 +3,10 @@
 Stage: serving (benchmark). In: the champion's bundle and users' states. Out: milliseconds a batch and users a second by
 device. Absent: ranking; trees run on the CPU everywhere here. No accelerator is needed by anything else in the system.
 
-On an accelerator retrieval is one product of the users' vectors with all movies' and `torch.topk`, exact, because a
+On an accelerator retrieval is one product of the users' vectors with all items' and `torch.topk`, exact, because a
 matrix product is what such a device does best; FAISS's exact search is the same on the CPU.
 
-Shapes: B users, N movies, D dimensions.
+Shapes: B users, N items, D dimensions.
 """
 
 import time
@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
 
-from recsys.artefacts import read_json
+from recsys.arrays import FloatArray
+from recsys.atomic_io import read_json
 from recsys.bundle import Bundle
 from recsys.columns import TWO_TOWER
 from recsys.feature_store import FeatureStore
@@ -29,7 +29,7 @@ from serving.bench.enlarge import grown_vectors
 
 BATCHES = (1, 64, 1_024)
 SIZES = (62_000, 1_000_000)
-ON_CPU = {"batches": (1, 64), "sizes": (62_000,)}  # a product of 1,024 users with a million movies takes seconds there
+ON_CPU = {"batches": (1, 64), "sizes": (62_000,)}  # a product of 1,024 users with a million items takes seconds there
 AT = 300
 N, WARM_UP = 20, 3
 NO_CUDA = "no CUDA device"
@@ -49,9 +49,9 @@ def measure(
     no error."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         return {"device": device, "message": NO_CUDA}
-    folder = bundle.folder / "sources" / TWO_TOWER
+    folder = bundle.folder / "retrievers" / TWO_TOWER
     if not folder.is_dir():
-        return {"device": device, "message": "the bundle has no two-tower source"}
+        return {"device": device, "message": "the bundle has no two-tower retriever"}
     place = torch.device(device)
     if place.type == "cpu":
         sizes, batches = sizes or ON_CPU["sizes"], batches or ON_CPU["batches"]
@@ -69,16 +69,16 @@ def measure(
             like = np.random.default_rng(size).integers(0, len(vectors), size - len(vectors))
             worlds[size] = grown_vectors(vectors, like)
     for size, world in worlds.items():
-        movies = torch.from_numpy(world).to(place)  # (N, D)
+        items = torch.from_numpy(world).to(place)  # (N, D)
         for batch in batches or BATCHES:
-            found["batches"].append({"movies": size, "users": batch, **_one(tower, states, movies, batch, place)})
+            found["batches"].append({"items": size, "users": batch, **_one(tower, states, items, batch, place)})
     found["same_as_cpu"] = same_as_cpu(tower, bundle, states, vectors, place)
     return found
 
 
 def load_tower(bundle: Bundle) -> TwoTower:
     """The torch model of a bundle, in eval mode, on the CPU."""
-    folder = bundle.folder / "sources" / TWO_TOWER
+    folder = bundle.folder / "retrievers" / TWO_TOWER
     stored = read_json(folder / "towers.json")
     shape = TowerShape(**{**stored, "profile_sizes": tuple(stored["profile_sizes"])})
     tower = TwoTower(shape, bundle.recommender.catalogue)
@@ -86,22 +86,20 @@ def load_tower(bundle: Bundle) -> TwoTower:
     return tower.eval()
 
 
-def tower_vectors(tower: TwoTower) -> npt.NDArray[np.float32]:
+def tower_vectors(tower: TwoTower) -> FloatArray:
     """(N, D)"""
     with torch.inference_mode():
         return np.ascontiguousarray(tower.item_vectors().cpu().numpy())
 
 
-def _one(
-    tower: TwoTower, states: StateBatch, movies: torch.Tensor, batch: int, place: torch.device
-) -> dict[str, float]:
+def _one(tower: TwoTower, states: StateBatch, items: torch.Tensor, batch: int, place: torch.device) -> dict[str, float]:
     rows = states.rows(np.arange(batch) % len(states))
     users = torch.from_numpy(encode_states(tower, rows)).to(place)
-    at = min(AT, len(movies))
+    at = min(AT, len(items))
 
     def best(queries: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
-            return torch.topk(queries @ movies.T, at, dim=1).indices
+            return torch.topk(queries @ items.T, at, dim=1).indices
 
     tower_ms = _median_ms(lambda: encode_states(tower, rows), place)
     retrieval_ms = _median_ms(lambda: best(users), place)
@@ -127,9 +125,7 @@ def _median_ms(call: Callable[[], object], place: torch.device) -> float:
     return float(np.median(took))
 
 
-def same_as_cpu(
-    tower: TwoTower, bundle: Bundle, states: StateBatch, vectors: npt.NDArray[np.float32], place: torch.device
-) -> float:
+def same_as_cpu(tower: TwoTower, bundle: Bundle, states: StateBatch, vectors: FloatArray, place: torch.device) -> float:
     """Share of the CPU's exact top AT that the device finds too, mean over the users: 1 but for rounding."""
     at = min(AT, len(vectors))
     there = torch.from_numpy(encode_states(tower, states)).to(place) @ torch.from_numpy(vectors).to(place).T

@@ -1,11 +1,11 @@
-"""A bundle blown up to a larger catalogue: the trained one plus movies that resemble its own.
+"""A bundle blown up to a larger catalogue: the trained one plus items that resemble its own.
 
-Stage: serving (benchmark). In: a saved bundle, the number of movies wanted. Out: a bundle's folder, whole, which the
-service loads like any other; the rows that its new movies need among the item statistics. Absent: quality. The new
-movies exist to be searched, scored and sorted, and what is recommended from among them means nothing.
+Stage: serving (benchmark). In: a saved bundle, the number of items wanted. Out: a bundle's folder, whole, which the
+service loads like any other; the rows that its new items need among the item statistics. Absent: quality. The new
+items exist to be searched, scored and sorted, and what is recommended from among them means nothing.
 
-A new movie takes after a real one: its genres, year and title words, its vectors plus noise, its popularity times a
-factor. Half the neighbours in the sparse tables move to a copy of the same movie, so that a history of real movies
+A new item takes after a real one: its genres, year and title words, its vectors plus noise, its popularity times a
+factor. Half the neighbours in the sparse tables move to a copy of the same item, so that a history of real items
 leads to new ones. EASE keeps its head, which is bounded by design.
 """
 
@@ -16,48 +16,46 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from safetensors.numpy import load_file, save_file
 
-from recsys.artefacts import read_json, write_json
+from recsys.arrays import FloatArray, IntArray
+from recsys.atomic_io import read_json, write_json
 from recsys.columns import COVISITATION, EASE, IALS, ITEM_ID, ITEM_KNN, POPULARITY, TWO_TOWER
 from recsys.errors import ConfigError
 from recsys.features.catalogue import Catalogue
 from recsys.retrieval.ials import Ials
 from recsys.retrieval.index import INDEX_FILES, VectorIndex
 
-Idx = npt.NDArray[np.int64]
-Float = npt.NDArray[np.float32]
 NOISE = 0.5  # of a column's standard deviation
 SEED = 7
 
 
 @dataclass(frozen=True)
 class Growth:
-    """like (M,): the real row that each new movie takes after; `n` real movies come first."""
+    """like (M,): the real row that each new item takes after; `n` real items come first."""
 
     n: int
-    like: Idx
-    ids: Idx
+    like: IntArray
+    ids: IntArray
 
     @classmethod
     def to(cls, catalogue: Catalogue, size: int) -> "Growth":
         """Raises ConfigError where the catalogue is as large already."""
         n = len(catalogue)
         if size <= n:
-            raise ConfigError(f"the catalogue holds {n} movies already, {size} are no more")
+            raise ConfigError(f"the catalogue holds {n} items already, {size} are no more")
         like = np.random.default_rng(SEED).integers(0, n, size - n)
         first = int(catalogue.item_ids[-1]) + 1
         return cls(n, like, np.arange(first, first + len(like), dtype=np.int64))
 
     @property
-    def all_rows(self) -> Idx:
-        """(N + M,) the real row behind each movie."""
+    def all_rows(self) -> IntArray:
+        """(N + M,) the real row behind each item."""
         return np.concatenate([np.arange(self.n), self.like])
 
 
-def grown_vectors(vectors: Float, like: Idx, seed: int = SEED) -> Float:
+def grown_vectors(vectors: FloatArray, like: IntArray, seed: int = SEED) -> FloatArray:
     """(N + M, D): the vectors, and M like them with noise."""
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal((len(like), vectors.shape[1]), dtype=np.float32)
@@ -66,18 +64,18 @@ def grown_vectors(vectors: Float, like: Idx, seed: int = SEED) -> Float:
 
 
 def grown_bundle(folder: Path, to: Path, size: int) -> Growth:
-    """Write the bundle in `folder` at `to` with `size` movies. Its id is the name of `to`."""
+    """Write the bundle in `folder` at `to` with `size` items. Its id is the name of `to`."""
     catalogue = Catalogue.load(folder)
     growth = Growth.to(catalogue, size)
     shutil.copytree(folder, to)
     _grown_catalogue(catalogue, growth).save(to)
-    sources = to / "sources"
-    if (sources / TWO_TOWER).is_dir():
-        _grow_tower(sources / TWO_TOWER, growth)
+    retrievers = to / "retrievers"
+    if (retrievers / TWO_TOWER).is_dir():
+        _grow_tower(retrievers / TWO_TOWER, growth)
     for name in (ITEM_KNN, COVISITATION):
-        if (sources / name).is_dir():
-            _grow_table(sources / name / f"{name}.safetensors", growth)
-    _grow_arrays(sources, growth)
+        if (retrievers / name).is_dir():
+            _grow_table(retrievers / name / f"{name}.safetensors", growth)
+    _grow_arrays(retrievers, growth)
     stored = read_json(folder / "bundle.json")
     files = {
         path.relative_to(to).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -89,7 +87,7 @@ def grown_bundle(folder: Path, to: Path, size: int) -> Growth:
 
 
 def grown_statistics(path: Path, catalogue: Catalogue, growth: Growth) -> None:
-    """Give each new movie the last row of the one that it takes after, in the item statistics at `path`."""
+    """Give each new item the last row of the one that it takes after, in the item statistics at `path`."""
     table = pd.read_parquet(path)
     last = table.sort_values("snapshot_day", kind="stable").drop_duplicates(ITEM_ID, keep="last").set_index(ITEM_ID)
     models = catalogue.item_ids[growth.like]
@@ -116,7 +114,7 @@ def _grown_catalogue(catalogue: Catalogue, growth: Growth) -> Catalogue:
 
 
 def _grow_tower(folder: Path, growth: Growth) -> None:
-    """A movie's vector is its id embedding plus its content; the content is inherited, so both get the same noise."""
+    """An item's vector is its id embedding plus its content; the content is inherited, so both get the same noise."""
     vectors = load_file(folder / "item_vectors.safetensors")["item_vectors"]
     grown = grown_vectors(vectors, growth.like)
     towers = load_file(folder / "towers.safetensors")
@@ -137,7 +135,7 @@ def _without_index(folder: Path) -> None:
 
 
 def _grow_table(path: Path, growth: Growth) -> None:
-    """Rows of new movies are those of their models; half of all neighbours move to a copy, where there is one."""
+    """Rows of new items are those of their models; half of all neighbours move to a copy, where there is one."""
     stored = load_file(path)
     indptr, indices, data = stored["indptr"], stored["indices"], stored["data"]
     rows = growth.all_rows
@@ -161,19 +159,19 @@ def _grow_table(path: Path, growth: Growth) -> None:
     save_file({**stored, **more}, path)
 
 
-def _grow_arrays(sources: Path, growth: Growth) -> None:
+def _grow_arrays(retrievers: Path, growth: Growth) -> None:
     rng = np.random.default_rng(SEED)
-    if (path := sources / IALS / f"{IALS}.safetensors").exists():
+    if (path := retrievers / IALS / f"{IALS}.safetensors").exists():
         stored = load_file(path)
         grown = Ials.of_factors(grown_vectors(stored["factors"], growth.like), *stored["settings"].tolist())
         _without_index(path.parent)
         grown.save(path.parent)
-    if (path := sources / POPULARITY / f"{POPULARITY}.safetensors").exists():
+    if (path := retrievers / POPULARITY / f"{POPULARITY}.safetensors").exists():
         stored = load_file(path)
         scores = stored["scores"]
         more = scores[growth.like] * rng.uniform(0.1, 1.0, len(growth.like)).astype(scores.dtype)
         save_file({**stored, "scores": np.concatenate([scores, more])}, path)
-    if (path := sources / EASE / f"{EASE}.safetensors").exists():
+    if (path := retrievers / EASE / f"{EASE}.safetensors").exists():
         stored = load_file(path)
         save_file({**stored, "n_items": np.array([growth.n + len(growth.like)], dtype=np.int64)}, path)
 

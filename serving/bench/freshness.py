@@ -82,7 +82,7 @@ def run(
             card = target.card()
             report |= {
                 "dataset": card["dataset"],
-                "model": {name: card[name] for name in ("version", "bundle_id", "code_version", "n_movies")},
+                "model": {name: card[name] for name in ("version", "bundle_id", "code_version", "n_items")},
             }
             report["stores"][store] = measured(there, target, user_ids, options, say)
     report["about"] |= {"load_average_after": load_average(), "seconds": round(time.monotonic() - started, 1)}
@@ -208,7 +208,7 @@ def text(report: dict[str, Any]) -> str:
     options, lines = report["options"], []
     if "dataset" in report:
         model = report["model"]
-        lines.append(f"{report['dataset']['label']}, {model['bundle_id']}, {model['n_movies']} movies")
+        lines.append(f"{report['dataset']['label']}, {model['bundle_id']}, {model['n_items']} items")
     for store, found in report["stores"].items():
         load = f"{found['lists_per_s']:.0f} lists/s by others, {found['ratings_per_s']:g} ratings/s"
         lines += ["", f"{store}: {load}, {found['events']} ratings accepted"]

@@ -4,7 +4,7 @@ Stage: serving (benchmark). In: a `FreshnessPlan`. Out: a `FreshnessResult`: eve
 not as it must be. Absent: which store is measured, what durations add up to, and the verdict (`freshness`).
 
 Reads and ratings are two open loops (`load`); the clock of each request runs from the moment when it was due. A rating
-is of the first movie of the user's newest list. It is seen once a list of that user comes without the movie; a list
+is of the first item of the user's newest list. It is seen once a list of that user comes without the item; a list
 that was made without the user's state shows nothing. Afterwards each user's history must have grown by as many events
 as were accepted.
 
@@ -63,7 +63,7 @@ class FreshnessResult:
     at_once    ratings that the first answer showed
     stale      lists that were made with a state which did not know the rating yet
     unanswered asked for a list, and told to come back, or given one that was made without the user's state
-    moved      ratings after which the other movies stood in another order, or were others
+    moved      ratings after which the other items stood in another order, or were others
     wrong      what was not as it must be, by kind; `told` describes the first
     """
 
@@ -90,7 +90,7 @@ class FreshnessResult:
 class Writer:
     """What is known of a user who rates: the newest list, and how many events the service must know."""
 
-    movies: list[int]
+    items: list[int]
     n_events: int
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one rating after the other
 
@@ -138,36 +138,36 @@ class Measurement:
                 if await self._list_of(user_id) is not None:
                     self.result.own_ms.append(self._since(due))
                 return
-            if not writer.movies:
+            if not writer.items:
                 self.result.violated("empty list", f"user {user_id} has nothing left to rate")
                 return
-            movie = writer.movies[0]
-            if not await self._rated(user_id, movie, writer):
+            item = writer.items[0]
+            if not await self._rated(user_id, item, writer):
                 return
             accepted = asyncio.get_running_loop().time()
             self.result.post_ms.append(self._since(due))
             tries = 0
             while True:
                 tries += 1
-                movies = await self._list_of(user_id)
-                if movies is not None and movie not in movies:
+                items = await self._list_of(user_id)
+                if items is not None and item not in items:
                     break
-                self.result.stale += movies is not None
-                self.result.unanswered += movies is None
+                self.result.stale += items is not None
+                self.result.unanswered += items is None
                 if self._since(accepted) > UNSEEN_S * 1e3:
-                    self.result.violated("not seen", f"user {user_id}: movie {movie} is still recommended")
-                    writer.movies.pop(0)
+                    self.result.violated("not seen", f"user {user_id}: item {item} is still recommended")
+                    writer.items.pop(0)
                     return
                 await asyncio.sleep(PAUSE_S)
             self.result.seen_ms.append(self._since(due))
             self.result.own_ms.append(self._since(accepted))
             self.result.at_once += tries == 1
-            self.result.moved += movies[: len(writer.movies) - 1] != writer.movies[1:]
-            writer.movies = movies
+            self.result.moved += items[: len(writer.items) - 1] != writer.items[1:]
+            writer.items = items
 
-    async def _rated(self, user_id: int, movie: int, writer: Writer) -> bool:
+    async def _rated(self, user_id: int, item: int, writer: Writer) -> bool:
         """Whether the rating was accepted and the service's state has it."""
-        body = json.dumps({"user_id": user_id, "movie_id": movie, "rating": 4.0}).encode()
+        body = json.dumps({"user_id": user_id, "item_id": item, "rating": 4.0}).encode()
         answer = await self._ask("POST", "/v1/events", body)
         if answer is None:
             return False
@@ -181,18 +181,18 @@ class Measurement:
         return True
 
     async def _list_of(self, user_id: int) -> list[int] | None:
-        """The movies recommended to a user; None where the answer does not rest on the user's state."""
+        """The items recommended to a user; None where the answer does not rest on the user's state."""
         answer = await self._ask("GET", self._list_path(user_id))
         if answer is None or answer.status != 200:
             return None
         body = _parsed(answer)
         self.result.degraded.update(body["degraded"])
-        return None if UNREADABLE in body["degraded"] else [item["movie_id"] for item in body["items"]]
+        return None if UNREADABLE in body["degraded"] else [item["item_id"] for item in body["items"]]
 
     async def _first_list(self, user_id: int) -> list[int]:
         for _ in range(FIRST_TRIES):  # on a busy machine an answer may do without the state
-            if movies := await self._list_of(user_id):
-                return movies
+            if items := await self._list_of(user_id):
+                return items
             await asyncio.sleep(PAUSE_S)
         raise RuntimeError(f"user {user_id} gets no list to rate from")
 

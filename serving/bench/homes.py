@@ -20,8 +20,8 @@ from pathlib import Path
 from recsys.errors import RecsysError
 from recsys.feature_store import FeatureStore
 from recsys.features.state import UserState
-from recsys.home import Home
 from recsys.registry import Registry, model_name_for
+from recsys.workspace import Workspace
 from serving.settings import ServiceSettings
 
 REDIS_START_S = 20.0
@@ -34,10 +34,10 @@ def temporary_home(settings: ServiceSettings, redis_connection: str | None = Non
     The online store will be SQLite there, or the Redis at `redis_connection`.
     """
     with tempfile.TemporaryDirectory(prefix="recsys-bench-") as folder:
-        home = Home(Path(folder)).dataset(settings.home.name)
+        home = Workspace(Path(folder)).dataset(settings.home.name)
         for place in ("data", "features"):
             shutil.copytree(getattr(settings.home, place), getattr(home, place))
-        Home(Path(folder)).remember(home.name)
+        Workspace(Path(folder)).remember(home.name)
         store = settings.feature_store
         changed = type(store)(
             home=home,
@@ -49,7 +49,7 @@ def temporary_home(settings: ServiceSettings, redis_connection: str | None = Non
             update={
                 "home": home,
                 "feature_store": changed,
-                "registry_folder": Home(Path(folder)).mlflow,
+                "registry_folder": Workspace(Path(folder)).mlflow,
                 "tracking_uri": None,
             }
         )
@@ -100,8 +100,8 @@ def _answers(port: int) -> bool:
 
 
 def fill_store(settings: ServiceSettings, states: Sequence[tuple[UserState, Sequence[int]]] | None = None) -> None:
-    """Register the features, and put the given users' states and seen movies into the online store; everybody's where
-    `states` is None, which takes seconds a thousand users and movies."""
+    """Register the features, and put the given users' states and seen items into the online store; everybody's where
+    `states` is None, which takes seconds a thousand users and items."""
     store = FeatureStore(settings.feature_store)
     try:
         store.apply()

@@ -22,7 +22,7 @@ from recsys.evaluation.latency import TOTAL, interleaved, percentiles_ms
 from recsys.feature_store import FeatureStore
 from recsys.features.item_stats import ItemStats
 from recsys.features.state import StateBatch, UserState, state_batch
-from recsys.recommender import Context, Recommendations, Recommender
+from recsys.recommender import Recommendations, Recommender, RequestContext
 from serving.bench.bare import BESIDE, IN_SUM, Asked, BareLibraries
 
 RANKED = (100, 300, 500)
@@ -47,7 +47,7 @@ def measure(
     full = bundle.recommender
     if full.ranker is None:
         raise ConfigError("latency: the bundle has no ranker, so that there is no full answer to measure")
-    context = Context(stats)
+    context = RequestContext(stats)
     users = user_ids[:USERS]
     depths = sorted({min(depth, full.settings.keep) for depth in ranked})
     by_depth: dict[str, Any] = {}
@@ -61,14 +61,14 @@ def measure(
 def ranking(full: Recommender, depth: int) -> Recommender:
     """The same recommender, reordering `depth` candidates."""
     return Recommender(
-        full.catalogue, full.sources, full.ranker, replace(full.settings, rank=depth), full.probabilities
+        full.catalogue, full.retrievers, full.ranker, replace(full.settings, rank=depth), full.probabilities
     )
 
 
 def _one_depth(
     recommender: Recommender,
     bundle: Bundle,
-    context: Context,
+    context: RequestContext,
     store: FeatureStore,
     users: list[int],
     now: int,
@@ -149,18 +149,18 @@ def states_of(recommender: Recommender, store: FeatureStore, user_id: int, now: 
 
 
 def as_dict(user_id: int, found: Recommendations, recommender: Recommender) -> dict[str, Any]:
-    """What the service sends, in essence: ids, titles, years, genres, scores, probabilities, sources."""
+    """What the service sends, in essence: ids, titles, years, genres, scores, probabilities, retrievers."""
     catalogue = recommender.catalogue
-    names = found.candidates.source_names
+    names = found.candidates.retriever_names
     items = []
     idx = catalogue.to_idx(found.item_ids[0])
     for place, (row, position) in enumerate(zip(idx.tolist(), found.position[0].tolist(), strict=True)):
         if row < 0:
             break
-        ranks = found.candidates.source_ranks[0, position].tolist()
+        ranks = found.candidates.retriever_ranks[0, position].tolist()
         items.append(
             {
-                "movie_id": int(catalogue.item_ids[row]),
+                "item_id": int(catalogue.item_ids[row]),
                 "title": catalogue.titles[row],
                 "year": None if np.isnan(catalogue.years[row]) else int(catalogue.years[row]),
                 "genres": catalogue.genres_of(row),
@@ -168,7 +168,7 @@ def as_dict(user_id: int, found: Recommendations, recommender: Recommender) -> d
                 "score": float(found.scores[0, place]),
                 "watch_probability": float(found.watch_probability[0, place]),
                 "like_probability": float(found.like_probability[0, place]),
-                "sources": [name for name, rank in zip(names, ranks, strict=True) if rank > 0],
+                "retrievers": [name for name, rank in zip(names, ranks, strict=True) if rank > 0],
             }
         )
     return {"user_id": user_id, "degraded": list(found.degraded), "items": items, "timings_ms": found.timings_ms}

@@ -38,7 +38,7 @@ LONGEST_CLOSED_S = 20.0  # a slow service ends a closed loop by time
 @dataclass(frozen=True)
 class Options:
     """sections  of SECTIONS, in any order; those over HTTP share one service
-    k           movies an answer
+    k           items an answer
     requests    of each closed loop and of each measurement in process
     warmup      of each, unmeasured
     step_s, open_s   seconds of a step of the sweep, and of the open loop at 60 % of saturation
@@ -145,17 +145,17 @@ def _in_this_process(
     core."""
     from recsys.feature_store import FeatureStore
     from serving.bench import catalogue, device, in_process
-    from serving.model import ServedModel, settle
+    from serving.model import ServedModel, freeze_gc
 
     progress.begin("in-process", "in process: loading the champion")
     store, now = FeatureStore(settings.feature_store), int(time.time())
     model = ServedModel.load(settings, store, now)
     bundle, stats = model.bundle, model.stats
-    report["model"] = {"version": model.version, "bundle_id": bundle.facts.bundle_id, "n_movies": len(model.catalogue)}
+    report["model"] = {"version": model.version, "bundle_id": bundle.facts.bundle_id, "n_items": len(model.catalogue)}
     report["dataset"] = asdict(bundle.facts.dataset) | {"label": bundle.facts.dataset.label}
     try:
         if options.needs("in-process"):
-            settle()
+            freeze_gc()
             report["in_process"] = in_process.measure(
                 bundle, stats, store, user_ids, now=now, k=options.k, n=options.requests, warmup=options.warmup
             )
@@ -163,7 +163,7 @@ def _in_this_process(
             progress.note(f"{headline['stages']['total']['p50_ms']:.2f} ms, overhead {headline['overhead']:.2f}")
         report["about"]["threads"] = thread_counts()
         if options.needs("catalogue"):
-            progress.begin("catalogue", "larger catalogues: indexes, then a service with 62k movies")
+            progress.begin("catalogue", "larger catalogues: indexes, then a service with 62k items")
             report["catalogue"] = catalogue.measure(
                 settings, bundle, store, user_ids, options, now=now, report=progress.note
             )
@@ -184,7 +184,7 @@ def _over_http(settings: ServiceSettings, options: Options, user_ids: list[int],
         http: dict[str, Any] = {"url_given": options.url is not None, "ready_s": target.ready_s}
         found: dict[str, Any] = {
             "dataset": card["dataset"],
-            "model": {name: card[name] for name in ("version", "bundle_id", "code_version", "n_movies")},
+            "model": {name: card[name] for name in ("version", "bundle_id", "code_version", "n_items")},
             "http": http,
         }
         paths = recommendation_paths(user_ids, options.k)

@@ -145,7 +145,7 @@ def catalogue_png(catalogue: Mapping[str, Any], data: Mapping[str, Any]) -> byte
     if "world" in catalogue:
         world = catalogue["world"]
         latency = world["http"]["latency"]
-        note += f" Whole answer over HTTP, {world['n_movies']:,} movies: "
+        note += f" Whole answer over HTTP, {world['n_items']:,} items: "
         note += f"p50 {latency['p50_ms']:.1f}, p99 {latency['p99_ms']:.1f} ms."
     words(figure, "Larger catalogues: the index", data, note)
     return png(figure)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from recsys.artefacts import replacing_file, write_json
+from recsys.atomic_io import replacing_file, write_json
 from recsys.evaluation.tables import with_facts
 from serving.bench import pictures
 
@@ -25,7 +25,7 @@ BARE_NAMES: Final = {
     "ials": "iALS, NumPy solve and product",
     "lightgbm": "LightGBM predict",
     "orjson": "orjson",
-    "selection": "beside the sum: np.argpartition for each scored source",
+    "selection": "beside the sum: np.argpartition for each scored retriever",
     "own_read": "beside the sum: the product's own read",
     "own_tower": "beside the sum: the product's own tower",
     "own_ranker": "beside the sum: the product's own ranker",
@@ -107,7 +107,7 @@ def _caption(report: Mapping[str, Any]) -> list[str]:
     if "model" in report:
         model = report["model"]
         named = f"{report['dataset']['label']}, version {model['version']} ({model['bundle_id']}), "
-        named += f"{model['n_movies']:,} movies. "
+        named += f"{model['n_items']:,} items. "
     before, after = about["load_average_before"][0], about["load_average_after"][0]
     return [
         f"{named}k = {options['k']}; {options['requests']} requests each after {options['warmup']} for warm-up.",
@@ -280,9 +280,9 @@ def _catalogue(catalogue: Mapping[str, Any]) -> list[Table]:
         rows.append(["over HTTP, one client", f"{latency['p50_ms']:.2f}", f"{latency['p99_ms']:.2f}"])
         note = (
             f"Ready after {world['ready_s']:.1f} s; {world['resident_mib']:.0f} MiB resident. "
-            "Movies beyond the trained ones are made up."
+            "Items beyond the trained ones are made up."
         )
-        found.append((f"The whole answer with {world['n_movies']:,} movies", ["", "p50 ms", "p99 ms"], rows, note))
+        found.append((f"The whole answer with {world['n_items']:,} items", ["", "p50 ms", "p99 ms"], rows, note))
     return found
 
 
@@ -292,7 +292,7 @@ def _device(device: Mapping[str, Any]) -> Table:
         return (title, ["", ""], [], f"{device['message']}.")
     rows = [
         [
-            f"{b['movies']:,} movies, {b['users']} user(s)",
+            f"{b['items']:,} items, {b['users']} user(s)",
             *(f"{b[name]:.2f}" for name in ("tower_ms", "retrieval_ms", "scoring_ms")),
             f"{b['users_per_s']:.0f}",
         ]

@@ -115,7 +115,7 @@ def _two_bundles(settings: ServiceSettings, there: ServiceSettings) -> list[Path
 
 
 def _histories(settings: ServiceSettings, user_ids: list[int]) -> dict[int, list[int]]:
-    """Every movie that each user has rated, as the store holds it."""
+    """Every item that each user has rated, as the store holds it."""
     store = FeatureStore(settings.feature_store)
     try:
         stored = store.online_states(user_ids)
@@ -123,7 +123,7 @@ def _histories(settings: ServiceSettings, user_ids: list[int]) -> dict[int, list
         store.close()
     known = {user_id: state for user_id, state in zip(user_ids, stored, strict=True) if state is not None}
     return {
-        user_id: sorted({*(int(movie) for movie in seen), *state.item_ids}) for user_id, (state, seen) in known.items()
+        user_id: sorted({*(int(item) for item in seen), *state.item_ids}) for user_id, (state, seen) in known.items()
     }
 
 

@@ -3,7 +3,7 @@
 Stage: serving (soak test). In: the dict of `soak.run` before its verdict. Out: a list of checks, each with a sentence;
 text. Absent: the load (`soak_load`) and the events (`soak`).
 
-    answers        each is for who was asked, with its own id, without a movie that the user has rated
+    answers        each is for who was asked, with its own id, without an item that the user has rated
     server errors  none but shed load (503 "overloaded"), and no request without an answer
     malformed      every malformed request is refused with its own status, and no other is
     reloads        every promotion is seen in /v1/model and counted as a swap

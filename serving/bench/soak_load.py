@@ -3,7 +3,7 @@
 Stage: serving (soak test). In: a `SoakPlan`. Out: a `SoakResult`: what came back, and each answer that was not as it
 must be. Absent: what happens to the service meanwhile (`soak`).
 
-An answer must be for the user who was asked for, carry the request's own id, hold k different movies, and none that
+An answer must be for the user who was asked for, carry the request's own id, hold k different items, and none that
 this user has rated; the last is waived where the answer says that the user's state could not be read. A malformed
 request must be refused with the status that its fault deserves. Shed load (503 "overloaded") is right at any time.
 
@@ -32,7 +32,7 @@ OVERSIZE = 2_000_000  # bytes, twice what the service takes
 
 @dataclass(frozen=True)
 class SoakPlan:
-    """seen      movies that each user has rated, by user id; the users are asked for at random
+    """seen      items that each user has rated, by user id; the users are asked for at random
     versions  of the model that an answer may come from
     """
 
@@ -106,7 +106,7 @@ class Checker:
         self._pool = Pool(self._host, self._port)
         self._rng = random.Random(plan.seed)
         self._users = list(plan.seen)
-        self._seen = {user_id: frozenset(movies) for user_id, movies in plan.seen.items()}
+        self._seen = {user_id: frozenset(items) for user_id, items in plan.seen.items()}
         self._latency = Durations()
         self._begun: float | None = None
 
@@ -156,7 +156,7 @@ class Checker:
             kind = "server error" if answer.status >= 500 else "refused"
             result.violated(kind, f"{who}: {answer.status} {body.get('type')}, {body.get('detail')}")
             return
-        movies = [item["movie_id"] for item in body["items"]]
+        items = [item["item_id"] for item in body["items"]]
         result.versions[str(body["model"]["version"])] += 1
         result.degraded.update(body["degraded"])
         if body["request_id"] != request_id:
@@ -165,12 +165,12 @@ class Checker:
             result.violated("wrong user", f"{who}: answered for {body['user_id']}")
         if body["model"]["version"] not in self.plan.versions:
             result.violated("unknown version", f"{who}: version {body['model']['version']}")
-        if len(set(movies)) != self.plan.k:
-            result.violated("wrong number", f"{who}: {len(set(movies))} different movies for k = {self.plan.k}")
+        if len(set(items)) != self.plan.k:
+            result.violated("wrong number", f"{who}: {len(set(items))} different items for k = {self.plan.k}")
         if UNREADABLE in body["degraded"]:
             result.unreadable.append(at_s)
-        elif again := self._seen[user_id].intersection(movies):
-            result.violated("seen movie", f"{who}: has rated {sorted(again)[:3]}, degraded {body['degraded']}")
+        elif again := self._seen[user_id].intersection(items):
+            result.violated("seen item", f"{who}: has rated {sorted(again)[:3]}, degraded {body['degraded']}")
 
     async def _ask_malformed(self, asked: Malformed) -> None:
         pool = Pool(self._host, self._port) if asked.alone else self._pool
@@ -195,7 +195,7 @@ class Checker:
 
 def plan_from(asked: dict[str, Any]) -> SoakPlan:
     """JSON has text for keys; users are numbers."""
-    return SoakPlan(**{**asked, "seen": {int(user_id): movies for user_id, movies in asked["seen"].items()}})
+    return SoakPlan(**{**asked, "seen": {int(user_id): items for user_id, items in asked["seen"].items()}})
 
 
 def main() -> None:

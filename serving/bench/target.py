@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from recsys.columns import USER_ID
 from recsys.errors import ConfigError, MissingArtefactError, RecsysError
-from recsys.home import DatasetHome
+from recsys.workspace import DatasetWorkspace
 from serving.settings import ServiceSettings
 
 START_LIMIT_S, STOP_LIMIT_S = 180, 20
@@ -126,7 +126,7 @@ def _environment(settings: ServiceSettings) -> dict[str, str]:
     return kept | {name: value for name, value in own.items() if value is not None}
 
 
-def users_of(home: DatasetHome, size: int = USERS, seed: int = SEED) -> list[int]:
+def users_of(home: DatasetWorkspace, size: int = USERS, seed: int = SEED) -> list[int]:
     """Known users, drawn at random with a fixed seed."""
     path = home.data / "users.parquet"
     if not path.exists():

@@ -4,7 +4,7 @@ Stage: serving (benchmark). In: a `Plan` of a closed loop. Out: wrk's p50, p99 a
 Absent: wrk itself (`apt-get install wrk`); without it the section says so.
 
 wrk adds to its histogram what it thinks was left out: for an answer that took more than twice the mean, answers at
-that time less one mean, less two, and so on (`stats_correct` in its source). One stall would then decide the p99 of
+that time less one mean, less two, and so on (`stats_correct` in its retriever). One stall would then decide the p99 of
 either. The addition is exact and is taken out again (`as_measured`), so that the durations of answers are compared.
 
 The two take many short turns, in the order ABBA, so that a machine that changes its speed meanwhile changes it for

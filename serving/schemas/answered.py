@@ -14,10 +14,10 @@ CONTRIBUTION = {"feature": "similarity_liked", "group": "similarity", "value": 0
 REASON = {
     "kind": "similar",
     "text": "Because you rated Pulp Fiction (1994) 5 stars",
-    "movie_id": 296,
+    "item_id": 296,
 }
 EXPLANATION = {
-    "found_by": [{"source": "two_tower", "rank": 3}, {"source": "ease", "rank": 11}],
+    "found_by": [{"retriever": "two_tower", "rank": 3}, {"retriever": "ease", "rank": 11}],
     "merged_rank": 4,
     "ranked_rank": 1,
     "contributions": [CONTRIBUTION],
@@ -31,12 +31,12 @@ ANSWERED = {
     "score": 1.72,
     "watch_probability": 0.034,
     "like_probability": 0.81,
-    "sources": ["two_tower", "ease"],
+    "retrievers": ["two_tower", "ease"],
 }
 RECORDED = {
     "event_id": "0192f0c2",
     "user_id": 42,
-    "movie_id": 260,
+    "item_id": 260,
     "kind": "rating",
     "timestamp": 1794800000,
     "applied": True,
@@ -69,17 +69,17 @@ class ModelInfo(BaseModel):
     bundle_id: str
 
 
-class Movie(BaseModel):
-    movie_id: int
+class Item(BaseModel):
+    item_id: int
     title: str
     year: int | None
     genres: list[str]
 
 
 class FoundBy(BaseModel):
-    """`rank`: its place in this source's own list, 1 is best."""
+    """`rank`: its place in this retriever's own list, 1 is best."""
 
-    source: str
+    retriever: str
     rank: int
 
 
@@ -93,17 +93,17 @@ class Contribution(BaseModel):
 
 
 class Reason(BaseModel):
-    """`kind`: "similar", "watched_after", "popular", "genre" or "collaborative". `movie_id`: the movie of the history
+    """`kind`: "similar", "watched_after", "popular", "genre" or "collaborative". `item_id`: the item of the history
     that the reason is about."""
 
     kind: str
     text: str
-    movie_id: int | None
+    item_id: int | None
 
 
 class Explanation(BaseModel):
     """`merged_rank`: place after retrieval, before the ranker; `ranked_rank`: after it, before diversity; null where
-    the ranker did not see the movie. `contributions` are the largest; they, `other_contributions` and `bias` sum up to
+    the ranker did not see the item. `contributions` are the largest; they, `other_contributions` and `bias` sum up to
     the score. The three are null where the ranker did not run or time was short (`degraded` then names "explain").
     """
 
@@ -116,25 +116,26 @@ class Explanation(BaseModel):
     reasons: list[Reason]
 
 
-class RecommendedMovie(Movie):
-    """`score` orders this answer and means nothing across answers; `sources`: which retrieval sources found it."""
+class RecommendedMovie(Item):
+    """`score` orders this answer and means nothing across answers; `retrievers`: which retrieval retrievers found
+    it."""
 
     rank: int
     score: float
     watch_probability: float | None = Field(
         ge=0,
         le=1,
-        description="calibrated probability that this movie is among the user's next events (of one second), given "
+        description="calibrated probability that this item is among the user's next events (of one second), given "
         "that it passes the filters; null where the ranker did not order it: degraded to the order of retrieval or to "
         "the cold-start list, or further down than the ranker looks",
     )
     like_probability: float | None = Field(
         ge=0,
         le=1,
-        description="calibrated probability of a rating of at least 4, given that the user watches this movie; null "
+        description="calibrated probability of a rating of at least 4, given that the user watches this item; null "
         "where watch_probability is",
     )
-    sources: list[str]
+    retrievers: list[str]
     explanation: Explanation | None = Field(default=None, description="with explain=true; null otherwise")
 
 
@@ -214,8 +215,8 @@ class ManyRecommended(BaseModel):
     timings_ms: dict[str, float]
 
 
-class SimilarMovie(Movie):
-    """`score`: cosine of the two movies' vectors in the two-tower model."""
+class SimilarMovie(Item):
+    """`score`: cosine of the two items' vectors in the two-tower model."""
 
     rank: int
     score: float
@@ -227,44 +228,44 @@ class Similar(BaseModel):
             "request_id": "5b1f0c9e",
             "dataset": DATASET,
             "model": MODEL,
-            "movie": MOVIE,
-            "items": [{**MOVIE, "movie_id": 527, "title": "Schindler's List (1993)", "rank": 1, "score": 0.81}],
+            "item": MOVIE,
+            "items": [{**MOVIE, "item_id": 527, "title": "Schindler's List (1993)", "rank": 1, "score": 0.81}],
         }
     )
 
     request_id: str
     dataset: DatasetInfo
     model: ModelInfo
-    movie: Movie
+    item: Item
     items: list[SimilarMovie]
 
 
-class MovieDetails(BaseModel):
+class ItemDetails(BaseModel):
     """`n_ratings`, `mean_rating`: as of the day's statistics; the mean is null without ratings."""
 
     model_config = example(
-        {"request_id": "5b1f0c9e", "dataset": DATASET, "movie": MOVIE, "n_ratings": 2227, "mean_rating": 4.55}
+        {"request_id": "5b1f0c9e", "dataset": DATASET, "item": MOVIE, "n_ratings": 2227, "mean_rating": 4.55}
     )
 
     request_id: str
     dataset: DatasetInfo
-    movie: Movie
+    item: Item
     n_ratings: int
     mean_rating: float | None
 
 
-class MovieSearch(BaseModel):
-    """Movies whose title has a word that begins with each word asked for, most rated first. `found`: how many."""
+class ItemSearch(BaseModel):
+    """Items whose title has a word that begins with each word asked for, most rated first. `found`: how many."""
 
     model_config = example({"request_id": "5b1f0c9e", "dataset": DATASET, "found": 1, "items": [MOVIE]})
 
     request_id: str
     dataset: DatasetInfo
     found: int
-    items: list[Movie]
+    items: list[Item]
 
 
-class RatedMovie(Movie):
+class RatedMovie(Item):
     rating: float
     timestamp: int
 
@@ -296,7 +297,7 @@ class RecordedEvent(BaseModel):
 
     event_id: str
     user_id: int
-    movie_id: int
+    item_id: int
     kind: str
     timestamp: int
     applied: bool
@@ -344,8 +345,8 @@ class ModelCard(BaseModel):
             "metrics_of": "ml-1m-20261120T080000-evaluation",
             "ndcg_at_10": {"mean": 0.0912, "low": 0.0889, "high": 0.0935},
             "item_statistics_day": "2003-03-01",
-            "n_movies": 3883,
-            "sources": ["two_tower", "ease", "covisitation", "popularity"],
+            "n_items": 3883,
+            "retrievers": ["two_tower", "ease", "covisitation", "popularity"],
             "genres": ["Action", "Adventure"],
             "counters": {"requests": 1200, "degraded.ranking": 1},
             "reload": {"loaded_utc": "2026-11-20T09:00:00+00:00", "previous": [], "last_failure": None},
@@ -364,8 +365,8 @@ class ModelCard(BaseModel):
     metrics_of: str | None
     ndcg_at_10: dict[str, float | None] | None
     item_statistics_day: str
-    n_movies: int
-    sources: list[str]
+    n_items: int
+    retrievers: list[str]
     genres: list[str]
     counters: dict[str, int]
     reload: dict[str, Any] = Field(

@@ -1,7 +1,7 @@
 """What callers send: bodies and query parameters.
 
 Stage: serving. In: JSON, query strings. Out: validated requests. Absent: limits that settings decide, and whether a
-movie or a genre exists (the service checks both).
+item or a genre exists (the service checks both).
 
 Unknown keys are errors, so that a misspelt filter is not silently ignored.
 """
@@ -30,11 +30,11 @@ UserId = Annotated[int, WHOLE] | Annotated[str, Field(max_length=100)]
 Key = Annotated[str, Field(min_length=1, max_length=LONGEST_KEY, pattern=r"^[A-Za-z0-9._:/-]*$")]
 Cursor = Annotated[str, Field(min_length=1, max_length=LONGEST_CURSOR, pattern="^[A-Za-z0-9_-]*$")]
 CURSOR_IS = (
-    "`next_cursor` of the answer before: the next k movies of the same list. It carries the list, so filters, "
+    "`next_cursor` of the answer before: the next k items of the same list. It carries the list, so filters, "
     "diversity, explain and paginate do not go with it"
 )
-PAGINATE_IS = "also return a cursor to the rest of the list, of 200 movies at most"
-EXPLAIN_IS = "say for each movie which sources found it, what moved its score, and why in words"
+PAGINATE_IS = "also return a cursor to the rest of the list, of 200 items at most"
+EXPLAIN_IS = "say for each item which retrievers found it, what moved its score, and why in words"
 DIVERSITY_IS = "0 keeps the ranker's order; up to 1 trades score for variety of genres"
 K_IS = "how many; the service's default if not given, and at most its `max_k`"
 
@@ -59,7 +59,7 @@ def _alone(asked: BaseModel, *also: str) -> None:
 class Rated(Body):
     """One rating of a history. Without a timestamp the event counts as a few seconds old, in the order given."""
 
-    movie_id: Id
+    item_id: Id
     rating: Stars
     timestamp: Seconds | None = None
 
@@ -97,7 +97,7 @@ class ListQuery(YearRange):
         default=[], max_length=MOST_GENRES, description="at least one of these", examples=[["Drama"]]
     )
     exclude_ids: list[Annotated[int, Field(ge=0, le=LARGEST_ID)]] = Field(
-        default=[], max_length=MOST_IN_A_QUERY, description="never these movies", examples=[[260, 1196]]
+        default=[], max_length=MOST_IN_A_QUERY, description="never these items", examples=[[260, 1196]]
     )
     min_ratings: Count = Field(default=0, description="ratings so far, as of the day's statistics")
     diversity: float = Field(default=0.0, ge=0.0, le=1.0, description=DIVERSITY_IS, examples=[0.3])
@@ -114,7 +114,7 @@ class ListQuery(YearRange):
 class RecommendationRequest(Body):
     model_config = example(
         {
-            "history": [{"movie_id": 260, "rating": 5.0}, {"movie_id": 1196, "rating": 4.5}],
+            "history": [{"item_id": 260, "rating": 5.0}, {"item_id": 1196, "rating": 4.5}],
             "profile": {"gender": "F", "age": 35, "occupation": None},
             "k": 5,
             "filters": {"year_from": 1990, "min_ratings": 20},
@@ -130,9 +130,7 @@ class RecommendationRequest(Body):
     diversity: float = Field(default=0.0, ge=0.0, le=1.0, description=DIVERSITY_IS)
     explain: bool = Field(default=False, description=EXPLAIN_IS)
     paginate: bool = Field(default=False, description=PAGINATE_IS)
-    cursor: Cursor | None = Field(
-        default=None, description=CURSOR_IS + ". Movies of a history sent along are left out."
-    )
+    cursor: Cursor | None = Field(default=None, description=CURSOR_IS + ". Items of a history sent along are left out.")
 
     @model_validator(mode="after")
     def _cursor_alone(self) -> "RecommendationRequest":
@@ -164,16 +162,16 @@ class Happened(Body):
     """What every kind of event has."""
 
     user_id: Id
-    movie_id: Id
+    item_id: Id
     timestamp: Seconds | None = Field(default=None, description="when it happened; now if not given")
     event_id: Key | None = Field(
         default=None, description="the caller's own: an event that is sent again under it is logged once"
     )
-    request_id: Key | None = Field(default=None, description="of the answer that showed the movie")
+    request_id: Key | None = Field(default=None, description="of the answer that showed the item")
 
 
 class RatingEvent(Happened):
-    model_config = example({"user_id": 42, "movie_id": 260, "rating": 4.5})
+    model_config = example({"user_id": 42, "item_id": 260, "rating": 4.5})
 
     kind: Literal["rating"] = "rating"
     rating: Stars
@@ -183,7 +181,7 @@ class FeedbackEvent(Happened):
     """ "watch": seen, without a rating. "impression": shown to the user. Both are logged, as labels to learn from; the
     user's state, which is made of ratings, stays as it is."""
 
-    model_config = example({"user_id": 42, "movie_id": 260, "kind": "watch", "request_id": "5b1f0c9e"})
+    model_config = example({"user_id": 42, "item_id": 260, "kind": "watch", "request_id": "5b1f0c9e"})
 
     kind: Literal["watch", "impression"]
 
@@ -208,8 +206,8 @@ class EventBatch(Body):
     model_config = example(
         {
             "events": [
-                {"user_id": 42, "movie_id": 260, "rating": 4.5, "event_id": "a1", "timestamp": 978300000},
-                {"user_id": 42, "movie_id": 1196, "kind": "impression", "request_id": "5b1f0c9e"},
+                {"user_id": 42, "item_id": 260, "rating": 4.5, "event_id": "a1", "timestamp": 978300000},
+                {"user_id": 42, "item_id": 1196, "kind": "impression", "request_id": "5b1f0c9e"},
             ]
         }
     )
@@ -225,7 +223,7 @@ class EventRequest(
     """One event, or several."""
 
     model_config = ConfigDict(
-        frozen=True, json_schema_extra={"examples": [{"user_id": 42, "movie_id": 260, "rating": 4.5}]}
+        frozen=True, json_schema_extra={"examples": [{"user_id": 42, "item_id": 260, "rating": 4.5}]}
     )
 
     @property

@@ -20,7 +20,7 @@ Id = Annotated[int, Field(strict=True, ge=0, le=LARGEST_ID), WHOLE]
 Seconds = Annotated[int, Field(strict=True, ge=1, le=LARGEST_ID, description="seconds since 1970-01-01 UTC"), WHOLE]
 Stars = Annotated[float, Field(strict=True, ge=0.5, le=5.0, multiple_of=0.5, description="0.5 to 5 stars, in halves")]
 
-MOVIE = {"movie_id": 318, "title": "Shawshank Redemption, The (1994)", "year": 1994, "genres": ["Crime", "Drama"]}
+MOVIE = {"item_id": 318, "title": "Shawshank Redemption, The (1994)", "year": 1994, "genres": ["Crime", "Drama"]}
 DATASET = {"name": "ml-1m", "synthetic": False, "label": "ml-1m"}
 MODEL = {"version": 3, "bundle_id": "ml-1m-20261120T080000-production"}
 

@@ -15,7 +15,7 @@ from tests.planted import (
     RECOMMENDER,
     planted_catalogue,
     planted_rankers,
-    planted_sources,
+    planted_retrievers,
     planted_training_table,
 )
 
@@ -73,14 +73,14 @@ def test_a_missing_file_of_trees_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_ranker_of_other_features_is_refused(ranker: Ranker) -> None:
-    sources = planted_sources()
+    retrievers = planted_retrievers()
     with pytest.raises(ConfigError, match="trained on other features"):
-        Recommender(planted_catalogue(), sources[:3], ranker, RECOMMENDER)
+        Recommender(planted_catalogue(), retrievers[:3], ranker, RECOMMENDER)
     with pytest.raises(ConfigError, match="trained on other features"):
-        Recommender(planted_catalogue(), sources[::-1], ranker, RECOMMENDER)
+        Recommender(planted_catalogue(), retrievers[::-1], ranker, RECOMMENDER)
 
 
-def test_features_carry_every_source_then_the_rest() -> None:
+def test_features_carry_every_retriever_then_the_rest() -> None:
     names = feature_names(["a", "b"])
     assert names[:6] == ("a_score", "a_score_below_best", "a_rank", "b_score", "b_score_below_best", "b_rank")
     assert names[6:8] == ("merged_score", "merged_rank")

@@ -11,7 +11,7 @@ from recsys.data.datasets import DATASETS, Dataset
 from recsys.data.prepare import dataset_name_for, prepare
 from recsys.data.tables import load_tables
 from recsys.errors import ConfigError, DataError
-from recsys.home import DatasetHome, Home
+from recsys.workspace import DatasetWorkspace, Workspace
 
 from .raw_files import LAYOUTS, ML_1M_FILES, ML_100K_FILES, ML_LATEST_FILES, write_files, write_zip
 
@@ -19,40 +19,40 @@ BAD = {**ML_1M_FILES, "ratings.dat": b"1::10::3.5::3\n1::10::4::2\n2::99::4::1\n
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> DatasetHome:
-    return Home(tmp_path / "home").dataset("mine")
+def home(tmp_path: Path) -> DatasetWorkspace:
+    return Workspace(tmp_path / "home").dataset("mine")
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-def test_tables_are_sorted_typed_and_complete(tmp_path: Path, home: DatasetHome) -> None:
+def test_tables_are_sorted_typed_and_complete(tmp_path: Path, home: DatasetWorkspace) -> None:
     files = {**ML_100K_FILES, "u.data": ML_100K_FILES["u.data"] + b"77\t1\t2\t880000000\n"}
     source = prepare(home, data_dir=write_files(tmp_path / "in", files))
     assert (source.name, source.layout, source.synthetic, source.label) == ("mine", "ml-100k", False, "mine")
-    assert (source.n_events, source.n_movies, source.n_users, source.n_quarantined) == (4, 3, 4, 0)
+    assert (source.n_events, source.n_items, source.n_users, source.n_quarantined) == (4, 3, 4, 0)
     tables = load_tables(home.data)
-    assert tables.source == source
+    assert tables.info == source
     assert list(tables.events.itertuples(index=False, name=None)) == [
         (1, 2, 3.0, 880000000),
         (77, 1, 2.0, 880000000),
         (2, 3, 1.0, 880000001),
         (1, 1, 5.0, 880000002),
     ]
-    assert tables.movies["item_id"].tolist() == [1, 2, 3]
-    assert [None if pd.isna(year) else int(year) for year in tables.movies["year"]] == [1995, None, 1997]
+    assert tables.items["item_id"].tolist() == [1, 2, 3]
+    assert [None if pd.isna(year) else int(year) for year in tables.items["year"]] == [1995, None, 1997]
     # User 9 rated nothing and stays; user 77 is not in u.user and is there with nulls.
     assert tables.users["user_id"].tolist() == [1, 2, 9, 77]
     assert [None if pd.isna(age) else int(age) for age in tables.users["age"]] == [24, 53, 33, None]
     assert tables.users["occupation"].tolist()[:3] == ["technician", "other", "writer"]
     assert tables.users["occupation"].isna().tolist() == tables.users["gender"].isna().tolist() == [False] * 3 + [True]
-    assert names(home.data) == ["events.parquet", "movies.parquet", "source.json", "users.parquet"]
+    assert names(home.data) == ["events.parquet", "items.parquet", "dataset.json", "users.parquet"]
 
 
 @pytest.mark.parametrize("name", list(LAYOUTS))
 def test_archive_and_folder_give_the_same_tables(tmp_path: Path, name: str) -> None:
-    home = Home(tmp_path / "home")
+    home = Workspace(tmp_path / "home")
     from_folder = prepare(home.dataset("a"), data_dir=write_files(tmp_path / "in", LAYOUTS[name]))
     from_zip = prepare(home.dataset("b"), archive=write_zip(tmp_path / "in.zip", LAYOUTS[name]))
     assert from_folder.fingerprint == from_zip.fingerprint
@@ -63,23 +63,23 @@ def test_archive_and_folder_give_the_same_tables(tmp_path: Path, name: str) -> N
     assert names(home.dataset("b").root) == ["data", "raw"]
 
 
-def test_the_fingerprint_follows_every_file(tmp_path: Path, home: DatasetHome) -> None:
+def test_the_fingerprint_follows_every_file(tmp_path: Path, home: DatasetWorkspace) -> None:
     first = prepare(home, data_dir=write_files(tmp_path / "in", ML_1M_FILES)).fingerprint
     (tmp_path / "in" / "users.dat").write_bytes(b"1::F::1::10::48068\n")
     assert prepare(home, data_dir=tmp_path / "in").fingerprint != first
 
 
-def test_bad_rows_stop_the_stage_and_leave_the_last_tables(tmp_path: Path, home: DatasetHome) -> None:
+def test_bad_rows_stop_the_stage_and_leave_the_last_tables(tmp_path: Path, home: DatasetWorkspace) -> None:
     before = prepare(home, data_dir=write_files(tmp_path / "in", ML_1M_FILES))
     write_files(tmp_path / "in", BAD)
     with pytest.raises(DataError, match=r"has 3 bad rows \(1 unknown movie, 1 broken line, 1 duplicate\)") as caught:
         prepare(home, data_dir=tmp_path / "in")
     assert "ratings.dat line 2: duplicate: user 1 rated movie 10 on line 1 already" in str(caught.value)
-    assert load_tables(home.data).source == before
+    assert load_tables(home.data).info == before
     assert names(home.root) == ["data"]
 
 
-def test_skipped_rows_are_in_the_quarantine(tmp_path: Path, home: DatasetHome) -> None:
+def test_skipped_rows_are_in_the_quarantine(tmp_path: Path, home: DatasetWorkspace) -> None:
     told: list[str] = []
     source = prepare(home, data_dir=write_files(tmp_path / "in", BAD), skip_bad_rows=True, report=told.append)
     assert (source.n_events, source.n_users, source.n_quarantined) == (2, 3, 3)
@@ -99,7 +99,7 @@ def test_skipped_rows_are_in_the_quarantine(tmp_path: Path, home: DatasetHome) -
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_no_ratings(tmp_path: Path, home: DatasetHome, skip: bool) -> None:
+def test_no_ratings(tmp_path: Path, home: DatasetWorkspace, skip: bool) -> None:
     for files, header in (
         (ML_100K_FILES, b""),
         (ML_LATEST_FILES, b"userId,movieId,rating,timestamp\n"),
@@ -112,7 +112,7 @@ def test_no_ratings(tmp_path: Path, home: DatasetHome, skip: bool) -> None:
     assert names(home.root) == []
 
 
-def test_no_good_ratings(tmp_path: Path, home: DatasetHome) -> None:
+def test_no_good_ratings(tmp_path: Path, home: DatasetWorkspace) -> None:
     folder = write_files(tmp_path / "in", {**ML_1M_FILES, "ratings.dat": b"1::10::9::1\nx\n"})
     with pytest.raises(DataError, match=r"all its rows are bad, 2 bad rows \(1 bad rating, 1 broken line\)"):
         prepare(home, data_dir=folder, skip_bad_rows=True)
@@ -123,14 +123,14 @@ def test_synthetic_files_never_pass_for_movielens(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "ml-1m", {**ML_1M_FILES, "SYNTHETIC.json": b"{}"})
     name = dataset_name_for(folder)
     assert name == "synthetic-ml-1m"
-    source = prepare(Home(tmp_path / "home").dataset(name), data_dir=folder)
+    source = prepare(Workspace(tmp_path / "home").dataset(name), data_dir=folder)
     assert source.synthetic
     assert source.label == "synthetic-ml-1m (synthetic, not MovieLens)"
     with pytest.raises(DataError, match="cannot be kept under the name ml-1m"):
-        prepare(Home(tmp_path / "home").dataset("ml-1m"), data_dir=folder)
+        prepare(Workspace(tmp_path / "home").dataset("ml-1m"), data_dir=folder)
     archive = write_zip(tmp_path / "ml-1m.zip", {**ML_1M_FILES, "SYNTHETIC.json": b"{}"})
     assert dataset_name_for(archive) == name
-    assert prepare(Home(tmp_path / "home").dataset(name), archive=archive).synthetic
+    assert prepare(Workspace(tmp_path / "home").dataset(name), archive=archive).synthetic
 
 
 def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert dataset_name_for(tmp_path / "a.zip") == "a"
 
 
-def test_contradictions(home: DatasetHome, tmp_path: Path) -> None:
+def test_contradictions(home: DatasetWorkspace, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not both"):
         prepare(home, data_dir=tmp_path, archive=tmp_path)
     with pytest.raises(ConfigError, match="Say which data"):
@@ -157,7 +157,7 @@ def test_contradictions(home: DatasetHome, tmp_path: Path) -> None:
         prepare(home, dataset="ml-9m")
 
 
-def test_an_official_name_is_downloaded(home: DatasetHome, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_official_name_is_downloaded(home: DatasetWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Dataset] = []
 
     def fake(dataset: Dataset, raw: Path, **_: object) -> None:

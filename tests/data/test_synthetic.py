@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recsys.artefacts import fingerprint_files
+from recsys.atomic_io import fingerprint_files
 from recsys.data.synthetic import LIKE_ML_1M, LIKE_ML_100K, Truth, WorldSize, generate_world, load_truth
 from recsys.data.synthetic.movies import GENRES, age_factor, make_movies
 from recsys.data.synthetic.people import AGES, make_counts
 from recsys.data.synthetic.size import DAY_S, START_UTC
 from recsys.errors import ConfigError, MissingArtefactError
 
-SMALL = WorldSize(n_users=60, n_movies=200, n_events=3000)
+SMALL = WorldSize(n_users=60, n_items=200, n_events=3000)
 FILES = ("README", "SYNTHETIC.json", "movies.dat", "ratings.dat", "users.dat", "truth/movies.npz", "truth/users.npz")
 
 
@@ -105,7 +105,7 @@ def test_the_world_says_that_it_is_not_movielens(world: Path) -> None:
     marker = json.loads((world / "SYNTHETIC.json").read_text())
     assert marker["synthetic"] is True
     assert "not MovieLens" in marker["notice"]
-    assert (marker["seed"], marker["n_users"], marker["n_movies"], marker["n_events"]) == (7, 943, 1682, 100_000)
+    assert (marker["seed"], marker["n_users"], marker["n_items"], marker["n_events"]) == (7, 943, 1682, 100_000)
     assert marker["span_days"] == 214
     assert "not MovieLens" in (world / "README").read_text(encoding="latin-1")
 

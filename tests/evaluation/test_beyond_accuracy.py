@@ -1,4 +1,4 @@
-"""Novelty, diversity, popularity and Gini against plain Python, pair by pair and movie by movie."""
+"""Novelty, diversity, popularity and Gini against plain Python, pair by pair and item by item."""
 
 import math
 from itertools import combinations
@@ -12,7 +12,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, TITLE, USER_ID, YEAR
 from recsys.evaluation.beyond_accuracy import (
     BEYOND_ACCURACY,
-    Movies,
+    Items,
     Shown,
     gini,
     list_diversity,
@@ -28,13 +28,13 @@ RATERS, N_USERS = np.array([15, 7, 3, 1, 0, 3, 0]), 15
 
 def catalogue(genres: list[list[str]]) -> Catalogue:
     n = len(genres)
-    movies = pd.DataFrame({ITEM_ID: range(n), TITLE: ["x"] * n, YEAR: np.full(n, np.nan), GENRES: genres})
-    return Catalogue.from_tables(movies, pd.DataFrame({c: [] for c in (USER_ID, GENDER, AGE, OCCUPATION)}))
+    items = pd.DataFrame({ITEM_ID: range(n), TITLE: ["x"] * n, YEAR: np.full(n, np.nan), GENRES: genres})
+    return Catalogue.from_tables(items, pd.DataFrame({c: [] for c in (USER_ID, GENDER, AGE, OCCUPATION)}))
 
 
 @pytest.fixture
-def movies() -> Movies:
-    return Movies(catalogue(GENRES_OF), RATERS, N_USERS)
+def items() -> Items:
+    return Items(catalogue(GENRES_OF), RATERS, N_USERS)
 
 
 def diversity_by_pairs(ranked: list[int]) -> float:
@@ -44,24 +44,24 @@ def diversity_by_pairs(ranked: list[int]) -> float:
     return sum(pairs) / len(pairs) if pairs else math.nan
 
 
-def test_two_alike_and_one_apart(movies: Movies) -> None:
+def test_two_alike_and_one_apart(items: Items) -> None:
     """Drama and Drama/War have cosine 1/sqrt(2), Comedy is apart from both: (1 - 0.7071 + 1 + 1) / 3."""
-    assert list_diversity(np.array([[0, 1, 2]]), movies.genres)[0] == pytest.approx((3 - 1 / math.sqrt(2)) / 3)
-    assert list_diversity(np.array([[0, 0]]), movies.genres)[0] == pytest.approx(0.0, abs=1e-12)
-    assert list_diversity(np.array([[0, 2]]), movies.genres)[0] == pytest.approx(1.0)
+    assert list_diversity(np.array([[0, 1, 2]]), items.genres)[0] == pytest.approx((3 - 1 / math.sqrt(2)) / 3)
+    assert list_diversity(np.array([[0, 0]]), items.genres)[0] == pytest.approx(0.0, abs=1e-12)
+    assert list_diversity(np.array([[0, 2]]), items.genres)[0] == pytest.approx(1.0)
 
 
-def test_diversity_equals_all_pairs_with_holes_and_movies_without_genres(movies: Movies) -> None:
+def test_diversity_equals_all_pairs_with_holes_and_items_without_genres(items: Items) -> None:
     rng = np.random.default_rng(2)
     lists = np.array([rng.permutation(7)[:5] for _ in range(60)])
     lists[::4, 3:] = -1
     lists[::12, 1:] = -1
     expected = [diversity_by_pairs(row) for row in lists.tolist()]
     assert any(math.isnan(e) for e in expected)
-    np.testing.assert_allclose(list_diversity(lists, movies.genres), expected, atol=1e-12)
+    np.testing.assert_allclose(list_diversity(lists, items.genres), expected, atol=1e-12)
     whole = unit_genres(catalogue(GENRES_OF))[[0, 1, 2, 4, 5]]
     by_sklearn = 1 - cosine_similarity(whole)[np.triu_indices(5, 1)].mean()
-    assert list_diversity(np.array([[0, 1, 2, 4, 5]]), movies.genres)[0] == pytest.approx(by_sklearn)
+    assert list_diversity(np.array([[0, 1, 2, 4, 5]]), items.genres)[0] == pytest.approx(by_sklearn)
 
 
 def test_novelty_is_bits_and_never_negative() -> None:
@@ -83,15 +83,15 @@ def test_gini_is_half_the_relative_mean_difference() -> None:
     assert gini(shown) == pytest.approx(difference / (2 * shown.mean()), rel=1e-12)
 
 
-def test_what_was_shown_adds_up_over_batches(movies: Movies) -> None:
+def test_what_was_shown_adds_up_over_batches(items: Items) -> None:
     lists = [[0, 1, 2], [3, 6, -1], [4, 5, 0], [0, -1, -1]]
-    shown = Shown(movies)
+    shown = Shown(items)
     shown.add(np.array(lists[:3]))
     shown.add(np.array(lists[3:]))
     flat = [i for row in lists for i in row if i >= 0]
     assert shown.times.tolist() == [flat.count(i) for i in range(7)]
     diverse = [d for d in map(diversity_by_pairs, lists) if not math.isnan(d)]
-    assert len(diverse) == 2, "a list of movies without genres and one of a single movie have no pair"
+    assert len(diverse) == 2, "a list of items without genres and one of a single item have no pair"
     assert shown.measure() == {
         "novelty@10": pytest.approx(sum(math.log2(16 / (RATERS[i] + 1)) for i in flat) / len(flat)),
         "diversity@10": pytest.approx(sum(diverse) / 2),
@@ -100,15 +100,15 @@ def test_what_was_shown_adds_up_over_batches(movies: Movies) -> None:
     }
 
 
-def test_nothing_shown_has_no_measures(movies: Movies) -> None:
-    shown = Shown(movies)
+def test_nothing_shown_has_no_measures(items: Items) -> None:
+    shown = Shown(items)
     assert shown.measure() == dict.fromkeys(BEYOND_ACCURACY)
     shown.add(np.array([[-1, -1]]))
     assert shown.measure() == dict.fromkeys(BEYOND_ACCURACY)
 
 
 def test_a_catalogue_without_genres_has_no_diversity() -> None:
-    shown = Shown(Movies(catalogue([[], [], []]), np.array([1, 0, 0]), 1))
+    shown = Shown(Items(catalogue([[], [], []]), np.array([1, 0, 0]), 1))
     shown.add(np.array([[0, 1, 2]]))
     measured = shown.measure()
     assert measured["diversity@10"] is None

@@ -23,11 +23,11 @@ from recsys.evaluation.calibration import (
 )
 from recsys.evaluation.replay import replay
 from recsys.evaluation.replay import test_events as events_after
-from recsys.features.contexts import Contexts
 from recsys.features.item_stats import snapshots
-from recsys.recommender import Context
+from recsys.features.prediction_points import PredictionPoints
+from recsys.recommender import RequestContext
 from tests import planted
-from tests.evaluation.ladders import PNG, TWO, make
+from tests.evaluation.leaderboards import PNG, TWO, make
 
 DATA = make(TWO)["data"]
 
@@ -117,7 +117,7 @@ def test_a_replay_by_loops() -> None:
         planted.planted_histories(),
         snapshots(tables.events),
         events,
-        ladder=False,
+        leaderboard=False,
         observe=predicted.observe,
     )
     watch: list[tuple[float, bool]] = []
@@ -126,7 +126,7 @@ def test_a_replay_by_loops() -> None:
     for (user, moment), group in events.groupby([USER_ID, TIMESTAMP]):
         states = planted.planted_histories().states_at(np.array([user]), moment)
         stats = planted.planted_timeline().as_of(moment // planted.DAY)
-        answer = recommender.recommend(states, Context(stats), planted.N_MOVIES)
+        answer = recommender.recommend(states, RequestContext(stats), planted.N_ITEMS)
         ids = answer.item_ids[0].tolist()
         for place in range(min(TOP, len(ids))):
             if ids[place] >= 0:
@@ -149,7 +149,7 @@ def test_a_replay_by_loops() -> None:
 
 
 def test_events_of_one_second_and_what_is_not_ranked() -> None:
-    """Two contexts, written out: user 1 watches two movies at once, one of them not ranked; user 2 one outside."""
+    """Two contexts, written out: user 1 watches two items at once, one of them not ranked; user 2 one outside."""
     events = pd.DataFrame(
         [(1, 10, 5.0, 100), (2, 99, 5.0, 100), (1, 12, 3.5, 100)], columns=[USER_ID, ITEM_ID, RATING, TIMESTAMP]
     )
@@ -159,7 +159,7 @@ def test_events_of_one_second_and_what_is_not_ranked() -> None:
         like_probability=np.array([[0.75, 0.5, np.nan], [0.5, 0.5, np.nan]], dtype=np.float32),
     )
     predicted = Predicted()
-    predicted.observe(answer, np.array([0, 1]), Contexts.from_events(events))
+    predicted.observe(answer, np.array([0, 1]), PredictionPoints.from_events(events))
     found = predicted.measured(DATA, {})
     assert [(b["mean_probability"], b["share"]) for b in found["watch"]["bins"]] == [
         (0.0625, 0.0),

@@ -35,8 +35,8 @@ def test_the_quiet_event_is_in_three_segments() -> None:
         ("rating", [3.5, 4.0, 5.0], "liked", [4.0, 5.0]),
         ("gap_s", [-1, 0, 3_600, 3_601], "return visit", [3_601]),
         ("new_user", [True, False], "new user", [True]),
-        ("raters", [0, 1], "new movie", [0]),
-        ("raters", [0, 1, 9, 10], "rare movie", [1, 9]),
+        ("raters", [0, 1], "new item", [0]),
+        ("raters", [0, 1, 9, 10], "rare item", [1, 9]),
     ],
 )
 def test_borders(column: str, values: list[float], segment: str, inside: list[float]) -> None:
@@ -53,10 +53,10 @@ def test_training_knows_events_up_to_the_cutoff_and_a_second_rating_is_no_second
     events = pd.DataFrame(rows, columns=[USER_ID, ITEM_ID, TIMESTAMP]).assign(**{RATING: np.float32(4)})
     histories = Histories.from_tables(planted.planted_catalogue(), events, planted.planted_tables().users.iloc[:0])
     for cutoff in (9, 10, 20, 21, 30):
-        known = {(user, movie) for user, movie, at in rows if at <= cutoff}
+        known = {(user, item) for user, item, at in rows if at <= cutoff}
         trained = Trained.through(histories, cutoff)
         by_id = dict(zip(planted.planted_catalogue().item_ids.tolist(), trained.raters.tolist(), strict=True))
-        assert {movie: n for movie, n in by_id.items() if n} == {
-            movie: len({u for u, m in known if m == movie}) for _, movie in known
+        assert {item: n for item, n in by_id.items() if n} == {
+            item: len({u for u, m in known if m == item}) for _, item in known
         }
         assert trained.user_ids.tolist() == sorted({user for user, _ in known})

@@ -11,7 +11,7 @@ from recsys.errors import ConfigError
 from recsys.evaluation import latency
 from recsys.evaluation.latency import interleaved, measure_in_process, percentiles_ms
 from recsys.features.state import StateBatch
-from recsys.recommender import Context
+from recsys.recommender import RequestContext
 from tests import planted
 
 
@@ -62,7 +62,7 @@ def test_nothing_to_measure(users: list[str], n: int, monkeypatch: pytest.Monkey
 def test_the_real_path_names_every_stage() -> None:
     moment = planted.planted_split().end + 1
     states: list[StateBatch] = [planted.planted_histories().states_at([user], moment) for user in (101, 103, 999)]
-    context = Context(planted.planted_timeline().as_of(moment // planted.DAY))
+    context = RequestContext(planted.planted_timeline().as_of(moment // planted.DAY))
     found = measure_in_process(planted.planted_recommender(), states, context, 5, n=6, warmup=1)
     assert list(found) == ["retrieval", "features", "ranking", "ordering", "total"]
     for values in found.values():

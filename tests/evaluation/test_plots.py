@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from recsys.evaluation.plots import cohorts_png, importance_png, ladder_png, retrieval_png
-from tests.evaluation.ladders import NASTY, PNG, TWO, make
+from recsys.evaluation.plots import cohorts_png, importance_png, leaderboard_png, retrieval_png
+from tests.evaluation.leaderboards import NASTY, PNG, TWO, make
 
 
 def test_pictures_are_the_same_bytes_each_time() -> None:
-    ladder = make(TWO)
-    assert ladder_png(ladder) == ladder_png(ladder)
-    assert cohorts_png(ladder, ["full", "popular"]) == cohorts_png(ladder, ["full", "popular"])
-    assert cohorts_png(ladder, ["full"]) != cohorts_png(ladder, ["popular"])
-    assert cohorts_png(ladder, ["full"]).startswith(PNG)
+    leaderboard = make(TWO)
+    assert leaderboard_png(leaderboard) == leaderboard_png(leaderboard)
+    assert cohorts_png(leaderboard, ["full", "popular"]) == cohorts_png(leaderboard, ["full", "popular"])
+    assert cohorts_png(leaderboard, ["full"]) != cohorts_png(leaderboard, ["popular"])
+    assert cohorts_png(leaderboard, ["full"]).startswith(PNG)
 
 
 def test_nothing_measured_is_drawn_as_such() -> None:
@@ -21,8 +21,8 @@ def test_nothing_measured_is_drawn_as_such() -> None:
     for method in empty["methods"]:
         for segment in method["segments"].values():
             segment.update(n_events=0, n_users=0, metrics=dict.fromkeys(segment["metrics"]))
-    assert ladder_png(empty).startswith(PNG)
-    assert ladder_png(empty) != ladder_png(make(TWO))
+    assert leaderboard_png(empty).startswith(PNG)
+    assert leaderboard_png(empty) != leaderboard_png(make(TWO))
     assert cohorts_png(empty, list(TWO)).startswith(PNG)
 
 
@@ -44,12 +44,12 @@ def test_more_lines_and_features_than_colours_and_rows() -> None:
 
 def test_a_nasty_name_is_drawn_as_text() -> None:
     """Neither a formula, which could not be parsed, nor a warning of a missing letter, which would be an error."""
-    ladder = make({NASTY: ("single", [3] * 8)}, name=NASTY, synthetic=True)
+    leaderboard = make({NASTY: ("single", [3] * 8)}, name=NASTY, synthetic=True)
     for png in (
-        ladder_png(ladder),
-        cohorts_png(ladder, [NASTY]),
-        retrieval_png({NASTY: np.array([1, 0])}, ladder["data"]),
-        importance_png({NASTY: 1.0}, ladder["data"]),
+        leaderboard_png(leaderboard),
+        cohorts_png(leaderboard, [NASTY]),
+        retrieval_png({NASTY: np.array([1, 0])}, leaderboard["data"]),
+        importance_png({NASTY: 1.0}, leaderboard["data"]),
     ):
         assert png.startswith(PNG)
 
@@ -64,5 +64,5 @@ def test_pictures_of_nothing_are_refused() -> None:
         with pytest.raises(ValueError, match="Feature gains"):
             importance_png(gains, data)
     for names in ([], ["popular", "other"]):
-        with pytest.raises(ValueError, match=r"Unknown methods .*; the ladder holds popular, full"):
+        with pytest.raises(ValueError, match=r"Unknown methods .*; the leaderboard holds popular, full"):
             cohorts_png(make(TWO), names)

@@ -1,4 +1,4 @@
-"""The splits against loops over movies and users, the metrics against scikit-learn and sums by hand.
+"""The splits against loops over items and users, the metrics against scikit-learn and sums by hand.
 
 Stage: tests. Absent: the systems that are measured (tests/pipelines/test_protocols.py).
 """
@@ -17,12 +17,12 @@ from recsys.evaluation.protocols import (
     LIST_METRICS,
     RANK_METRICS,
     finding,
+    item_folds,
     leave_last_out,
     list_values,
     markdown_table,
-    movie_folds,
     rank_values,
-    stratified_by_movie,
+    stratified_by_item,
     summary,
     text_table,
 )
@@ -30,56 +30,56 @@ from recsys.evaluation.protocols import (
 # ---- stratified
 
 
-def random_movies(n: int = 700) -> np.ndarray:
-    """Movies 0 to 59, the low ones far more often."""
+def random_items(n: int = 700) -> np.ndarray:
+    """Items 0 to 59, the low ones far more often."""
     return (60 * np.random.default_rng(5).random(n) ** 3).astype(np.int64)
 
 
 @pytest.mark.parametrize("share", [0.75, 0.5])
-def test_the_first_share_of_each_movie_by_its_draws_trains(share: float) -> None:
-    movies = random_movies()
+def test_the_first_share_of_each_item_by_its_draws_trains(share: float) -> None:
+    items = random_items()
     np.random.seed(42)
-    drawn = np.random.rand(len(movies))
-    expected = np.zeros(len(movies), dtype=bool)
-    for movie in set(movies.tolist()):
-        rows = sorted(np.flatnonzero(movies == movie), key=lambda row: drawn[row])
+    drawn = np.random.rand(len(items))
+    expected = np.zeros(len(items), dtype=bool)
+    for item in set(items.tolist()):
+        rows = sorted(np.flatnonzero(items == item), key=lambda row: drawn[row])
         expected[rows[: int(np.floor(share * len(rows)))]] = True
-    assert np.array_equal(stratified_by_movie(movies, share, seed=42), expected)
+    assert np.array_equal(stratified_by_item(items, share, seed=42), expected)
 
 
-def test_a_movie_with_one_event_is_tested_and_one_with_four_is_tested_once() -> None:
-    trains = stratified_by_movie(np.array([9, 3, 3, 3, 3]))
+def test_a_item_with_one_event_is_tested_and_one_with_four_is_tested_once() -> None:
+    trains = stratified_by_item(np.array([9, 3, 3, 3, 3]))
     assert not trains[0]
     assert trains[1:].sum() == 3
 
 
 def test_other_seeds_give_other_parts_of_the_same_size() -> None:
-    movies = random_movies()
-    first, second = (stratified_by_movie(movies, seed=seed) for seed in (42, 43))
+    items = random_items()
+    first, second = (stratified_by_item(items, seed=seed) for seed in (42, 43))
     assert not np.array_equal(first, second)
-    assert np.array_equal(np.bincount(movies[first], minlength=60), np.bincount(movies[second], minlength=60))
+    assert np.array_equal(np.bincount(items[first], minlength=60), np.bincount(items[second], minlength=60))
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5])
 def test_a_share_that_leaves_a_part_empty_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
-        stratified_by_movie(random_movies(), share)
+        stratified_by_item(random_items(), share)
 
 
-def test_folds_deal_every_movie_out_evenly() -> None:
-    movies = random_movies()
-    fold = movie_folds(movies, 4, seed=1)
-    assert fold.shape == movies.shape
-    for movie in set(movies.tolist()):
-        sizes = np.bincount(fold[movies == movie], minlength=4)
+def test_folds_deal_every_item_out_evenly() -> None:
+    items = random_items()
+    fold = item_folds(items, 4, seed=1)
+    assert fold.shape == items.shape
+    for item in set(items.tolist()):
+        sizes = np.bincount(fold[items == item], minlength=4)
         assert sizes.size == 4
         assert sizes.max() - sizes.min() <= 1
-    assert np.bincount(fold).min() > 0.2 * len(movies), "rare movies do not all land in the first fold"
-    assert not np.array_equal(fold, movie_folds(movies, 4, seed=2))
+    assert np.bincount(fold).min() > 0.2 * len(items), "rare items do not all land in the first fold"
+    assert not np.array_equal(fold, item_folds(items, 4, seed=2))
 
 
 def test_nothing_is_dealt_out_of_nothing() -> None:
-    assert len(movie_folds(np.zeros(0, dtype=np.int64), 4, seed=1)) == 0
+    assert len(item_folds(np.zeros(0, dtype=np.int64), 4, seed=1)) == 0
 
 
 # ---- leave last out
@@ -90,7 +90,7 @@ def events(*rows: tuple[int, int, int]) -> pd.DataFrame:
     return frame.assign(**{RATING: np.float32(3)})
 
 
-def test_the_last_event_is_left_out_and_ties_go_by_movie() -> None:
+def test_the_last_event_is_left_out_and_ties_go_by_item() -> None:
     table = events((1, 50, 7), (2, 10, 1), (1, 90, 4), (1, 90, 3), (2, 20, 2), (1, 10, 9), (3, 5, 5))
     parts = leave_last_out(table)
     keys = [[tuple(row) for row in part[[USER_ID, ITEM_ID]].to_numpy()] for part in (parts.test, parts.validation)]
@@ -108,7 +108,7 @@ def test_nobody_with_three_events_is_an_error() -> None:
 
 
 def world() -> tuple[np.ndarray, list[set[int]]]:
-    """Lists of 12 out of 40 movies for 30 users, some with holes; 1 to 25 held-out movies each."""
+    """Lists of 12 out of 40 items for 30 users, some with holes; 1 to 25 held-out items each."""
     rng = np.random.default_rng(11)
     lists = np.stack([rng.permutation(40)[:12] for _ in range(30)])
     lists[3, 6:] = -1
@@ -118,8 +118,8 @@ def world() -> tuple[np.ndarray, list[set[int]]]:
 
 
 def flat(held: list[set[int]]) -> tuple[np.ndarray, np.ndarray]:
-    pairs = [(row, movie) for row, movies in enumerate(held) for movie in sorted(movies, reverse=True)]
-    return np.array([row for row, _ in pairs]), np.array([movie for _, movie in pairs])
+    pairs = [(row, item) for row, items in enumerate(held) for item in sorted(items, reverse=True)]
+    return np.array([row for row, _ in pairs]), np.array([item for _, item in pairs])
 
 
 def test_metrics_equal_sums_by_hand() -> None:
@@ -127,8 +127,8 @@ def test_metrics_equal_sums_by_hand() -> None:
     found = list_values(lists, *flat(held))
     for row, (ranked, relevant) in enumerate(zip(lists.tolist(), held, strict=True)):
         hits, precisions = 0, 0.0
-        for rank, movie in enumerate(ranked[:10], start=1):
-            if movie in relevant:
+        for rank, item in enumerate(ranked[:10], start=1):
+            if item in relevant:
                 hits += 1
                 precisions += hits / rank
         n = len(relevant)
@@ -142,7 +142,7 @@ def test_ndcg_equals_that_of_scikit_learn() -> None:
     for row, (ranked, relevant) in enumerate(zip(lists.tolist(), held, strict=True)):
         score = np.zeros(50)
         score[[m for m in ranked if m >= 0]] = [12.0 - place for place, m in enumerate(ranked) if m >= 0]
-        score[40:] = np.arange(1, 11) / 100  # fills a short list with movies that nobody rated
+        score[40:] = np.arange(1, 11) / 100  # fills a short list with items that nobody rated
         truth = np.isin(np.arange(50), list(relevant)).astype(float)
         assert found[row] == pytest.approx(ndcg_score([truth], [score], k=10), abs=1e-12), row
 

@@ -16,15 +16,15 @@ from recsys.columns import ITEM_ID, RANK, RATING, TIMESTAMP, USER_ID
 from recsys.errors import DataError
 from recsys.evaluation import replay as module
 from recsys.evaluation.cohorts import GAP_S, N_HISTORY, NEW_USER, RATERS, SEGMENTS
-from recsys.evaluation.ladder import build_ladder
+from recsys.evaluation.leaderboard import build_leaderboard
 from recsys.evaluation.metrics import event_values
 from recsys.evaluation.replay import FULL_SYSTEM, LOGISTIC, MERGED, replay
 from recsys.evaluation.replay import test_events as events_after
-from recsys.features.contexts import Contexts
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, snapshots
+from recsys.features.prediction_points import PredictionPoints
 from recsys.features.state import Event, UserState, state_after, state_batch
-from recsys.recommender import Context, Recommendations
+from recsys.recommender import Recommendations, RequestContext
 from tests import planted
 
 DAY = 86_400
@@ -76,7 +76,7 @@ def ranks(bundle: Bundle) -> dict[str, module.MethodRanks]:
 
 # ---- the oracle: lists of plain rows, nothing shared with the code under test but the models themselves
 
-Row = tuple[int, int, float, int]  # user, movie, stars, moment
+Row = tuple[int, int, float, int]  # user, item, stars, moment
 
 
 def rows() -> list[Row]:
@@ -97,18 +97,18 @@ def history_of(user: int, moment: int) -> list[Row]:
     return sorted((r for r in rows() if r[0] == user and r[3] < moment), key=lambda r: (r[3], r[1]))
 
 
-def rank_in(order: list[int], movie: int) -> int:
-    return order.index(movie) + 1 if movie in order else 0
+def rank_in(order: list[int], item: int) -> int:
+    return order.index(item) + 1 if item in order else 0
 
 
 def popularity_order(user: int, moment: int) -> list[int]:
-    """Decayed counts as of T2 by hand; a movie never rated has no place."""
+    """Decayed counts as of T2 by hand; an item never rated has no place."""
     t2 = planted.planted_split().t2
     score: dict[int, float] = defaultdict(float)
-    for _, movie, _, at in sorted(rows(), key=lambda r: (r[0], r[3], r[1])):
+    for _, item, _, at in sorted(rows(), key=lambda r: (r[0], r[3], r[1])):
         if at <= t2:
-            score[movie] += 2 ** (-((t2 - at) / DAY) / HALF_LIFE_DAYS) + 1e-3
-    seen = {movie for _, movie, _, _ in history_of(user, moment)}
+            score[item] += 2 ** (-((t2 - at) / DAY) / HALF_LIFE_DAYS) + 1e-3
+    seen = {item for _, item, _, _ in history_of(user, moment)}
     return sorted((m for m in score if m not in seen), key=lambda m: (-float(np.float32(score[m])), m))
 
 
@@ -122,13 +122,13 @@ def single_answer(bundle: Bundle, user: int, moment: int, k: int) -> list[int]:
         age = 0 if pd.isna(person["age"]) else int(person["age"])
         state = UserState(user, gender=person["gender"] or "", age=age, occupation=person["occupation"] or "")
     past = history_of(user, moment)
-    for _, movie, stars, at in past:
-        state = state_after(state, Event(movie, stars, at))
-    states = state_batch(catalogue, [state], [[movie for _, movie, _, _ in past]], moment)
+    for _, item, stars, at in past:
+        state = state_after(state, Event(item, stars, at))
+    states = state_batch(catalogue, [state], [[item for _, item, _, _ in past]], moment)
     day = moment // DAY
     known = events()[events()[TIMESTAMP] < day * DAY]  # nothing of its own day
     stats = ItemStatsTimeline(catalogue, snapshots(known)).as_of(day)
-    answer = bundle.recommender.recommend(states, Context(stats), k)
+    answer = bundle.recommender.recommend(states, RequestContext(stats), k)
     return [int(i) for i in answer.item_ids[0] if i >= 0]
 
 
@@ -149,8 +149,8 @@ def test_popularity_ranks_are_those_of_plain_python(ranks: dict[str, module.Meth
     ]
     assert frame[RANK].tolist() == expected
     gains = [1 / math.log2(r + 1) if 1 <= r <= 10 else 0.0 for r in expected]
-    ladder = build_ladder([ranks["popularity"]], planted.planted_tables().source, 0, planted.planted_split().t2)
-    measured = ladder["methods"][0]["segments"]["all"]["metrics"]
+    leaderboard = build_leaderboard([ranks["popularity"]], planted.planted_tables().info, 0, planted.planted_split().t2)
+    measured = leaderboard["methods"][0]["segments"]["all"]["metrics"]
     assert measured["ndcg@10"]["mean"] == pytest.approx(sum(gains) / len(gains), abs=1e-12)
     assert measured["hr@10"]["mean"] == sum(1 <= r <= 10 for r in expected) / len(expected)
     assert measured["mrr"]["mean"] == pytest.approx(sum(1 / r for r in expected if r) / len(expected), abs=1e-12)
@@ -160,7 +160,7 @@ def test_the_full_system_is_the_one_recommend_path(
     bundle: Bundle, ranks: dict[str, module.MethodRanks], tmp_path: Path
 ) -> None:
     """Batches of many users, replayed, against one call a context: ranks of every event, and the whole lists."""
-    replayed(bundle, dump=tmp_path / "dump.parquet", ladder=False)
+    replayed(bundle, dump=tmp_path / "dump.parquet", leaderboard=False)
     dumped = pq.read_table(tmp_path / "dump.parquet").to_pylist()
     lists = {(r[USER_ID], r[TIMESTAMP]): r["ranked"] for r in dumped}
     single = {key: single_answer(bundle, *key, 500) for key in lists}
@@ -172,28 +172,28 @@ def test_the_full_system_is_the_one_recommend_path(
     assert all(r > 0 for r in expected), "the whole catalogue outside the history is ranked"
 
 
-def test_every_source_alone_answers_as_when_asked_directly(
+def test_every_retriever_alone_answers_as_when_asked_directly(
     bundle: Bundle, ranks: dict[str, module.MethodRanks]
 ) -> None:
     frame = window()
     states = histories().states_at(frame[USER_ID].to_numpy(), frame[TIMESTAMP].to_numpy())
-    for source in bundle.recommender.sources:
+    for retriever in bundle.recommender.retrievers:
         expected = []
         for row in range(len(frame)):
             one = states.rows(np.array([row]))
-            scores = source.answer(one).at(np.arange(planted.N_MOVIES)[None, :])[0].tolist()
+            scores = retriever.answer(one).at(np.arange(planted.N_ITEMS)[None, :])[0].tolist()
             seen = set(one.seen_idx[0].tolist())
             order = sorted(
                 (
                     i
-                    for i in range(planted.N_MOVIES)
-                    if i not in seen and (scores[i] != 0 or source.name == "two_tower")
+                    for i in range(planted.N_ITEMS)
+                    if i not in seen and (scores[i] != 0 or retriever.name == "two_tower")
                 ),
                 key=lambda i: (-scores[i], i),
             )
             ids = bundle.recommender.catalogue.to_ids(np.array(order, dtype=np.int64)).tolist()
             expected.append(rank_in(ids, int(frame[ITEM_ID].iloc[row])))
-        assert ranks[source.name].frame[RANK].tolist() == expected, source.name
+        assert ranks[retriever.name].frame[RANK].tolist() == expected, retriever.name
 
 
 def test_frames_carry_every_event_once_with_its_facts(ranks: dict[str, module.MethodRanks]) -> None:
@@ -201,27 +201,27 @@ def test_frames_carry_every_event_once_with_its_facts(ranks: dict[str, module.Me
     assert list(ranks) == [*singles, MERGED, LOGISTIC, FULL_SYSTEM]
     frame = window().reset_index(drop=True)
     t2 = planted.planted_split().t2
-    trained = {(user, movie) for user, movie, _, at in rows() if at <= t2}
+    trained = {(user, item) for user, item, _, at in rows() if at <= t2}
     pasts = [history_of(u, t) for u, t in zip(frame[USER_ID], frame[TIMESTAMP], strict=True)]
     facts = {
         N_HISTORY: [len(past) for past in pasts],
         GAP_S: [t - past[-1][3] if past else -1 for past, t in zip(pasts, frame[TIMESTAMP], strict=True)],
         NEW_USER: [u not in {user for user, _ in trained} for u in frame[USER_ID]],
-        RATERS: [sum(movie == i for _, movie in trained) for i in frame[ITEM_ID]],
+        RATERS: [sum(item == i for _, item in trained) for i in frame[ITEM_ID]],
     }
     for method in ranks.values():
         for column in (USER_ID, TIMESTAMP, ITEM_ID, RATING):
             assert method.frame[column].tolist() == frame[column].tolist()
         for column, expected in facts.items():
             assert method.frame[column].tolist() == expected, column
-        assert method.n_catalogue == planted.N_MOVIES
-        assert set(method.top10_items) <= set(planted.planted_tables().movies[ITEM_ID])
+        assert method.n_catalogue == planted.N_ITEMS
+        assert set(method.top10_items) <= set(planted.planted_tables().items[ITEM_ID])
     assert {m.name for m in ranks.values() if m.kind == "system"} == {MERGED, LOGISTIC, FULL_SYSTEM}
 
 
 def test_no_method_falls_behind_what_it_was(ranks: dict[str, module.MethodRanks]) -> None:
     """Measured with the planted world's seeds, the same on one thread and on two: NDCG@10 of all 75 events. Within its
-    cluster a user's next movie is a matter of chance, hence all but popularity lie close together. What only counts is
+    cluster a user's next item is a matter of chance, hence all but popularity lie close together. What only counts is
     exact; where floats decide, about one event may change places on another machine (at most 0.37 / 75 each)."""
     measured = {name: event_values(method.frame[RANK].to_numpy(), ["ndcg@10"]).mean() for name, method in ranks.items()}
     counted = {"popularity": 0.151599, "covisitation": 0.415427, "item_knn": 0.429515}
@@ -239,12 +239,12 @@ def test_coverage_counts_what_was_shown_to_anybody(ranks: dict[str, module.Metho
 
 
 def test_every_cohort_is_in_the_window_and_counted(ranks: dict[str, module.MethodRanks]) -> None:
-    ladder = build_ladder(list(ranks.values()), planted.planted_tables().source, 0, planted.planted_split().t2)
-    sizes = {name: found["n_events"] for name, found in ladder["methods"][0]["segments"].items()}
+    leaderboard = build_leaderboard(list(ranks.values()), planted.planted_tables().info, 0, planted.planted_split().t2)
+    sizes = {name: found["n_events"] for name, found in leaderboard["methods"][0]["segments"].items()}
     assert list(sizes) == list(SEGMENTS)
     assert sizes["all"] == sizes["warm"] + sizes["cold"] == 75
     assert sizes["warm"] == sum(n for name, n in sizes.items() if name.startswith("history"))
-    assert min(sizes[name] for name in ("cold", "liked", "return visit", "new user", "new movie")) > 0
+    assert min(sizes[name] for name in ("cold", "liked", "return visit", "new user", "new item")) > 0
     assert sizes["history 21-100"] == sizes["history over 100"] == 0, "empty, and shown as such"
 
 
@@ -252,16 +252,16 @@ def test_beyond_accuracy_of_the_lists_that_were_shown(
     bundle: Bundle, ranks: dict[str, module.MethodRanks], tmp_path: Path
 ) -> None:
     """Popularity's top tens by hand and the full system's from the dump, each context once."""
-    replayed(bundle, dump=tmp_path / "dump.parquet", ladder=False)
+    replayed(bundle, dump=tmp_path / "dump.parquet", leaderboard=False)
     dumped = pq.read_table(tmp_path / "dump.parquet").to_pylist()
     lists = {
         FULL_SYSTEM: {(r[USER_ID], r[TIMESTAMP]): r["ranked"][:10] for r in dumped},
         "popularity": {(r[USER_ID], r[TIMESTAMP]): popularity_order(r[USER_ID], r[TIMESTAMP])[:10] for r in dumped},
     }
-    trained = {(user, movie) for user, movie, _, at in rows() if at <= planted.planted_split().t2}
+    trained = {(user, item) for user, item, _, at in rows() if at <= planted.planted_split().t2}
     n_users = len({user for user, _ in trained})
-    movies = planted.planted_tables().movies
-    raters = {i: sum(movie == i for _, movie in trained) for i in movies[ITEM_ID]}
+    items = planted.planted_tables().items
+    raters = {i: sum(item == i for _, item in trained) for i in items[ITEM_ID]}
     for name, by_context in lists.items():
         flat = [i for ranked in by_context.values() for i in ranked]
         assert set(flat) == set(ranks[name].top10_items.tolist())
@@ -282,7 +282,7 @@ def test_the_observer_gets_every_context_once_with_what_was_answered(bundle: Bun
     answers: dict[tuple[int, int], list[int]] = {}
     happened: dict[tuple[int, int], set[int]] = {}
 
-    def observe(full: Recommendations, rows: np.ndarray, contexts: Contexts) -> None:
+    def observe(full: Recommendations, rows: np.ndarray, contexts: PredictionPoints) -> None:
         for r, c in enumerate(rows):
             key = (int(contexts.user_id[c]), int(contexts.timestamp[c]))
             assert key not in answers
@@ -297,7 +297,7 @@ def test_the_observer_gets_every_context_once_with_what_was_answered(bundle: Bun
 
 
 def test_events_of_one_second_share_a_context(bundle: Bundle, tmp_path: Path) -> None:
-    replayed(bundle, dump=tmp_path / "dump.parquet", ladder=False)
+    replayed(bundle, dump=tmp_path / "dump.parquet", leaderboard=False)
     dumped = pq.read_table(tmp_path / "dump.parquet").to_pandas()
     shared = 0
     for (user, moment), part in dumped.groupby([USER_ID, TIMESTAMP]):
@@ -326,9 +326,9 @@ def test_the_dump(bundle: Bundle, tmp_path: Path) -> None:
     assert sorted((r["user_id"], r["timestamp"], r["item_id"]) for r in found) == sorted(
         (u, t, i) for u, i, _, t in test
     )
-    catalogue = set(planted.planted_tables().movies[ITEM_ID].tolist())
+    catalogue = set(planted.planted_tables().items[ITEM_ID].tolist())
     for row in found:
-        seen = {movie for _, movie, _, _ in history_of(row["user_id"], row["timestamp"])}
+        seen = {item for _, item, _, _ in history_of(row["user_id"], row["timestamp"])}
         assert len(row["ranked"]) == len(set(row["ranked"]))
         assert set(row["ranked"]) == catalogue - seen
     assert [p.name for p in path.parent.iterdir()] == ["dump.parquet"]
@@ -369,7 +369,7 @@ def test_a_failure_leaves_no_dump_and_the_old_one_as_it_was(bundle: Bundle, tmp_
 
 def test_progress_counts_contexts_up_to_all(bundle: Bundle) -> None:
     told: list[tuple[int, int]] = []
-    methods = replayed(bundle, ladder=False, progress=lambda done, of: told.append((done, of)))
+    methods = replayed(bundle, leaderboard=False, progress=lambda done, of: told.append((done, of)))
     assert list(methods) == [FULL_SYSTEM]
     n_contexts = len(set(zip(window()[USER_ID], window()[TIMESTAMP], strict=True)))
     assert told[-1] == (n_contexts, n_contexts)

@@ -15,24 +15,24 @@ from recsys.evaluation.tables import (
     markdown_table,
     text_table,
 )
-from tests.evaluation.ladders import PNG, TWO, make
+from tests.evaluation.leaderboards import PNG, TWO, make
 
-TABLES = ["ladder.txt", "ladder.md", "cohorts.md", "beyond_accuracy.md"]
+TABLES = ["leaderboard.txt", "leaderboard.md", "cohorts.md", "beyond_accuracy.md"]
 
 
 def test_every_table_and_picture_is_written(tmp_path: Path) -> None:
-    ladder = make(TWO)
+    leaderboard = make(TWO)
     page = write_report(
         tmp_path / "out",
-        ladder,
+        leaderboard,
         compared=["full", "popular"],
         retrieval_ranks={"popular": np.arange(1, 9)},
-        importance={"source_score": 3.0, "age_days": 1.0},
+        importance={"retriever_score": 3.0, "age_days": 1.0},
         about={"machine": "2 cores", "command": "recsys evaluate", "bundle": "b1", "p50 ms": 3},
         stages={"data": 1.25, "train": 1000.0},
     )
     assert page == tmp_path / "out" / "report.html"
-    pictures = ["cohorts.png", "importance.png", "ladder.png", "retrieval.png"]
+    pictures = ["cohorts.png", "importance.png", "leaderboard.png", "retrieval.png"]
     assert sorted(p.name for p in page.parent.iterdir()) == sorted([*pictures, *TABLES, "report.html"])
     text = page.read_text(encoding="utf-8")
     assert "recsys evaluate" in text
@@ -44,17 +44,17 @@ def test_every_table_and_picture_is_written(tmp_path: Path) -> None:
         assert base64.b64encode(png).decode("ascii") in text, name
     said = {name: (page.parent / name).read_text(encoding="utf-8") for name in TABLES}
     facts = "\nMeasured: command: recsys evaluate; bundle: b1; machine: 2 cores.\n"
-    assert said["ladder.md"] == markdown_table(ladder) + facts
-    assert said["ladder.txt"].startswith(text_table(ladder))
-    assert differences_table(ladder) in said["ladder.txt"]
-    assert said["cohorts.md"] == cohorts_markdown(ladder) + facts
-    assert said["beyond_accuracy.md"] == beyond_accuracy_markdown(ladder) + facts
+    assert said["leaderboard.md"] == markdown_table(leaderboard) + facts
+    assert said["leaderboard.txt"].startswith(text_table(leaderboard))
+    assert differences_table(leaderboard) in said["leaderboard.txt"]
+    assert said["cohorts.md"] == cohorts_markdown(leaderboard) + facts
+    assert said["beyond_accuracy.md"] == beyond_accuracy_markdown(leaderboard) + facts
 
 
 def test_without_data_there_is_no_picture(tmp_path: Path) -> None:
     write_report(tmp_path, make(TWO))
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["ladder.png", *TABLES, "report.html"])
-    assert (tmp_path / "ladder.md").read_text(encoding="utf-8") == markdown_table(make(TWO))
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["leaderboard.png", *TABLES, "report.html"])
+    assert (tmp_path / "leaderboard.md").read_text(encoding="utf-8") == markdown_table(make(TWO))
 
 
 def test_importing_the_report_loads_no_matplotlib() -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from recsys.evaluation.beyond_accuracy import BEYOND_ACCURACY
 from recsys.evaluation.cohorts import SEGMENTS
-from recsys.evaluation.plots import ladder_png
+from recsys.evaluation.plots import leaderboard_png
 from recsys.evaluation.report_html import report_html
-from tests.evaluation.ladders import NASTY, TWO, make
+from tests.evaluation.leaderboards import NASTY, TWO, make
 
 
 class Page(HTMLParser):
@@ -29,15 +29,15 @@ class Page(HTMLParser):
         self.text += data
 
 
-def page_of(ladder: dict[str, Any], **options: Any) -> Page:
-    return Page(report_html(ladder, **{"pictures": {}, "about": {}, "stages": {}, **options}))
+def page_of(leaderboard: dict[str, Any], **options: Any) -> Page:
+    return Page(report_html(leaderboard, **{"pictures": {}, "about": {}, "stages": {}, **options}))
 
 
 def test_the_page_holds_pictures_facts_and_every_cohort() -> None:
-    ladder = make(TWO)
-    pictures = {"ladder": ladder_png(ladder), "cohorts": b"cohorts"}
+    leaderboard = make(TWO)
+    pictures = {"leaderboard": leaderboard_png(leaderboard), "cohorts": b"cohorts"}
     stages = {"data": 1.25, "train": 1000.0}
-    read = page_of(ladder, pictures=pictures, about={"Machine": "2 cores"}, stages=stages)
+    read = page_of(leaderboard, pictures=pictures, about={"Machine": "2 cores"}, stages=stages)
     expected = ["Machine", "2 cores", "1,000.0", "1,001.2", "1970-01-01 00:16:39 UTC", "a" * 64]
     assert all(text in read.text for text in (*expected, "Return visit: first events after a pause", *SEGMENTS))
     assert [tag for tag, _ in read.tags].count("details") == len(SEGMENTS) - 1
@@ -47,7 +47,7 @@ def test_the_page_holds_pictures_facts_and_every_cohort() -> None:
 
 
 def test_the_page_loads_nothing_and_runs_nothing() -> None:
-    read = page_of(make(TWO), pictures={"ladder": b"png"})
+    read = page_of(make(TWO), pictures={"leaderboard": b"png"})
     assert not {tag for tag, _ in read.tags} & {"script", "link", "iframe", "object", "a"}
     assert all(str(v).startswith("data:") for _, attributes in read.tags for k, v in attributes.items() if k == "src")
 
@@ -60,8 +60,8 @@ def test_the_banner_is_there_for_synthetic_data_only(synthetic: bool) -> None:
 
 
 def test_a_nasty_name_stays_text_everywhere() -> None:
-    ladder = make({NASTY: ("single", [3] * 8), NASTY + "2": ("system", [1] * 8)}, name=NASTY, synthetic=True)
-    text = report_html(ladder, {}, about={NASTY: NASTY}, stages={NASTY: 1.0})
+    leaderboard = make({NASTY: ("single", [3] * 8), NASTY + "2": ("system", [1] * 8)}, name=NASTY, synthetic=True)
+    text = report_html(leaderboard, {}, about={NASTY: NASTY}, stages={NASTY: 1.0})
     assert "<script" not in text
     read = Page(text)
     assert all(tag != "script" for tag, _ in read.tags)

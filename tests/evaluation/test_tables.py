@@ -15,7 +15,7 @@ from recsys.evaluation.tables import (
     text_table,
     with_facts,
 )
-from tests.evaluation.ladders import NASTY, TWO, make
+from tests.evaluation.leaderboards import NASTY, TWO, make
 
 
 def test_text_table_to_the_character() -> None:
@@ -38,8 +38,8 @@ def test_a_segment_without_events_says_so() -> None:
 
 
 def test_markdown_table_marks_the_system_and_keeps_its_columns() -> None:
-    ladder = make({"a|b": ("single", [3] * 8), "full": ("system", [1] * 8)})
-    lines = markdown_table(ladder).splitlines()
+    leaderboard = make({"a|b": ("single", [3] * 8), "full": ("system", [1] * 8)})
+    lines = markdown_table(leaderboard).splitlines()
     assert lines[2] == "| Method | NDCG@10 | HR@10 | MRR | Recall@100 | Recall@500 | Coverage@10 |"
     assert lines[4].startswith(r"| a\|b | 0.5000 [0.5000, 0.5000] |")
     assert lines[5].startswith("| **full** | **1.0000 [1.0000, 1.0000]** |")
@@ -61,8 +61,8 @@ def test_cohorts_side_by_side_then_one_by_one() -> None:
         "| history over 100 | 0 | 0 | n/a | **n/a** | n/a |",
         "| return visit | 1 | 1 | 0.5000 | **1.0000** | 0.5000 |",
         "| new user | 2 | 1 | 0.5000 | **1.0000** | 0.0000 |",
-        "| new movie | 0 | 0 | n/a | **n/a** | n/a |",
-        "| rare movie | 2 | 2 | 0.5000 | **1.0000** | 0.0000 |",
+        "| new item | 0 | 0 | n/a | **n/a** | n/a |",
+        "| rare item | 2 | 2 | 0.5000 | **1.0000** | 0.0000 |",
     ]
     assert [line[3:] for line in lines if line.startswith("## ")] == list(SEGMENTS)[1:]
     assert sum(line.startswith("| **full** |") for line in lines) == len(SEGMENTS) - 1
@@ -79,10 +79,10 @@ def test_beyond_accuracy_to_the_character() -> None:
 
 
 def test_a_nasty_name_stays_text() -> None:
-    ladder = make({NASTY: ("single", [3] * 8), NASTY + "2": ("system", [1] * 8)}, name=NASTY, synthetic=True)
-    for table in (text_table(ladder), differences_table(ladder)):
+    leaderboard = make({NASTY: ("single", [3] * 8), NASTY + "2": ("system", [1] * 8)}, name=NASTY, synthetic=True)
+    for table in (text_table(leaderboard), differences_table(leaderboard)):
         assert "\x1b" not in table
-    for table in (markdown_table(ladder), cohorts_markdown(ladder), beyond_accuracy_markdown(ladder)):
+    for table in (markdown_table(leaderboard), cohorts_markdown(leaderboard), beyond_accuracy_markdown(leaderboard)):
         assert "<script" not in table
         assert "\x1b" not in table
 
@@ -98,31 +98,35 @@ def test_differences_table() -> None:
 @pytest.mark.parametrize(
     ("ranks", "users", "says"),
     [
-        ([1] * 8, 4, r"full reaches NDCG@10 1\.0000 .*best single source is popular at 0\.5000.*the system is ahead"),
+        (
+            [1] * 8,
+            4,
+            r"full reaches NDCG@10 1\.0000 .*best single retriever is popular at 0\.5000.*the system is ahead",
+        ),
         ([0] * 8, 4, r"difference -0\.5000: the system is behind"),
         ([1, 0, 3, 7, 1, 0, 3, 7], 4, "these data do not tell them apart"),
         ([1] * 8, 1, "it rests on one user, so its interval says nothing"),
     ],
 )
 def test_the_finding_says_what_the_interval_allows(ranks: list[int], users: int, says: str) -> None:
-    ladder = make(
+    leaderboard = make(
         {"worse": ("single", [7] * 8), "popular": ("single", [3] * 8), "full": ("system", ranks)}, users=users
     )
-    assert re.search(says, finding(ladder))
+    assert re.search(says, finding(leaderboard))
 
 
 def test_the_finding_without_a_system_or_without_events() -> None:
     assert finding(make({"a": ("single", [3] * 8), "b": ("single", [1] * 8)})).startswith("Over all test events, b ")
-    ladder = make(TWO)
-    for method in ladder["methods"]:
+    leaderboard = make(TWO)
+    for method in leaderboard["methods"]:
         method["segments"]["all"]["metrics"] = dict.fromkeys(method["segments"]["all"]["metrics"])
-    assert finding(ladder) == "There was no test event, so nothing was measured."
+    assert finding(leaderboard) == "There was no test event, so nothing was measured."
 
 
 def test_one_user_is_flagged_in_every_table() -> None:
-    ladder = make(TWO, users=1)
-    assert "0.5000 [one user]" in text_table(ladder)
-    assert "one user" in differences_table(ladder)
+    leaderboard = make(TWO, users=1)
+    assert "0.5000 [one user]" in text_table(leaderboard)
+    assert "one user" in differences_table(leaderboard)
 
 
 def test_the_last_line_says_how_it_was_measured() -> None:

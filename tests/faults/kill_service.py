@@ -35,8 +35,8 @@ import httpx
 
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from recsys.event_log import LoggedEvent, parse
-from recsys.features.rebuild import state_from_events
 from recsys.features.state import Event, UserState
+from recsys.features.state_merge import state_from_events
 
 SENDERS = 4
 USERS = (1, 2, 3, 4, 5, 6, 7, 8, 501, 502, 503, 504)  # of the data set, and strangers
@@ -83,7 +83,7 @@ class Sender:
 
     def _event(self) -> Body:
         self.made += 1
-        body: Body = {"user_id": self.rng.choice(USERS), "movie_id": self.rng.randint(1, 80)}
+        body: Body = {"user_id": self.rng.choice(USERS), "item_id": self.rng.randint(1, 80)}
         body["event_id"] = f"{self.number}-{self.made}"
         if self.rng.random() < 0.5:  # older than what is known, or of the same second
             body["timestamp"] = 1_040_000_000 + self.rng.randrange(2_000)
@@ -214,18 +214,18 @@ def _check(url: str, log: Log, known: dict[int, list[Event]]) -> None:
             state, _ = state_from_events(UserState(user), known[user] + log.events[user])
             told = client.get(f"/v1/users/{user}/history", params={"n": 64}).json()
             window = list(zip(state.item_ids, state.ratings, state.timestamps, strict=True))
-            found = [(event["movie_id"], event["rating"], event["timestamp"]) for event in told["events"]]
+            found = [(event["item_id"], event["rating"], event["timestamp"]) for event in told["events"]]
             assert told["n_events"] == state.n_events, f"user {user}: {told['n_events']} events, not {state.n_events}"
             assert found == window[::-1], f"the window of user {user} is not that of the set"
 
 
 def _check_store(root: Path, dataset: str, log: Log, known: dict[int, list[Event]]) -> None:
-    """The same in the store, with sums and seen movies."""
+    """The same in the store, with sums and seen items."""
     from recsys.feature_store import FeatureStore
-    from recsys.home import Home
     from recsys.settings import Settings
+    from recsys.workspace import Workspace
 
-    store = FeatureStore(Settings(home=root).feature_store(Home(root).dataset(dataset)))
+    store = FeatureStore(Settings(home=root).feature_store(Workspace(root).dataset(dataset)))
     for user in USERS:
         found = store.online_state(user)
         assert found is not None
@@ -281,14 +281,14 @@ def _fork_services(root: Path, dataset: str) -> None:
     import mlflow  # noqa: F401
 
     from recsys.feature_store.importing import import_feast
-    from recsys.home import Home
     from recsys.settings import Settings
+    from recsys.workspace import Workspace
     from serving.settings import ServiceSettings
     from serving.workers import Start, serve
 
     import_feast()
     settings = ServiceSettings.build(
-        Settings(home=root), Home(root).dataset(dataset), budget_ms=60_000.0, predictions_share=0.0
+        Settings(home=root), Workspace(root).dataset(dataset), budget_ms=60_000.0, predictions_share=0.0
     )
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that what was killed is gone at once
     pid = 0

@@ -25,8 +25,8 @@ import pipelines.training
 from pipelines.job import Job, Stage
 from pipelines.stages import stages
 from recsys import command
-from recsys.artefacts import read_json
-from recsys.home import Home
+from recsys.atomic_io import read_json
+from recsys.workspace import Workspace
 from tests.conftest import use_small_settings
 
 DATASET = "synthetic"
@@ -54,7 +54,7 @@ def recsys(root: Path, *arguments: str) -> int:
 
 def killed_in(root: Path, stage: str, after_s: float) -> int:
     """Train until `stage` has run for `after_s`, or has finished but for its record."""
-    record = Home(root).dataset(DATASET).stages / f"{stage}.json"
+    record = Workspace(root).dataset(DATASET).stages / f"{stage}.json"
     write = pipelines.job.write_json
 
     def die() -> None:
@@ -86,12 +86,12 @@ def main(files: Path, folder: Path, seed: int) -> None:
     for root in (whole, killed):
         assert forked(lambda root=root: recsys(root, "data", "--data-dir", str(files), "--dataset", DATASET)) == 0  # type: ignore[misc]
     assert forked(lambda: recsys(whole, *TRAIN)) == 0
-    records = Home(whole).dataset(DATASET).stages
+    records = Workspace(whole).dataset(DATASET).stages
     for stage in [s.name for s in stages(refit=True)]:
         seconds = float(read_json(records / f"{stage}.json")["seconds"])
         after_s = rng.uniform(0.0, seconds)
         code = forked(lambda stage=stage, after_s=after_s: killed_in(killed, stage, after_s))  # type: ignore[misc]
-        finished = sorted(p.stem for p in Home(killed).dataset(DATASET).stages.glob("*.json"))
+        finished = sorted(p.stem for p in Workspace(killed).dataset(DATASET).stages.glob("*.json"))
         print(json.dumps({"stage": stage, "after_s": after_s, "code": code, "finished": finished}), flush=True)
     assert forked(lambda: recsys(killed, *TRAIN)) == 0
 

@@ -5,8 +5,8 @@ Kept: the order of reception in the log; every event once in its user's state, w
 
 import pytest
 
-from recsys.features.rebuild import state_from_events
 from recsys.features.state import Event
+from recsys.features.state_merge import state_from_events
 from serving.champion import Champion
 from serving.metrics import Metrics
 from serving.service import Service
@@ -29,18 +29,18 @@ def test_a_clock_that_goes_back(world: ServingWorld, closing: list[Service], bac
     already = len(list(service.event_log.read()))
     told = []
     with connected(world.settings, service) as client:
-        for movie, shift in ((1, 0.0), (2, 1.0), (3, -back_s), (4, -back_s + 1), (5, 2.0)):
+        for item, shift in ((1, 0.0), (2, 1.0), (3, -back_s), (4, -back_s + 1), (5, 2.0)):
             moment = world.end + 10 * DAY + shift
-            body = {"user_id": user, "movie_id": movie, "rating": 4.0, "event_id": f"{user}-{movie}"}
+            body = {"user_id": user, "item_id": item, "rating": 4.0, "event_id": f"{user}-{item}"}
             told.append(client.post("/v1/events", json=body).json())
             answer = client.get(f"/v1/users/{user}/recommendations").json()
             assert answer["degraded"] == []
-            assert movie not in [item["movie_id"] for item in answer["items"]]
+            assert item not in [item["item_id"] for item in answer["items"]]
         moment = world.end + 10 * DAY - back_s
-        body = {"user_id": user, "movie_id": 1, "rating": 4.0, "event_id": f"{user}-1"}
+        body = {"user_id": user, "item_id": 1, "rating": 4.0, "event_id": f"{user}-1"}
         again = client.post("/v1/events", json=body).json()
         assert (again["repeated"], again["timestamp"]) == (True, told[0]["timestamp"])
-        ahead = {"user_id": user, "movie_id": 6, "rating": 4.0, "timestamp": int(moment) + 60}
+        ahead = {"user_id": user, "item_id": 6, "rating": 4.0, "timestamp": int(moment) + 60}
         assert client.post("/v1/events", json=ahead).json()["type"] == "urn:recsys:problem:future-event"
     logged = list(service.event_log.read())[already:]
     assert [e.item_id for e in logged] == [1, 2, 3, 4, 5]  # in the order in which they came

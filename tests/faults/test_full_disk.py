@@ -13,12 +13,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from recsys.features.rebuild import state_from_events
 from recsys.features.state import Event
+from recsys.features.state_merge import state_from_events
 from serving.metrics import Metrics
 from serving.service import Service
 from tests.serving.serving_client import connected
-from tests.serving.serving_world import MOVIES, ServingWorld, build
+from tests.serving.serving_world import ITEMS, ServingWorld, build
 from tests.stores.native import MISSING, REQUIRED
 
 from .conftest import own_events
@@ -68,12 +68,12 @@ def test_a_full_disk_loses_nothing_and_is_got_over(small_disk: Path, closing: li
     sent = [
         {
             "user_id": user,
-            "movie_id": movie,
+            "item_id": item,
             "rating": 4.0,
-            "timestamp": world.end + movie,
-            "event_id": f"{user}-{movie}",
+            "timestamp": world.end + item,
+            "event_id": f"{user}-{item}",
         }
-        for movie in range(1, MOVIES + 1)
+        for item in range(1, ITEMS + 1)
         for user in (501, 1)
     ]
     taken: list[dict[str, object]] = []
@@ -109,7 +109,7 @@ def test_a_full_disk_loses_nothing_and_is_got_over(small_disk: Path, closing: li
             client.get("/v1/users/3/recommendations")
             time.sleep(0.05)
         for user in (501, 1):
-            own = [Event(int(b["movie_id"]), 4.0, int(b["timestamp"])) for b in taken if b["user_id"] == user]  # type: ignore[call-overload]
+            own = [Event(int(b["item_id"]), 4.0, int(b["timestamp"])) for b in taken if b["user_id"] == user]  # type: ignore[call-overload]
             stored = service.store.online_state(user)
             assert stored is not None
             assert stored[0] == state_from_events(stored[0], own_events(world, user) + own)[0]

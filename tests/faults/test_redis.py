@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from recsys.feature_store import FeatureStore
-from recsys.features.rebuild import state_from_events
 from recsys.features.state import Event, UserState
+from recsys.features.state_merge import state_from_events
 from recsys.settings import Settings
 from serving import states
 from serving.metrics import Metrics
@@ -51,9 +51,9 @@ class Broken:
         found = self.direct.online_state(user_id)
         return None if found is None else found[0]
 
-    def rate(self, user_id: int, movie_id: int) -> dict[str, object]:
+    def rate(self, user_id: int, item_id: int) -> dict[str, object]:
         started = time.monotonic()
-        response = self.client.post("/v1/events", json={"user_id": user_id, "movie_id": movie_id, "rating": 4.5})
+        response = self.client.post("/v1/events", json={"user_id": user_id, "item_id": item_id, "rating": 4.5})
         assert response.status_code == 201
         assert time.monotonic() - started < states.RECORD_LIMIT_S + SLACK_S
         told: dict[str, object] = response.json()
@@ -128,10 +128,10 @@ def test_slow(broken: Broken) -> None:
     started = time.monotonic()
     assert broken.answer(1)["degraded"] == ["user_state"]
     assert time.monotonic() - started < BUDGET_MS / 1e3 * 0.4
-    rated = before["items"][0]["movie_id"]  # type: ignore[index]
+    rated = before["items"][0]["item_id"]  # type: ignore[index]
     told = broken.rate(1, rated)
     assert (told["applied"], told["n_events"]) == (False, 16)
-    assert rated not in [item["movie_id"] for item in broken.answer(1)["items"]]  # type: ignore[index]
+    assert rated not in [item["item_id"] for item in broken.answer(1)["items"]]  # type: ignore[index]
     broken.proxy.delay_s = 0.0
     broken.expect(1)
     broken.wait_for(lambda: broken.answer(1)["degraded"] == [])
@@ -158,7 +158,7 @@ def test_away_and_back(broken: Broken, fault: str) -> None:
             os.kill(process.pid, signal.SIGSTOP)
         else:
             broken.proxy.refusing = True
-        told = [broken.rate(user, movie) for user, movie in zip((*users, users[0]), (70, 71, 72, 73), strict=True)]
+        told = [broken.rate(user, item) for user, item in zip((*users, users[0]), (70, 71, 72, 73), strict=True)]
         assert [t["applied"] for t in told] == [False] * 4
         for user in users:
             answer = broken.answer(user)
@@ -183,7 +183,7 @@ def test_an_outage_with_more_events_than_memory_is_given_for(broken: Broken) -> 
     for user in users:
         broken.answer(user)
     broken.proxy.refusing = True
-    told = [broken.rate(user, movie) for movie in (70, 71, 72) for user in users]
+    told = [broken.rate(user, item) for item in (70, 71, 72) for user in users]
     assert [(t["applied"], t["n_events"]) for t in told] == [(False, n) for n in (16, 17, 18) for _ in users]
     assert len(service.states._pending) == len(users)
     catching_up, go_on = threading.Event(), threading.Event()
@@ -200,7 +200,7 @@ def test_an_outage_with_more_events_than_memory_is_given_for(broken: Broken) -> 
     for user in users:
         answer = broken.answer(user)
         assert (answer["degraded"], answer["cold_start"]) == (["user_state"], False)
-        assert not {70, 71, 72} & {item["movie_id"] for item in answer["items"]}  # type: ignore[index]
+        assert not {70, 71, 72} & {item["item_id"] for item in answer["items"]}  # type: ignore[index]
         assert broken.client.get(f"/v1/users/{user}/history").status_code == 503
     assert broken.answer(39)["degraded"] == []
     go_on.set()
@@ -231,7 +231,7 @@ def test_what_a_crash_took_from_redis_comes_back(broken: Broken, known_here: boo
     if known_here:
         answer = broken.answer(user)
         assert answer["degraded"] == ["user_state"]
-        assert 70 not in [item["movie_id"] for item in answer["items"]]  # type: ignore[index]
+        assert 70 not in [item["item_id"] for item in answer["items"]]  # type: ignore[index]
     broken.expect(user)
     broken.wait_for(lambda: broken.answer(user)["degraded"] == [])
 

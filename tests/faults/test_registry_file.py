@@ -51,7 +51,7 @@ def test_a_damaged_registry(
             damage(registry)
             answer = client.get(f"/v1/users/{user}/recommendations").json()
             assert answer["degraded"] == []
-            body = {"user_id": user, "movie_id": answer["items"][0]["movie_id"], "rating": 4.0}
+            body = {"user_id": user, "item_id": answer["items"][0]["item_id"], "rating": 4.0}
             assert client.post("/v1/events", json=body).json()["applied"] is True
             assert client.get(f"/v1/users/{user}/history").json()["n_events"] == 16
         with pytest.raises(StoreError, match="Run `recsys train"):

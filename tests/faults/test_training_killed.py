@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from pipelines.stages import stages
-from recsys.artefacts import read_json
+from recsys.atomic_io import read_json
 from recsys.bundle import load_bundle
-from recsys.home import DatasetHome, Home
 from recsys.registry import Registry, model_name_for
+from recsys.workspace import DatasetWorkspace, Workspace
 
 from .kill_training import DATASET
 
@@ -26,18 +26,22 @@ OWN = ("bundle_id", "sibling_id", "created_utc")  # of every run
 
 
 @pytest.fixture(scope="module")
-def homes(world_files: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DatasetHome, DatasetHome, list[Any]]:
+def homes(
+    world_files: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[DatasetWorkspace, DatasetWorkspace, list[Any]]:
     folder = tmp_path_factory.mktemp("killed")
     command = [sys.executable, "-m", "tests.faults.kill_training", str(world_files), str(folder), "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stderr[-4_000:]
     kills = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    whole, killed = (Home(folder / name).dataset(DATASET) for name in ("whole", "killed"))
+    whole, killed = (Workspace(folder / name).dataset(DATASET) for name in ("whole", "killed"))
     return whole, killed, kills
 
 
-def test_every_stage_was_killed_and_none_before_it_was_lost(homes: tuple[DatasetHome, DatasetHome, list[Any]]) -> None:
+def test_every_stage_was_killed_and_none_before_it_was_lost(
+    homes: tuple[DatasetWorkspace, DatasetWorkspace, list[Any]],
+) -> None:
     names = [stage.name for stage in stages(refit=True)]
     assert [kill["stage"] for kill in homes[2]] == names
     for place, kill in enumerate(homes[2]):
@@ -46,7 +50,7 @@ def test_every_stage_was_killed_and_none_before_it_was_lost(homes: tuple[Dataset
 
 
 @pytest.mark.parametrize("role", ["evaluation", "production"])
-def test_the_bundles_are_the_same(homes: tuple[DatasetHome, DatasetHome, list[Any]], role: str) -> None:
+def test_the_bundles_are_the_same(homes: tuple[DatasetWorkspace, DatasetWorkspace, list[Any]], role: str) -> None:
     contents = []
     for home in homes[:2]:
         folder = home.bundles / read_json(home.work / f"{role}.json")["bundle_id"]
@@ -60,7 +64,7 @@ def test_the_bundles_are_the_same(homes: tuple[DatasetHome, DatasetHome, list[An
     assert len(contents[0][0]["files"]) > 10
 
 
-def test_the_second_home_serves(homes: tuple[DatasetHome, DatasetHome, list[Any]]) -> None:
+def test_the_second_home_serves(homes: tuple[DatasetWorkspace, DatasetWorkspace, list[Any]]) -> None:
     for home in homes[:2]:
         registry = Registry(None, home.root.parent / "mlflow", model_name_for(DATASET))
         champion = registry.look_up("champion")

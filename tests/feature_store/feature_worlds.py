@@ -13,13 +13,13 @@ from recsys.feature_store import FeatureStore, FeatureStoreConfig, write_feature
 from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
 from recsys.features.item_stats import snapshots
-from recsys.home import DatasetHome
+from recsys.workspace import DatasetWorkspace
 
 REPO = Path(__file__).parents[2] / "feature_repo"
 DAY = 86_400
 T0 = 11_000 * DAY  # midnight UTC
 
-EventRow = tuple[int, int, float, int]  # user, movie, stars, seconds
+EventRow = tuple[int, int, float, int]  # user, item, stars, seconds
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class World:
     catalogue: Catalogue
     histories: Histories
     snapshots: pd.DataFrame
-    home: DatasetHome
+    home: DatasetWorkspace
     store: FeatureStore
 
     @property
@@ -46,7 +46,7 @@ def build(
     name: str = "planted",
     servers: Mapping[str, Any] | None = None,
 ) -> World:
-    """Write the tables, register, materialise. Users 1 to 9 exist, 8 and 9 with unknown profile; movies 1 to 40.
+    """Write the tables, register, materialise. Users 1 to 9 exist, 8 and 9 with unknown profile; items 1 to 40.
 
     `servers`: what `FeatureStoreConfig` must know of them; None is embedded."""
     events = pd.DataFrame(rows, columns=[USER_ID, ITEM_ID, RATING, TIMESTAMP]).astype({RATING: np.float32})
@@ -58,7 +58,7 @@ def build(
             OCCUPATION: [*["artist", "doctor"] * 3, "artist", None, None],
         }
     )
-    movies = pd.DataFrame(
+    items = pd.DataFrame(
         {
             ITEM_ID: np.arange(1, 41),
             TITLE: [f"Film {i} (1999)" for i in range(1, 41)],
@@ -66,9 +66,9 @@ def build(
             GENRES: [["Drama"]] * 40,
         }
     )
-    catalogue = Catalogue.from_tables(movies, users)
+    catalogue = Catalogue.from_tables(items, users)
     histories = Histories.from_tables(catalogue, events, users)
-    home = DatasetHome(folder / name, name)
+    home = DatasetWorkspace(folder / name, name)
     table = snapshots(events)
     write_feature_tables(home, histories, table, pd.DataFrame(list(contexts), columns=[USER_ID, TIMESTAMP], dtype=int))
     store = FeatureStore(FeatureStoreConfig(home, REPO, **(servers or {})))

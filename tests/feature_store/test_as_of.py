@@ -50,14 +50,14 @@ def test_an_unsorted_file_and_two_rows_of_one_moment_are_refused(
 
 
 def every_pair(world: World) -> pd.DataFrame:
-    """Each movie on each day from before the first to long after the last, in an order of no meaning."""
+    """Each item on each day from before the first to long after the last, in an order of no meaning."""
     days = np.arange(T0 // DAY - 2, world.store.last_snapshot_day() + 3)
     items = world.catalogue.item_ids
     pairs = pd.DataFrame({ITEM_ID: np.repeat(items, len(days)), "day": np.tile(days, len(items))})
     return pairs.sample(frac=1, random_state=0).reset_index(drop=True)
 
 
-def test_it_equals_feasts_join_for_every_movie_and_day(seeded: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_equals_feasts_join_for_every_item_and_day(seeded: World, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = every_pair(seeded)
     by_feast = seeded.store.historical_item_stats(pairs)
     monkeypatch.setattr(store_module, "STATS_BY_FEAST", 5)

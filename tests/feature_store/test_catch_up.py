@@ -13,8 +13,8 @@ from recsys.event_log import read_log
 from recsys.feature_store import FeatureStore
 from recsys.feature_store.catch_up import moved
 from recsys.feature_store.user_locks import BUCKETS, UserLocks
-from recsys.features.rebuild import state_from_events
 from recsys.features.state import HISTORY_LENGTH, Event, UserState
+from recsys.features.state_merge import state_from_events
 
 from .feature_worlds import T0, World, build
 from .test_latest import LATER, log_events, tables_again
@@ -58,7 +58,7 @@ def test_later_events_are_on_top_of_a_materialisation(
     tables_again(world)
     later = [
         (1, 8, 4.5, LATER + 1),
-        (1, 2, 1.0, T0 - 7),  # older than the window, of a movie seen: cannot be folded
+        (1, 2, 1.0, T0 - 7),  # older than the window, of an item seen: cannot be folded
         (1, 1, 3.0, T0),  # the same, but counted already
         (50, 2, 4.0, LATER),  # the same second with more stars
         (60, 9, 3.5, LATER),

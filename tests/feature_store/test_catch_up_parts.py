@@ -10,8 +10,8 @@ import pytest
 from recsys.event_log import LoggedEvent
 from recsys.feature_store import catch_up as module
 from recsys.feature_store.online import Stored
-from recsys.features.rebuild import state_from_events
 from recsys.features.state import HISTORY_LENGTH, Event, UserState
+from recsys.features.state_merge import state_from_events
 from serving.event_log import EventLog
 from tests.serving.fake_store import FakeStore, event
 
@@ -21,7 +21,7 @@ def test_parts_of_any_size_make_the_same_states(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(module, "PART", part)
     monkeypatch.setattr(module, "BATCH", 2)
     rng = random.Random(1)
-    events = [event(rng.randint(1, 5), movie, rng.randint(0, 10**6)) for movie in range(60)]
+    events = [event(rng.randint(1, 5), item, rng.randint(0, 10**6)) for item in range(60)]
     events[3:3] = [replace(events[0], event_id="watched", kind="watch", rating=None)]
     EventLog(tmp_path / "log").append(*events)
     store = FakeStore(tmp_path)
@@ -57,7 +57,7 @@ def test_no_more_than_a_part_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_whoever_is_made_anew_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All events of user 1 are in the store, the older half outside the window: only the whole log tells that."""
     monkeypatch.setattr(module, "PART", 10)
-    EventLog(tmp_path / "log").append(*(event(1, movie, 100 + movie) for movie in range(2 * HISTORY_LENGTH)))
+    EventLog(tmp_path / "log").append(*(event(1, item, 100 + item) for item in range(2 * HISTORY_LENGTH)))
     store = FakeStore(tmp_path)
     before = store.rows[1] = store.whole_state(UserState(1))
     made_anew: list[int] = []

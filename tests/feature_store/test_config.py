@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from recsys.feature_store.config import FeatureStoreConfig, with_time_limits
-from recsys.home import DatasetHome
+from recsys.workspace import DatasetWorkspace
 
 from .feature_worlds import REPO
 
 
 def config_of(tmp_path: Path, redis: str | None = None, registry: str | None = None) -> FeatureStoreConfig:
-    return FeatureStoreConfig(DatasetHome(tmp_path, "x"), REPO, "redis" if redis else "sqlite", redis, registry)
+    return FeatureStoreConfig(DatasetWorkspace(tmp_path, "x"), REPO, "redis" if redis else "sqlite", redis, registry)
 
 
 @pytest.mark.parametrize(

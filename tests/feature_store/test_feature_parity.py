@@ -57,7 +57,7 @@ def test_online_states_equal_past_states_just_after_the_end(seeded: World) -> No
     _same_batch(ours, seeded.histories.states_at(users, seeded.end), seen=True)
 
 
-def test_item_statistics_equal_the_timeline_for_every_movie_and_day(seeded: World) -> None:
+def test_item_statistics_equal_the_timeline_for_every_item_and_day(seeded: World) -> None:
     timeline = ItemStatsTimeline(seeded.catalogue, seeded.snapshots)
     last = seeded.store.last_snapshot_day()
     assert last == timeline.last_day

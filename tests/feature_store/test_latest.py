@@ -16,8 +16,8 @@ from recsys.event_log import LoggedEvent, end_of
 from recsys.feature_store import Latest, write_feature_tables
 from recsys.feature_store.latest import history_position, whole_state
 from recsys.features.item_stats import snapshots
-from recsys.features.rebuild import state_from_events
 from recsys.features.state import HISTORY_LENGTH, Event, UserState
+from recsys.features.state_merge import state_from_events
 
 from .feature_worlds import DAY, T0, EventRow, World, build
 
@@ -31,7 +31,7 @@ LOGGED = [
     (1, 7, 5.0, LATER),  # sent twice
     (2, 4, 3.0, T0 + DAY),  # told late, of the second of the newest state
     (3, 8, 4.5, T0 - 5 * DAY),  # of somebody with a profile and no events, before all others
-    (77, 8, 4.0, LATER + 5),  # of a stranger, with a clock that is ahead
+    (77, 8, 4.0, LATER + 5),  # of a new_user, with a clock that is ahead
 ]
 
 
@@ -116,7 +116,7 @@ def test_rows_say_when_they_were_known(world: World) -> None:
     assert len(rows) == len({(r[USER_ID], r[EVENT_TIMESTAMP]) for r in rows})
 
 
-def test_movie_statistics_count_a_logged_event_from_the_day_on_which_it_was_received(world: World) -> None:
+def test_item_statistics_count_a_logged_event_from_the_day_on_which_it_was_received(world: World) -> None:
     before = world.store.historical_item_stats(pd.DataFrame({ITEM_ID: [9, 7, 8, 5], "day": T0 // DAY + 29}))
     log_events(world.home.events, LOGGED)
     tables_again(world)

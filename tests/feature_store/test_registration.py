@@ -18,7 +18,7 @@ from recsys.feature_store import FeatureStore, FeatureStoreConfig, write_feature
 from recsys.feature_store.registration import load_definitions
 from recsys.feature_store.tables import SEEN_SCHEMA, STATE_SCHEMA, STATS_SCHEMA
 from recsys.features.item_stats import STATS_COLUMNS
-from recsys.home import DatasetHome
+from recsys.workspace import DatasetWorkspace
 
 from .feature_worlds import REPO, T0, World, build
 
@@ -86,7 +86,7 @@ def test_nothing_calls_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_feast_command_registers_the_same(planted: World, tmp_path: Path) -> None:
-    home = DatasetHome(tmp_path / "cli", "cli")
+    home = DatasetWorkspace(tmp_path / "cli", "cli")
     no_contexts = pd.DataFrame({USER_ID: [], TIMESTAMP: []}, dtype=np.int64)
     write_feature_tables(home, planted.histories, planted.snapshots, no_contexts)
     home.feast.mkdir()
@@ -109,7 +109,7 @@ def test_the_feast_command_registers_the_same(planted: World, tmp_path: Path) ->
 
 
 def test_a_configuration_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
-    home = DatasetHome(tmp_path, "x")
+    home = DatasetWorkspace(tmp_path, "x")
     with pytest.raises(ConfigError, match="choose 'sqlite' or 'redis'"):
         FeatureStoreConfig(home, REPO, online_store="memcached")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="redis_connection together"):
@@ -121,7 +121,7 @@ def test_a_configuration_that_contradicts_itself_is_refused(tmp_path: Path) -> N
 
 
 def test_servers_by_configuration(tmp_path: Path) -> None:
-    home = DatasetHome(tmp_path, "ml-1m")
+    home = DatasetWorkspace(tmp_path, "ml-1m")
     config = FeatureStoreConfig(
         home, REPO, "redis", redis_connection="redis:6379,db=1", registry_path="postgresql+psycopg://feast@db/feast"
     )
@@ -139,7 +139,7 @@ def test_servers_by_configuration(tmp_path: Path) -> None:
 def test_contexts_of_a_stranger_are_refused(planted: World, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="of 1 users without a row in the data, the first 77"):
         write_feature_tables(
-            DatasetHome(tmp_path, "x"),
+            DatasetWorkspace(tmp_path, "x"),
             planted.histories,
             planted.snapshots,
             pd.DataFrame({USER_ID: [1, 77], TIMESTAMP: [T0, T0]}),

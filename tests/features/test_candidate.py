@@ -13,10 +13,10 @@ import pytest
 from recsys.features.candidate import CandidateSignals, candidate_features, feature_names
 from recsys.features.item_stats import ItemStats
 from recsys.features.state import HISTORY_LENGTH, Event, StateBatch, UserState, state_after, state_batch
-from tests.planted import DAY, N_MOVIES, NAMELESS, START, planted_catalogue, planted_timeline
+from tests.planted import DAY, N_ITEMS, NAMELESS, START, planted_catalogue, planted_timeline
 
 CATALOGUE = planted_catalogue()
-SOURCES = ("one", "two")
+RETRIEVERS = ("one", "two")
 B, K, D = 3, 7, 6
 NOW = START + 30 * DAY + 500
 DAY_OF_NOW = 11_030
@@ -52,7 +52,7 @@ def histories() -> StateBatch:
         for row, stars, ago in events:
             state = state_after(state, Event(int(CATALOGUE.item_ids[row]), stars, NOW - ago))
         states.append(state)
-    # the busy user has rated 80 movies more, all before the window: only the sums know
+    # the busy user has rated 80 items more, all before the window: only the sums know
     states[0] = replace(
         states[0],
         n_events=states[0].n_events + 80,
@@ -66,7 +66,7 @@ def histories() -> StateBatch:
 def signals() -> CandidateSignals:
     rng = np.random.default_rng(5)
     return CandidateSignals(
-        SOURCES,
+        RETRIEVERS,
         np.array(CANDIDATES),
         rng.random((B, K)).astype(np.float32),
         rng.standard_normal((B, K, 2)).astype(np.float32),
@@ -76,7 +76,7 @@ def signals() -> CandidateSignals:
 
 
 def unit_vectors() -> np.ndarray:
-    vectors = np.random.default_rng(6).standard_normal((N_MOVIES, D))
+    vectors = np.random.default_rng(6).standard_normal((N_ITEMS, D))
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -95,10 +95,10 @@ def oracle(states: StateBatch, s: CandidateSignals, b: int, k: int) -> dict[str,
     past = [int(states.item_idx[b, j]) for j in at]
     stars = [float(states.ratings[b, j]) for j in at]
     times = [int(states.timestamps[b, j]) for j in at]
-    movie = int(s.item_idx[b, k])
+    item = int(s.item_idx[b, k])
     out: dict[str, float] = {}
 
-    for i, name in enumerate(s.source_names):
+    for i, name in enumerate(s.retriever_names):
         best = max(float(s.scores[b, j, i]) for j in range(K) if s.item_idx[b, j] >= 0)
         out[f"{name}_score"] = float(s.scores[b, k, i])
         out[f"{name}_score_below_best"] = float(s.scores[b, k, i]) - best
@@ -107,14 +107,14 @@ def oracle(states: StateBatch, s: CandidateSignals, b: int, k: int) -> dict[str,
     out["merged_rank"] = k + 1
     out["covisitation_last"] = float(s.covisitation_last[b, k])
 
-    similar = [float(vectors[movie] @ vectors[m]) for m in past]
+    similar = [float(vectors[item] @ vectors[m]) for m in past]
     out["similarity_last"] = similar[-1] if similar else 0.0
     out["similarity_recent_mean"] = mean(similar[-5:])
     out["similarity_recent_max"] = max(similar[-5:], default=-1.0)
     out["similarity_history"] = mean(similar)
     out["similarity_liked"] = mean([x for x, r in zip(similar, stars, strict=True) if r >= 4.0])
 
-    mine = set(CATALOGUE.genres_of(movie))
+    mine = set(CATALOGUE.genres_of(item))
     user_mean = states.rating_sum[b] / max(states.n_events[b], 1)
     affinity, liking = [], []
     for genre in mine:
@@ -131,22 +131,22 @@ def oracle(states: StateBatch, s: CandidateSignals, b: int, k: int) -> dict[str,
     median = known_years[half] if len(known_years) % 2 else (known_years[half - 1] + known_years[half]) / 2
     decades = [(median if math.isnan(y) else float(y)) / 10 for y in CATALOGUE.years]
     out["user_decade"] = mean([decades[m] for m in past]) if past else mean(decades)
-    out["decade_distance"] = abs(decades[movie] - out["user_decade"])
-    out["decade"] = math.nan if math.isnan(CATALOGUE.years[movie]) else decades[movie]
+    out["decade_distance"] = abs(decades[item] - out["user_decade"])
+    out["decade"] = math.nan if math.isnan(CATALOGUE.years[item]) else decades[item]
 
     popularity = [math.log(1 + float(x)) for x in st.n_ratings]
     out["popularity_7d"], out["popularity_30d"], out["popularity_365d"] = (
-        math.log(1 + float(x)) for x in st.decayed[movie]
+        math.log(1 + float(x)) for x in st.decayed[item]
     )
-    out["popularity_all"] = popularity[movie]
+    out["popularity_all"] = popularity[item]
     out["popularity_trend"] = out["popularity_7d"] - out["popularity_30d"]
-    n = float(st.n_ratings[movie])
-    out["mean_rating"] = (float(st.rating_sum[movie]) + 5 * 3.5) / (n + 5)
-    out["liked_share"] = (float(st.n_liked[movie]) + 2.5) / (n + 5)
-    for name, moment in (("first", st.first_rated[movie]), ("last", st.last_rated[movie])):
+    n = float(st.n_ratings[item])
+    out["mean_rating"] = (float(st.rating_sum[item]) + 5 * 3.5) / (n + 5)
+    out["liked_share"] = (float(st.n_liked[item]) + 2.5) / (n + 5)
+    for name, moment in (("first", st.first_rated[item]), ("last", st.last_rated[item])):
         out[f"days_since_{name}_rated"] = math.log(1 + DAY_OF_NOW - int(moment) / DAY) if n else math.nan
     out["user_popularity"] = mean([popularity[m] for m in past[-10:]])
-    out["popularity_distance"] = popularity[movie] - out["user_popularity"]
+    out["popularity_distance"] = popularity[item] - out["user_popularity"]
 
     events = float(states.n_events[b])
     out["user_events"] = math.log(1 + events)
@@ -180,11 +180,11 @@ def test_the_world_reaches_every_branch() -> None:
 def test_every_feature_equals_the_loop(b: int, k: int) -> None:
     s = signals()
     got = candidate_features(histories(), s, stats(), CATALOGUE, unit_vectors())
-    assert got.shape == (B, K, len(feature_names(SOURCES)))
+    assert got.shape == (B, K, len(feature_names(RETRIEVERS)))
     assert got.dtype == np.float32
     expected = oracle(histories(), s, b, k)
-    assert set(expected) == set(feature_names(SOURCES))
-    for i, name in enumerate(feature_names(SOURCES)):
+    assert set(expected) == set(feature_names(RETRIEVERS))
+    for i, name in enumerate(feature_names(RETRIEVERS)):
         assert got[b, k, i] == pytest.approx(expected[name], rel=1e-5, abs=1e-5, nan_ok=True), name
 
 
@@ -192,7 +192,7 @@ def test_habits_worked_out_by_hand() -> None:
     """The busy user's last 4 ratings make the session; the 12 in the window make 11 pairs, 4 of them in one second
     (rows 0 and 1; 34, 10 and 12; 15 and 7)."""
     got = candidate_features(histories(), signals(), stats(), CATALOGUE, unit_vectors())
-    column = {name: i for i, name in enumerate(feature_names(SOURCES))}
+    column = {name: i for i, name in enumerate(feature_names(RETRIEVERS))}
     busy, once, cold = (got[b, 0] for b in range(B))
     assert busy[column["user_session_length"]] == pytest.approx(math.log(5))
     assert busy[column["user_same_second_share"]] == pytest.approx(4 / 11)
@@ -206,7 +206,7 @@ def test_habits_worked_out_by_hand() -> None:
 def test_a_session_that_has_ended_counts_nothing() -> None:
     states = replace(histories(), now=np.full(B, NOW + 3_600))
     got = candidate_features(states, signals(), stats(), CATALOGUE, unit_vectors())
-    column = feature_names(SOURCES).index("user_session_length")
+    column = feature_names(RETRIEVERS).index("user_session_length")
     assert got[:, 0, column].tolist() == [0.0, 0.0, 0.0]
 
 
@@ -216,7 +216,7 @@ def test_one_user_alone_equals_the_rows_of_the_batch() -> None:
     for b in range(B):
         row = slice(b, b + 1)
         one = CandidateSignals(
-            SOURCES, s.item_idx[row], s.merged_score[row], s.scores[row], s.ranks[row], s.covisitation_last[row]
+            RETRIEVERS, s.item_idx[row], s.merged_score[row], s.scores[row], s.ranks[row], s.covisitation_last[row]
         )
         alone = candidate_features(histories().rows(row), one, stats(), CATALOGUE, unit_vectors())
         present = s.item_idx[b] >= 0
@@ -224,11 +224,11 @@ def test_one_user_alone_equals_the_rows_of_the_batch() -> None:
 
 
 def test_a_candidate_does_not_see_its_neighbours_but_for_the_best_score_and_its_place() -> None:
-    """The same movies in another order: only `merged_rank` follows the place."""
+    """The same items in another order: only `merged_rank` follows the place."""
     s = signals()
     turned = np.array([2, 0, 1, 4, 3, 5, 6])
     other = CandidateSignals(
-        SOURCES,
+        RETRIEVERS,
         s.item_idx[:, turned],
         s.merged_score[:, turned],
         s.scores[:, turned],
@@ -237,7 +237,7 @@ def test_a_candidate_does_not_see_its_neighbours_but_for_the_best_score_and_its_
     )
     before = candidate_features(histories(), s, stats(), CATALOGUE, unit_vectors())[:, turned]
     after = candidate_features(histories(), other, stats(), CATALOGUE, unit_vectors())
-    keep = [i for i, n in enumerate(feature_names(SOURCES)) if n != "merged_rank"]
+    keep = [i for i, n in enumerate(feature_names(RETRIEVERS)) if n != "merged_rank"]
     present = other.item_idx >= 0
     np.testing.assert_allclose(after[present][:, keep], before[present][:, keep], rtol=1e-6, atol=1e-6)
 
@@ -251,11 +251,11 @@ def test_one_user_alone_equals_the_rows_of_the_batch_where_no_product_is_summed(
     """Bit for bit, but for the columns of matrix products, whose order of summing may follow the size of the batch."""
     s = signals()
     together = candidate_features(histories(), s, stats(), CATALOGUE, unit_vectors())
-    exact = [i for i, n in enumerate(feature_names(SOURCES)) if not n.startswith(("similarity_", "genre_"))]
+    exact = [i for i, n in enumerate(feature_names(RETRIEVERS)) if not n.startswith(("similarity_", "genre_"))]
     for b in range(B):
         row = slice(b, b + 1)
         one = CandidateSignals(
-            SOURCES, s.item_idx[row], s.merged_score[row], s.scores[row], s.ranks[row], s.covisitation_last[row]
+            RETRIEVERS, s.item_idx[row], s.merged_score[row], s.scores[row], s.ranks[row], s.covisitation_last[row]
         )
         alone = candidate_features(histories().rows(row), one, stats(), CATALOGUE, unit_vectors())
         present = s.item_idx[b] >= 0
@@ -265,7 +265,12 @@ def test_one_user_alone_equals_the_rows_of_the_batch_where_no_product_is_summed(
 def test_without_a_candidate_there_is_no_row() -> None:
     s = signals()
     none = CandidateSignals(
-        SOURCES, s.item_idx[:, :0], s.merged_score[:, :0], s.scores[:, :0], s.ranks[:, :0], s.covisitation_last[:, :0]
+        RETRIEVERS,
+        s.item_idx[:, :0],
+        s.merged_score[:, :0],
+        s.scores[:, :0],
+        s.ranks[:, :0],
+        s.covisitation_last[:, :0],
     )
     got = candidate_features(histories(), none, stats(), CATALOGUE, unit_vectors())
-    assert got.shape == (B, 0, len(feature_names(SOURCES)))
+    assert got.shape == (B, 0, len(feature_names(RETRIEVERS)))

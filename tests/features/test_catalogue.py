@@ -1,4 +1,4 @@
-"""The movies as arrays and the id map. Stage: features. Absent: anything that changes with time."""
+"""The items as arrays and the id map. Stage: features. Absent: anything that changes with time."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import pytest
 from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, TITLE, USER_ID, YEAR
 from recsys.features.catalogue import MAX_TITLE_WORDS, Catalogue, Profiles, title_words
 
-MOVIES = pd.DataFrame(
+ITEMS = pd.DataFrame(
     {
         ITEM_ID: [30, 10, 20, 50],
         TITLE: ["The Night Train (1980)", "The Night (1950)", "Night of the The (1990)", "Alone"],
@@ -18,7 +18,7 @@ MOVIES = pd.DataFrame(
     }
 )
 USERS = pd.DataFrame({USER_ID: [1, 2, 3], GENDER: "F", AGE: 20, OCCUPATION: ["writer", None, "artist"]})
-CATALOGUE = Catalogue.from_tables(MOVIES, USERS)
+CATALOGUE = Catalogue.from_tables(ITEMS, USERS)
 
 
 def test_rows_are_in_the_order_of_ids_with_everything_in_its_row() -> None:
@@ -62,15 +62,15 @@ def test_ids_and_rows_map_both_ways_and_unknown_is_minus_1() -> None:
     np.testing.assert_array_equal(CATALOGUE.to_idx(CATALOGUE.item_ids), np.arange(4))
 
 
-def test_a_movie_without_a_year_stands_at_the_median() -> None:
+def test_a_item_without_a_year_stands_at_the_median() -> None:
     np.testing.assert_allclose(CATALOGUE.decades, [195.0, 199.0, 198.0, 198.0], rtol=1e-6)
-    yearless = Catalogue.from_tables(MOVIES.assign(**{YEAR: pd.array([None] * 4, dtype="Int32")}), USERS)
+    yearless = Catalogue.from_tables(ITEMS.assign(**{YEAR: pd.array([None] * 4, dtype="Int32")}), USERS)
     assert yearless.decades.tolist() == [200.0] * 4
 
 
-@pytest.mark.parametrize("movies", [MOVIES, MOVIES.iloc[:0]])
-def test_saved_and_loaded_it_is_the_same(movies: pd.DataFrame, tmp_path: Path) -> None:
-    before = Catalogue.from_tables(movies, USERS)
+@pytest.mark.parametrize("items", [ITEMS, ITEMS.iloc[:0]])
+def test_saved_and_loaded_it_is_the_same(items: pd.DataFrame, tmp_path: Path) -> None:
+    before = Catalogue.from_tables(items, USERS)
     before.save(tmp_path)
     after = Catalogue.load(tmp_path)
     for name in Catalogue.__dataclass_fields__:
@@ -84,7 +84,7 @@ def test_saved_and_loaded_it_is_the_same(movies: pd.DataFrame, tmp_path: Path) -
 
 
 def test_an_empty_catalogue_knows_no_id() -> None:
-    assert Catalogue.from_tables(MOVIES.iloc[:0], USERS).to_idx([10, 20]).tolist() == [-1, -1]
+    assert Catalogue.from_tables(ITEMS.iloc[:0], USERS).to_idx([10, 20]).tolist() == [-1, -1]
 
 
 def test_profiles_become_small_integers_and_0_is_unknown() -> None:
@@ -106,7 +106,7 @@ def test_profiles_become_small_integers_and_0_is_unknown() -> None:
     assert profiles.encode(nobody.astype(object), nobody, nobody.astype(object)).shape == (0, 3)
 
 
-def test_what_features_read_of_every_movie() -> None:
+def test_what_features_read_of_every_item() -> None:
     """Years 1950, 1990 and 1980; the last one is unknown and stands at the median where a number is needed."""
     np.testing.assert_array_equal(CATALOGUE.decades, np.array([195, 199, 198, 198], np.float32))
     np.testing.assert_array_equal(CATALOGUE.known_decades, np.array([195, 199, 198, np.nan], np.float32))

@@ -1,4 +1,4 @@
-"""Daily movie statistics against loops over the events. Stage: features. Absent: Feast's join."""
+"""Daily item statistics against loops over the events. Stage: features. Absent: Feast's join."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def sparse_rows(seed: int = 0) -> list[Row]:
-    """Bursts, pauses of weeks, midnight exactly; movie 23 is never rated and 99 is in no catalogue."""
+    """Bursts, pauses of weeks, midnight exactly; item 23 is never rated and 99 is in no catalogue."""
     rng = np.random.default_rng(seed)
     days = D0 + np.cumsum(rng.choice([0, 0, 0, 1, 2, 40], 80))
     rows = [
@@ -73,7 +73,7 @@ def sparse_rows(seed: int = 0) -> list[Row]:
 
 
 def oracle(rows: Sequence[Row], item: int, day: int) -> dict[str, float]:
-    """What is known of one movie at the start of `day`."""
+    """What is known of one item at the start of `day`."""
     past = [r for r in rows if r.item == item and r.time < day * DAY]
     out = {
         "n_ratings": len(past),
@@ -88,7 +88,7 @@ def oracle(rows: Sequence[Row], item: int, day: int) -> dict[str, float]:
     return out
 
 
-def test_snapshots_are_one_row_a_movie_and_day_as_the_loop_says() -> None:
+def test_snapshots_are_one_row_a_item_and_day_as_the_loop_says() -> None:
     rows = sparse_rows()
     table = snapshots(frame(rows[::-1]))
     assert tuple(table.columns) == (ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP, *STATS_COLUMNS)
@@ -166,17 +166,17 @@ def test_a_row_of_the_future_is_refused_and_one_of_the_very_day_is_not() -> None
     assert ItemStats.from_rows(CATALOGUE, rows, D0 + 6).n_ratings.tolist() == [1, 1, 0, 0, 0]
 
 
-def test_a_movie_given_twice_is_refused() -> None:
+def test_a_item_given_twice_is_refused() -> None:
     rows = rows_of(D0 + 6)
-    with pytest.raises(ValueError, match="the same movie twice"):
+    with pytest.raises(ValueError, match="the same item twice"):
         ItemStats.from_rows(CATALOGUE, pd.concat([rows, rows]), D0 + 6)
 
 
-def test_null_rows_and_unknown_movies_leave_zeros() -> None:
+def test_null_rows_and_unknown_items_leave_zeros() -> None:
     rows = rows_of(D0 + 6)
     null = pd.DataFrame({ITEM_ID: [15, 16]}).reindex(columns=rows.columns)
-    stranger = rows.iloc[:1].assign(**{ITEM_ID: 99})
-    stats = ItemStats.from_rows(CATALOGUE, pd.concat([rows, stranger, stranger]), D0 + 6)
+    new_user = rows.iloc[:1].assign(**{ITEM_ID: 99})
+    stats = ItemStats.from_rows(CATALOGUE, pd.concat([rows, new_user, new_user]), D0 + 6)
     assert stats.n_ratings.tolist() == [1, 1, 0, 0, 0]
     assert not ItemStats.from_rows(CATALOGUE, null, D0 + 6).n_ratings.any()
     shuffled = ItemStats.from_rows(CATALOGUE, rows.iloc[::-1], D0 + 6)
@@ -184,7 +184,7 @@ def test_null_rows_and_unknown_movies_leave_zeros() -> None:
 
 
 def test_the_columns_of_the_ranking_features_by_hand_made_once() -> None:
-    """Movie 4 was rated 4 and 2 stars, ten and three days before; the others never."""
+    """Item 4 was rated 4 and 2 stars, ten and three days before; the others never."""
     rows = [Row(4, 4.0, D0 * DAY), Row(4, 2.0, (D0 + 7) * DAY)]
     stats = ItemStatsTimeline(CATALOGUE, snapshots(frame(rows))).as_of(D0 + 10)
     row = dict(zip(ITEM_FEATURES, stats.columns[0].tolist(), strict=True))

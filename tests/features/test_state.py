@@ -19,7 +19,7 @@ USERS = pd.DataFrame(
         OCCUPATION: ["artist", None],
     }
 )
-MOVIES = pd.DataFrame(
+ITEMS = pd.DataFrame(
     {
         ITEM_ID: np.arange(10, 130),
         TITLE: "Film",
@@ -27,7 +27,7 @@ MOVIES = pd.DataFrame(
         GENRES: [[] for _ in range(120)],
     }
 )
-CATALOGUE = Catalogue.from_tables(MOVIES, USERS)
+CATALOGUE = Catalogue.from_tables(ITEMS, USERS)
 PROFILE = {"gender": "F", "age": 24, "occupation": "artist"}
 
 
@@ -137,7 +137,7 @@ def test_the_window_keeps_the_last_events_and_the_sums_keep_all() -> None:
     assert batch.item_idx[0].tolist() == list(range(36, 100))
 
 
-def test_a_movie_that_the_catalogue_does_not_hold_leaves_the_window_but_not_the_sums() -> None:
+def test_a_item_that_the_catalogue_does_not_hold_leaves_the_window_but_not_the_sums() -> None:
     state = fold([Event(11, 4.0, 1), Event(5_000, 3.0, 2), Event(12, 2.0, 3)])
     batch = state_batch(CATALOGUE, [state], [[11, 5_000, 12]], 10)
     assert batch.item_idx[0, -3:].tolist() == [-1, 1, 2]
@@ -147,13 +147,13 @@ def test_a_movie_that_the_catalogue_does_not_hold_leaves_the_window_but_not_the_
     assert (batch.n_events[0], batch.rating_sum[0]) == (3.0, 9.0)
 
 
-def test_what_the_window_shows_counts_as_seen_even_if_the_list_of_seen_movies_lags() -> None:
+def test_what_the_window_shows_counts_as_seen_even_if_the_list_of_seen_items_lags() -> None:
     batch = state_batch(CATALOGUE, [fold([Event(11, 4.0, 1)])], [[15]], 10)
     assert batch.seen_idx[0].tolist() == [1, 5]
 
 
-def test_seen_movies_come_in_any_order_twice_or_unknown_and_leave_once_in_the_order_of_rows() -> None:
-    """15 is row 5 and 11 row 1; 999 is no movie."""
+def test_seen_items_come_in_any_order_twice_or_unknown_and_leave_once_in_the_order_of_rows() -> None:
+    """15 is row 5 and 11 row 1; 999 is no item."""
     batch = state_batch(CATALOGUE, [fold([Event(11, 4.0, 1)]), UserState(8)], [np.array([15, 999, 11, 15]), ()], 10)
     assert [seen.tolist() for seen in batch.seen_idx] == [[1, 5], []]
     assert all(seen.dtype == np.int64 for seen in batch.seen_idx)

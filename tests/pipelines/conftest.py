@@ -13,7 +13,7 @@ import pytest
 
 import pipelines.evaluation
 from recsys import command
-from recsys.home import DatasetHome, Home
+from recsys.workspace import DatasetWorkspace, Workspace
 from tests.conftest import TrainedHome, use_small_settings
 from tests.pipelines.cycle_world import write_csv, write_ml_1m
 
@@ -46,8 +46,8 @@ class CycleHome:
     trained_before: Snapshot = field(default_factory=dict)
 
     @property
-    def dataset(self) -> DatasetHome:
-        return Home(self.root).dataset("cycle")
+    def dataset(self) -> DatasetWorkspace:
+        return Workspace(self.root).dataset("cycle")
 
     def run(self, name: str, *arguments: str | Path) -> None:
         self.codes[name], _, self.said[name] = said_by(*arguments, "--home", self.root)

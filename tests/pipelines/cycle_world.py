@@ -2,12 +2,12 @@
 
 Stage: tests of pipelines. In: a folder. Out: official files. Absent: randomness.
 
-Two clusters of 11 movies. Of three users in a row, one lives in cluster A and two in cluster B. Everybody rates all
-movies of their cluster, one every six hours, going round in the order of ids from a place of their own. Hence:
-  - after a first event at most 10 movies of a user's cluster are left, so who knows the cluster has HR@10 = 1;
-  - every movie of B is more popular than every movie of A, so popularity shows B to everybody: all hits for warm users
+Two clusters of 11 items. Of three users in a row, one lives in cluster A and two in cluster B. Everybody rates all
+items of their cluster, one every six hours, going round in the order of ids from a place of their own. Hence:
+  - after a first event at most 10 items of a user's cluster are left, so who knows the cluster has HR@10 = 1;
+  - every item of B is more popular than every item of A, so popularity shows B to everybody: all hits for warm users
     of B, none for users of A;
-  - who knows the order as well puts the next movie on top: NDCG@10 = 1.
+  - who knows the order as well puts the next item on top: NDCG@10 = 1.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ CLUSTER = 11
 USERS = 135
 SILENT = (900, 901)  # in users.dat, without ratings
 START, HOUR, DAY = 1_000_000_000 // 86_400 * 86_400, 3_600, 86_400
-MOVIES = range(1, 2 * CLUSTER + 1)  # 1 to 11 are A, 12 to 22 are B
+ITEMS = range(1, 2 * CLUSTER + 1)  # 1 to 11 are A, 12 to 22 are B
 
 
 def in_a(user: int) -> bool:
@@ -24,7 +24,7 @@ def in_a(user: int) -> bool:
 
 
 def life(user: int) -> list[tuple[int, int, int, int]]:
-    """(user, movie, stars, moment), oldest first."""
+    """(user, item, stars, moment), oldest first."""
     first = 1 if in_a(user) else CLUSTER + 1
     start = START + user * DAY + (user * 37 % 24) * 60
     place = user * 5 % CLUSTER
@@ -42,17 +42,17 @@ def write_ml_1m(folder: Path) -> Path:
     folder.mkdir()
     (folder / "ratings.dat").write_text("".join(f"{u}::{m}::{r}::{t}\n" for u, m, r, t in EVENTS))
     genre = ("Action", "Comedy")
-    (folder / "movies.dat").write_text("".join(f"{m}::Film {m} ({1980 + m})::{genre[m > CLUSTER]}\n" for m in MOVIES))
+    (folder / "items.dat").write_text("".join(f"{m}::Film {m} ({1980 + m})::{genre[m > CLUSTER]}\n" for m in ITEMS))
     users = [*range(1, USERS + 1), *SILENT]
     (folder / "users.dat").write_text("".join(f"{u}::{'FM'[u % 2]}::25::{u % 21}::00000\n" for u in users))
     return folder
 
 
 def write_csv(folder: Path) -> Path:
-    """The same ratings as ml-latest writes them: no users file, and movies that nobody rated."""
+    """The same ratings as ml-latest writes them: no users file, and items that nobody rated."""
     folder.mkdir()
     ratings = "".join(f"{u},{m},{r}.0,{t}\n" for u, m, r, t in EVENTS)
     (folder / "ratings.csv").write_text(f"userId,movieId,rating,timestamp\n{ratings}")
-    movies = "".join(f'{m},"Film, The {m}th",(no genres listed)\n' for m in range(1, 31))
-    (folder / "movies.csv").write_text(f"movieId,title,genres\n{movies}")
+    items = "".join(f'{m},"Film, The {m}th",(no genres listed)\n' for m in range(1, 31))
+    (folder / "items.csv").write_text(f"movieId,title,genres\n{items}")
     return folder

@@ -22,10 +22,10 @@ from recsys.columns import AGE, GENDER, ITEM_ID, OCCUPATION, RATING, TIMESTAMP, 
 from recsys.data.tables import save_tables
 from recsys.features.item_stats import ItemStats, day_of
 from recsys.features.state import Event, StateBatch, UserState, state_after, state_batch
-from recsys.home import DatasetHome, Home
 from recsys.monitoring.prediction_log import predictions_folder
-from recsys.recommender import Context, Filters, Recommendations, Recommender
+from recsys.recommender import Filters, Recommendations, Recommender, RequestContext
 from recsys.settings import Settings
+from recsys.workspace import DatasetWorkspace, Workspace
 from serving.prediction_log import PredictionLog
 from tests.planted import (
     DAY,
@@ -34,7 +34,7 @@ from tests.planted import (
     planted_facts,
     planted_probabilities,
     planted_rankers,
-    planted_sources,
+    planted_retrievers,
     planted_split,
     planted_tables,
     planted_timeline,
@@ -95,7 +95,7 @@ class Bug:
 
 @dataclass
 class Monitored:
-    home: DatasetHome
+    home: DatasetWorkspace
     job: Job
     bundles: dict[str, Bundle]
     logged: list[dict[str, Any]] = field(default_factory=list)
@@ -133,7 +133,7 @@ class Monitored:
             states = state_batch(model.catalogue, [s for s, _ in known], [seen for _, seen in known], moment)
             states = bug.states(states)
             path = self._path(bug, degraded)
-            found = path.recommend(states, Context(stats), asked.length, asked.filters, asked.diversity)
+            found = path.recommend(states, RequestContext(stats), asked.length, asked.filters, asked.diversity)
             shown = [idx[idx >= 0][: asked.k] for idx in model.catalogue.to_idx(found.item_ids)]
             self.n_calls += 1
             call = Call(f"call-{self.n_calls}", list(degraded))
@@ -143,7 +143,7 @@ class Monitored:
         return out
 
     def known(self, user_id: int, at: float) -> tuple[Known, list[Event]]:
-        """State and seen movies by folding what happened and was received before, and those events."""
+        """State and seen items by folding what happened and was received before, and those events."""
         events = planted_tables().events
         rows = events[(events[USER_ID] == user_id) & (events[TIMESTAMP] < at)]
         columns = (rows[name].tolist() for name in (ITEM_ID, RATING, TIMESTAMP))
@@ -158,13 +158,13 @@ class Monitored:
     def _path(self, bug: Bug, degraded: Sequence[str]) -> Recommender:
         path = self.bundles[bug.answered_by].recommender
         if "ranking" in degraded:
-            return Recommender(path.catalogue, path.sources, None, path.settings)
+            return Recommender(path.catalogue, path.retrievers, None, path.settings)
         if bug.columns is None:
             return path
         a, b = (path.feature_names.index(name) for name in bug.columns)
         order = np.arange(len(path.feature_names))
         order[[a, b]] = order[[b, a]]
-        swapped = Recommender(path.catalogue, path.sources, path.ranker, path.settings, path.probabilities)
+        swapped = Recommender(path.catalogue, path.retrievers, path.ranker, path.settings, path.probabilities)
         features = swapped.features
         swapped.features = lambda *given: np.ascontiguousarray(features(*given)[:, :, order])  # type: ignore[method-assign]
         return swapped
@@ -183,16 +183,18 @@ def folded(user_id: int, events: Sequence[Event]) -> Known:
 
 
 def monitored(folder: Path) -> Monitored:
-    """Two bundles: RIGHT, and OTHER with sources of another time. Some users rate more after training."""
-    home = Home(folder).dataset("planted")
+    """Two bundles: RIGHT, and OTHER with retrievers of another time. Some users rate more after training."""
+    home = Workspace(folder).dataset("planted")
     save_tables(planted_tables(), home.data)
-    Home(folder).remember("planted")
+    Workspace(folder).remember("planted")
     bundles = {RIGHT: planted_bundle(home.bundles / RIGHT)}
     ranker, logistic = planted_rankers()
-    sources = planted_sources(planted_split().t1)
+    retrievers = planted_retrievers(planted_split().t1)
     facts = planted_facts(OTHER)
     catalogue = bundles[RIGHT].recommender.catalogue
-    save_bundle(home.bundles / OTHER, facts, catalogue, sources, ranker, logistic, RECOMMENDER, planted_probabilities())
+    save_bundle(
+        home.bundles / OTHER, facts, catalogue, retrievers, ranker, logistic, RECOMMENDER, planted_probabilities()
+    )
     bundles[OTHER] = load_bundle(home.bundles / OTHER)
     world = Monitored(home, open_job("planted", Settings(home=folder)), bundles)
     for n, user_id in enumerate(users()[:20]):
@@ -207,12 +209,12 @@ def users() -> list[int]:
 
 
 def moments(after: float = 0.0) -> list[tuple[int, float]]:
-    """Every user, some seconds apart, so long after the movie statistics have come to rest."""
+    """Every user, some seconds apart, so long after the item statistics have come to rest."""
     return [(user_id, SERVED_DAY * DAY + 3_600 + after + 7 * n) for n, user_id in enumerate(users())]
 
 
 def unseen(world: Monitored, user_id: int, at: float) -> int:
-    """The first movie that a user has not rated by then."""
+    """The first item that a user has not rated by then."""
     seen = world.known(user_id, at)[0][1]
     return next(int(i) for i in world.bundles[RIGHT].recommender.catalogue.item_ids if i not in seen)
 

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recsys.artefacts import read_json
+from recsys.atomic_io import read_json
 from recsys.data.tables import load_tables
 from recsys.evaluation.metrics import METRICS
 from recsys.evaluation.replay import FULL_SYSTEM
-from recsys.home import Home
+from recsys.workspace import Workspace
 from tests.conftest import SILENT_USERS, TrainedHome
 from tests.pipelines.conftest import CycleHome, said_by, snapshot
 from tests.pipelines.cycle_world import CLUSTER, SILENT, USERS, in_a
@@ -33,11 +33,11 @@ def batch(root: Path, out: Path, *options: str) -> pd.DataFrame:
 
 
 def check_batch(frame: pd.DataFrame, root: Path, name: str, k: int) -> None:
-    """k unseen movies for every user of the directory, or what is left of the catalogue; ranks 1..k, best first."""
-    tables = load_tables(Home(root).dataset(name).data)
+    """k unseen items for every user of the directory, or what is left of the catalogue; ranks 1..k, best first."""
+    tables = load_tables(Workspace(root).dataset(name).data)
     assert set(frame["user_id"]) == set(tables.users["user_id"])
     seen = tables.events.groupby("user_id")["item_id"].agg(set).to_dict()
-    catalogue = set(tables.movies["item_id"])
+    catalogue = set(tables.items["item_id"])
     for user, part in frame.groupby("user_id", sort=False):
         left = catalogue - seen.get(user, set())
         assert part["rank"].tolist() == list(range(1, min(k, len(left)) + 1))
@@ -114,7 +114,7 @@ def test_a_failure_leaves_the_file_as_it_was(
 def test_recommend_prints_titles(trained_home: TrainedHome, tmp_path: Path) -> None:
     asked = ("--k", "5", "--at", str(trained_home.events["timestamp"].max() + 1), "--dataset", trained_home.name)
     lists = batch(trained_home.root, tmp_path / "lists.parquet", *asked)
-    movies = trained_home.movies.set_index("item_id")
+    items = trained_home.items.set_index("item_id")
     for user in (1, SILENT_USERS[0]):
         code, said, _ = said_by("recommend", "--user", str(user), *asked, "--home", trained_home.root)
         assert code == 0
@@ -126,8 +126,8 @@ def test_recommend_prints_titles(trained_home: TrainedHome, tmp_path: Path) -> N
         assert len(lines) == len(expected) == 5
         for rank, (line, item) in enumerate(zip(lines, expected, strict=True), start=1):
             assert re.match(rf"\s*{rank}\s+\S+\s+{item}\s", line)
-            assert movies.loc[item, "title"] in line
-            assert all(genre in line for genre in movies.loc[item, "genres"])
+            assert items.loc[item, "title"] in line
+            assert all(genre in line for genre in items.loc[item, "genres"])
             assert re.search(r"  watch \d+\.\d%, like \d+%$", line)
 
 
@@ -150,7 +150,7 @@ def test_recommend_for_somebody_unknown(trained_home: TrainedHome) -> None:
 
 
 def test_recommendations_stay_in_the_users_cluster(cycle_home: CycleHome, tmp_path: Path) -> None:
-    """Users of the last days are half way through their cluster: its other movies come first."""
+    """Users of the last days are half way through their cluster: its other items come first."""
     events = load_tables(cycle_home.dataset.data).events
     frame = batch(cycle_home.root, tmp_path / "lists.parquet", "--k", "10", "--dataset", "cycle")
     complete = events.groupby("user_id").size()
@@ -165,7 +165,7 @@ def test_recommendations_stay_in_the_users_cluster(cycle_home: CycleHome, tmp_pa
 
 def test_evaluate_dumps_what_anyone_can_score(trained_home: TrainedHome, tmp_path: Path) -> None:
     dump = tmp_path / "ranks.parquet"
-    before = read_json(trained_home.dataset.reports / "ladder.json")
+    before = read_json(trained_home.dataset.reports / "leaderboard.json")
     files = snapshot(trained_home.dataset.root)
     code, _, told = said_by("evaluate", "--dump", dump, "--home", trained_home.root, "--dataset", trained_home.name)
     assert code == 0
@@ -181,7 +181,7 @@ def test_evaluate_dumps_what_anyone_can_score(trained_home: TrainedHome, tmp_pat
     assert sorted((r["user_id"], r["timestamp"], r["item_id"]) for r in rows) == sorted(
         test[key].itertuples(index=False, name=None)
     )
-    catalogue = set(trained_home.movies["item_id"])
+    catalogue = set(trained_home.items["item_id"])
     by_user = dict(iter(events.groupby("user_id")))
     ranks = []
     for row in rows:
@@ -193,12 +193,20 @@ def test_evaluate_dumps_what_anyone_can_score(trained_home: TrainedHome, tmp_pat
     measured = {m["name"]: m for m in before["methods"]}[FULL_SYSTEM]["segments"]["all"]["metrics"]
     for name, metric in METRICS.items():
         assert metric(pd.Series(ranks).to_numpy()).mean() == pytest.approx(measured[name]["mean"], abs=1e-12), name
-    again = read_json(trained_home.dataset.reports / "ladder.json")
-    assert again == before, "the same events, the same model, the same ladder"
+    again = read_json(trained_home.dataset.reports / "leaderboard.json")
+    assert again == before, "the same events, the same model, the same leaderboard"
     written = {name for name, stat in snapshot(trained_home.dataset.root).items() if files.get(name) != stat}
     assert {name.split("/")[0] for name in written} == {"reports"}, "nothing is trained"
     report = {
-        *("ladder.json", "ladder.txt", "ladder.md", "ladder.png", "retrieval.png", "importance.png", "report.html"),
+        *(
+            "leaderboard.json",
+            "leaderboard.txt",
+            "leaderboard.md",
+            "leaderboard.png",
+            "retrieval.png",
+            "importance.png",
+            "report.html",
+        ),
         *("cohorts.md", "cohorts.png", "beyond_accuracy.md"),
         *("calibration.json", "calibration.md", "calibration.png"),
     }
@@ -217,7 +225,7 @@ def test_models_list(cycle_home: CycleHome) -> None:
     assert [r[0] for r in rows] == ["2", "1"]
     assert rows[0][1] == "champion"
     assert all(r[-1] == "cycle" for r in rows)
-    ndcg = read_json(cycle_home.dataset.reports / "ladder.json")["methods"]
+    ndcg = read_json(cycle_home.dataset.reports / "leaderboard.json")["methods"]
     shown = {m["name"]: m for m in ndcg}[FULL_SYSTEM]["segments"]["all"]["metrics"]["ndcg@10"]["mean"]
     assert all(f"{shown:.4f}" in line for line in lines if line.split()[0].isdecimal())
 

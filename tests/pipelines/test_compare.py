@@ -21,7 +21,7 @@ import typer
 from pipelines import training
 from pipelines.config import PipelineConfig
 from pipelines.versions import print_comparison
-from recsys.artefacts import read_json, write_json
+from recsys.atomic_io import read_json, write_json
 from recsys.bundle import load_bundle
 from recsys.errors import RegistryError
 from recsys.evaluation.bootstrap import bootstrap_means
@@ -48,7 +48,7 @@ def planted_ranks(seed: int = 4) -> pd.DataFrame:
 
 
 def degraded(ranks: pd.DataFrame) -> pd.DataFrame:
-    """A tenth of the events lose their movie from the list."""
+    """A tenth of the events lose their item from the list."""
     lost = np.random.default_rng(5).random(len(ranks)) < 0.1
     return ranks.assign(rank=np.where(lost, 0, ranks["rank"]))
 

@@ -16,7 +16,7 @@ import pipelines.config
 from pipelines.config import PipelineConfig, config_for, read_tuned, tuned_path, with_tuned
 from pipelines.training import open_job
 from pipelines.training import train as train_job
-from recsys.artefacts import read_json, write_json
+from recsys.atomic_io import read_json, write_json
 from recsys.data.datasets import DATASETS
 from recsys.errors import ConfigError
 from recsys.ranking.training import RankerSettings
@@ -28,7 +28,7 @@ from tests.planted import planted_tables
 
 @pytest.fixture(scope="module")
 def home(trained_home: TrainedHome, tmp_path_factory: pytest.TempPathFactory) -> TrainedHome:
-    """A copy whose record of the source may be rewritten."""
+    """A copy whose record of the retriever may be rewritten."""
     root = tmp_path_factory.mktemp("config") / "home"
     shutil.copytree(trained_home.root, root)
     return TrainedHome(root, trained_home.raw)
@@ -59,8 +59,8 @@ def laid_over(path: Path, seed: int = 7) -> PipelineConfig:
 def test_tuned_settings_lie_over_the_rules(tuned: Callable[[Any], Path]) -> None:
     path = tuned(
         {
-            "sources": {"ease": {"power": 0.5}, "ials": {"dim": 64, "alpha": 2}},
-            "fusion": {"ease": 0.7},
+            "retrievers": {"ease": {"power": 0.5}, "ials": {"dim": 64, "alpha": 2}},
+            "rrf_weights": {"ease": 0.7},
             "ranker": {"leaves": 9},
             "tower": {"dropout": 0.3},
             **searched("0" * 64),
@@ -69,11 +69,11 @@ def test_tuned_settings_lie_over_the_rules(tuned: Callable[[Any], Path]) -> None
     rules, over = config_for(planted_tables().events, seed=3), laid_over(path, seed=3)
     assert over.tuned == "ml-100k"
     assert rules.tuned is None
-    assert over.sources["ease"] == {**rules.sources["ease"], "power": 0.5}
-    assert over.sources["ials"] == {**rules.sources["ials"], "dim": 64, "alpha": 2.0}
-    assert type(over.sources["ials"]["alpha"]) is float, "a whole number may stand for a float"
-    assert over.sources["popularity"] == rules.sources["popularity"]
-    assert over.recommender.fusion == {**rules.recommender.fusion, "ease": 0.7}
+    assert over.retrievers["ease"] == {**rules.retrievers["ease"], "power": 0.5}
+    assert over.retrievers["ials"] == {**rules.retrievers["ials"], "dim": 64, "alpha": 2.0}
+    assert type(over.retrievers["ials"]["alpha"]) is float, "a whole number may stand for a float"
+    assert over.retrievers["popularity"] == rules.retrievers["popularity"]
+    assert over.recommender.rrf_weights == {**rules.recommender.rrf_weights, "ease": 0.7}
     assert over.ranker == replace(RankerSettings(), seed=3, leaves=9)
     assert isinstance(over.tower, TowerSettings)
     assert over.tower == replace(rules.tower, dropout=0.3)
@@ -82,13 +82,13 @@ def test_tuned_settings_lie_over_the_rules(tuned: Callable[[Any], Path]) -> None
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ({"source": {}}, r"ml-100k.json: there is no setting source to tune; known are sources, fusion"),
-        ({"sources": {"als": {}}}, r"ml-100k.json: there is no setting sources.als to tune; known are ease"),
+        ({"retriever": {}}, r"ml-100k.json: there is no setting retriever to tune; known are retrievers, rrf_weights"),
+        ({"retrievers": {"als": {}}}, r"ml-100k.json: there is no setting retrievers.als to tune; known are ease"),
         (
-            {"sources": {"ease": {"lambda": 1}}},
-            r"no setting sources.ease.lambda to tune; known are regularisation, power",
+            {"retrievers": {"ease": {"lambda": 1}}},
+            r"no setting retrievers.ease.lambda to tune; known are regularisation, power",
         ),
-        ({"fusion": {"als": 1}}, r"no setting fusion.als to tune; known are two_tower"),
+        ({"rrf_weights": {"als": 1}}, r"no setting rrf_weights.als to tune; known are two_tower"),
         ({"ranker": {"leafs": 7}}, r"no setting ranker.leafs to tune; known are .*leaves"),
         ({"tower": {"seed": 7}}, r"no setting tower.seed to tune; known are dim"),
         (
@@ -98,15 +98,18 @@ def test_tuned_settings_lie_over_the_rules(tuned: Callable[[Any], Path]) -> None
         ({"ranker": {"start_from_logistic": 1}}, r"no setting ranker.start_from_logistic to tune"),
         ({"tower": {"negatives": 1}}, r"no setting tower.negatives to tune"),
         ({"ranker": {"leaves": 7.0}}, r"ml-100k.json: ranker.leaves must be a whole number, not 7.0"),
-        ({"sources": {"ials": {"dim": 64.5}}}, r"sources.ials.dim must be a whole number, not 64.5"),
-        ({"sources": {"ease": {"power": float("nan")}}}, r"sources.ease.power must be finite and at least 0, not nan"),
+        ({"retrievers": {"ials": {"dim": 64.5}}}, r"retrievers.ials.dim must be a whole number, not 64.5"),
+        (
+            {"retrievers": {"ease": {"power": float("nan")}}},
+            r"retrievers.ease.power must be finite and at least 0, not nan",
+        ),
         ({"tower": {"dropout": float("inf")}}, r"tower.dropout must be finite and at least 0, not inf"),
-        ({"fusion": {"ease": -0.1}}, r"ml-100k.json: fusion.ease must be finite and at least 0, not -0.1"),
-        ({"fusion": {"ease": 10**400}}, r"fusion.ease must be finite and at least 0"),
+        ({"rrf_weights": {"ease": -0.1}}, r"ml-100k.json: rrf_weights.ease must be finite and at least 0, not -0.1"),
+        ({"rrf_weights": {"ease": 10**400}}, r"rrf_weights.ease must be finite and at least 0"),
         ({"tower": {"dim": 33}}, r"ml-100k.json: two-tower: dim 33 cannot be divided"),
         ({"ranker": {"leaves": "7"}}, r"ml-100k.json: ranker.leaves must be a number, not '7'"),
-        ({"fusion": {"ease": True}}, r"fusion.ease must be a number, not True"),
-        ({"sources": {"ease": 7}}, r"sources.ease must be an object with settings, not 7"),
+        ({"rrf_weights": {"ease": True}}, r"rrf_weights.ease must be a number, not True"),
+        ({"retrievers": {"ease": 7}}, r"retrievers.ease must be an object with settings, not 7"),
     ],
 )
 def test_a_bad_setting_is_named_with_its_file(value: Any, said: str, tuned: Callable[[Any], Path]) -> None:
@@ -140,8 +143,8 @@ def test_what_is_checked_in_can_be_used() -> None:
         found, over = read_tuned(path), laid_over(path)
         assert len(found.fingerprint) == 64
         assert over.tuned == path.stem
-        assert over.sources == {**config_for(planted_tables().events).sources, **found.content["sources"]}
-        assert found.content.get("fusion", {}).items() <= over.recommender.fusion.items()
+        assert over.retrievers == {**config_for(planted_tables().events).retrievers, **found.content["retrievers"]}
+        assert found.content.get("rrf_weights", {}).items() <= over.recommender.rrf_weights.items()
 
 
 def test_a_file_that_is_no_json_is_named(tuned: Callable[[Any], Path]) -> None:
@@ -159,7 +162,7 @@ def said(home: TrainedHome, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setattr("pipelines.training.run_stages", lambda *_, **__: None)
 
     def train(named: str, synthetic: bool, **options: Any) -> tuple[float, str]:
-        record = home.dataset.data / "source.json"
+        record = home.dataset.data / "dataset.json"
         kept = read_json(record)
         write_json(record, {**kept, "name": named, "synthetic": synthetic})
         try:
@@ -167,19 +170,19 @@ def said(home: TrainedHome, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         finally:
             write_json(record, kept)
         train_job(job)
-        return job.config.sources["ease"]["power"], capsys.readouterr().err
+        return job.config.retrievers["ease"]["power"], capsys.readouterr().err
 
     return train
 
 
 def fingerprint_of(home: TrainedHome) -> str:
-    return str(read_json(home.dataset.data / "source.json")["fingerprint"])
+    return str(read_json(home.dataset.data / "dataset.json")["fingerprint"])
 
 
 def test_train_says_that_it_uses_tuned_settings(
     home: TrainedHome, tuned: Callable[[Any], Path], said: Callable[..., Any]
 ) -> None:
-    tuned({"sources": {"ease": {"power": 0.5}}, **searched(fingerprint_of(home))})
+    tuned({"retrievers": {"ease": {"power": 0.5}}, **searched(fingerprint_of(home))})
     power, line = said("ml-100k", False)
     assert power == 0.5
     assert line.startswith("settings: tuned for ml-100k (docs/tuning.md); --no-tuned leaves them aside\n")
@@ -197,7 +200,7 @@ def test_settings_that_were_searched_on_other_data_are_left_aside(
     tuned: Callable[[Any], Path], said: Callable[..., Any]
 ) -> None:
     """The name is the same, the files are not."""
-    path = tuned({"sources": {"ease": {"power": 0.5}}, **searched("1" * 64)})
+    path = tuned({"retrievers": {"ease": {"power": 0.5}}, **searched("1" * 64)})
     power, line = said("ml-100k", False)
     assert power == 0.95
     assert line.startswith(f"settings: {path} was searched on other data than this ml-100k; the rules hold")
@@ -207,6 +210,6 @@ def test_settings_that_were_searched_on_other_data_are_left_aside(
 def test_a_bad_file_stops_a_training_before_it_begins(
     home: TrainedHome, tuned: Callable[[Any], Path], said: Callable[..., Any]
 ) -> None:
-    tuned({"sources": {"ease": {"power": -1}}, **searched(fingerprint_of(home))})
-    with pytest.raises(ConfigError, match=r"ml-100k.json: sources.ease.power"):
+    tuned({"retrievers": {"ease": {"power": -1}}, **searched(fingerprint_of(home))})
+    with pytest.raises(ConfigError, match=r"ml-100k.json: retrievers.ease.power"):
         said("ml-100k", False)

@@ -54,24 +54,24 @@ def gauge(client: httpx.Client, name: str) -> float:
 
 
 def test_the_daily_run_reaches_a_running_service(home: TrainedHome, client: httpx.Client) -> None:
-    movie = int(home.events["item_id"].mode()[0])
-    known = int((home.events["item_id"] == movie).sum())
+    item = int(home.events["item_id"].mode()[0])
+    known = int((home.events["item_id"] == item).sum())
     card = client.get("/v1/model").json()
-    assert client.get(f"/v1/movies/{movie}").json()["n_ratings"] == known
-    rater, rated_at = _log_a_rating(home, movie)
+    assert client.get(f"/v1/items/{item}").json()["n_ratings"] == known
+    rater, rated_at = _log_a_rating(home, item)
 
     assert client.post("/v1/admin/reload").json()["outcome"] == "unchanged"
-    assert client.get(f"/v1/movies/{movie}").json()["n_ratings"] == known, "statistics are of the tables, not the log"
+    assert client.get(f"/v1/items/{item}").json()["n_ratings"] == known, "statistics are of the tables, not the log"
     assert client.get("/v1/model").json()["item_statistics_day"] == card["item_statistics_day"]
     before = gauge(client, "recsys_item_statistics_timestamp_seconds")
 
     assert home.run("train", "--only", "features", "--force") == 0
-    assert client.get(f"/v1/movies/{movie}").json()["n_ratings"] == known, "nobody has looked yet"
+    assert client.get(f"/v1/items/{item}").json()["n_ratings"] == known, "nobody has looked yet"
     assert client.post("/v1/admin/reload").json()["outcome"] == "unchanged", "the model is the same"
-    movie_now = client.get(f"/v1/movies/{movie}").json()
-    assert movie_now["n_ratings"] == known + 1
-    stars = float(home.events.loc[home.events["item_id"] == movie, "rating"].sum())
-    assert movie_now["mean_rating"] == pytest.approx((stars + 5.0) / (known + 1), abs=1e-3)
+    item_now = client.get(f"/v1/items/{item}").json()
+    assert item_now["n_ratings"] == known + 1
+    stars = float(home.events.loc[home.events["item_id"] == item, "rating"].sum())
+    assert item_now["mean_rating"] == pytest.approx((stars + 5.0) / (known + 1), abs=1e-3)
     after = client.get("/v1/model").json()
     assert after["version"] == card["version"]
     day_after = (rated_at // DAY + 1) * DAY
@@ -79,46 +79,46 @@ def test_the_daily_run_reaches_a_running_service(home: TrainedHome, client: http
     assert before < gauge(client, "recsys_item_statistics_timestamp_seconds") == day_after
     answer = client.get(f"/v1/users/{rater}/recommendations").json()
     assert answer["degraded"] == []
-    assert movie not in [item["movie_id"] for item in answer["items"]]
+    assert item not in [item["item_id"] for item in answer["items"]]
 
 
 @pytest.mark.parametrize("client", [0.2], indirect=True)
 def test_a_service_that_follows_sees_new_tables_by_itself(home: TrainedHome, client: httpx.Client) -> None:
     """Each worker does: a POST would reach one of them."""
-    movie = int(home.movies["item_id"].iloc[0])
-    known = client.get(f"/v1/movies/{movie}").json()["n_ratings"]
-    _log_a_rating(home, movie)
+    item = int(home.items["item_id"].iloc[0])
+    known = client.get(f"/v1/items/{item}").json()["n_ratings"]
+    _log_a_rating(home, item)
     # In a process of its own, as a person does: here, stage and service would share ibis's one DuckDB connection.
     command = [sys.executable, "-m", "recsys", "train", "--only", "features", "--force", "--home", str(home.root)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     until = time.monotonic() + 20
-    while client.get(f"/v1/movies/{movie}").json()["n_ratings"] != known + 1:
+    while client.get(f"/v1/items/{item}").json()["n_ratings"] != known + 1:
         assert time.monotonic() < until
         time.sleep(0.05)
     assert client.get("/v1/model").json()["reload"]["last_failure"] is None
 
 
 def test_the_age_of_a_state_is_told(home: TrainedHome, client: httpx.Client) -> None:
-    user, movie = int(home.users["user_id"].iloc[0]), int(home.movies["item_id"].iloc[0])
+    user, item = int(home.users["user_id"].iloc[0]), int(home.items["item_id"].iloc[0])
     client.get(f"/v1/users/{user}/recommendations")
     assert gauge(client, "recsys_user_state_age_seconds_count") == 1
     assert gauge(client, "recsys_user_state_age_seconds_sum") > 10 * 365 * DAY
     before = gauge(client, "recsys_user_state_age_seconds_sum")
-    assert client.post("/v1/events", json={"user_id": user, "movie_id": movie, "rating": 3.0}).status_code == 201
+    assert client.post("/v1/events", json={"user_id": user, "item_id": item, "rating": 3.0}).status_code == 201
     client.post("/v1/users/recommendations", json={"user_ids": [user]})
     assert gauge(client, "recsys_user_state_age_seconds_count") == 2
     assert gauge(client, "recsys_user_state_age_seconds_sum") - before < 60
-    client.post("/v1/recommendations", json={"history": [{"movie_id": movie, "rating": 3.0}]})
+    client.post("/v1/recommendations", json={"history": [{"item_id": item, "rating": 3.0}]})
     client.get("/v1/users/999999999/recommendations")
-    assert gauge(client, "recsys_user_state_age_seconds_count") == 2, "a history sent along, a stranger: no state"
+    assert gauge(client, "recsys_user_state_age_seconds_count") == 2, "a history sent along, a new_user: no state"
 
 
-def _log_a_rating(home: TrainedHome, movie: int) -> tuple[int, int]:
-    """Five stars from somebody who had not rated the movie, received two days ago: what is received today counts from
+def _log_a_rating(home: TrainedHome, item: int) -> tuple[int, int]:
+    """Five stars from somebody who had not rated the item, received two days ago: what is received today counts from
     tomorrow on. The user and the moment."""
-    raters = set(home.events.loc[home.events["item_id"] == movie, "user_id"])
+    raters = set(home.events.loc[home.events["item_id"] == item, "user_id"])
     user = next(int(user) for user in home.users["user_id"] if user not in raters)
     moment = int(time.time()) - 2 * DAY
-    EventLog(home.dataset.events).append(LoggedEvent("one", user, movie, 5.0, moment, moment, "a-bundle"))
+    EventLog(home.dataset.events).append(LoggedEvent("one", user, item, 5.0, moment, moment, "a-bundle"))
     return user, moment

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.studies.keeping import keep
 from pipelines.training import open_job
-from recsys.artefacts import read_json
+from recsys.atomic_io import read_json
 from recsys.evaluation.tables import with_facts
 from recsys.settings import read_settings
 from tests.conftest import TrainedHome
@@ -18,7 +18,7 @@ def test_tables_and_pictures_are_copied_byte_by_byte(trained_home: TrainedHome, 
     assert trained_home.run("keep", str(tmp_path / "results"), "--dataset", trained_home.name) == 0
     reports = trained_home.dataset.reports
     expected = {p.name for p in reports.iterdir() if p.suffix in {".md", ".png"}}
-    assert {"ladder.md", "ladder.png", "cohorts.md", "cohorts.png", "calibration.png"} <= expected
+    assert {"leaderboard.md", "leaderboard.png", "cohorts.md", "cohorts.png", "calibration.png"} <= expected
     kept = tmp_path / "results" / trained_home.name
     assert {p.name for p in kept.iterdir()} == expected
     for name in expected:
@@ -59,7 +59,7 @@ def test_every_table_of_an_evaluation_names_its_bundle(
     copied: TrainedHome, trained_home: TrainedHome, tmp_path: Path
 ) -> None:
     bundle = read_json(trained_home.dataset.work / "evaluation.json")["bundle_id"]
-    for name in ("ladder.md", "cohorts.md", "beyond_accuracy.md", "calibration.md"):
+    for name in ("leaderboard.md", "cohorts.md", "beyond_accuracy.md", "calibration.md"):
         last = (copied.dataset.reports / name).read_text(encoding="utf-8").splitlines()[-1]
         # another test of the session may have measured the same bundle again with `recsys evaluate`
         assert re.match(rf"Measured: command: recsys (train|evaluate); bundle: {re.escape(bundle)}; code: ", last), name
@@ -75,12 +75,12 @@ def test_tables_of_another_model_are_named_and_kept(copied: TrainedHome, tmp_pat
     (reports / "diversity.md").write_text("# Of a time when nothing was said\n")
     (reports / "tuning.md").write_text(with_facts("# Search\n", about))
     (line,) = warned(copied, tmp_path / "kept")
-    assert line.startswith("warning: ablation.md, diversity.md: not of the model of ladder.md, or it is not said.")
+    assert line.startswith("warning: ablation.md, diversity.md: not of the model of leaderboard.md, or it is not said.")
     for name in ("ablation.md", "diversity.md", "tuning.md"):
         assert (tmp_path / "kept" / copied.name / name).read_bytes() == (reports / name).read_bytes()
 
 
-def test_a_ladder_that_says_nothing_cannot_be_compared_with(copied: TrainedHome, tmp_path: Path) -> None:
-    (copied.dataset.reports / "ladder.md").write_text("# Of a time when nothing was said\n")
+def test_a_leaderboard_that_says_nothing_cannot_be_compared_with(copied: TrainedHome, tmp_path: Path) -> None:
+    (copied.dataset.reports / "leaderboard.md").write_text("# Of a time when nothing was said\n")
     (line,) = warned(copied, tmp_path / "kept")
-    assert line.startswith("warning: beyond_accuracy.md, calibration.md, cohorts.md, ladder.md: ")
+    assert line.startswith("warning: beyond_accuracy.md, calibration.md, cohorts.md, leaderboard.md: ")

@@ -1,7 +1,7 @@
-"""The future is planted, and nothing may move: sources, candidates, features, rankers, metrics, single answers.
+"""The future is planted, and nothing may move: retrievers, candidates, features, rankers, metrics, single answers.
 
 Quantile cutoffs move with every added row, so each function gets the cutoffs of the plain world. The planted rows are
-of old users and of new ones, before and after all others in the order of ids, and loud: one movie rated by everybody.
+of old users and of new ones, before and after all others in the order of ids, and loud: one item rated by everybody.
 """
 
 from collections.abc import Callable
@@ -13,34 +13,34 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines import features, rankers, sources
+from pipelines import features, rankers, retrievers
 from pipelines.config import PipelineConfig
 from pipelines.job import Job
-from recsys.artefacts import read_json
+from recsys.atomic_io import read_json
 from recsys.bundle import Bundle, load_bundle, save_bundle
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from recsys.data.tables import Tables, load_tables, save_tables
-from recsys.evaluation.ladder import build_ladder
+from recsys.evaluation.leaderboard import build_leaderboard
 from recsys.evaluation.replay import FULL_SYSTEM, replay
 from recsys.evaluation.replay import test_events as events_after
-from recsys.features.contexts import Contexts
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, snapshots
-from recsys.home import Home
+from recsys.features.prediction_points import PredictionPoints
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
-from recsys.recommender import Context, Recommender
+from recsys.recommender import Recommender, RequestContext
 from recsys.settings import Settings
 from recsys.training_table import build_training_table, retrieve_contexts
+from recsys.workspace import Workspace
 from tests import planted
 
 DAY = planted.DAY
 OLD = (101, 103, 105, 107, 161, 219)
 NEW = (1, 2, 102, 50_000)
-HIT = 5 + 3 * 35  # the movie that the future loves; rated now and then before
+HIT = 5 + 3 * 35  # the item that the future loves; rated now and then before
 
 CONFIG = PipelineConfig(
     tower=replace(planted.TOWER, epochs=4),
-    sources=planted.FITS,
+    retrievers=planted.FITS,
     ranker=planted.RANKER,
     recommender=planted.RECOMMENDER,
     latency_budget_ms=60_000.0,
@@ -50,11 +50,11 @@ CONFIG = PipelineConfig(
 def future(after: int) -> pd.DataFrame:
     """Loud events with timestamp > after: the first in the very next second, then on the same day, then for weeks."""
     rng = np.random.default_rng(11)
-    movies = planted.planted_tables().movies[ITEM_ID].to_numpy()
+    items = planted.planted_tables().items[ITEM_ID].to_numpy()
     rows = []
     for user in (*OLD, *NEW):
         moments = after + 1 + np.sort(np.append(rng.integers(0, 30 * DAY, 18), [0, 0, 60]))
-        chosen = np.append(rng.choice(movies, 20, replace=False), HIT)
+        chosen = np.append(rng.choice(items, 20, replace=False), HIT)
         rows += [(user, int(m), float(rng.integers(1, 11)) / 2, int(t)) for m, t in zip(chosen, moments, strict=True)]
     return pd.DataFrame(rows, columns=[USER_ID, ITEM_ID, RATING, TIMESTAMP])
 
@@ -76,7 +76,7 @@ def histories_of(tables: Tables) -> Histories:
 
 def job(folder: Path, tables: Tables) -> Job:
     """A job on these tables, with the cutoffs of the plain world."""
-    root = Home(folder)
+    root = Workspace(folder)
     home = root.dataset("planted")
     save_tables(tables, home.data)
     made = Job(root, home, Settings(home=folder), CONFIG, load_tables(home.data), report=lambda _: None)
@@ -97,13 +97,13 @@ def files_of(folder: Path) -> dict[str, object]:
 
 
 STAGES: list[tuple[str, Callable[[Job], None]]] = [
-    ("sources_t0", sources.fit_t0),
-    ("sources_t1", sources.fit_t1),
+    ("retrievers_t0", retrievers.fit_t0),
+    ("retrievers_t1", retrievers.fit_t1),
     ("features", features.run),
     ("ranker_t2", rankers.fit_t2),
-    ("sources_t2", sources.fit_t2),
+    ("retrievers_t2", retrievers.fit_t2),
     ("ranker_all", rankers.fit_all),
-    ("sources_all", sources.fit_all),
+    ("retrievers_all", retrievers.fit_all),
 ]
 
 
@@ -120,21 +120,21 @@ def fitted(folder: Path, tables: Tables, last: str) -> Job:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    return fitted(tmp_path_factory.mktemp("plain"), planted.planted_tables(), "sources_all")
+    return fitted(tmp_path_factory.mktemp("plain"), planted.planted_tables(), "retrievers_all")
 
 
 @pytest.mark.parametrize(
     ("cutoff", "last", "stages"),
     [
-        ("t1", "sources_t1", ["sources_t0", "sources_t1"]),
-        ("t2", "sources_t2", ["sources_t0", "sources_t1", "ranker_t2", "sources_t2"]),
-        ("end", "sources_all", ["ranker_t2", "sources_t2", "ranker_all", "sources_all"]),
+        ("t1", "retrievers_t1", ["retrievers_t0", "retrievers_t1"]),
+        ("t2", "retrievers_t2", ["retrievers_t0", "retrievers_t1", "ranker_t2", "retrievers_t2"]),
+        ("end", "retrievers_all", ["ranker_t2", "retrievers_t2", "ranker_all", "retrievers_all"]),
     ],
 )
 def test_what_was_fitted_does_not_know_what_came_after(
     cutoff: str, last: str, stages: list[str], plain: Job, tmp_path: Path
 ) -> None:
-    """Every file of every source and ranker, byte by byte, with training tables through Feast's joins."""
+    """Every file of every retriever and ranker, byte by byte, with training tables through Feast's joins."""
     after = getattr(planted.planted_split(), cutoff)
     told = fitted(tmp_path, with_future(after), last)
     for stage in stages:
@@ -144,10 +144,10 @@ def test_what_was_fitted_does_not_know_what_came_after(
 
 
 def test_rows_of_the_past_do_move_what_is_fitted(plain: Job, tmp_path: Path) -> None:
-    """The test above has teeth: the same rows before the cutoff change every source."""
-    told = fitted(tmp_path, with_future(planted.planted_split().t1 - 31 * DAY), "sources_t1")
-    moved = {name for name, content in files_of(told.work("sources_t1")).items()
-             if files_of(plain.work("sources_t1"))[name] != content}  # fmt: skip
+    """The test above has teeth: the same rows before the cutoff change every retriever."""
+    told = fitted(tmp_path, with_future(planted.planted_split().t1 - 31 * DAY), "retrievers_t1")
+    moved = {name for name, content in files_of(told.work("retrievers_t1")).items()
+             if files_of(plain.work("retrievers_t1"))[name] != content}  # fmt: skip
     for name in ("two_tower/towers", "two_tower/item_vectors", *(f"{name}/" for name in planted.FITS)):
         assert any(m.startswith(name) for m in moved), name
 
@@ -179,7 +179,7 @@ def bundle_of(made: Job, folder: Path) -> Bundle:
         folder,
         planted.planted_facts(folder.name),
         made.catalogue,
-        sources.load(made, "sources_t2"),
+        retrievers.load(made, "retrievers_t2"),
         BoostedRanker.load(made.work("ranker_t2")),
         LogisticRanker.load(made.work("ranker_t2")),
         made.config.recommender,
@@ -188,12 +188,12 @@ def bundle_of(made: Job, folder: Path) -> Bundle:
 
 
 def test_no_metric_moves_with_events_after_the_last_test_event(plain: Job, tmp_path: Path) -> None:
-    split, source = planted.planted_split(), planted.planted_tables().source
+    split, retriever = planted.planted_split(), planted.planted_tables().info
     bundle = bundle_of(plain, tmp_path / "frozen")
     found = []
     for tables in (planted.planted_tables(), with_future(split.end)):
         methods = replay(bundle, histories_of(tables), snapshots(tables.events), window())
-        found.append((methods, build_ladder(methods, source, split.t1, split.t2, system=FULL_SYSTEM)))
+        found.append((methods, build_leaderboard(methods, retriever, split.t1, split.t2, system=FULL_SYSTEM)))
     for ours, theirs in zip(found[0][0], found[1][0], strict=True):
         pd.testing.assert_frame_equal(ours.frame, theirs.frame)
         assert ours.top10_items.tolist() == theirs.top10_items.tolist()
@@ -203,7 +203,7 @@ def test_no_metric_moves_with_events_after_the_last_test_event(plain: Job, tmp_p
 def test_candidates_and_features_do_not_move(plain: Job) -> None:
     """Of the contexts of (T1, T2], with everything after T2 planted: candidates, their signals, and the table."""
     split = planted.planted_split()
-    recommender = Recommender(plain.catalogue, sources.load(plain, "sources_t1"), None, CONFIG.recommender)
+    recommender = Recommender(plain.catalogue, retrievers.load(plain, "retrievers_t1"), None, CONFIG.recommender)
     contexts = features.ranker_contexts(plain, split.t1, split.t2)
     tables = []
     for world in (planted.planted_tables(), with_future(split.t2)):
@@ -212,7 +212,7 @@ def test_candidates_and_features_do_not_move(plain: Job) -> None:
         as_of = ItemStatsTimeline(plain.catalogue, snapshots(world.events)).as_of
         tables.append((retrieved, build_training_table(recommender, contexts, states, retrieved, as_of, negatives=50)))
     for ours, theirs in zip(tables[0][0], tables[1][0], strict=True):
-        for name in ("item_idx", "fused", "source_scores", "source_ranks"):
+        for name in ("item_idx", "rrf_score", "retriever_scores", "retriever_ranks"):
             np.testing.assert_array_equal(getattr(ours.candidates, name), getattr(theirs.candidates, name))
     np.testing.assert_array_equal(tables[0][1].features, tables[1][1].features)
     assert tables[0][1].labels.tolist() == tables[1][1].labels.tolist()
@@ -222,12 +222,12 @@ def test_candidates_and_features_do_not_move(plain: Job) -> None:
 def test_events_at_t_or_later_do_not_change_the_prediction_at_t(plain: Job, tmp_path: Path) -> None:
     """For a third of all test contexts: the user's own events at t and after, and everybody's on the day of t."""
     recommender = bundle_of(plain, tmp_path / "frozen").recommender
-    contexts = Contexts.from_events(window())
+    contexts = PredictionPoints.from_events(window())
     moved_one_second_later = 0
     for row in range(0, len(contexts), 3):
         user, t = int(contexts.user_id[row]), int(contexts.timestamp[row])
         seen = planted.planted_tables().events.query("user_id == @user")[ITEM_ID].tolist()
-        fresh = [m for m in planted.planted_tables().movies[ITEM_ID].tolist() if m not in seen]
+        fresh = [m for m in planted.planted_tables().items[ITEM_ID].tolist() if m not in seen]
         own = [(user, fresh[0], 5.0, t), (user, fresh[1], 0.5, t), (user, fresh[2], 5.0, t + 1)]
         others = [(other, HIT, 5.0, t + i) for i, other in enumerate((*OLD, *NEW)) if other != user]
         added = pd.DataFrame(own + others, columns=[USER_ID, ITEM_ID, RATING, TIMESTAMP])
@@ -235,7 +235,7 @@ def test_events_at_t_or_later_do_not_change_the_prediction_at_t(plain: Job, tmp_
         def answer(tables: Tables, user: int, moment: int) -> tuple[list[int], list[float]]:
             states = histories_of(tables).states_at([user], [moment])
             stats = ItemStatsTimeline(recommender.catalogue, snapshots(tables.events)).as_of(moment // DAY)
-            got = recommender.recommend(states, Context(stats), planted.N_MOVIES)
+            got = recommender.recommend(states, RequestContext(stats), planted.N_ITEMS)
             return got.item_ids[0].tolist(), got.scores[0].tolist()
 
         told = with_rows(added)

@@ -1,4 +1,4 @@
-"""Answers joined with what happened next: each event counts once, for the last answer that showed its movie."""
+"""Answers joined with what happened next: each event counts once, for the last answer that showed its item."""
 
 import shutil
 
@@ -49,12 +49,12 @@ def shown(world: Monitored, user_id: int, at: float, **asked: int) -> list[int]:
 
 
 def labels(frame: pd.DataFrame) -> list[tuple[str, int, int]]:
-    """(request, movie, label) of what is not 0."""
+    """(request, item, label) of what is not 0."""
     rows = frame[frame["labels"] != 0]
     return list(zip(rows["request_id"], rows[ITEM_ID], rows["labels"], strict=True))
 
 
-def test_each_movie_shown_is_a_row_with_what_the_log_knows(world: Monitored) -> None:
+def test_each_item_shown_is_a_row_with_what_the_log_knows(world: Monitored) -> None:
     ids = shown(world, users()[0], AT)
     world.event(users()[0], ids[2], AT + 60, 4.5)
     frame, summary = joined(world)
@@ -75,7 +75,7 @@ def test_each_movie_shown_is_a_row_with_what_the_log_knows(world: Monitored) -> 
     assert summary.found == 1.0
 
 
-def test_an_event_counts_for_the_last_answer_that_showed_its_movie(world: Monitored) -> None:
+def test_an_event_counts_for_the_last_answer_that_showed_its_item(world: Monitored) -> None:
     user_id = users()[0]
     first = shown(world, user_id, AT)
     second = shown(world, user_id, AT + HOUR)

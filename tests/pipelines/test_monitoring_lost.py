@@ -1,4 +1,4 @@
-"""The skew check where the log lacks something, and where movie statistics hold logged events."""
+"""The skew check where the log lacks something, and where item statistics hold logged events."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -85,7 +85,7 @@ LOST: dict[str, tuple[Callable[[Prediction], Prediction], str]] = {
     "propensities": (lambda p: replace(p, propensities=p.propensities / 2), "propensities"),
     "candidates": (lambda p: of_candidates(p, slice(0)), "retrieved"),
     "the order of candidates": (lambda p: of_candidates(p, slice(None, None, -1)), "retrieved"),
-    "names of sources": (lambda p: replace(p, source_names=p.source_names[::-1]), "retrieved"),
+    "names of retrievers": (lambda p: replace(p, retriever_names=p.retriever_names[::-1]), "retrieved"),
     "ranks of candidates": (lambda p: replace(p, candidate_ranks=p.candidate_ranks + 1), "retrieved"),
     "scores of candidates": (lambda p: replace(p, candidate_scores=p.candidate_scores * 2), "retrieved"),
 }
@@ -144,7 +144,7 @@ def test_a_check_that_compared_little_fails(world: Monitored) -> None:
 
 
 def features_stage(world: Monitored, day: int) -> ItemStats:
-    """Movie statistics as the features stage makes them from the log as it is now."""
+    """Item statistics as the features stage makes them from the log as it is now."""
     latest = Latest.of(world.job.histories, world.job.tables.events, world.job.tables.users, world.home.events)
     return ItemStatsTimeline(world.bundles[RIGHT].recommender.catalogue, snapshots(latest.known)).as_of(day)
 

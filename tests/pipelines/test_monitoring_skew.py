@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.monitoring import skew, skew_report
 from recsys import command
-from recsys.bundle import save_sources
+from recsys.bundle import save_retrievers
 from recsys.columns import ITEM_ID
 from recsys.errors import DataError
 from recsys.features.item_stats import ItemStats, snapshots
@@ -34,7 +34,7 @@ from tests.pipelines.monitored_world import (
     unseen,
     users,
 )
-from tests.planted import planted_catalogue, planted_sources, planted_split, planted_tables, planted_timeline
+from tests.planted import planted_catalogue, planted_retrievers, planted_split, planted_tables, planted_timeline
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +143,9 @@ BUGS = {
         "ratings multiplied by 2: the ratings in the window of the state, not their sums",
         {"user_last_rating"},
     ),
-    "ratings of movies doubled": (
+    "ratings of items doubled": (
         Bug(stats=lambda stats: replace(stats, rating_sum=stats.rating_sum * np.float32(2))),
-        "ratings multiplied by 2: those in the statistics of movies",
+        "ratings multiplied by 2: those in the statistics of items",
         {"mean_rating"},
     ),
 }
@@ -224,7 +224,7 @@ def test_statistics_that_the_log_could_have_refreshed_are_told(world: Monitored)
     result = checked(world)
     assert result["mismatching"] == 0
     assert sum(int(days) * n for days, n in result["days_behind"].items()) == 3
-    assert "Movie statistics were older than the log allowed in 1 answers" in skew_report.text(result)
+    assert "Item statistics were older than the log allowed in 1 answers" in skew_report.text(result)
 
 
 def test_refreshed_statistics_hold_the_log(world: Monitored) -> None:
@@ -277,7 +277,7 @@ def test_no_answers(world: Monitored) -> None:
 # ---- distributions and the report
 
 
-def test_distributions_need_the_sources_that_the_ranker_learnt_with(world: Monitored) -> None:
+def test_distributions_need_the_retrievers_that_the_ranker_learnt_with(world: Monitored) -> None:
     world.serve(moments()[:3])
     result = checked(world, drift=True)
     assert result["drift"] == []
@@ -291,7 +291,7 @@ def test_distributions_need_the_sources_that_the_ranker_learnt_with(world: Monit
 def test_the_command_writes_a_report_and_ends_with_1_where_anything_differs(
     world: Monitored, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_sources(planted_sources(planted_split().t2), world.job.work("sources_t2"))
+    save_retrievers(planted_retrievers(planted_split().t2), world.job.work("retrievers_t2"))
     arguments = ["skew", "--home", str(world.home.root.parent)]
     world.serve(moments()[:40])
     assert command.run(arguments) == 0

@@ -17,13 +17,13 @@ from pipelines.job import Job
 from pipelines.studies import leave_last_out as last_out
 from pipelines.studies import protocols, stratified
 from pipelines.training import open_job
-from recsys.artefacts import read_json
-from recsys.columns import EASE, IALS, ITEM_ID, ITEM_KNN, POPULARITY, SOURCES, TIMESTAMP, USER_ID
+from recsys.atomic_io import read_json
+from recsys.columns import EASE, IALS, ITEM_ID, ITEM_KNN, POPULARITY, RETRIEVERS, TIMESTAMP, USER_ID
 from recsys.errors import DataError
-from recsys.evaluation.protocols import leave_last_out, stratified_by_movie
+from recsys.evaluation.protocols import leave_last_out, stratified_by_item
 from recsys.evaluation.replay import FULL_SYSTEM, LOGISTIC, MERGED
-from recsys.features.contexts import Contexts
-from recsys.retrieval.sources import KnownEvents
+from recsys.features.prediction_points import PredictionPoints
+from recsys.retrieval.retrievers import KnownEvents
 from recsys.settings import read_settings
 from tests.conftest import TrainedHome, use_small_settings
 from tests.pipelines.conftest import said_by
@@ -60,14 +60,14 @@ def mean(result: dict[str, Any], method: str, metric: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def by_movie(home: TrainedHome) -> tuple[str, str, dict[str, Any]]:
+def by_item(home: TrainedHome) -> tuple[str, str, dict[str, Any]]:
     return evaluated(home, "stratified")
 
 
 def test_the_table_goes_to_stdout_and_to_the_reports(
-    by_movie: tuple[str, str, dict[str, Any]], home: TrainedHome
+    by_item: tuple[str, str, dict[str, Any]], home: TrainedHome
 ) -> None:
-    out, err, result = by_movie
+    out, err, result = by_item
     names = [row["name"] for row in result["rows"]]
     assert names == [POPULARITY, ITEM_KNN, IALS, stratified.EASE_STRETCHES, EASE, MERGED, FULL_SYSTEM]
     reports = home.dataset.reports
@@ -82,19 +82,19 @@ def test_the_table_goes_to_stdout_and_to_the_reports(
     assert result["about"]["command"] == "recsys evaluate --protocol stratified"
 
 
-def test_popularity_is_that_of_a_count_by_hand(by_movie: tuple[str, str, dict[str, Any]], home: TrainedHome) -> None:
-    events, result = home.events, by_movie[2]
-    trains = stratified_by_movie(events[ITEM_ID].to_numpy())
+def test_popularity_is_that_of_a_count_by_hand(by_item: tuple[str, str, dict[str, Any]], home: TrainedHome) -> None:
+    events, result = home.events, by_item[2]
+    trains = stratified_by_item(events[ITEM_ID].to_numpy())
     train, test = events[trains], events[~trains]
     assert (result["n_train"], result["n_test"]) == (len(train), test[USER_ID].isin(train[USER_ID]).sum())
     count = train[ITEM_ID].value_counts()
-    movies = sorted(count.index, key=lambda movie: (-count[movie], movie))
+    items = sorted(count.index, key=lambda item: (-count[item], item))
     precision, recall = [], []
     for user, mine in test.groupby(USER_ID)[ITEM_ID]:
         seen = set(train.loc[train[USER_ID] == user, ITEM_ID])
         if not seen:
             continue
-        hits = len(set([movie for movie in movies if movie not in seen][:10]) & set(mine))
+        hits = len(set([item for item in items if item not in seen][:10]) & set(mine))
         precision.append(hits / 10)
         recall.append(hits / len(mine))
     assert result["n_users"] == len(precision)
@@ -102,27 +102,27 @@ def test_popularity_is_that_of_a_count_by_hand(by_movie: tuple[str, str, dict[st
     assert mean(result, POPULARITY, "recall@10") == pytest.approx(np.mean(recall), abs=1e-12)
 
 
-def test_the_inner_split_chooses_the_best_of_what_it_tried(by_movie: tuple[str, str, dict[str, Any]]) -> None:
-    result = by_movie[2]
+def test_the_inner_split_chooses_the_best_of_what_it_tried(by_item: tuple[str, str, dict[str, Any]]) -> None:
+    result = by_item[2]
     for name, tried in result["inner_ndcg@10"].items():
         best = max(tried, key=lambda trial: trial["ndcg@10"])
         assert {**result["settings"][name], "ndcg@10": best["ndcg@10"]} == best
     assert 0 < result["inner_retrieved"] <= 1
 
 
-def test_nothing_is_learnt_from_what_is_held_out(by_movie: tuple[str, str, dict[str, Any]], home: TrainedHome) -> None:
+def test_nothing_is_learnt_from_what_is_held_out(by_item: tuple[str, str, dict[str, Any]], home: TrainedHome) -> None:
     """Held-out ratings go to other users at other times: all choices stay, the measured values move."""
     job = job_of(home)
     events = job.tables.events
-    trains = stratified_by_movie(events[ITEM_ID].to_numpy())
+    trains = stratified_by_item(events[ITEM_ID].to_numpy())
     held = events[~trains].copy()
     held[USER_ID] = np.roll(held[USER_ID].to_numpy(), 7)
     held[TIMESTAMP] += 90_000_000
     both = pd.concat([events[trains], held]).drop_duplicates([USER_ID, ITEM_ID]).sort_index()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stratified, "stratified_by_movie", lambda _: trains[both.index.to_numpy()])
+        patch.setattr(stratified, "stratified_by_item", lambda _: trains[both.index.to_numpy()])
         moved = stratified.measure(job, both)
-    result = by_movie[2]
+    result = by_item[2]
     assert moved["settings"] == result["settings"]
     assert moved["inner_ndcg@10"] == result["inner_ndcg@10"]
     assert moved["ranker"] == result["ranker"]
@@ -157,8 +157,8 @@ def test_too_few_events_are_an_error(home: TrainedHome) -> None:
 
 def test_stretches_cut_each_history_twice() -> None:
     """Users 0 and 2 with five and two events, stretches of four: cut at 0, 4 and at 0, 2."""
-    users, movies = np.array([0, 0, 0, 0, 0, 2, 2]), np.array([10, 11, 12, 13, 14, 10, 15])
-    number, item_idx = stratified.stretches(KnownEvents(users, movies, np.arange(7), 20, 99), 4)
+    users, items = np.array([0, 0, 0, 0, 0, 2, 2]), np.array([10, 11, 12, 13, 14, 10, 15])
+    number, item_idx = stratified.stretches(KnownEvents(users, items, np.arange(7), 20, 99), 4)
     found = sorted(sorted(item_idx[number == n].tolist()) for n in np.unique(number))
     assert found == sorted([[10, 11, 12, 13], [14], [10, 15], [10, 11], [12, 13, 14], [10, 15]])
 
@@ -190,7 +190,7 @@ def last(home: TrainedHome) -> tuple[str, str, dict[str, Any]]:
 
 def test_every_rung_is_measured_for_every_user(last: tuple[str, str, dict[str, Any]], home: TrainedHome) -> None:
     out, _, result = last
-    assert [row["name"] for row in result["rows"]] == [*reversed(SOURCES), MERGED, LOGISTIC, FULL_SYSTEM]
+    assert [row["name"] for row in result["rows"]] == [*reversed(RETRIEVERS), MERGED, LOGISTIC, FULL_SYSTEM]
     users = int((home.events.groupby(USER_ID).size() >= 3).sum())
     assert (result["n_users"], result["n_test"]) == (users, users)
     assert result["n_train"] == len(home.events) - users
@@ -200,20 +200,20 @@ def test_every_rung_is_measured_for_every_user(last: tuple[str, str, dict[str, A
         assert 0 <= values["ndcg@10"] <= values["hr@10"] <= values["hr@50"] <= 1, row["name"]
 
 
-def test_popularity_ranks_all_movies_but_those_of_the_history(
+def test_popularity_ranks_all_items_but_those_of_the_history(
     last: tuple[str, str, dict[str, Any]], home: TrainedHome
 ) -> None:
     events, result = home.events, last[2]
     by_user = events.sort_values([USER_ID, TIMESTAMP, ITEM_ID]).groupby(USER_ID)
     test = by_user.tail(1)
     known = events.drop(test.index)
-    half_life = result["parameters"]["sources"][POPULARITY]["half_life_days"]
+    half_life = result["parameters"]["retrievers"][POPULARITY]["half_life_days"]
     age_days = (known[TIMESTAMP].max() - known[TIMESTAMP]) / 86_400
     score = (0.5 ** (age_days / half_life) + 1e-3).groupby(known[ITEM_ID]).sum()
     ranks = []
-    for user, movie in zip(test[USER_ID], test[ITEM_ID], strict=True):
+    for user, item in zip(test[USER_ID], test[ITEM_ID], strict=True):
         fresh = score.drop(known.loc[known[USER_ID] == user, ITEM_ID])
-        ranks.append(1 + int((fresh > fresh[movie]).sum()) if movie in fresh.index else 10_000)
+        ranks.append(1 + int((fresh > fresh[item]).sum()) if item in fresh.index else 10_000)
     rank = np.array(ranks)
     assert mean(result, POPULARITY, "hr@10") == pytest.approx(np.mean(rank <= 10), abs=1e-9)
     assert mean(result, POPULARITY, "hr@50") == pytest.approx(np.mean(rank <= 50), abs=1e-9)
@@ -229,7 +229,7 @@ def test_states_know_all_but_the_last_event_those_of_its_second_too(home: Traine
     events.loc[at.index, TIMESTAMP] = latest  # the last two events of everybody fall into one second
     parts = leave_last_out(events)
     known = last_out.Known(job, pd.concat([parts.known, parts.validation]))
-    contexts = Contexts.from_events(parts.test)
+    contexts = PredictionPoints.from_events(parts.test)
     states = known.states(contexts)
     assert np.array_equal(states.now, contexts.timestamp)
     target = dict(zip(parts.test[USER_ID], parts.test[ITEM_ID], strict=True))

@@ -28,8 +28,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise requests.ConnectionError(socket.gaierror(-3, "Temporary failure in name resolution"))
 
-    def tiny(n_users: int = 30, n_movies: int = 60, n_events: int = 900) -> WorldSize:
-        return WorldSize(n_users, n_movies, n_events)
+    def tiny(n_users: int = 30, n_items: int = 60, n_events: int = 900) -> WorldSize:
+        return WorldSize(n_users, n_items, n_events)
 
     monkeypatch.setattr(requests, "get", unreachable)
     monkeypatch.setattr("recsys.data.fetch._BACKOFF_S", 0.0)
@@ -44,7 +44,7 @@ def test_the_synthetic_world_takes_the_place_and_says_so(tmp_path: Path, capsys:
     assert "its name cannot be resolved (2 tries)" in said
     assert "Going on with the SYNTHETIC world. Its numbers are not results on MovieLens." in said
     assert "do not pass it on" in said, "the licence of what was asked for"
-    assert "synthetic (synthetic, not MovieLens): 900 events, 60 movies, 30 users" in said
+    assert "synthetic (synthetic, not MovieLens): 900 events, 60 items, 30 users" in said
     home = settings.paths()
     assert home.choose(None).name == "synthetic"
     assert not home.dataset("ml-100k").root.exists(), "an empty folder would look as if there were data"
@@ -75,7 +75,7 @@ def test_quickstart_ends_with_recommendations_over_http(trained_home: TrainedHom
     asked = re.search(r"GET (http://127\.0\.0\.1:\d+)/v1/users/(\d+)/recommendations\?k=10", said)
     assert asked
     url, user = asked[1], int(asked[2])
-    events, titles = trained_home.events, trained_home.movies.set_index("item_id")["title"]
+    events, titles = trained_home.events, trained_home.items.set_index("item_id")["title"]
     assert user == events["user_id"].iloc[-1], "the user of the last event"
     assert "data set synthetic (synthetic, not MovieLens), model version 1" in said
 

@@ -13,9 +13,9 @@ from pipelines.job import Job
 from pipelines.stages import FEATURES
 from pipelines.training import open_job
 from recsys.data.tables import save_tables
-from recsys.home import Home
 from recsys.registry.records import flat_parameters
 from recsys.settings import Settings
+from recsys.workspace import Workspace
 from tests.planted import planted_tables
 
 
@@ -30,7 +30,7 @@ def opened(folder: Path, password: str, database: str = "feast") -> Job:
 
 
 def test_no_password_of_the_environment_gets_into_a_bundle_or_mlflow(tmp_path: Path) -> None:
-    save_tables(planted_tables(), Home(tmp_path).dataset("planted").data)
+    save_tables(planted_tables(), Workspace(tmp_path).dataset("planted").data)
     job = opened(tmp_path, "s3cret")
     facts = facts_of(job, "planted-1", "evaluation", 0, None)
     assert "s3cret" not in json.dumps(asdict(facts))
@@ -40,7 +40,7 @@ def test_no_password_of_the_environment_gets_into_a_bundle_or_mlflow(tmp_path: P
 
 
 def test_features_are_made_again_for_another_store_and_not_for_another_password(tmp_path: Path) -> None:
-    save_tables(planted_tables(), Home(tmp_path).dataset("planted").data)
+    save_tables(planted_tables(), Workspace(tmp_path).dataset("planted").data)
     first, second, elsewhere = (
         FEATURES.settings(opened(tmp_path, password, database).config)
         for password, database in (("s3cret", "feast"), ("s4cret", "feast"), ("s3cret", "feast2"))

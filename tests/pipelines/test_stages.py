@@ -14,8 +14,8 @@ from pipelines.job import Job, Stage, run_stages
 from pipelines.stages import stages
 from recsys.data.tables import load_tables, save_tables
 from recsys.errors import ConfigError, MissingArtefactError
-from recsys.home import Home
 from recsys.settings import Settings
+from recsys.workspace import Workspace
 from tests import planted
 
 
@@ -23,7 +23,7 @@ class Notes:
     """The stages of `pipelines.stages` in their order and with their settings, each of which writes one file."""
 
     def __init__(self, folder: Path) -> None:
-        self.home = Home(folder).dataset("planted")
+        self.home = Workspace(folder).dataset("planted")
         save_tables(planted.planted_tables(), self.home.data)
         self.config = config_for(planted.planted_tables().events)
         self.ran: list[str] = []
@@ -52,7 +52,7 @@ class Notes:
         self.said.clear()
         tables = load_tables(self.home.data)
         settings = config or self.config
-        job = Job(Home(self.home.root.parent), self.home, Settings(), settings, tables, report=self.said.append)
+        job = Job(Workspace(self.home.root.parent), self.home, Settings(), settings, tables, report=self.said.append)
         run_stages(job, self.stages(refit), **options)
         return list(self.ran)
 
@@ -69,8 +69,8 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Notes:
 
 def test_the_list_reads_in_order_and_every_stage_reads_only_earlier_ones() -> None:
     assert [
-        *("features", "sources_t0", "sources_t1", "ranker_t2", "sources_t2", "evaluate"),
-        *("ranker_all", "sources_all", "production", "register"),
+        *("features", "retrievers_t0", "retrievers_t1", "ranker_t2", "retrievers_t2", "evaluate"),
+        *("ranker_all", "retrievers_all", "production", "register"),
     ] == ALL
     assert [s.name for s in stages(refit=False)] == [n for n in ALL if not n.endswith("_all")]
     for refit in (True, False):
@@ -95,7 +95,7 @@ def changed(config: PipelineConfig, part: str, **values: Any) -> PipelineConfig:
     return replace(config, **{part: {**old, **values} if isinstance(old, dict) else replace(old, **values)})
 
 
-AFTER_SOURCES = FROM_T0
+AFTER_RETRIEVERS = FROM_T0
 AFTER_RANKER = ["ranker_t2", "evaluate", "ranker_all", "production", "register"]
 
 
@@ -103,7 +103,7 @@ AFTER_RANKER = ["ranker_t2", "evaluate", "ranker_all", "production", "register"]
     ("part", "values", "expected"),
     [
         ("tower", {"epochs": 3}, FROM_T0),
-        ("sources", {"ease": {"power": 0.3}}, FROM_T0),
+        ("retrievers", {"ease": {"power": 0.3}}, FROM_T0),
         ("ranker", {"learning_rate": 0.2}, AFTER_RANKER),
         ("ranker", {"seed": 99}, ["features", *AFTER_RANKER]),
         ("ranker", {"max_contexts": 5}, ["features", *AFTER_RANKER]),
@@ -132,7 +132,7 @@ def test_without_refit_production_is_made_anew(notes: Notes) -> None:
 def test_other_data_or_other_code_reruns_everything(notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
     notes.run()
     tables = planted.planted_tables()
-    save_tables(replace(tables, source=replace(tables.source, fingerprint="1" * 64)), notes.home.data)
+    save_tables(replace(tables, info=replace(tables.info, fingerprint="1" * 64)), notes.home.data)
     assert notes.run() == ALL
     monkeypatch.setattr(module, "code_fingerprint", lambda: "other code")
     assert notes.run() == ALL
@@ -167,27 +167,29 @@ def test_force_skips_nothing(notes: Notes) -> None:
 
 
 def test_only_runs_one_stage(notes: Notes) -> None:
-    with pytest.raises(MissingArtefactError, match=r"Stage sources_t1 reads what sources_t0 writes, and .*not there"):
-        notes.run(only="sources_t1")
+    with pytest.raises(
+        MissingArtefactError, match=r"Stage retrievers_t1 reads what retrievers_t0 writes, and .*not there"
+    ):
+        notes.run(only="retrievers_t1")
     assert notes.run(only="features") == ["features"]
-    assert notes.run(only="sources_t0") == ["sources_t0"]
-    assert notes.run(only="sources_t0") == [], "up to date"
-    assert notes.run(only="sources_t0", force=True) == ["sources_t0"]
-    assert notes.run() == [n for n in ALL if n not in ("features", "sources_t0")]
-    assert notes.run(only="sources_t2", force=True) == ["sources_t2"]
+    assert notes.run(only="retrievers_t0") == ["retrievers_t0"]
+    assert notes.run(only="retrievers_t0") == [], "up to date"
+    assert notes.run(only="retrievers_t0", force=True) == ["retrievers_t0"]
+    assert notes.run() == [n for n in ALL if n not in ("features", "retrievers_t0")]
+    assert notes.run(only="retrievers_t2", force=True) == ["retrievers_t2"]
     assert notes.run() == ["evaluate", "ranker_all", "production", "register"], "what was made from the old one"
 
 
 def test_only_on_top_of_a_stale_stage_does_not_pass_for_fresh(notes: Notes) -> None:
-    """sources_t1 is run alone with new settings on the old sources_t0: the whole run has to repair that."""
+    """retrievers_t1 is run alone with new settings on the old retrievers_t0: the whole run has to repair that."""
     notes.run()
     other = changed(notes.config, "tower", epochs=3)
-    assert notes.run(other, only="sources_t1") == ["sources_t1"]
+    assert notes.run(other, only="retrievers_t1") == ["retrievers_t1"]
     assert notes.run(other) == FROM_T0
 
 
 def test_an_unknown_stage_is_named_with_those_there_are(notes: Notes) -> None:
-    with pytest.raises(ConfigError, match="no stage 'polish'; the stages are features, sources_t0,"):
+    with pytest.raises(ConfigError, match="no stage 'polish'; the stages are features, retrievers_t0,"):
         notes.run(only="polish")
     assert not notes.home.stages.exists()
 
@@ -211,13 +213,13 @@ def test_killed_anywhere_a_second_run_completes(at: str, notes: Notes) -> None:
 
 def test_killed_while_running_again_the_old_record_does_not_count(notes: Notes) -> None:
     notes.run()
-    notes.fails_at = "sources_t1"
+    notes.fails_at = "retrievers_t1"
     with pytest.raises(RuntimeError):
         notes.run(force=True)
     with pytest.raises(MissingArtefactError, match="that stage has not finished"):
         notes.run(only="ranker_t2")
     notes.fails_at = None
-    assert notes.run() == [n for n in ALL if n not in ("features", "sources_t0")]
+    assert notes.run() == [n for n in ALL if n not in ("features", "retrievers_t0")]
 
 
 def test_progress_says_what_is_left_every_few_seconds(notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +227,7 @@ def test_progress_says_what_is_left_every_few_seconds(notes: Notes, monkeypatch:
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
     said: list[str] = []
     tables = planted.planted_tables()
-    job = Job(Home(notes.home.root.parent), notes.home, Settings(), notes.config, tables, report=said.append)
+    job = Job(Workspace(notes.home.root.parent), notes.home, Settings(), notes.config, tables, report=said.append)
     tell = job.progress("counting")
     for done in (10, 60, 70, 1_200):
         tell(done, 1_200)
@@ -234,7 +236,7 @@ def test_progress_says_what_is_left_every_few_seconds(notes: Notes, monkeypatch:
 
 def test_a_window_is_open_below_and_closed_above(notes: Notes) -> None:
     tables = planted.planted_tables()
-    job = Job(Home(notes.home.root.parent), notes.home, Settings(), notes.config, tables, report=print)
+    job = Job(Workspace(notes.home.root.parent), notes.home, Settings(), notes.config, tables, report=print)
     events = planted.planted_tables().events
     split = job.split
     parts: Sequence[pd.DataFrame] = [

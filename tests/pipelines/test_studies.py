@@ -1,4 +1,4 @@
-"""The studies on a small trained home: against the ladder, against sums by hand, and stopped half-way.
+"""The studies on a small trained home: against the leaderboard, against sums by hand, and stopped half-way.
 
 Stage: tests. Absent: the re-rank itself (tests/ranking/test_diversity.py).
 """
@@ -19,9 +19,9 @@ from pipelines.job import Job
 from pipelines.studies import ablation, diversity
 from pipelines.studies.cli import app
 from pipelines.training import open_job
-from recsys.artefacts import read_json, write_json
+from recsys.atomic_io import read_json, write_json
 from recsys.bundle import BundleFacts
-from recsys.columns import SOURCES
+from recsys.columns import RETRIEVERS
 from recsys.errors import BundleError, DataError, MissingArtefactError
 from recsys.evaluation.bootstrap import EVENT_KEY
 from recsys.evaluation.replay import FULL_SYSTEM
@@ -53,8 +53,8 @@ def job_of(home: TrainedHome) -> Job:
 @pytest.fixture(scope="module")
 def full(home: TrainedHome) -> dict[str, Any]:
     """What the evaluate stage measured of the full system, by its own replay with lists of 500."""
-    ladder = read_json(home.dataset.reports / "ladder.json")
-    return next(m for m in ladder["methods"] if m["name"] == FULL_SYSTEM)
+    leaderboard = read_json(home.dataset.reports / "leaderboard.json")
+    return next(m for m in leaderboard["methods"] if m["name"] == FULL_SYSTEM)
 
 
 def said_by(home: TrainedHome, *arguments: str) -> str:
@@ -134,10 +134,10 @@ def test_the_finding_is_the_largest_degree_that_cannot_be_told_apart(curve: tupl
     assert diversity.finding({**result, "rows": rows}) == "Every degree of diversity costs NDCG@10."
 
 
-def test_movies_without_genres_are_refused(home: TrainedHome) -> None:
+def test_items_without_genres_are_refused(home: TrainedHome) -> None:
     job = job_of(home)
     job.__dict__["catalogue"] = replace(job.catalogue, genres=np.zeros_like(job.catalogue.genres))
-    with pytest.raises(DataError, match="No movie of synthetic has a genre"):
+    with pytest.raises(DataError, match="No item of synthetic has a genre"):
         diversity.run(job)
 
 
@@ -184,26 +184,26 @@ def test_everything_is_what_the_evaluate_stage_measured(
     row = table[1]["rows"]["everything"]
     for name, cell in row["metrics"].items():
         assert cell == pytest.approx(full["segments"]["all"]["metrics"][name], abs=EXACT)
-    assert row["n_features"] == len(feature_names(SOURCES))
+    assert row["n_features"] == len(feature_names(RETRIEVERS))
     assert all(d["mean"] == d["low"] == d["high"] == 0.0 for d in row["differences"].values())
 
 
 def test_each_row_lacks_its_part(table: tuple[str, dict[str, Any]]) -> None:
-    names = feature_names(SOURCES)
+    names = feature_names(RETRIEVERS)
     rows = table[1]["rows"]
     assert table[1]["order"] == [
         "everything",
-        *(f"without {name}" for name in SOURCES),
+        *(f"without {name}" for name in RETRIEVERS),
         *(f"without features: {name}" for name in FEATURE_GROUPS),
     ]
-    for name in SOURCES:
+    for name in RETRIEVERS:
         row = rows[f"without {name}"]
         assert row["n_features"] == len(names) - sum(n.startswith(f"{name}_") and n in _scores(name) for n in names)
-        assert (row["source"], row["group"]) == (name, None)
+        assert (row["retriever"], row["group"]) == (name, None)
     for group, pattern in FEATURE_GROUPS.items():
         row = rows[f"without features: {group}"]
         assert row["n_features"] == sum(re.fullmatch(pattern, n) is None for n in names) < len(names)
-        assert (row["source"], row["group"]) == (None, group)
+        assert (row["retriever"], row["group"]) == (None, group)
     for row in rows.values():
         for name, difference in row["differences"].items():
             minus = row["metrics"][name]["mean"] - rows["everything"]["metrics"][name]["mean"]
@@ -213,8 +213,8 @@ def test_each_row_lacks_its_part(table: tuple[str, dict[str, Any]]) -> None:
     assert len(changed) == len(rows) - 1, "no part is without any effect"
 
 
-def _scores(source: str) -> set[str]:
-    return {f"{source}_{what}" for what in ("score", "score_below_best", "rank")}
+def _scores(retriever: str) -> set[str]:
+    return {f"{retriever}_{what}" for what in ("score", "score_below_best", "rank")}
 
 
 def test_a_second_run_measures_nothing_unless_forced_or_the_identity_changed(
@@ -243,8 +243,8 @@ def test_a_second_run_measures_nothing_unless_forced_or_the_identity_changed(
     assert ablation.run(job_of(home))["rows"] == table[1]["rows"]
 
 
-@pytest.mark.parametrize("stage", ["sources_t0", "sources_t1"])
-def test_other_sources_of_the_windows_are_another_run(
+@pytest.mark.parametrize("stage", ["retrievers_t0", "retrievers_t1"])
+def test_other_retrievers_of_the_windows_are_another_run(
     stage: str, table: tuple[str, dict[str, Any]], home: TrainedHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
@@ -308,20 +308,20 @@ def test_the_finding_names_what_the_intervals_show() -> None:
     assert said == "NDCG@10 falls a (-0.2000). NDCG@10 rises c (+0.2000). For 1 of 3 rows the interval holds 0."
 
 
-def test_one_source_alone_cannot_be_left_out() -> None:
-    assert [v.source for v in ablation.variants(["ease"])] == [None] * (1 + len(FEATURE_GROUPS))
-    assert [v.source for v in ablation.variants(["ease", "popularity"])][1:3] == ["ease", "popularity"]
+def test_one_retriever_alone_cannot_be_left_out() -> None:
+    assert [v.retriever for v in ablation.variants(["ease"])] == [None] * (1 + len(FEATURE_GROUPS))
+    assert [v.retriever for v in ablation.variants(["ease", "popularity"])][1:3] == ["ease", "popularity"]
 
 
 def test_every_feature_is_in_one_group() -> None:
-    for name in feature_names(SOURCES):
+    for name in feature_names(RETRIEVERS):
         assert sum(re.fullmatch(pattern, name) is not None for pattern in FEATURE_GROUPS.values()) == 1, name
     groups = {name: [n for n in feature_names(["ease"]) if re.fullmatch(p, n)] for name, p in FEATURE_GROUPS.items()}
     assert all(groups.values()), "no group is empty"
-    assert {"ease_rank", "merged_score"} <= set(groups["source scores"])
+    assert {"ease_rank", "merged_score"} <= set(groups["retriever scores"])
     assert {"similarity_last", "covisitation_last"} <= set(groups["similarity"])
     assert {"genre_affinity", "decade", "user_decade"} <= set(groups["genres and decades"])
-    assert {"popularity_7d", "days_since_last_rated"} <= set(groups["movie statistics"])
+    assert {"popularity_7d", "days_since_last_rated"} <= set(groups["item statistics"])
     assert {"user_events", "user_popularity"} <= set(groups["user habits"])
 
 
@@ -337,10 +337,10 @@ def test_a_blinkered_ranker_sees_its_columns_alone() -> None:
     assert ranker.score(np.array([[1, 99, 2], [3, 99, 4]], np.float32)).tolist() == [21.0, 43.0]
 
 
-def test_sources_of_the_windows_that_are_gone_are_named(home: TrainedHome, tmp_path: Path) -> None:
-    place = home.dataset.work / "sources_t1"
+def test_retrievers_of_the_windows_that_are_gone_are_named(home: TrainedHome, tmp_path: Path) -> None:
+    place = home.dataset.work / "retrievers_t1"
     place.rename(tmp_path / "away")
-    with pytest.raises(MissingArtefactError, match=r"sources_t1 is not there. Run `recsys train` first"):
+    with pytest.raises(MissingArtefactError, match=r"retrievers_t1 is not there. Run `recsys train` first"):
         ablation.run(job_of(home))
     (tmp_path / "away").rename(place)
 

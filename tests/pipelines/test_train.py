@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from pipelines.stages import stages
-from recsys.artefacts import read_json
+from recsys.atomic_io import read_json
 from recsys.bundle import load_bundle, read_facts
-from recsys.columns import SOURCES
+from recsys.columns import RETRIEVERS
 from recsys.evaluation.ranks import RANKS_FILE
 from recsys.evaluation.replay import FULL_SYSTEM
 from tests.conftest import TrainedHome
@@ -25,8 +25,8 @@ MOVING = ("current.json", ".lock", "-shm", "-wal")
 pytestmark = pytest.mark.usefixtures("small_settings")
 
 
-def of_ladder(reports: Path, method: str, metric: str, segment: str = "all") -> float:
-    methods = {m["name"]: m for m in read_json(reports / "ladder.json")["methods"]}
+def of_leaderboard(reports: Path, method: str, metric: str, segment: str = "all") -> float:
+    methods = {m["name"]: m for m in read_json(reports / "leaderboard.json")["methods"]}
     return float(methods[method]["segments"][segment]["metrics"][metric]["mean"])
 
 
@@ -45,7 +45,15 @@ def test_every_stage_is_recorded_with_its_seconds(trained_home: TrainedHome) -> 
         finished.append(record["finished_utc"])
     assert finished == sorted(finished), "in the order of the list"
     assert {p.name for p in home.reports.iterdir()} >= {
-        *("ladder.json", "ladder.txt", "ladder.md", "ladder.png", "retrieval.png", "importance.png", "report.html"),
+        *(
+            "leaderboard.json",
+            "leaderboard.txt",
+            "leaderboard.md",
+            "leaderboard.png",
+            "retrieval.png",
+            "importance.png",
+            "report.html",
+        ),
         *("cohorts.md", "cohorts.png", "beyond_accuracy.md"),
         *("calibration.json", "calibration.md", "calibration.png"),
     }
@@ -79,8 +87,8 @@ def test_both_bundles_carry_the_same_metrics_and_say_where_from(trained_home: Tr
     assert production.metrics == evaluation.metrics
     assert production.dataset == evaluation.dataset
     assert production.dataset.synthetic
-    assert "synthetic, not MovieLens" in (home.reports / "ladder.txt").read_text()
-    assert evaluation.metrics["ndcg@10"]["mean"] == of_ladder(home.reports, FULL_SYSTEM, "ndcg@10")
+    assert "synthetic, not MovieLens" in (home.reports / "leaderboard.txt").read_text()
+    assert evaluation.metrics["ndcg@10"]["mean"] == of_leaderboard(home.reports, FULL_SYSTEM, "ndcg@10")
     assert evaluation.metrics["n_events"] == (events > evaluation.trained_through).sum()
 
 
@@ -103,14 +111,18 @@ def test_killed_in_the_middle_and_gone_on(cycle_home: CycleHome) -> None:
 
 def test_without_refit_the_evaluated_model_serves(cycle_home: CycleHome) -> None:
     home = cycle_home.dataset
-    assert not (home.work / "sources_all").exists()
+    assert not (home.work / "retrievers_all").exists()
     assert not (home.work / "ranker_all").exists()
     evaluation, production = (
         load_bundle(home.bundles / read_json(home.work / f"{role}.json")["bundle_id"])
         for role in ("evaluation", "production")
     )
     assert production.facts.trained_through == evaluation.facts.trained_through
-    for file in ("ranker.txt", "sources/two_tower/towers.safetensors", "sources/popularity/popularity.safetensors"):
+    for file in (
+        "ranker.txt",
+        "retrievers/two_tower/towers.safetensors",
+        "retrievers/popularity/popularity.safetensors",
+    ):
         assert (production.folder / file).read_bytes() == (evaluation.folder / file).read_bytes()
 
 
@@ -160,39 +172,39 @@ def test_production_without_the_ranks_of_its_evaluation_says_what_to_run(
 def test_the_known_world_is_answered_as_arithmetic_says(cycle_home: CycleHome) -> None:
     home = cycle_home.dataset
     events = pd.read_parquet(home.data / "events.parquet")
-    t2 = read_json(home.reports / "ladder.json")["protocol"]["t2"]
+    t2 = read_json(home.reports / "leaderboard.json")["protocol"]["t2"]
     # premise: popularity as of T2 shows all of cluster B before any of cluster A
     bundle = load_bundle(home.bundles / read_json(home.work / "evaluation.json")["bundle_id"])
-    scores = next(s for s in bundle.recommender.sources if s.name == "popularity").scores  # type: ignore[attr-defined]
+    scores = next(s for s in bundle.recommender.retrievers if s.name == "popularity").scores  # type: ignore[attr-defined]
     assert scores[CLUSTER:].min() > scores[:CLUSTER].max()
 
     first = events.groupby("user_id")["timestamp"].transform("min")
     warm = events[(events["timestamp"] > t2) & (events["timestamp"] > first)]
     b_users = (~warm["user_id"].map(in_a)).mean()
     assert 0.5 < b_users < 0.8
-    assert of_ladder(home.reports, "popularity", "hr@10", "warm") == b_users
-    # who knows the cluster cannot miss: at most ten of its movies are left
-    assert of_ladder(home.reports, FULL_SYSTEM, "hr@10", "warm") == 1.0
-    assert of_ladder(home.reports, "covisitation", "hr@10", "warm") == 1.0
+    assert of_leaderboard(home.reports, "popularity", "hr@10", "warm") == b_users
+    # who knows the cluster cannot miss: at most ten of its items are left
+    assert of_leaderboard(home.reports, FULL_SYSTEM, "hr@10", "warm") == 1.0
+    assert of_leaderboard(home.reports, "covisitation", "hr@10", "warm") == 1.0
 
 
 def test_the_known_world_is_learned_in_its_order(cycle_home: CycleHome) -> None:
-    """The next movie follows from the last, so NDCG@10 is 1 for who learned the cycle. Measured with this seed: full
+    """The next item follows from the last, so NDCG@10 is 1 for who learned the cycle. Measured with this seed: full
     system and co-visitation 1.0, two-tower after six epochs 0.69. Knowing only the cluster gives 0.62."""
     reports = cycle_home.dataset.reports
     means = [sum(1 / math.log2(r + 1) for r in range(1, left + 1)) / left for left in range(1, CLUSTER)]
     by_cluster = sum(means) / len(means)
     assert round(by_cluster, 2) == 0.62
-    assert of_ladder(reports, "covisitation", "ndcg@10", "warm") == 1.0
-    assert of_ladder(reports, "two_tower", "ndcg@10", "warm") >= by_cluster
-    assert of_ladder(reports, FULL_SYSTEM, "ndcg@10", "warm") >= 0.98
+    assert of_leaderboard(reports, "covisitation", "ndcg@10", "warm") == 1.0
+    assert of_leaderboard(reports, "two_tower", "ndcg@10", "warm") >= by_cluster
+    assert of_leaderboard(reports, FULL_SYSTEM, "ndcg@10", "warm") >= 0.98
 
 
 def test_quality_of_the_tiny_synthetic_world(trained_home: TrainedHome) -> None:
     """Measured with this seed on 2 cores: popularity 0.1293 (no training: exact), co-visitation 0.2087, EASE 0.2009,
     item-kNN 0.1847, iALS 0.1525, two-tower 0.0536 after its two epochs, full system 0.2511. A tenth below is a drop in
     quality, a fifth for the barely trained tower."""
-    measured = {m: of_ladder(trained_home.dataset.reports, m, "ndcg@10") for m in (*SOURCES, FULL_SYSTEM)}
+    measured = {m: of_leaderboard(trained_home.dataset.reports, m, "ndcg@10") for m in (*RETRIEVERS, FULL_SYSTEM)}
     assert measured["popularity"] == pytest.approx(0.12930676, abs=1e-7)
     assert measured["covisitation"] == pytest.approx(0.2087, abs=0.002)
     assert measured["ease"] == pytest.approx(0.2009, abs=0.002)
@@ -200,4 +212,4 @@ def test_quality_of_the_tiny_synthetic_world(trained_home: TrainedHome) -> None:
     assert measured["ials"] == pytest.approx(0.1525, abs=0.004)
     assert measured["two_tower"] >= 0.043
     assert measured[FULL_SYSTEM] >= 0.226
-    assert measured[FULL_SYSTEM] > max(measured[source] for source in SOURCES)
+    assert measured[FULL_SYSTEM] > max(measured[retriever] for retriever in RETRIEVERS)

@@ -22,18 +22,18 @@ from pipelines.studies import objectives, tuning
 from pipelines.studies.cli import app
 from pipelines.studies.objectives import Past, RankerTrials
 from pipelines.training import open_job
-from recsys.artefacts import read_json, write_json
-from recsys.bundle import save_sources
-from recsys.columns import ITEM_ID, POPULARITY, RATING, SOURCES, TIMESTAMP, TWO_TOWER
+from recsys.atomic_io import read_json, write_json
+from recsys.bundle import save_retrievers
+from recsys.columns import ITEM_ID, POPULARITY, RATING, RETRIEVERS, TIMESTAMP, TWO_TOWER
 from recsys.data.tables import Tables
 from recsys.errors import ConfigError, MissingArtefactError
-from recsys.home import Home
 from recsys.settings import read_settings
+from recsys.workspace import Workspace
 from tests.conftest import TrainedHome, use_small_settings
 from tests.planted import (
     RANKER,
     RECOMMENDER,
-    planted_sources,
+    planted_retrievers,
     planted_split,
     planted_tables,
 )
@@ -42,7 +42,7 @@ from tests.planted import (
 def job_at(root: Path, tables: Tables | None = None, config: PipelineConfig | None = None) -> Job:
     """A job on the planted tables, which are cheap, with nothing trained."""
     tables = tables or planted_tables()
-    home = Home(root)
+    home = Workspace(root)
     lines: list[str] = []
     job = Job(
         home, home.dataset("planted"), read_settings(root), config or config_for(tables.events), tables, lines.append
@@ -51,10 +51,10 @@ def job_at(root: Path, tables: Tables | None = None, config: PipelineConfig | No
     return job
 
 
-def leave_sources(job: Job) -> Job:
+def leave_retrievers(job: Job) -> Job:
     """What a training leaves, as far as the search reads it."""
-    for stage, cutoff in (("sources_t0", planted_split().t0), ("sources_t1", planted_split().t1)):
-        save_sources(planted_sources(cutoff), job.work(stage))
+    for stage, cutoff in (("retrievers_t0", planted_split().t0), ("retrievers_t1", planted_split().t1)):
+        save_retrievers(planted_retrievers(cutoff), job.work(stage))
         write_json(job.work(stage) / "log.json", {"cutoff": cutoff})
     return job
 
@@ -62,15 +62,15 @@ def leave_sources(job: Job) -> Job:
 def official(root: Path, fingerprint: str = "0" * 64) -> Job:
     """The planted tables under the name of an official data set."""
     tables = planted_tables()
-    source = replace(tables.source, name="ml-1m", synthetic=False, fingerprint=fingerprint)
-    return job_at(root, replace(tables, source=source))
+    info = replace(tables.info, name="ml-1m", synthetic=False, fingerprint=fingerprint)
+    return job_at(root, replace(tables, info=info))
 
 
 def no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> float:
         raise AssertionError("a trial has begun")
 
-    monkeypatch.setattr(objectives, "source_ndcg", fails)
+    monkeypatch.setattr(objectives, "retriever_ndcg", fails)
 
 
 def lines_of(job: Job) -> str:
@@ -85,27 +85,27 @@ def values(result: dict[str, Any], part: str) -> list[float]:
 
 
 def with_other_future(tables: Tables) -> Tables:
-    """The same moments after T2, with other movies and ratings."""
+    """The same moments after T2, with other items and ratings."""
     events = tables.events.copy()
     after = events[TIMESTAMP] > planted_split().t2
     assert after.any()
-    movies = np.sort(tables.movies[ITEM_ID].to_numpy())
-    events.loc[after, ITEM_ID] = movies[::-1][np.searchsorted(movies, events.loc[after, ITEM_ID])]
+    items = np.sort(tables.items[ITEM_ID].to_numpy())
+    events.loc[after, ITEM_ID] = items[::-1][np.searchsorted(items, events.loc[after, ITEM_ID])]
     events.loc[after, RATING] = np.float32(0.5)
     assert not events.equals(tables.events)
     return replace(tables, events=events)
 
 
 def test_what_lies_after_t2_changes_nothing(tmp_path: Path) -> None:
-    parts = ("ease", "popularity", "covisitation", "fusion")
-    one = tuning.run(leave_sources(job_at(tmp_path / "one")), parts, trials=2)
-    two = tuning.run(leave_sources(job_at(tmp_path / "two", with_other_future(planted_tables()))), parts, trials=2)
+    parts = ("ease", "popularity", "covisitation", "rrf_weights")
+    one = tuning.run(leave_retrievers(job_at(tmp_path / "one")), parts, trials=2)
+    two = tuning.run(leave_retrievers(job_at(tmp_path / "two", with_other_future(planted_tables()))), parts, trials=2)
     assert [values(one, p) for p in parts] == [values(two, p) for p in parts]
     assert Past.of(planted_tables()).events[TIMESTAMP].max() == planted_split().t2
     assert Past.of(planted_tables()).histories.timestamps.max() == planted_split().t2
     future = Past.of(with_other_future(planted_tables()))
     ranked = [
-        RankerTrials(p, planted_sources(p.split.t0), planted_sources(p.split.t1), RANKER, RECOMMENDER)
+        RankerTrials(p, planted_retrievers(p.split.t0), planted_retrievers(p.split.t1), RANKER, RECOMMENDER)
         for p in (future, Past.of(planted_tables()))
     ]
     np.testing.assert_array_equal(ranked[0].table.features, ranked[1].table.features)
@@ -120,7 +120,7 @@ def test_trial_0_is_the_default_and_settings_stay_in_their_space(tmp_path: Path)
     result = tuning.run(job, ["ials", "ease"], trials=4)
     assert list(result["parts"]) == ["ease", "ials"]
     for name, part in result["parts"].items():
-        assert part["trials"][0]["settings"] == job.config.sources[name]
+        assert part["trials"][0]["settings"] == job.config.retrievers[name]
         assert len(part["trials"]) == 4
         assert len({str(t["settings"]) for t in part["trials"]}) == 4
         for trial in part["trials"]:
@@ -130,7 +130,7 @@ def test_trial_0_is_the_default_and_settings_stay_in_their_space(tmp_path: Path)
         best = part["trials"][part["best"]]
         assert best["value"] == max(values(result, name))
         tuned = read_json(job.home.reports / "tuned.json")
-        assert tuned["sources"][name] == best["settings"]
+        assert tuned["retrievers"][name] == best["settings"]
         assert tuned["about"]["validation"][name]["default"] == part["trials"][0]["value"]
     assert read_json(job.home.reports / "tuning.json") == result
     page = (job.home.reports / "tuning.md").read_text(encoding="utf-8")
@@ -143,19 +143,19 @@ def test_every_default_lies_in_its_space() -> None:
     for n, days in ((60, 1), (400_000, 1e4)):
         times = (np.linspace(0, days, n) * 86_400).astype(np.int64)
         config = config_for(pd.DataFrame({TIMESTAMP: times}))
-        whole: dict[str, Any] = {**config.sources, "ranker": vars(config.ranker), "tower": vars(config.tower)}
+        whole: dict[str, Any] = {**config.retrievers, "ranker": vars(config.ranker), "tower": vars(config.tower)}
         for name, space in tuning.SPACES.items():
             for key, distribution in space.items():
                 value = whole[name][key]
                 assert distribution._contains(distribution.to_internal_repr(value)), (name, key, value)
-    assert set(tuning.SPACES) == {*config.sources, "ranker", "tower"}
+    assert set(tuning.SPACES) == {*config.retrievers, "ranker", "tower"}
 
 
 def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = tuning.run(job_at(tmp_path / "whole"), ["popularity"], trials=13)
-    original = objectives.source_ndcg
+    original = objectives.retriever_ndcg
     calls = 0
 
     def stops(*arguments: Any) -> float:
@@ -165,7 +165,7 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(objectives, "source_ndcg", stops)
+    monkeypatch.setattr(objectives, "retriever_ndcg", stops)
     with pytest.raises(KeyboardInterrupt):
         tuning.run(job_at(tmp_path / "parts"), ["popularity"], trials=13)
     job = job_at(tmp_path / "parts")
@@ -185,11 +185,11 @@ def test_a_default_that_was_interrupted_is_tried_again(tmp_path: Path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(objectives, "source_ndcg", stops)
+        patch.setattr(objectives, "retriever_ndcg", stops)
         with pytest.raises(KeyboardInterrupt):
             tuning.run(job_at(tmp_path), ["popularity"], trials=2)
     result = tuning.run(job_at(tmp_path), ["popularity"], trials=2)
-    assert result["parts"]["popularity"]["trials"][0]["settings"] == job_at(tmp_path).config.sources[POPULARITY]
+    assert result["parts"]["popularity"]["trials"][0]["settings"] == job_at(tmp_path).config.retrievers[POPULARITY]
 
 
 def test_minutes_are_shared_and_end_a_part(tmp_path: Path) -> None:
@@ -202,10 +202,10 @@ def test_minutes_are_shared_and_end_a_part(tmp_path: Path) -> None:
 def test_other_data_and_another_default_begin_a_new_study(tmp_path: Path) -> None:
     tables = planted_tables()
     tuning.run(job_at(tmp_path), ["popularity"], trials=3)
-    other = replace(tables, source=replace(tables.source, fingerprint="1" * 64))
+    other = replace(tables, info=replace(tables.info, fingerprint="1" * 64))
     assert len(values(tuning.run(job_at(tmp_path, other), ["popularity"], trials=1), "popularity")) == 1
     config = config_for(tables.events)
-    config = replace(config, sources={**config.sources, POPULARITY: {"half_life_days": 3.0}})
+    config = replace(config, retrievers={**config.retrievers, POPULARITY: {"half_life_days": 3.0}})
     moved = tuning.run(job_at(tmp_path, config=config), ["popularity"], trials=2)
     assert moved["parts"]["popularity"]["trials"][0]["settings"] == {"half_life_days": 3.0}
     assert len(values(tuning.run(job_at(tmp_path), ["popularity"], trials=1), "popularity")) == 3, "the first is kept"
@@ -220,15 +220,18 @@ def test_another_search_space_begins_a_new_study(tmp_path: Path, monkeypatch: py
     assert len(values(tuning.run(job_at(tmp_path), ["popularity"], trials=1), "popularity")) == 1
 
 
-def test_fusion_begins_anew_where_its_sources_have_changed(tmp_path: Path) -> None:
-    job = leave_sources(job_at(tmp_path))
-    result = tuning.run(job, ["fusion", "ease"], trials=3)
-    fusion = result["parts"]["fusion"]
-    assert fusion["trials"][0]["settings"] == dict(job.config.recommender.fusion)
-    assert read_json(job.home.reports / "tuned.json")["fusion"] == fusion["trials"][fusion["best"]]["settings"]
+def test_fusion_begins_anew_where_its_retrievers_have_changed(tmp_path: Path) -> None:
+    job = leave_retrievers(job_at(tmp_path))
+    result = tuning.run(job, ["rrf_weights", "ease"], trials=3)
+    rrf_weights = result["parts"]["rrf_weights"]
+    assert rrf_weights["trials"][0]["settings"] == dict(job.config.recommender.rrf_weights)
+    assert (
+        read_json(job.home.reports / "tuned.json")["rrf_weights"]
+        == rrf_weights["trials"][rrf_weights["best"]]["settings"]
+    )
     more = tuning.run(job, ["ease"], trials=40)
     best = more["parts"]["ease"]["best"]
-    assert (best == result["parts"]["ease"]["best"]) == ("fusion" in more["parts"])
+    assert (best == result["parts"]["ease"]["best"]) == ("rrf_weights" in more["parts"])
 
 
 def test_an_unknown_part_is_named(tmp_path: Path) -> None:
@@ -237,7 +240,7 @@ def test_an_unknown_part_is_named(tmp_path: Path) -> None:
     assert not job_at(tmp_path).home.root.exists(), "nothing was begun"
 
 
-@pytest.mark.parametrize(("part", "lacks"), [("ranker", "sources_t0"), ("fusion", "sources_t1")])
+@pytest.mark.parametrize(("part", "lacks"), [("ranker", "retrievers_t0"), ("rrf_weights", "retrievers_t1")])
 def test_a_part_that_cannot_run_is_refused_before_any_trial(
     part: str, lacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,7 +252,7 @@ def test_a_part_that_cannot_run_is_refused_before_any_trial(
     with pytest.raises(MissingArtefactError, match=rf"{part} cannot .*{lacks} was fitted on other data"):
         tuning.run(job, parts, trials=1)
     shutil.rmtree(job.work(lacks))
-    leave_sources(job)
+    leave_retrievers(job)
     shutil.rmtree(job.work(lacks) / TWO_TOWER)
     with pytest.raises(MissingArtefactError, match=rf"{part} cannot .*{lacks} lacks the two-tower model"):
         tuning.run(job, parts, trials=1)
@@ -259,7 +262,7 @@ def test_a_part_that_cannot_run_is_refused_before_any_trial(
 def test_of_the_usual_parts_what_cannot_run_is_left_out(tmp_path: Path) -> None:
     job = job_at(tmp_path)
     assert list(tuning.run(job, trials=1)["parts"]) == list(tuning.SINGLES)
-    for part, lacks in (("fusion", "sources_t1"), ("ranker", "sources_t0")):
+    for part, lacks in (("rrf_weights", "retrievers_t1"), ("ranker", "retrievers_t0")):
         assert f"tune: {part} is left out. {job.work(lacks)} is not there. Run `recsys train` first." in lines_of(job)
 
 
@@ -288,12 +291,12 @@ def test_every_part_runs_on_what_train_left(home: TrainedHome) -> None:
         row = f"| {name} | {part['objective']} | 2 | {part['seconds']:.1f} | {default:.4f} | {best:.4f} |"
         assert row in done.stdout
     tuned = read_json(home.dataset.reports / "tuned.json")
-    assert set(tuned) == {"about", "fusion", "ranker", "sources"}
-    assert set(tuned["fusion"]) == set(SOURCES)
+    assert set(tuned) == {"about", "rrf_weights", "ranker", "retrievers"}
+    assert set(tuned["rrf_weights"]) == set(RETRIEVERS)
     job = open_job(home.name, read_settings(home.root))
     over = with_tuned(job.config, read_tuned(home.dataset.reports / "tuned.json"))
-    assert over.sources == tuned["sources"]
-    assert over.recommender.fusion == tuned["fusion"]
+    assert over.retrievers == tuned["retrievers"]
+    assert over.recommender.rrf_weights == tuned["rrf_weights"]
     assert replace(job.config.ranker, **tuned["ranker"]) == over.ranker
     assert job.config.ranker.objective == "binary"
     assert set(tuned["ranker"]) == set(tuning.SPACES["ranker"]) - {"truncation"}
@@ -319,16 +322,16 @@ def test_save_is_for_official_data(tmp_path: Path, saved: Path) -> None:
     tuning.run(job, ["popularity"], trials=2, save=True)
     assert saved == tuned_path("ml-1m")
     assert read_json(saved) == read_json(job.home.reports / "tuned.json")
-    assert read_tuned(saved).fingerprint == job.tables.source.fingerprint
+    assert read_tuned(saved).fingerprint == job.tables.info.fingerprint
     assert f"git add {saved}" in lines_of(job)
 
 
 def test_save_leaves_the_other_parts_with_their_facts(tmp_path: Path, saved: Path) -> None:
     """Searches of three machines: none knows the studies of another."""
     earlier = {
-        "sources": {"ease": {"power": 0.5}, "popularity": {"half_life_days": 3.0}},
+        "retrievers": {"ease": {"power": 0.5}, "popularity": {"half_life_days": 3.0}},
         "ranker": {"leaves": 9},
-        "fusion": {"ease": 0.7},
+        "rrf_weights": {"ease": 0.7},
         "about": {
             "data": {"fingerprint": "0" * 64},
             "run": {"machine": "the first"},
@@ -344,28 +347,28 @@ def test_save_leaves_the_other_parts_with_their_facts(tmp_path: Path, saved: Pat
     result = tuning.run(job, ["popularity"], trials=2, save=True)
     content = read_json(saved)
     found = result["parts"]["popularity"]
-    assert content["sources"] == {
+    assert content["retrievers"] == {
         "ease": {"power": 0.5},
         "popularity": found["trials"][found["best"]]["settings"],
     }
-    assert (content["ranker"], content["fusion"]) == (earlier["ranker"], earlier["fusion"])
+    assert (content["ranker"], content["rrf_weights"]) == (earlier["ranker"], earlier["rrf_weights"])
     assert content["about"]["data"]["fingerprint"] == "0" * 64
     assert content["about"]["run"] == result["about"] != {"machine": "the first"}
     facts = content["about"]["validation"]
     assert facts["ease"] == {"best": 0.25, "trials": 150, "run": {"machine": "the first"}}
     assert facts["ranker"] == {"best": 0.5, "trials": 9, "run": {"machine": "an older one"}}
-    assert facts["fusion"] == {"run": {"machine": "the first"}}, "of it no more was known"
+    assert facts["rrf_weights"] == {"run": {"machine": "the first"}}, "of it no more was known"
     assert facts["popularity"]["trials"] == 2
     assert "run" not in facts["popularity"]
-    assert "kept from earlier searches: ease, fusion, ranker, as found" in lines_of(job)
+    assert "kept from earlier searches: ease, rrf_weights, ranker, as found" in lines_of(job)
     third = official(tmp_path / "third")
     tuning.run(third, ["covisitation"], trials=1, save=True)
     again = read_json(saved)["about"]["validation"]
     assert again["popularity"] == {**facts["popularity"], "run": result["about"]}
-    assert {name: again[name] for name in ("ease", "ranker", "fusion")} == {
-        name: facts[name] for name in ("ease", "ranker", "fusion")
+    assert {name: again[name] for name in ("ease", "ranker", "rrf_weights")} == {
+        name: facts[name] for name in ("ease", "ranker", "rrf_weights")
     }
-    assert set(read_json(saved)["sources"]) == {"ease", "popularity", "covisitation"}
+    assert set(read_json(saved)["retrievers"]) == {"ease", "popularity", "covisitation"}
 
 
 def test_save_takes_only_the_parts_that_were_named(tmp_path: Path, saved: Path) -> None:
@@ -374,7 +377,7 @@ def test_save_takes_only_the_parts_that_were_named(tmp_path: Path, saved: Path) 
     job = official(tmp_path)
     result = tuning.run(job, ["popularity"], trials=1, save=True)
     assert list(result["parts"]) == ["ease", "popularity"]
-    assert set(read_json(saved)["sources"]) == set(read_json(saved)["about"]["validation"]) == {"popularity"}
+    assert set(read_json(saved)["retrievers"]) == set(read_json(saved)["about"]["validation"]) == {"popularity"}
     assert "not saved, because this command did not name them: ease" in lines_of(job)
 
 
@@ -383,7 +386,7 @@ def test_save_begins_the_file_of_other_data_anew(tmp_path: Path, saved: Path) ->
     job = official(tmp_path / "two", fingerprint="1" * 64)
     tuning.run(job, ["popularity"], trials=1, save=True)
     assert read_tuned(saved).fingerprint == "1" * 64
-    assert set(read_json(saved)["sources"]) == set(read_json(saved)["about"]["validation"]) == {"popularity"}
+    assert set(read_json(saved)["retrievers"]) == set(read_json(saved)["about"]["validation"]) == {"popularity"}
     assert f"{saved} was searched on other data of that name; it begins anew" in lines_of(job)
     assert "kept from earlier" not in lines_of(job)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recsys.artefacts import read_json, write_json
+from recsys.atomic_io import read_json, write_json
 from recsys.errors import BundleError, ConfigError
 from recsys.ranking.calibration import COUNT, HABITS, LIKE, MAPS, Isotonic, Platt, Probabilities, log_shares, map_of
 from recsys.ranking.ranker import LogisticRanker
@@ -19,8 +19,8 @@ SCORE = LogisticRanker(
     np.array([0, 0.3, 0.7, 0, 1.1, 0.2], dtype=np.float32),
     0.4,
 )
-LADDER = Isotonic((-9.0, -3.0, -1.0), (0.001, 0.04, 0.3))
-FITTED = Probabilities(2.0, LADDER, SCORE, Platt(0.8, -0.1))
+LEADERBOARD = Isotonic((-9.0, -3.0, -1.0), (0.001, 0.04, 0.3))
+FITTED = Probabilities(2.0, LEADERBOARD, SCORE, Platt(0.8, -0.1))
 
 
 def world(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +52,9 @@ def test_watch_is_the_map_of_the_share_at_each_place() -> None:
         weights = [math.exp(float(s) / 2.0) if math.isfinite(s) else 0.0 for s in ranked[b]]
         for column, place in enumerate(position[b].tolist()):
             if 0 <= place < 30 and weights[place] > 0:
-                expected = np.interp(math.log(weights[place] / sum(weights)), LADDER.score, LADDER.probability)
+                expected = np.interp(
+                    math.log(weights[place] / sum(weights)), LEADERBOARD.score, LEADERBOARD.probability
+                )
                 assert got[b, column] == pytest.approx(expected, abs=1e-6)
             else:
                 assert math.isnan(got[b, column])
@@ -78,10 +80,10 @@ def test_like_is_the_map_of_the_score_and_a_newcomers_habits_are_unknown() -> No
     assert (features[3, :, 2:] == 0).all(), "the caller's rows are not changed"
 
 
-@pytest.mark.parametrize("watch_map", [LADDER, Platt(1.1, 0.3), Platt(0.0, -2.0)])
+@pytest.mark.parametrize("watch_map", [LEADERBOARD, Platt(1.1, 0.3), Platt(0.0, -2.0)])
 def test_probabilities_lie_in_0_to_1_and_never_fall_as_the_score_rises(watch_map: Isotonic | Platt) -> None:
     ranked, features = world(1)
-    fitted = Probabilities(0.7, watch_map, SCORE, LADDER)
+    fitted = Probabilities(0.7, watch_map, SCORE, LEADERBOARD)
     place = np.argsort(-ranked, axis=1)
     watch, like = fitted.watch(ranked * 40, place), fitted.like(features * 1e4, place)
     assert np.isnan(watch).sum() == np.isneginf(ranked).sum() == 5, "no candidate, no probability"
@@ -90,7 +92,7 @@ def test_probabilities_lie_in_0_to_1_and_never_fall_as_the_score_rises(watch_map
     assert not (np.diff(watch, axis=1) > 0).any()
 
 
-@pytest.mark.parametrize("watch_map", [LADDER, Platt(1.25, -0.3)])
+@pytest.mark.parametrize("watch_map", [LEADERBOARD, Platt(1.25, -0.3)])
 def test_what_is_loaded_is_what_was_saved(watch_map: Isotonic | Platt, tmp_path: Path) -> None:
     fitted = Probabilities(1.7, watch_map, SCORE, Platt(0.123456789, -1e-9))
     fitted.save(tmp_path)
@@ -155,4 +157,4 @@ def test_a_platt_map_must_rise(slope: float, intercept: float) -> None:
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
 def test_a_temperature_is_above_zero(temperature: float) -> None:
     with pytest.raises(ConfigError, match="temperature must be above 0"):
-        Probabilities(temperature, LADDER, SCORE, LADDER)
+        Probabilities(temperature, LEADERBOARD, SCORE, LEADERBOARD)

@@ -23,7 +23,7 @@ from recsys.ranking.training import RankerSettings, TrainingTable, WholeLists, f
 
 NAMES = ("z", *LIKE_FEATURES)
 SETTINGS = RankerSettings(max_trees=80, learning_rate=0.1, min_rows_in_leaf=20, early_stopping=20, threads=1)
-FOUND = 0.6  # how often the next movie is among the candidates
+FOUND = 0.6  # how often the next item is among the candidates
 K = 20
 
 
@@ -35,7 +35,7 @@ def scorer(sharpness: float) -> LogisticRanker:
 
 
 def lists(contexts: int, seed: int) -> tuple[WholeLists, np.ndarray]:
-    """One movie of K happens with probability FOUND * softmax(z), none otherwise; and those true probabilities."""
+    """One item of K happens with probability FOUND * softmax(z), none otherwise; and those true probabilities."""
     rng = np.random.default_rng(seed)
     z = rng.normal(0, 1.5, (contexts, K))
     z[:, 0] += rng.normal(0, 2, contexts)  # some answers are surer than others
@@ -172,12 +172,12 @@ def test_the_like_score_beats_both_shares_where_both_matter() -> None:
     assert like["chosen"].startswith("logistic, ")
     assert like["chosen"] == min(like["log_loss"], key=lambda option: like["log_loss"][option])
     assert like["log_loss"][like["chosen"]] < like["log_loss"]["constant"]
-    assert like["auc"]["logistic"] > max(like["auc"]["movie's liked share"], like["auc"]["user's liked share"]) > 0.6
+    assert like["auc"]["logistic"] > max(like["auc"]["item's liked share"], like["auc"]["user's liked share"]) > 0.6
     assert [line.split(":")[0] for line in said] == ["P(watch)", "P(like)"]
 
 
 def test_the_losses_that_decide_are_those_of_the_second_half_of_the_later_contexts() -> None:
-    """The movie's share alone, recomputed from the table by hand."""
+    """The item's share alone, recomputed from the table by hand."""
     made = table(2_000)
     _, facts = fit_probabilities(made, SETTINGS, scorer(1.0))
     rows = np.flatnonzero(made.labels == 1)  # one a context
@@ -189,7 +189,7 @@ def test_the_losses_that_decide_are_those_of_the_second_half_of_the_later_contex
         return log_loss(1 / (1 + np.exp(-(parameters[0] * share[part] + parameters[1]))), liked[part])
 
     best = minimize(loss, [0.0, 0.0], args=(first,), tol=1e-10).x
-    assert facts["like"]["log_loss"]["movie's liked share, platt"] == pytest.approx(loss(best, second), abs=1e-5)
+    assert facts["like"]["log_loss"]["item's liked share, platt"] == pytest.approx(loss(best, second), abs=1e-5)
     rate = (liked[first].sum() + 1) / (len(first) + 2)
     constant = log_loss(np.full(len(second), rate), liked[second])
     assert facts["like"]["log_loss"]["constant"] == pytest.approx(constant, abs=1e-9)
@@ -202,7 +202,7 @@ def test_where_all_early_ratings_are_liked_a_share_is_used() -> None:
     rating = made.rating.copy()
     rating[: len(rating) * 2 // 3] = np.where(np.isnan(rating[: len(rating) * 2 // 3]), np.nan, 5.0)
     _, facts = fit_probabilities(replace(made, rating=rating), SETTINGS, scorer(1.0))
-    assert set(facts["like"]["auc"]) == {"movie's liked share", "user's liked share"}
+    assert set(facts["like"]["auc"]) == {"item's liked share", "user's liked share"}
     assert "logistic" not in facts["like"]["chosen"]
 
 
@@ -232,7 +232,7 @@ def test_without_a_later_list_there_is_nothing_to_fit_on() -> None:
     made = table(100)
     early = made.whole.timestamp < made.timestamp[10]
     whole = WholeLists(*(getattr(made.whole, name)[early] for name in ("features", "present", "happened", "timestamp")))
-    with pytest.raises(DataError, match=r"no context with a whole candidate list is later .*\(whole_lists\)"):
+    with pytest.raises(DataError, match=r"no context with a whole candidate list is later .*\(unsampled_candidates\)"):
         fit_probabilities(replace(made, whole=whole), SETTINGS, scorer(1.0))
 
 

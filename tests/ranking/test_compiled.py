@@ -18,7 +18,7 @@ from recsys.ranking import compiled
 from recsys.ranking.compiled import ZERO, CompilationError, CompiledRanker, PackedTrees, compile_ranker
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 from recsys.ranking.tree_kernel import BLOCK, TreeKernel, kernel_ir, tree_kernel
-from recsys.recommender import Context
+from recsys.recommender import RequestContext
 from tests.planted import (
     DAY,
     planted_catalogue,
@@ -297,12 +297,12 @@ def users() -> StateBatch:
 
 
 def test_another_ranker_in_its_place_shares_the_rest_and_leaves_the_first_as_it_was() -> None:
-    recommender, states, context = planted_recommender(), users(), Context(planted_timeline().as_of(NOW // DAY))
+    recommender, states, context = planted_recommender(), users(), RequestContext(planted_timeline().as_of(NOW // DAY))
     before = recommender.recommend(states, context, 12)
     plain = recommender.with_ranker(None)
     assert plain.ranker is None
     assert recommender.ranker is not None
-    assert plain.sources is recommender.sources
+    assert plain.retrievers is recommender.retrievers
     assert plain.unit_vectors is recommender.unit_vectors
     merged = recommender.retrieve(states)
     expected = planted_catalogue().to_ids(merged.item_idx[:, :12])
@@ -315,7 +315,7 @@ def test_another_ranker_in_its_place_shares_the_rest_and_leaves_the_first_as_it_
 
 @pytest.mark.parametrize("diversity", [0.0, 0.5])
 def test_compiled_trees_change_nothing_of_an_answer(diversity: float) -> None:
-    recommender, states, context = planted_recommender(), users(), Context(planted_timeline().as_of(NOW // DAY))
+    recommender, states, context = planted_recommender(), users(), RequestContext(planted_timeline().as_of(NOW // DAY))
     assert recommender.ranker is not None
     compiled = recommender.with_ranker(compile_ranker(recommender.ranker))
     assert isinstance(compiled.ranker, CompiledRanker)

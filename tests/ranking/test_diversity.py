@@ -8,10 +8,10 @@ import pytest
 
 from recsys.errors import ConfigError
 from recsys.ranking.diversity import most_diverse, pool_size, relevance, unit_genres
-from recsys.recommender import Context, Recommender, RecommenderSettings
+from recsys.recommender import Recommender, RecommenderSettings, RequestContext
 from tests.planted import (
     DAY,
-    N_MOVIES,
+    N_ITEMS,
     RECOMMENDER,
     planted_catalogue,
     planted_histories,
@@ -25,7 +25,7 @@ STEPS = (0.05, 0.1, 0.3, 0.5, 0.7, 1.0)
 
 
 def pool(rng: np.random.Generator, absent: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of 4 users and 12 movies, best first, and genre vectors of 5 genres; one movie has none."""
+    """Scores of 4 users and 12 items, best first, and genre vectors of 5 genres; one item has none."""
     scores = -np.sort(-rng.normal(0.0, 2.0, (4, 12)).astype(np.float32), axis=1)
     genres = (rng.random((4, 12, 5)) < 0.4).astype(np.float32)
     genres[:, 3] = 0.0
@@ -34,7 +34,7 @@ def pool(rng: np.random.Generator, absent: int = 0) -> tuple[np.ndarray, np.ndar
 
 
 def assert_by_hand(got: list[int], scores: list[float], vectors: list[list[float]], k: int, d: float) -> None:
-    """Every place holds a movie of the largest value by the definition, one set at a time, in double precision."""
+    """Every place holds an item of the largest value by the definition, one set at a time, in double precision."""
     there = [j for j, s in enumerate(scores) if s != -np.inf]
     low, high = min(scores[j] for j in there), max(scores[j] for j in there)
     assert len(got) == k
@@ -67,7 +67,7 @@ def test_equal_values_go_to_the_better_score() -> None:
     assert most_diverse(scores, vectors, 4, 0.5).tolist() == [[0, 2, 1, 3]]
 
 
-def test_three_movies_worked_out() -> None:
+def test_three_items_worked_out() -> None:
     """Relevance 1, 0.9, 0. The second is a copy of the first, the third is of another genre. From the second place on,
     the copy is worth 0.9(1 - d) - d and the other 0: they change places at d = 0.9/1.9 = 0.474."""
     scores = np.array([[2.0, 1.8, 0.0]], np.float32)
@@ -99,8 +99,8 @@ def test_a_diversity_outside_0_to_1_is_refused(diversity: float) -> None:
 # ---- through the one path
 
 
-def context() -> Context:
-    return Context(planted_timeline().as_of(NOW // DAY))
+def context() -> RequestContext:
+    return RequestContext(planted_timeline().as_of(NOW // DAY))
 
 
 def states():
@@ -118,12 +118,12 @@ def test_diversity_0_is_the_answer_of_before_bit_for_bit(monkeypatch: pytest.Mon
         np.testing.assert_array_equal(getattr(got, name), getattr(before, name))
 
 
-@pytest.mark.parametrize("k", [1, 5, N_MOVIES])
+@pytest.mark.parametrize("k", [1, 5, N_ITEMS])
 @pytest.mark.parametrize("diversity", [0.3, 1.0])
-def test_an_answer_holds_what_the_ranker_said_of_each_movie(k: int, diversity: float) -> None:
-    """Scores and places belong to their movies; the first is the ranker's first; who needs more than the ranker saw
+def test_an_answer_holds_what_the_ranker_said_of_each_item(k: int, diversity: float) -> None:
+    """Scores and places belong to their items; the first is the ranker's first; who needs more than the ranker saw
     gets the rest in the order in which it was."""
-    plain = planted_recommender().recommend(states(), context(), N_MOVIES)
+    plain = planted_recommender().recommend(states(), context(), N_ITEMS)
     got = planted_recommender().recommend(states(), context(), k, diversity=diversity)
     assert got.item_ids.shape == got.scores.shape == got.position.shape == (len(states()), k)
     np.testing.assert_array_equal(got.item_ids[:, 0], plain.item_ids[:, 0])
@@ -163,12 +163,12 @@ def test_lists_become_more_varied_and_less_relevant_with_diversity() -> None:
 def test_without_a_ranker_the_merged_order_is_re_ranked() -> None:
     whole = planted_recommender()
     settings = RecommenderSettings(fetch=15, keep=25, rank=15)
-    recommender = Recommender(whole.catalogue, whole.sources, None, settings)
+    recommender = Recommender(whole.catalogue, whole.retrievers, None, settings)
     got = recommender.recommend(states(), context(), 4, diversity=0.6)
     merged = recommender.retrieve(states())
     vectors = unit_genres(planted_catalogue().genres)
     for b in range(len(states())):
         top = merged.item_idx[b, :15]
         assert (top >= 0).all()
-        assert_by_hand(got.position[b].tolist(), merged.fused[b, :15].tolist(), vectors[top].tolist(), 4, 0.6)
+        assert_by_hand(got.position[b].tolist(), merged.rrf_score[b, :15].tolist(), vectors[top].tolist(), 4, 0.6)
         assert got.item_ids[b].tolist() == planted_catalogue().to_ids(top[got.position[b]]).tolist()

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from recsys.columns import ITEM_ID, TIMESTAMP
-from recsys.features.contexts import Contexts
 from recsys.features.item_stats import ItemStats, day_of
+from recsys.features.prediction_points import PredictionPoints
 from recsys.features.state import StateBatch
 from recsys.ranking.training import TrainingTable
 from recsys.recommender import Recommender
@@ -19,7 +19,7 @@ from tests.planted import (
     RECOMMENDER,
     planted_catalogue,
     planted_histories,
-    planted_sources,
+    planted_retrievers,
     planted_split,
     planted_tables,
     planted_timeline,
@@ -29,22 +29,22 @@ EVERYTHING = 10**6  # negatives: more than there are
 
 
 @lru_cache
-def parts() -> tuple[Recommender, Contexts, StateBatch, list[Retrieved]]:
+def parts() -> tuple[Recommender, PredictionPoints, StateBatch, list[Retrieved]]:
     split, events = planted_split(), planted_tables().events
-    contexts = Contexts.from_events(events[(events[TIMESTAMP] > split.t1) & (events[TIMESTAMP] <= split.t2)])
+    contexts = PredictionPoints.from_events(events[(events[TIMESTAMP] > split.t1) & (events[TIMESTAMP] <= split.t2)])
     states = planted_histories().states_at(contexts.user_id, contexts.timestamp)
-    recommender = Recommender(planted_catalogue(), planted_sources(split.t1), None, replace(RECOMMENDER, rank=9))
+    recommender = Recommender(planted_catalogue(), planted_retrievers(split.t1), None, replace(RECOMMENDER, rank=9))
     return recommender, contexts, states, retrieve_contexts(recommender, contexts, states)
 
 
-def build(negatives: int = EVERYTHING, seed: int = 0, whole_lists: int = 0) -> TrainingTable:
+def build(negatives: int = EVERYTHING, seed: int = 0, unsampled_candidates: int = 0) -> TrainingTable:
     return build_training_table(
-        *parts(), planted_timeline().as_of, negatives=negatives, whole_lists=whole_lists, seed=seed
+        *parts(), planted_timeline().as_of, negatives=negatives, unsampled_candidates=unsampled_candidates, seed=seed
     )
 
 
 def happened() -> dict[tuple[int, int], set[int]]:
-    """Movie ids of each (user, second) of the window, straight from the events."""
+    """Item ids of each (user, second) of the window, straight from the events."""
     split, out = planted_split(), {}
     for e in planted_tables().events.itertuples():
         if split.t1 < e.timestamp <= split.t2:
@@ -53,7 +53,7 @@ def happened() -> dict[tuple[int, int], set[int]]:
 
 
 def shown() -> dict[tuple[int, int], list[int]]:
-    """Movie ids that retrieval gives for each (user, second), asked one at a time."""
+    """Item ids that retrieval gives for each (user, second), asked one at a time."""
     recommender, contexts, _, _ = parts()
     out = {}
     for user, moment in zip(contexts.user_id.tolist(), contexts.timestamp.tolist(), strict=True):
@@ -113,9 +113,9 @@ def test_ratings_are_those_of_what_happened() -> None:
             assert rating == rated[user, moment, item] if label else np.isnan(rating)
 
 
-def test_whole_lists_hold_every_candidate_of_contexts_whatever_was_found() -> None:
+def test_unsampled_candidates_hold_every_candidate_of_contexts_whatever_was_found() -> None:
     _, contexts, _, _ = parts()
-    whole, table = build(1, whole_lists=EVERYTHING).whole, build()
+    whole, table = build(1, unsampled_candidates=EVERYTHING).whole, build()
     truth, candidates, groups = happened(), shown(), by_context(table)
     assert len(whole) == len(contexts) == len(truth) > len(groups)
     for row, key in enumerate(zip(contexts.user_id.tolist(), contexts.timestamp.tolist(), strict=True)):
@@ -128,9 +128,13 @@ def test_whole_lists_hold_every_candidate_of_contexts_whatever_was_found() -> No
             np.testing.assert_array_equal(whole.features[row, at], table.features[groups[key]])
 
 
-def test_a_sample_of_whole_lists_is_seeded_and_does_not_depend_on_the_thinning() -> None:
-    some, again, other = build(1, whole_lists=9).whole, build(whole_lists=9).whole, build(1, 5, whole_lists=9).whole
-    every = build(whole_lists=EVERYTHING).whole
+def test_a_sample_of_unsampled_candidates_is_seeded_and_does_not_depend_on_the_thinning() -> None:
+    some, again, other = (
+        build(1, unsampled_candidates=9).whole,
+        build(unsampled_candidates=9).whole,
+        build(1, 5, unsampled_candidates=9).whole,
+    )
+    every = build(unsampled_candidates=EVERYTHING).whole
     for name in ("features", "present", "happened", "timestamp"):
         np.testing.assert_array_equal(getattr(some, name), getattr(again, name))
     assert len(some) == 9 < len(every)
@@ -140,7 +144,7 @@ def test_a_sample_of_whole_lists_is_seeded_and_does_not_depend_on_the_thinning()
         same = np.flatnonzero(every.timestamp == moment)
         assert any(np.array_equal(features, every.features[row], equal_nan=True) for row in same)
     assert len(build().whole) == 0
-    np.testing.assert_array_equal(build(1, whole_lists=9).item_id, build(1).item_id)
+    np.testing.assert_array_equal(build(1, unsampled_candidates=9).item_id, build(1).item_id)
 
 
 def test_thinning_is_seeded() -> None:
@@ -160,8 +164,8 @@ def test_features_are_those_that_are_served() -> None:
     assert table.feature_names == recommender.feature_names
 
 
-def test_statistics_of_the_listed_movies_and_days_are_all_that_features_read() -> None:
-    """Every other movie's statistics are rubbish, and not a feature moves."""
+def test_statistics_of_the_listed_items_and_days_are_all_that_features_read() -> None:
+    """Every other item's statistics are rubbish, and not a feature moves."""
     recommender, _, states, retrieved = parts()
     pairs = item_days(recommender, states, retrieved)
     assert list(pairs.columns) == [ITEM_ID, "day"]
@@ -212,7 +216,7 @@ def test_contexts_are_retrieved_in_batches_of_one_day_with_progress() -> None:
 
 def test_a_window_without_events_gives_an_empty_table() -> None:
     recommender, _, _, _ = parts()
-    nothing = Contexts.from_events(planted_tables().events.iloc[:0])
+    nothing = PredictionPoints.from_events(planted_tables().events.iloc[:0])
     states = planted_histories().states_at(nothing.user_id, nothing.timestamp)
     retrieved = retrieve_contexts(recommender, nothing, states)
     assert retrieved == []

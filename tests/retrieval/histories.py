@@ -1,11 +1,11 @@
-"""Histories by hand. Stage: tests of retrieval. In: row numbers of movies, oldest first. Out: a `StateBatch` of one."""
+"""Histories by hand. Stage: tests of retrieval. In: row numbers of items, oldest first. Out: a `StateBatch` of one."""
 
 from dataclasses import replace
 
 import numpy as np
 
 from recsys.features.state import StateBatch
-from recsys.retrieval.source import Source
+from recsys.retrieval.retriever import Retriever
 from tests.planted import START, planted_histories
 
 
@@ -19,6 +19,6 @@ def state(items: list[int], times: list[int] | None = None) -> StateBatch:
     return replace(cold, item_idx=item_idx, timestamps=timestamps, seen_idx=[np.unique(np.array(items, dtype=int))])
 
 
-def every(source: Source, states: StateBatch, n: int) -> np.ndarray:
-    """(B, n) scores of the first n movies."""
-    return source.answer(states).at(np.broadcast_to(np.arange(n), (len(states), n)))
+def every(retriever: Retriever, states: StateBatch, n: int) -> np.ndarray:
+    """(B, n) scores of the first n items."""
+    return retriever.answer(states).at(np.broadcast_to(np.arange(n), (len(states), n)))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recsys.retrieval.popularity import Popularity
-from recsys.retrieval.source import DenseAnswer, recency_weights
+from recsys.retrieval.retriever import DenseScores, recency_weights
 from tests.retrieval.histories import state
 
 B, N = 40, 60
@@ -26,7 +26,7 @@ def seen() -> list[np.ndarray]:
 
 @pytest.mark.parametrize("k", [1, 2, 7, 30, N - 1, N, N + 5])
 def test_the_best_by_score_then_by_row_number(k: int) -> None:
-    item_idx, best = DenseAnswer(scores(), seen()).top(k)
+    item_idx, best = DenseScores(scores(), seen()).top(k)
     for row, values in enumerate(scores()):
         said = [i for i in range(N) if values[i] != 0 and i not in set(seen()[row].tolist())]
         expected = sorted(said, key=lambda i, values=values: (-values[i], i))[:k]
@@ -35,14 +35,14 @@ def test_the_best_by_score_then_by_row_number(k: int) -> None:
         assert best[row].tolist() == values[expected].tolist() + [-np.inf] * missing
 
 
-def test_there_is_a_list_of_seen_movies_for_every_user() -> None:
+def test_there_is_a_list_of_seen_items_for_every_user() -> None:
     with pytest.raises(ValueError, match="zip"):
-        DenseAnswer(scores(), seen()[:-1]).top(3)
+        DenseScores(scores(), seen()[:-1]).top(3)
 
 
 def test_asking_leaves_the_scores_alone() -> None:
     values = scores()
-    DenseAnswer(values, seen()).top(9)
+    DenseScores(values, seen()).top(9)
     np.testing.assert_array_equal(values, scores())
 
 
@@ -54,7 +54,7 @@ def test_popularity_answers_as_dense_scores_would(k: int) -> None:
         states = state([])
         states.seen_idx[0] = hidden  # type: ignore[index]
         got = fitted.answer(states)
-        expected = DenseAnswer(everybody[None], [hidden])
+        expected = DenseScores(everybody[None], [hidden])
         for first, second in zip(got.top(k), expected.top(k), strict=True):
             np.testing.assert_array_equal(first, second)
         asked = np.array([[3, -1, N - 1, 0]])

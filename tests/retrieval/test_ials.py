@@ -19,7 +19,7 @@ from tests.retrieval.histories import every, state
 
 N, USERS, DIM = 15, 40, 5
 REGULARISATION, ALPHA = 2.0, 3.0
-NOBODY = [4, 11]  # movies without events
+NOBODY = [4, 11]  # items without events
 
 
 def events() -> tuple[np.ndarray, np.ndarray]:
@@ -64,10 +64,10 @@ def test_the_folded_in_vector_is_the_least_squares_solution(power: float) -> Non
 
 def test_a_history_that_fills_the_state_is_folded_in_whole() -> None:
     fitted = fit(power=0.5)
-    movies = np.random.default_rng(1).integers(0, N, HISTORY_LENGTH)
-    weights = np.bincount(movies, (1.0 + np.arange(HISTORY_LENGTH)[::-1]) ** -0.5, minlength=N)
+    items = np.random.default_rng(1).integers(0, N, HISTORY_LENGTH)
+    weights = np.bincount(items, (1.0 + np.arange(HISTORY_LENGTH)[::-1]) ** -0.5, minlength=N)
     expected = least_squares(fitted.factors.astype(np.float64), weights)
-    np.testing.assert_allclose(fitted.encode(state(movies.tolist()))[0], expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(fitted.encode(state(items.tolist()))[0], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_with_even_weights_it_is_the_fold_in_of_the_library() -> None:
@@ -80,15 +80,15 @@ def test_with_even_weights_it_is_the_fold_in_of_the_library() -> None:
 
 
 def test_the_fit_stands_still_under_the_equations_of_the_fold_in() -> None:
-    """After many rounds: a movie's vector solves the same equation over the folded-in vectors of all users."""
+    """After many rounds: an item's vector solves the same equation over the folded-in vectors of all users."""
     fitted, (user, item) = fit(iterations=300, power=0.0), events()
     users = np.array([fitted.encode(state(item[user == u].tolist()))[0] for u in range(USERS)], dtype=np.float64)
-    for movie in set(item.tolist()):
-        weights = np.isin(np.arange(USERS), user[item == movie]).astype(float)
-        np.testing.assert_allclose(fitted.factors[movie], least_squares(users, weights), rtol=5e-3, atol=5e-4)
+    for i in set(item.tolist()):
+        weights = np.isin(np.arange(USERS), user[item == i]).astype(float)
+        np.testing.assert_allclose(fitted.factors[i], least_squares(users, weights), rtol=5e-3, atol=5e-4)
 
 
-def test_movies_without_events_are_never_returned() -> None:
+def test_items_without_events_are_never_returned() -> None:
     fitted = fit()
     assert not fitted.factors[NOBODY].any()
     item_idx, _ = fitted.answer(state([1, 3])).top(N)
@@ -98,7 +98,7 @@ def test_movies_without_events_are_never_returned() -> None:
 def test_with_an_index_the_answer_is_the_same_and_so_it_is_saved_and_loaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Of so few movies every list is searched, so that the index is exact."""
+    """Of so few items every list is searched, so that the index is exact."""
     plain = fit()
     monkeypatch.setattr("recsys.retrieval.ials.EXACT_UP_TO", N - 1)
     monkeypatch.setattr("recsys.retrieval.index.EXACT_UP_TO", N - 1)
@@ -109,11 +109,13 @@ def test_with_an_index_the_answer_is_the_same_and_so_it_is_saved_and_loaded(
     indexed.save(tmp_path)
     for states in (state([1, 3]), state([])):
         expected, scores = plain.answer(states).top(N)
-        for source in (indexed, Ials.load(tmp_path)):
-            found, found_scores = source.answer(states).top(N)
+        for retriever in (indexed, Ials.load(tmp_path)):
+            found, found_scores = retriever.answer(states).top(N)
             np.testing.assert_array_equal(found, expected)
             np.testing.assert_allclose(found_scores, scores, rtol=1e-5)
-            np.testing.assert_allclose(source.answer(states).at(expected), plain.answer(states).at(expected), rtol=1e-5)
+            np.testing.assert_allclose(
+                retriever.answer(states).at(expected), plain.answer(states).at(expected), rtol=1e-5
+            )
     (tmp_path / "index.ivf.faiss").unlink()
     assert Ials.load(tmp_path).index is None  # a bundle of before there was one
     VectorIndex.build(plain.factors[1:], "ivf").save(tmp_path)
@@ -121,7 +123,7 @@ def test_with_an_index_the_answer_is_the_same_and_so_it_is_saved_and_loaded(
         Ials.load(tmp_path)
 
 
-def test_movies_without_events_take_no_place_in_the_index() -> None:
+def test_items_without_events_take_no_place_in_the_index() -> None:
     """Their score is 0, better than all that is negative."""
     rng = np.random.default_rng(4)
     factors = rng.standard_normal((400, DIM)).astype(np.float32)
@@ -141,7 +143,7 @@ def test_somebody_cold_gets_zeros() -> None:
     assert fitted.answer(state([])).top(3)[0].tolist() == [[-1, -1, -1]]
 
 
-def test_a_movie_rated_twice_is_one_interaction() -> None:
+def test_a_item_rated_twice_is_one_interaction() -> None:
     user, item = events()
     settings = {"dim": DIM, "regularisation": REGULARISATION, "alpha": ALPHA, "iterations": 15, "power": 1.0}
     doubled = Ials.fit(np.append(user, user[:30]), np.append(item, item[:30]), N, **settings)
@@ -176,7 +178,7 @@ def test_events_of_nobody_give_no_opinion() -> None:
 
 
 def test_a_service_does_without_the_library_that_fits() -> None:
-    """Everything that serving imports, the loading of a bundle with this source among it."""
+    """Everything that serving imports, the loading of a bundle with this retriever among it."""
     code = "import sys, serving.app; print('recsys.retrieval.ials' in sys.modules, 'implicit' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "True False\n"

@@ -1,4 +1,5 @@
-"""Item-kNN against scikit-learn and loops. Stage: retrieval. Absent: the contract (`tests/contracts/test_sources`)."""
+"""Item-kNN against scikit-learn and loops. Stage: retrieval. Absent: the contract
+(`tests/contracts/test_retrievers`)."""
 
 import numpy as np
 import pytest
@@ -9,11 +10,11 @@ from recsys.retrieval.item_knn import ItemKnn
 from tests.retrieval.histories import every, state
 
 N, USERS = 14, 25
-NOBODY = 6  # a movie without events
+NOBODY = 6  # an item without events
 
 
 def events() -> tuple[np.ndarray, np.ndarray]:
-    """Each user's movies, some of them rated twice."""
+    """Each user's items, some of them rated twice."""
     rng = np.random.default_rng(8)
     user, item = np.nonzero(rng.random((USERS, N)) < np.linspace(0.1, 0.7, N))
     user, item = user[item != NOBODY], item[item != NOBODY]
@@ -44,7 +45,7 @@ def oracle(shrinkage: float) -> np.ndarray:
 
 
 def test_without_shrinkage_it_is_the_cosine_of_columns() -> None:
-    """A movie rated twice counts once, none is its own neighbour, a movie without events is nobody's."""
+    """An item rated twice counts once, none is its own neighbour, an item without events is nobody's."""
     expected = cosine_similarity(interactions().T)
     np.fill_diagonal(expected, 0.0)
     table = fit().table
@@ -61,7 +62,7 @@ def test_shrinkage_is_added_to_the_norm(shrinkage: float) -> None:
 
 
 def test_a_similarity_worked_out_by_hand() -> None:
-    """Movie 0 has three users and movie 1 two of them: 2 / (sqrt(6) + 4); movie 2 shares one user with each."""
+    """Item 0 has three users and item 1 two of them: 2 / (sqrt(6) + 4); item 2 shares one user with each."""
     user, item = np.array([0, 0, 0, 1, 1, 2, 2]), np.array([0, 1, 2, 0, 1, 0, 0])
     got = ItemKnn.fit(user, item, 3, shrinkage=4.0, neighbours=3, power=0.0).table.toarray()
     ab, ac, bc = 2 / (np.sqrt(6) + 4), 1 / (np.sqrt(3) + 4), 1 / (np.sqrt(2) + 4)
@@ -90,7 +91,7 @@ def test_the_table_does_not_depend_on_how_many_rows_are_made_at_once(
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
 
 
-def test_a_history_adds_the_rows_of_its_movies_recent_ones_more() -> None:
+def test_a_history_adds_the_rows_of_its_items_recent_ones_more() -> None:
     """Steps back 3, 2, 1, 0; the two newest came in one second and share the mean of their weights."""
     fitted, table = fit(1.0, power=1.0), oracle(1.0)
     scores = every(fitted, state([2, 3, 5, 9], [10, 20, 30, 30]), N)[0]

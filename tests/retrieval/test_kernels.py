@@ -51,14 +51,14 @@ def bits(values: np.ndarray) -> list[int]:
     return np.ascontiguousarray(values).view(np.int32).ravel().tolist()
 
 
-@pytest.mark.parametrize("silent", [0.0, -np.inf])
+@pytest.mark.parametrize("no_score", [0.0, -np.inf])
 @given(given_row=rows_of_scores())
-def test_the_best_are_those_of_a_stable_sort(silent: float, given_row: tuple[np.ndarray, np.ndarray, int]) -> None:
+def test_the_best_are_those_of_a_stable_sort(no_score: float, given_row: tuple[np.ndarray, np.ndarray, int]) -> None:
     scores, seen, k = given_row
     before = scores.copy()
     item_idx, best = np.empty(k, np.int64), np.empty(k, np.float32)
-    best_of_row(scores, seen, silent, item_idx, best)
-    said = np.setdiff1d(np.flatnonzero((scores != silent) & ~np.isnan(scores)), seen)
+    best_of_row(scores, seen, no_score, item_idx, best)
+    said = np.setdiff1d(np.flatnonzero((scores != no_score) & ~np.isnan(scores)), seen)
     expected = said[np.argsort(-scores[said], kind="stable")][:k]
     n = len(expected)
     assert item_idx.tolist() == expected.tolist() + [-1] * (k - n)
@@ -82,41 +82,41 @@ def test_the_best_of_many(k: int) -> None:
 
 
 @st.composite
-def lists_of_sources(draw: st.DrawFn) -> tuple[int, np.ndarray]:
-    """N and (S, k) lists of distinct movies, filled up with -1."""
+def lists_of_retrievers(draw: st.DrawFn) -> tuple[int, np.ndarray]:
+    """N and (S, k) lists of distinct items, filled up with -1."""
     n, k = draw(st.integers(1, 30)), draw(st.integers(1, 30))
     tops = np.full((draw(st.integers(1, 6)), k), -1)
     for top in tops:
-        movies = draw(st.lists(st.integers(0, n - 1), unique=True, max_size=k))
-        top[: len(movies)] = movies
+        items = draw(st.lists(st.integers(0, n - 1), unique=True, max_size=k))
+        top[: len(items)] = items
     return n, tops
 
 
-@given(lists_of_sources(), st.integers(0, 2**32 - 1))
+@given(lists_of_retrievers(), st.integers(0, 2**32 - 1))
 def test_shares_are_added_in_double_precision_and_kept_in_single(
     given_lists: tuple[int, np.ndarray], seed: int
 ) -> None:
     n, tops = given_lists
     rng = np.random.default_rng(seed)
     shares = rng.random(tops.shape)
-    fused = rng.random(n).astype(np.float32)
-    expected = fused.copy()
+    rrf_score = rng.random(n).astype(np.float32)
+    expected = rrf_score.copy()
     for top, share in zip(tops, shares, strict=True):
         found = top[top >= 0]
         expected[found] += share[: len(found)]
-    add_shares(tops, shares, fused)
-    assert bits(fused) == bits(expected)
+    add_shares(tops, shares, rrf_score)
+    assert bits(rrf_score) == bits(expected)
 
 
-@given(lists_of_sources(), st.data())
+@given(lists_of_retrievers(), st.data())
 def test_ranks_are_the_places_in_each_list(given_lists: tuple[int, np.ndarray], data: st.DataObject) -> None:
     n, tops = given_lists
-    movies = data.draw(st.lists(st.integers(0, n - 1), unique=True))
-    candidates = np.array([*movies, -1, -1])
+    items = data.draw(st.lists(st.integers(0, n - 1), unique=True))
+    candidates = np.array([*items, -1, -1])
     ranks = np.zeros((len(tops), len(candidates)), dtype=np.int32)
     find_ranks(tops, candidates, np.empty(n, dtype=np.int64), ranks)
-    place = [{movie: rank for rank, movie in enumerate(top, 1) if movie >= 0} for top in tops.tolist()]
-    assert ranks.tolist() == [[of.get(movie, 0) for movie in candidates.tolist()] for of in place]
+    place = [{item: rank for rank, item in enumerate(top, 1) if item >= 0} for top in tops.tolist()]
+    assert ranks.tolist() == [[of.get(item, 0) for item in candidates.tolist()] for of in place]
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 4), st.integers(0, 9))
@@ -153,8 +153,8 @@ def test_dense_rows_are_added_row_by_row(seed: int, users: int, length: int) -> 
 
 def shared_by_numpy(item_idx: np.ndarray, timestamps: np.ndarray, by_step: np.ndarray) -> np.ndarray:
     weights = np.zeros(item_idx.shape, dtype=np.float32)
-    for row, movies in enumerate(item_idx):
-        first = len(movies) - np.count_nonzero(movies >= 0)
+    for row, items in enumerate(item_idx):
+        first = len(items) - np.count_nonzero(items >= 0)
         _, second = np.unique(timestamps[row, first:], return_inverse=True)
         if len(second):
             weights[row, first:] = (np.bincount(second, by_step[first:]) / np.bincount(second))[second]
@@ -284,12 +284,12 @@ def test_processes_that_compile_at_once_do_not_disturb_each_other(tmp_path: Path
     assert run_together(tmp_path, 1) == ["10.0\n1\n"]
 
 
-def test_new_source_never_runs_old_code(tmp_path: Path) -> None:
-    """Also where the new code could not be written, as on a full disk: numba has noted the new source by then."""
-    source = tmp_path / "loops.py"
-    source.write_text(LOOPS)
+def test_new_retriever_never_runs_old_code(tmp_path: Path) -> None:
+    """Also where the new code could not be written, as on a full disk: numba has noted the new retriever by then."""
+    retriever = tmp_path / "loops.py"
+    retriever.write_text(LOOPS)
     assert run_together(tmp_path, 1) == ["10.0\n0\n"]
-    source.write_text(LOOPS.replace("+= values[i]", "+= values[i] + 1"))
+    retriever.write_text(LOOPS.replace("+= values[i]", "+= values[i] + 1"))
     program = PROGRAM.replace("from loops", FULL_DISK + "from loops")
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True)
     assert run_together(tmp_path, 1)[0].split()[0] == "15.0"

@@ -1,4 +1,4 @@
-"""Reciprocal rank fusion against loops. Stage: retrieval. Absent: sources."""
+"""Reciprocal rank rrf_weights against loops. Stage: retrieval. Absent: retrievers."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -6,22 +6,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from recsys.retrieval.merge import FUSION_OFFSET, Candidates, merge, retrieve
-from recsys.retrieval.source import Answer, DenseAnswer
-from tests.planted import DAY, N_MOVIES, START, planted_histories, planted_sources
+from recsys.retrieval.merge import RRF_OFFSET, Candidates, merge, retrieve
+from recsys.retrieval.retriever import DenseScores, RetrieverScores
+from tests.planted import DAY, N_ITEMS, START, planted_histories, planted_retrievers
 
 B, N = 4, 30
 WEIGHTS = {"a": 2.0, "b": 0.5}  # c has none and weighs 1
 
 
-def answers(seen: list[np.ndarray]) -> dict[str, Answer]:
-    """Source a knows half the movies, b a few, c none for the first user."""
+def answers(seen: list[np.ndarray]) -> dict[str, RetrieverScores]:
+    """Retriever a knows half the items, b a few, c none for the first user."""
     rng = np.random.default_rng(0)
     scores = rng.standard_normal((3, B, N)).astype(np.float32)
     scores[0][rng.random((B, N)) < 0.5] = 0.0
     scores[1][rng.random((B, N)) < 0.9] = 0.0
     scores[2, 0] = 0.0
-    return {name: DenseAnswer(scores[i], seen) for i, name in enumerate("abc")}
+    return {name: DenseScores(scores[i], seen) for i, name in enumerate("abc")}
 
 
 def seen_lists() -> list[np.ndarray]:
@@ -29,22 +29,22 @@ def seen_lists() -> list[np.ndarray]:
 
 
 def oracle(
-    given: Mapping[str, Answer], b: int, seen: np.ndarray, fetch: int, keep: int, allowed: np.ndarray
+    given: Mapping[str, RetrieverScores], b: int, seen: np.ndarray, fetch: int, keep: int, allowed: np.ndarray
 ) -> list[tuple[int, float, list[int]]]:
-    """(movie, fused score, rank in each source) best first."""
+    """(item, rrf_score score, rank in each retriever) best first."""
     ranks: dict[str, dict[int, int]] = {}
     for name, answer in given.items():
         top = answer.top(min(fetch, N))[0][b]
         ranks[name] = {int(m): r for r, m in enumerate(top, 1) if m >= 0}
     rows = []
-    for movie in range(N):
-        if movie in seen or not allowed[movie]:
+    for item in range(N):
+        if item in seen or not allowed[item]:
             continue
-        fused = 0.0
+        rrf_score = 0.0
         for name, of in ranks.items():
-            if movie in of:
-                fused += WEIGHTS.get(name, 1.0) / (FUSION_OFFSET + of[movie])
-        rows.append((movie, fused, [of.get(movie, 0) for of in ranks.values()]))
+            if item in of:
+                rrf_score += WEIGHTS.get(name, 1.0) / (RRF_OFFSET + of[item])
+        rows.append((item, rrf_score, [of.get(item, 0) for of in ranks.values()]))
     return sorted(rows, key=lambda r: (-np.float32(r[1]), r[0]))[:keep]
 
 
@@ -58,68 +58,68 @@ def test_fusion_equals_the_loop(fetch: int, keep: int, restricted: str) -> None:
     open_to = np.broadcast_to(np.ones(N, bool) if allowed is None else allowed, (B, N))
     blocked = [np.union1d(s, np.flatnonzero(~row)) for s, row in zip(seen, open_to, strict=True)]
     got = merge(given, WEIGHTS, blocked, N, fetch=fetch, keep=keep)
-    assert got.source_names == ("a", "b", "c")
-    assert got.item_idx.shape == got.fused.shape == (B, keep)
-    assert got.source_scores.shape == got.source_ranks.shape == (B, keep, 3)
+    assert got.retriever_names == ("a", "b", "c")
+    assert got.item_idx.shape == got.rrf_score.shape == (B, keep)
+    assert got.retriever_scores.shape == got.retriever_ranks.shape == (B, keep, 3)
     mask = np.broadcast_to(np.ones(N, bool) if allowed is None else allowed, (B, N))
     for b in range(B):
         expected = oracle(given, b, seen[b], fetch, keep, mask[b])
         n = len(expected)
         assert got.item_idx[b, :n].tolist() == [r[0] for r in expected]
-        np.testing.assert_allclose(got.fused[b, :n], [r[1] for r in expected], rtol=1e-6)
-        assert got.source_ranks[b, :n].tolist() == [r[2] for r in expected]
+        np.testing.assert_allclose(got.rrf_score[b, :n], [r[1] for r in expected], rtol=1e-6)
+        assert got.retriever_ranks[b, :n].tolist() == [r[2] for r in expected]
         for s, name in enumerate(given):
             scores = given[name].at(got.item_idx[b : b + 1].repeat(B, 0))[b]
-            np.testing.assert_array_equal(got.source_scores[b, :, s], scores)
+            np.testing.assert_array_equal(got.retriever_scores[b, :, s], scores)
         assert (got.item_idx[b, n:] == -1).all()
-        assert np.isneginf(got.fused[b, n:]).all()
-        assert not got.source_ranks[b, n:].any()
-        assert not got.source_scores[b, n:].any()
+        assert np.isneginf(got.rrf_score[b, n:]).all()
+        assert not got.retriever_ranks[b, n:].any()
+        assert not got.retriever_scores[b, n:].any()
 
 
 def test_a_score_worked_out_by_hand() -> None:
-    """Movie 1: first of source a (weight 2), second of b (weight 1/2): 2 / 21 + 0.5 / 22."""
+    """Item 1: first of retriever a (weight 2), second of b (weight 1/2): 2 / 21 + 0.5 / 22."""
     seen = [np.array([], dtype=int)]
     given = {
-        "a": DenseAnswer(np.array([[0.0, 5.0, 0.0]], np.float32), seen),
-        "b": DenseAnswer(np.array([[0.0, 1.0, 2.0]], np.float32), seen),
+        "a": DenseScores(np.array([[0.0, 5.0, 0.0]], np.float32), seen),
+        "b": DenseScores(np.array([[0.0, 1.0, 2.0]], np.float32), seen),
     }
     got = merge(given, WEIGHTS, seen, 3, fetch=3, keep=3)
     assert got.item_idx.tolist() == [[1, 2, 0]]
-    np.testing.assert_allclose(got.fused, [[2 / 21 + 0.5 / 22, 0.5 / 21, 0.0]], rtol=1e-6)
-    assert got.source_ranks.tolist() == [[[1, 2], [0, 1], [0, 0]]]
-    assert got.source_scores.tolist() == [[[5.0, 1.0], [0.0, 2.0], [0.0, 0.0]]]
+    np.testing.assert_allclose(got.rrf_score, [[2 / 21 + 0.5 / 22, 0.5 / 21, 0.0]], rtol=1e-6)
+    assert got.retriever_ranks.tolist() == [[[1, 2], [0, 1], [0, 0]]]
+    assert got.retriever_scores.tolist() == [[[5.0, 1.0], [0.0, 2.0], [0.0, 0.0]]]
 
 
-def test_when_the_sources_run_out_the_catalogue_follows_by_row_number() -> None:
+def test_when_the_retrievers_run_out_the_catalogue_follows_by_row_number() -> None:
     seen = [np.array([1, 4])]
-    silent = {"a": DenseAnswer(np.zeros((1, N), np.float32), seen)}
-    got = merge(silent, {}, seen, N, fetch=5, keep=7)
+    no_score = {"a": DenseScores(np.zeros((1, N), np.float32), seen)}
+    got = merge(no_score, {}, seen, N, fetch=5, keep=7)
     assert got.item_idx.tolist() == [[0, 2, 3, 5, 6, 7, 8]]
-    assert not got.fused.any()
+    assert not got.rrf_score.any()
 
 
 def test_best_is_the_start_of_every_list() -> None:
     got = merge(answers(seen_lists()), WEIGHTS, seen_lists(), N, fetch=5, keep=9)
     best = got.best(4)
     for name in Candidates.__dataclass_fields__:
-        if name != "source_names":
+        if name != "retriever_names":
             np.testing.assert_array_equal(getattr(best, name), getattr(got, name)[:, :4])
-    assert best.source_names == got.source_names
+    assert best.retriever_names == got.retriever_names
     assert got.best(99).item_idx.shape == (B, 9)
 
 
-def test_retrieve_asks_every_source_in_order() -> None:
+def test_retrieve_asks_every_retriever_in_order() -> None:
     h = planted_histories()
     states = h.states_at(h.user_ids[:5], START + 400 * DAY)
-    sources = planted_sources()
-    got = retrieve(sources, {"ease": 0.0}, states, N_MOVIES, fetch=10, keep=20)
+    retrievers = planted_retrievers()
+    got = retrieve(retrievers, {"ease": 0.0}, states, N_ITEMS, fetch=10, keep=20)
     by_hand = merge(
-        {s.name: s.answer(states) for s in sources}, {"ease": 0.0}, states.seen_idx, N_MOVIES, fetch=10, keep=20
+        {s.name: s.answer(states) for s in retrievers}, {"ease": 0.0}, states.seen_idx, N_ITEMS, fetch=10, keep=20
     )
-    for name in ("item_idx", "fused", "source_scores", "source_ranks"):
+    for name in ("item_idx", "rrf_score", "retriever_scores", "retriever_ranks"):
         np.testing.assert_array_equal(getattr(got, name), getattr(by_hand, name))
-    assert got.source_names == tuple(s.name for s in sources)
+    assert got.retriever_names == tuple(s.name for s in retrievers)
 
 
 @pytest.mark.parametrize("restricted", [False, True])
@@ -127,28 +127,28 @@ def test_a_batch_gives_the_same_bits_as_its_rows_one_by_one(restricted: bool) ->
     """What was measured on batches of replay is what one request gets."""
     h = planted_histories()
     states = h.states_at(np.append(h.user_ids, 123_456), START + 30 * DAY)
-    allowed = np.random.default_rng(2).random(N_MOVIES) < 0.4 if restricted else None
-    together = retrieve(planted_sources(), {}, states, N_MOVIES, fetch=15, keep=25, allowed=allowed)
+    allowed = np.random.default_rng(2).random(N_ITEMS) < 0.4 if restricted else None
+    together = retrieve(planted_retrievers(), {}, states, N_ITEMS, fetch=15, keep=25, allowed=allowed)
     for row in range(len(states)):
         one_state = states.rows(slice(row, row + 1))
-        alone = retrieve(planted_sources(), {}, one_state, N_MOVIES, fetch=15, keep=25, allowed=allowed)
-        for name in ("item_idx", "fused", "source_scores", "source_ranks"):
+        alone = retrieve(planted_retrievers(), {}, one_state, N_ITEMS, fetch=15, keep=25, allowed=allowed)
+        for name in ("item_idx", "rrf_score", "retriever_scores", "retriever_ranks"):
             np.testing.assert_array_equal(getattr(alone, name)[0], getattr(together, name)[row])
 
 
 def test_a_filter_hides_what_it_forbids_beside_what_was_seen() -> None:
-    """As if the forbidden movies had been seen, whether they were or not; sources fill their lists from the rest."""
+    """As if the forbidden items had been seen, whether they were or not; retrievers fill their lists from the rest."""
     h = planted_histories()
     states = h.states_at(h.user_ids[:8], START + 400 * DAY)
-    allowed = np.random.default_rng(4).random(N_MOVIES) < 0.3
-    got = retrieve(planted_sources(), {}, states, N_MOVIES, fetch=6, keep=20, allowed=allowed)
+    allowed = np.random.default_rng(4).random(N_ITEMS) < 0.3
+    got = retrieve(planted_retrievers(), {}, states, N_ITEMS, fetch=6, keep=20, allowed=allowed)
     union = [np.union1d(seen, np.flatnonzero(~allowed)) for seen in states.seen_idx]
     assert any(allowed[seen].any() and (~allowed[seen]).any() for seen in states.seen_idx)
     by_hand = replace(states, seen_idx=union)
-    expected = retrieve(planted_sources(), {}, by_hand, N_MOVIES, fetch=6, keep=20)
-    for name in ("item_idx", "fused", "source_scores", "source_ranks"):
+    expected = retrieve(planted_retrievers(), {}, by_hand, N_ITEMS, fetch=6, keep=20)
+    for name in ("item_idx", "rrf_score", "retriever_scores", "retriever_ranks"):
         np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
     for row, seen in enumerate(states.seen_idx):
         assert set(got.item_idx[row].tolist()) - {-1} == set(np.flatnonzero(allowed).tolist()) - set(seen.tolist())
-    nothing = retrieve(planted_sources(), {}, states, N_MOVIES, fetch=6, keep=4, allowed=np.zeros(N_MOVIES, bool))
+    nothing = retrieve(planted_retrievers(), {}, states, N_ITEMS, fetch=6, keep=4, allowed=np.zeros(N_ITEMS, bool))
     assert (nothing.item_idx == -1).all()

@@ -9,7 +9,7 @@ from recsys.retrieval import covisitation, ease
 from recsys.retrieval.covisitation import MAX_STEPS, Covisitation
 from recsys.retrieval.ease import Ease
 from recsys.retrieval.popularity import TAIL_SHARE, Popularity
-from tests.planted import DAY, N_RATED, START, planted_histories, planted_source
+from tests.planted import DAY, N_RATED, START, planted_histories, planted_retriever
 from tests.retrieval.histories import every, state
 
 N = 6
@@ -20,11 +20,11 @@ N = 6
 
 @pytest.mark.parametrize("name", [TWO_TOWER, EASE, IALS, ITEM_KNN, COVISITATION])
 def test_nobody_is_recommended_the_other_taste(name: str) -> None:
-    """Each user has rated 12 of the 18 movies of one taste: the 6 best are the other 6. The two-tower model may name
-    movies that nobody rated."""
+    """Each user has rated 12 of the 18 items of one taste: the 6 best are the other 6. The two-tower model may name
+    items that nobody rated."""
     h = planted_histories()
     states = h.states_at(h.user_ids[:60], START + 400 * DAY)
-    item_idx, _ = planted_source(name).answer(states).top(4 if name == TWO_TOWER else 6)
+    item_idx, _ = planted_retriever(name).answer(states).top(4 if name == TWO_TOWER else 6)
     for user, found in enumerate(item_idx):
         assert (found % 2 == user % 2).all()
         if name != TWO_TOWER:
@@ -39,7 +39,7 @@ EASE_ITEMS = np.array([0, 1, 2, 0, 1, 2, 3, 3, 3, 0, 1, 2, 5])
 
 
 def test_ease_is_the_closed_form_over_the_head() -> None:
-    """Movie 4 has no rating and movie 5 one: with min_ratings 2 the head is 0 to 3. The doubled rating counts once."""
+    """Item 4 has no rating and item 5 one: with min_ratings 2 the head is 0 to 3. The doubled rating counts once."""
     fitted = Ease.fit(EASE_USERS, EASE_ITEMS, N, regularisation=1.5, power=0.0, min_ratings=2)
     assert fitted.head.tolist() == [0, 1, 2, 3]
     x = np.zeros((5, 4))
@@ -68,7 +68,7 @@ def test_the_weights_solve_the_regression_they_stand_for() -> None:
         np.testing.assert_allclose(fitted.weights[others, j], ridge, rtol=1e-3, atol=1e-5)
 
 
-def test_recent_movies_weigh_more_and_one_second_weighs_alike() -> None:
+def test_recent_items_weigh_more_and_one_second_weighs_alike() -> None:
     fitted = Ease.fit(EASE_USERS, EASE_ITEMS, N, regularisation=1.0, power=1.0, min_ratings=2)
     b = fitted.weights
     scores = every(fitted, state([0, 1, 2], [10, 20, 30]), N)[0]
@@ -122,7 +122,7 @@ def test_the_covisitation_table_equals_the_loop(decay: float, damping: float) ->
     np.testing.assert_allclose(fitted.table.toarray(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_request_adds_the_rows_of_its_last_movies() -> None:
+def test_a_request_adds_the_rows_of_its_last_items() -> None:
     users, items, times = events()
     fitted = Covisitation.fit(users, items, times, N, decay=0.7, damping=0.5, history_decay=0.6)
     table = fitted.table.toarray()

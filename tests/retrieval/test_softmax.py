@@ -12,7 +12,7 @@ from recsys.retrieval.softmax import full_softmax_loss, sampled_softmax_loss
 
 Pairs = tuple[np.ndarray, np.ndarray]
 NOTHING_SEEN: Pairs = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
-SEEN: Pairs = (np.array([0, 0, 2, 3, 3]), np.array([1, 4, 8, 2, 6]))  # query 3 has seen movie 2, one of its targets
+SEEN: Pairs = (np.array([0, 0, 2, 3, 3]), np.array([1, 4, 8, 2, 6]))  # query 3 has seen item 2, one of its targets
 
 
 def loss_arrays(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -86,8 +86,8 @@ def test_a_pool_of_nothing_but_the_target_costs_nothing() -> None:
     assert torch_loss(users, items, np.array([0]), np.array([3]), np.array([3, 3])) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_with_every_movie_drawn_equally_often_the_sampled_loss_is_the_full_one() -> None:
-    """A single target and each movie m times: every other movie weighs m / (m N / N) = 1."""
+def test_with_every_item_drawn_equally_often_the_sampled_loss_is_the_full_one() -> None:
+    """A single target and each item m times: every other item weighs m / (m N / N) = 1."""
     users, items, _, _ = loss_arrays()
     query, target = np.array([1]), np.array([4])
     for m in (1, 5):
@@ -96,7 +96,7 @@ def test_with_every_movie_drawn_equally_often_the_sampled_loss_is_the_full_one()
 
 
 def test_the_estimate_of_the_partition_sum_is_unbiased_and_tightens_with_the_pool() -> None:
-    """exp(loss) x exp(positive) is the estimated sum over all movies; its mean over draws is the true sum."""
+    """exp(loss) x exp(positive) is the estimated sum over all items; its mean over draws is the true sum."""
     users, items, query, target = (a for a in loss_arrays())
     one = (users[:1], items, np.array([0]), np.array([2]))
     positive = np.exp(items[2] @ users[0])
@@ -135,7 +135,7 @@ def test_the_gradient_is_that_of_autograd(slice_size: int, monkeypatch: pytest.M
         torch.testing.assert_close(mine.grad, reference.grad, rtol=1e-10, atol=1e-12)
 
 
-def test_a_movie_rated_twice_in_one_second_counts_twice() -> None:
+def test_a_item_rated_twice_in_one_second_counts_twice() -> None:
     users, items, _, _ = (torch.from_numpy(a).requires_grad_() for a in loss_arrays()[:2] * 2)
     query, target = torch.tensor([0, 0, 1]), torch.tensor([2, 2, 5])
     full_softmax_loss(users, items, query, target, *(torch.zeros(0, dtype=torch.int64),) * 2).backward()
@@ -157,14 +157,14 @@ def test_the_sampled_loss_leaves_out_what_was_seen() -> None:
 
 @pytest.mark.parametrize("uniform", [[6], [8, 8, 1], [2, 6, 6, 3, 8, 1, 4, 4, 0]])
 def test_the_sampled_loss_leaves_out_what_was_seen_of_the_pool(uniform: list[int]) -> None:
-    """Movies seen outside the pool, in it, in it twice, and as a target; movie 8 in the pool or not."""
+    """Items seen outside the pool, in it, in it twice, and as a target; item 8 in the pool or not."""
     drawn = np.array(uniform)
     found = torch_loss(*loss_arrays(), drawn, SEEN)
     assert found == pytest.approx(sampled_loss(*loss_arrays(), drawn, SEEN), rel=1e-10)
     assert found < torch_loss(*loss_arrays(), drawn), "something of the pool was seen"
 
 
-def test_the_sampled_loss_makes_no_matrix_of_queries_and_movies() -> None:
+def test_the_sampled_loss_makes_no_matrix_of_queries_and_items() -> None:
     n_queries, n_items, drawn = 50, 10_000, 30
     largest = 0
 

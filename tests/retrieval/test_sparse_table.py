@@ -54,15 +54,15 @@ def test_stored_and_read_it_is_the_same(table: sp.csr_matrix) -> None:
 
 
 def test_weighted_rows_are_the_product_with_the_dense_table() -> None:
-    """Movies named twice, rows without entries, users without events, -1 anywhere."""
+    """Items named twice, rows without entries, users without events, -1 anywhere."""
     rng = np.random.default_rng(1)
     table = random_table()
     item_idx = rng.integers(-1, 30, (20, 12))
     item_idx[0], item_idx[1] = -1, 0  # row 0 of the table is empty
     weights = rng.random((20, 12)).astype(np.float32)
     expected = np.zeros((20, 30))
-    for user, movie in zip(*np.nonzero(item_idx >= 0), strict=True):
-        expected[user] += weights[user, movie] * table.toarray()[item_idx[user, movie]]
+    for user, item in zip(*np.nonzero(item_idx >= 0), strict=True):
+        expected[user] += weights[user, item] * table.toarray()[item_idx[user, item]]
     got = weighted_rows(table, item_idx, weights)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected, rtol=1e-6)

@@ -72,7 +72,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         map_tensors(tmp_path / "nothing.safetensors")
 
 
-def test_a_type_that_no_source_writes_is_refused(tmp_path: Path) -> None:
+def test_a_type_that_no_retriever_writes_is_refused(tmp_path: Path) -> None:
     save_file({"half": np.zeros(3, np.float16)}, tmp_path / "a.safetensors")
     with pytest.raises(BundleError, match="half is F16, known are F64, F32, I64, I32; train again"):
         map_tensors(tmp_path / "a.safetensors")

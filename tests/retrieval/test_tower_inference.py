@@ -10,13 +10,13 @@ import pytest
 import torch
 from scipy.special import ndtr
 
-from recsys.bundle import save_sources
+from recsys.bundle import save_retrievers
 from recsys.features.state import HISTORY_LENGTH, StateBatch
 from recsys.retrieval.kernels import gelu
 from recsys.retrieval.tower_inference import TowerEncoder, normalised
 from recsys.retrieval.tower_inputs import GAP_EDGES_S, TowerShape, gap_levels, rating_levels, tokens_of
 from recsys.retrieval.two_tower import TwoTower, encode_states
-from tests.planted import N_MOVIES, planted_catalogue, planted_histories, planted_sources
+from tests.planted import N_ITEMS, planted_catalogue, planted_histories, planted_retrievers
 
 USERS = 120
 NOW = 2_000_000_000
@@ -26,7 +26,7 @@ def model(**changes: object) -> TwoTower:
     """Random weights everywhere, also where a fresh model has zeros that would hide a path."""
     catalogue = planted_catalogue()
     shape = TowerShape(
-        n_items=N_MOVIES,
+        n_items=N_ITEMS,
         n_genres=len(catalogue.genre_names),
         n_words=len(catalogue.vocabulary),
         profile_sizes=catalogue.profiles.sizes,
@@ -54,7 +54,7 @@ def random_states(seed: int = 0) -> StateBatch:
     for row in range(USERS):
         count = [0, 1, 2, HISTORY_LENGTH - 1, HISTORY_LENGTH][row] if row < 5 else int(rng.integers(0, 65))
         if count:
-            item_idx[row, -count:] = rng.integers(0, N_MOVIES, count)
+            item_idx[row, -count:] = rng.integers(0, N_ITEMS, count)
             ratings[row, -count:] = rng.integers(1, 11, count) / 2 * (rng.random(count) > 0.1)
             times[row, -count:] = NOW - np.cumsum(rng.choice(spans, count))[::-1]
     sizes = planted_catalogue().profiles.sizes
@@ -171,9 +171,9 @@ def test_what_is_exported_stays_when_the_model_trains_on() -> None:
     np.testing.assert_array_equal(exported.encode(states), before)
 
 
-def test_sources_are_loaded_and_answer_without_torch(tmp_path: Path) -> None:
+def test_retrievers_are_loaded_and_answer_without_torch(tmp_path: Path) -> None:
     """In a process of its own, because here torch is there already."""
-    save_sources(planted_sources(), tmp_path / "sources")
+    save_retrievers(planted_retrievers(), tmp_path / "retrievers")
     planted_catalogue().save(tmp_path)
     code = f"""
 import sys
@@ -183,12 +183,12 @@ from recsys.bundle import load_bundle
 from recsys.features.catalogue import Catalogue
 from recsys.features.state import UserState, state_batch
 from recsys.retrieval.merge import retrieve
-from recsys.retrieval.sources import load_sources
+from recsys.retrieval.retrievers import load_retrievers
 catalogue = Catalogue.load(Path({str(tmp_path)!r}))
-sources = load_sources(Path({str(tmp_path / "sources")!r}), catalogue)
+retrievers = load_retrievers(Path({str(tmp_path / "retrievers")!r}), catalogue)
 states = state_batch(catalogue, [UserState(1, (5, 8), (4.0, 3.0), (10, 20))], [[5, 8]], 30)
-found = retrieve(sources, {{}}, states, len(catalogue), fetch=5, keep=5)
-print(len(sources), (found.item_idx >= 0).sum(), "torch" in sys.modules)
+found = retrieve(retrievers, {{}}, states, len(catalogue), fetch=5, keep=5)
+print(len(retrievers), (found.item_idx >= 0).sum(), "torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "6 5 False\n"

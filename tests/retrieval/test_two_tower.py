@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.artefacts import read_json, write_json
+from recsys.atomic_io import read_json, write_json
 from recsys.errors import BundleError
 from recsys.features.catalogue import Catalogue
 from recsys.retrieval.tower_inputs import TowerShape, gap_levels, rating_levels
 from recsys.retrieval.two_tower import TwoTower, encode_states
-from recsys.retrieval.two_tower_source import TwoTowerSource
+from recsys.retrieval.two_tower_retriever import TwoTowerRetriever
 from recsys.retrieval.windows import WindowCutter
-from tests.planted import DAY, N_MOVIES, START, planted_catalogue, planted_histories, planted_sources, planted_tables
+from tests.planted import DAY, N_ITEMS, START, planted_catalogue, planted_histories, planted_retrievers, planted_tables
 
 LENGTH = 10
 
@@ -22,7 +22,7 @@ LENGTH = 10
 def shape(**changes: object) -> TowerShape:
     catalogue = planted_catalogue()
     base = TowerShape(
-        n_items=N_MOVIES,
+        n_items=N_ITEMS,
         n_genres=len(catalogue.genre_names),
         n_words=len(catalogue.vocabulary),
         profile_sizes=catalogue.profiles.sizes,
@@ -47,7 +47,7 @@ def model(seed: int = 0, **changes: object) -> TwoTower:
 def tokens(b: int = 3, length: int = LENGTH) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     rng = np.random.default_rng(1)
     return (
-        torch.from_numpy(rng.integers(0, N_MOVIES, (b, length))),
+        torch.from_numpy(rng.integers(0, N_ITEMS, (b, length))),
         torch.from_numpy(rng.integers(1, 11, (b, length))),
         torch.from_numpy(rng.integers(0, 15, (b, length))),
         torch.from_numpy(np.stack([np.arange(b) % 3, np.arange(b) % 8, np.arange(b) % 3], axis=1)),
@@ -108,7 +108,7 @@ def test_item_vectors_are_id_plus_content() -> None:
     made, catalogue = model(), planted_catalogue()
     items = made.items
     vectors = made.item_vectors()
-    assert vectors.shape == (N_MOVIES, 8)
+    assert vectors.shape == (N_ITEMS, 8)
     for row in (0, 7, 34, 38):
         level = int(min(max((catalogue.decades[row] * 10 - 1900) / 5, 0), 29))
         words = [w for w in catalogue.words[row] if w]
@@ -134,11 +134,11 @@ def test_id_dropout_drops_whole_ids_while_training_only() -> None:
 
 
 def test_a_catalogue_without_genres_still_gives_vectors() -> None:
-    movies = planted_tables().movies.assign(genres=[[]] * N_MOVIES)
-    catalogue = Catalogue.from_tables(movies, planted_tables().users)
+    items = planted_tables().items.assign(genres=[[]] * N_ITEMS)
+    catalogue = Catalogue.from_tables(items, planted_tables().users)
     made = TwoTower(shape(n_genres=0), catalogue)
     assert made.items.genre is None
-    assert made.item_vectors().shape == (N_MOVIES, 8)
+    assert made.item_vectors().shape == (N_ITEMS, 8)
 
 
 @pytest.mark.parametrize("events", [1, 4, 9, 10, 12])
@@ -199,8 +199,8 @@ def test_somebody_cold_is_read_at_the_start_token() -> None:
 
 
 def test_towers_of_another_catalogue_are_refused(tmp_path: Path) -> None:
-    planted_sources()[0].save(tmp_path)
+    planted_retrievers()[0].save(tmp_path)
     stored = read_json(tmp_path / "towers.json")
     write_json(tmp_path / "towers.json", {**stored, "n_items": 41})
-    with pytest.raises(BundleError, match="the towers know 41 movies, the catalogue holds 40"):
-        TwoTowerSource.load(tmp_path, planted_catalogue())
+    with pytest.raises(BundleError, match="the towers know 41 items, the catalogue holds 40"):
+        TwoTowerRetriever.load(tmp_path, planted_catalogue())

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recsys.errors import ConfigError
-from recsys.features.contexts import Contexts
+from recsys.features.prediction_points import PredictionPoints
 from recsys.features.state import StateBatch
 from recsys.retrieval import two_tower_training as training
 from recsys.retrieval.two_tower import TwoTower, encode_states
@@ -20,7 +20,7 @@ from recsys.retrieval.two_tower_training import (
     validation_ndcg,
 )
 from tests.planted import (
-    N_MOVIES,
+    N_ITEMS,
     N_RATED,
     TOWER,
     TWINS,
@@ -60,11 +60,11 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(negatives: 
     assert other.log.losses != first.log.losses
 
 
-def test_auto_sums_over_everything_until_there_are_too_many_movies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_sums_over_everything_until_there_are_too_many_items(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = replace(SHORT, epochs=1, uniform_negatives=16)
     by_kind = {kind: weights(trainer(replace(settings, negatives=kind)).fit()) for kind in ("full", "sampled")}
     assert_equal(weights(trainer(settings).fit()), by_kind["full"])
-    monkeypatch.setattr(training, "FULL_SOFTMAX", N_MOVIES - 1)
+    monkeypatch.setattr(training, "FULL_SOFTMAX", N_ITEMS - 1)
     assert_equal(weights(trainer(settings).fit()), by_kind["sampled"])
 
 
@@ -203,7 +203,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 def contexts_after(moment: int) -> tuple[StateBatch, np.ndarray, np.ndarray]:
     events = planted_tables().events
-    contexts = Contexts.from_events(events[events["timestamp"] > moment])
+    contexts = PredictionPoints.from_events(events[events["timestamp"] > moment])
     states = planted_histories().states_at(contexts.user_id, contexts.timestamp)
     return states, contexts.event_context, planted_catalogue().to_idx(contexts.event_item_id)
 
@@ -215,7 +215,7 @@ def test_validation_is_ndcg_by_loops() -> None:
     users, items = encode_states(model, states), model.item_vectors().detach().numpy()
     gains = []
     for c, t in zip(context, target, strict=True):
-        unseen = [i for i in range(N_MOVIES) if i not in set(states.seen_idx[c])]
+        unseen = [i for i in range(N_ITEMS) if i not in set(states.seen_idx[c])]
         best = sorted(unseen, key=lambda i: -float(items[i] @ users[c]))[:10]
         gains.append(1 / np.log2(best.index(t) + 2) if t in best else 0.0)
     assert validation_ndcg(model, states, context, target) == pytest.approx(np.mean(gains), abs=1e-6)
@@ -239,7 +239,7 @@ def test_training_lowers_the_loss_below_the_uniform_guess_over_one_taste() -> No
     assert made.log.losses[-1] < np.log(N_RATED / 2) + 0.15
 
 
-def test_an_unrated_movie_lies_nearest_to_its_twin_in_content() -> None:
+def test_an_unrated_item_lies_nearest_to_its_twin_in_content() -> None:
     model = trainer(replace(TOWER, id_dropout=0.8)).fit()
     vectors = model.item_vectors().detach().numpy()
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -15,20 +15,20 @@ USERS = pd.DataFrame({USER_ID: np.arange(1, 13), GENDER: "F", AGE: 20, OCCUPATIO
 
 
 def world(seed: int = 0) -> Histories:
-    """Users of 0 to 40 events in few distinct seconds. Every event has a movie of its own, so that it can be found."""
+    """Users of 0 to 40 events in few distinct seconds. Every event has an item of its own, so that it can be found."""
     rng = np.random.default_rng(seed)
-    rows, movie = [], 0
+    rows, item = [], 0
     for user, count in zip(range(1, 13), [0, 1, 2, 8, 9, 40, 25, 30, 8, 3, 17, 33], strict=True):
         for time in np.sort(rng.choice(np.arange(100, 10_000, 250), count)):
-            rows.append((user, movie, rng.integers(1, 11) / 2, time))
-            movie += 1
-    rows += [(4, movie + i, 3.0, CUTOFF + 10_000) for i in range(3)]
+            rows.append((user, item, rng.integers(1, 11) / 2, time))
+            item += 1
+    rows += [(4, item + i, 3.0, CUTOFF + 10_000) for i in range(3)]
     events = pd.DataFrame(rows, columns=[USER_ID, ITEM_ID, RATING, TIMESTAMP])
-    n = movie + 3
-    movies = pd.DataFrame(
+    n = item + 3
+    items = pd.DataFrame(
         {ITEM_ID: np.arange(n), TITLE: "Film", YEAR: pd.array([2000] * n, dtype="Int32"), GENRES: [[]] * n}
     )
-    return Histories.from_tables(Catalogue.from_tables(movies, USERS), events, USERS)
+    return Histories.from_tables(Catalogue.from_tables(items, USERS), events, USERS)
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +117,13 @@ def test_a_short_history_is_one_window(histories: Histories) -> None:
 
 def test_arrays_worked_out_by_hand() -> None:
     """One user: A at 100, B and C at 700, D at 5,000 (the cutoff), E later."""
-    movies = pd.DataFrame(
+    items = pd.DataFrame(
         {ITEM_ID: range(5), TITLE: "Film", YEAR: pd.array([2000] * 5, dtype="Int32"), GENRES: [[]] * 5}
     )
     events = pd.DataFrame(
         {USER_ID: 3, ITEM_ID: range(5), RATING: [0.5, 5.0, 3.0, 4.0, 1.0], TIMESTAMP: [100, 700, 700, 5_000, 5_001]}
     )
-    h = Histories.from_tables(Catalogue.from_tables(movies, USERS), events, USERS)
+    h = Histories.from_tables(Catalogue.from_tables(items, USERS), events, USERS)
     cutter = WindowCutter(h, 5_000, LENGTH)
     w = cutter.windows(*cutter.cut(np.random.default_rng(0)))
     assert w.item_idx.tolist() == [[0, 1, 2, 3]]

@@ -13,8 +13,8 @@ from recsys.errors import StoreError
 from recsys.feature_store.catch_up import catch_up
 from recsys.feature_store.online import Stored
 from recsys.feature_store.user_locks import UserLocks
-from recsys.features.rebuild import state_from_events
 from recsys.features.state import Event, UserState
+from recsys.features.state_merge import state_from_events
 from serving.event_log import EventLog, LoggedEvent
 
 
@@ -70,5 +70,5 @@ class Clock:
         return self.now
 
 
-def event(user_id: int, movie_id: int, timestamp: int, rating: float = 4.0) -> LoggedEvent:
-    return LoggedEvent(f"{user_id}-{movie_id}-{timestamp}", user_id, movie_id, rating, timestamp, 1_700_000_000, "b")
+def event(user_id: int, item_id: int, timestamp: int, rating: float = 4.0) -> LoggedEvent:
+    return LoggedEvent(f"{user_id}-{item_id}-{timestamp}", user_id, item_id, rating, timestamp, 1_700_000_000, "b")

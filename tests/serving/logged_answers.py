@@ -17,7 +17,7 @@ from serving.prediction_log import PredictionLog
 
 NOON = 1_795_262_400.0  # 2026-11-21T12:00 UTC
 HOUR = 3_600
-K, RANK, N_SOURCES, N_FEATURES = 3, 4, 2, 5
+K, RANK, N_RETRIEVERS, N_FEATURES = 3, 4, 2, 5
 NAMES = ("a_score", "b_rank", "popularity_7d", "mean_rating", "user_gap")
 
 
@@ -43,7 +43,7 @@ MODEL: Any = SimpleNamespace(
     bundle=SimpleNamespace(facts=SimpleNamespace(bundle_id="b-1")),
     stats=SimpleNamespace(day=20_000),
     recommender=SimpleNamespace(feature_names=NAMES),
-    catalogue=SimpleNamespace(item_ids=np.arange(8) * 10),  # row i is movie 10 i
+    catalogue=SimpleNamespace(item_ids=np.arange(8) * 10),  # row i is item 10 i
 )
 
 
@@ -63,8 +63,8 @@ def found(size: int = 1, seed: int = 0) -> Recommendations:
     """Six candidates, the last one absent; the ranker saw RANK of them."""
     rng = np.random.default_rng(seed)
     item_idx = np.tile(np.array([4, 2, 7, 1, 5, -1]), (size, 1))
-    scores = rng.normal(size=(size, 6, N_SOURCES)).astype(np.float32)
-    ranks = rng.integers(0, 9, (size, 6, N_SOURCES)).astype(np.int32)
+    scores = rng.normal(size=(size, 6, N_RETRIEVERS)).astype(np.float32)
+    ranks = rng.integers(0, 9, (size, 6, N_RETRIEVERS)).astype(np.int32)
     features = rng.normal(size=(size, RANK, N_FEATURES)).astype(np.float32)
     features[:, 1, 2] = np.nan
     position = np.tile(np.array([2, 0, 4]), (size, 1))  # the third is further down than the ranker looks

@@ -1,4 +1,4 @@
-"""A whole trained home, small: 60 users, 80 movies, two tastes, a bundle and its champion in a registry.
+"""A whole trained home, small: 60 users, 80 items, two tastes, a bundle and its champion in a registry.
 
 Stage: tests of serving. In: a folder. Out: `ServingWorld`. Absent: quality; the models are barely trained.
 """
@@ -12,13 +12,11 @@ import pandas as pd
 
 from recsys.bundle import BundleFacts, save_bundle
 from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, RATING, TIMESTAMP, TITLE, USER_ID, YEAR
-from recsys.data.tables import Source as DataSource
-from recsys.data.tables import Tables, save_tables
+from recsys.data.tables import DatasetInfo, Tables, save_tables
 from recsys.feature_store import FeatureStore, write_feature_tables
 from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, snapshots
-from recsys.home import DatasetHome, Home
 from recsys.ranking.calibration import Isotonic, Platt, Probabilities
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 from recsys.recommender import Recommender, RecommenderSettings
@@ -26,16 +24,17 @@ from recsys.registry import Registry, model_name_for
 from recsys.retrieval.covisitation import Covisitation
 from recsys.retrieval.ease import Ease
 from recsys.retrieval.popularity import Popularity
-from recsys.retrieval.source import Source
-from recsys.retrieval.two_tower_source import TwoTowerSource
+from recsys.retrieval.retriever import Retriever
+from recsys.retrieval.two_tower_retriever import TwoTowerRetriever
 from recsys.retrieval.two_tower_training import TowerSettings, Trainer
 from recsys.settings import Settings
+from recsys.workspace import DatasetWorkspace, Workspace
 from serving.settings import ServiceSettings
 
 DATASET = "tiny-world"
 DAY = 86_400
 T0 = 12_000 * DAY
-USERS, MOVIES = 60, 80
+USERS, ITEMS = 60, 80
 NDCG = {"mean": 0.21, "low": 0.18, "high": 0.24}
 SLOW_MACHINE_MS = 60_000.0  # a budget that no test overruns by accident
 
@@ -45,7 +44,7 @@ class ServingWorld:
     """`end`: one second after the last event."""
 
     events: pd.DataFrame
-    home: DatasetHome
+    home: DatasetWorkspace
     settings: ServiceSettings
     bundle_id: str
     end: int
@@ -55,11 +54,11 @@ class ServingWorld:
 
 
 def build(folder: Path) -> ServingWorld:
-    home = Home(folder).dataset(DATASET)
+    home = Workspace(folder).dataset(DATASET)
     tables = _tables()
     save_tables(tables, home.data)
-    Home(folder).remember(DATASET)
-    catalogue = Catalogue.from_tables(tables.movies, tables.users)
+    Workspace(folder).remember(DATASET)
+    catalogue = Catalogue.from_tables(tables.items, tables.users)
     histories = Histories.from_tables(catalogue, tables.events, tables.users)
     days = snapshots(tables.events)
     write_feature_tables(home, histories, days, pd.DataFrame({USER_ID: [], TIMESTAMP: []}, dtype=int))
@@ -72,7 +71,7 @@ def build(folder: Path) -> ServingWorld:
     bundle_id = "tiny-production"
     facts = BundleFacts(
         bundle_id=bundle_id,
-        dataset=tables.source,
+        dataset=tables.info,
         trained_through=end - 1,
         role="production",
         sibling_id="tiny-evaluation",
@@ -80,16 +79,16 @@ def build(folder: Path) -> ServingWorld:
         created_utc="2026-11-20T00:00:00+00:00",
         metrics={"ndcg@10": NDCG},
     )
-    sources = _sources(catalogue, histories, end)
+    retrievers = _retrievers(catalogue, histories, end)
     recommender = RecommenderSettings(fetch=40, keep=60, rank=40)
-    ranker = _ranker(catalogue, histories, sources, recommender, ItemStatsTimeline(catalogue, days), end)
+    ranker = _ranker(catalogue, histories, retrievers, recommender, ItemStatsTimeline(catalogue, days), end)
     names = ranker.feature_names
     flat = np.zeros(len(names), dtype=np.float32)
     save_bundle(
         folder / "made" / bundle_id,
         facts,
         catalogue,
-        sources,
+        retrievers,
         ranker,
         LogisticRanker(names, flat, flat + 1, flat, 0.0),
         recommender,
@@ -103,25 +102,25 @@ def build(folder: Path) -> ServingWorld:
 
 
 def _tables() -> Tables:
-    """Users with an even id prefer Drama (movies 1 to 40), the others Comedy (41 to 80); a fifth strays."""
+    """Users with an even id prefer Drama (items 1 to 40), the others Comedy (41 to 80); a fifth strays."""
     rng = np.random.default_rng(3)
     rows = []
     for user in range(1, USERS + 1):
         own = np.arange(1, 41) if user % 2 == 0 else np.arange(41, 81)
         other = np.arange(41, 81) if user % 2 == 0 else np.arange(1, 41)
-        movies = np.concatenate([rng.choice(own, 12, replace=False), rng.choice(other, 3, replace=False)])
-        times = T0 + np.sort(rng.integers(0, 20 * DAY, len(movies)))
+        items = np.concatenate([rng.choice(own, 12, replace=False), rng.choice(other, 3, replace=False)])
+        times = T0 + np.sort(rng.integers(0, 20 * DAY, len(items)))
         rows += [
             (user, int(m), float(rng.integers(4, 11)) / 2, int(t))
-            for m, t in zip(rng.permutation(movies), times, strict=True)
+            for m, t in zip(rng.permutation(items), times, strict=True)
         ]
     events = pd.DataFrame(rows, columns=[USER_ID, ITEM_ID, RATING, TIMESTAMP]).astype({RATING: np.float32})
-    movies_frame = pd.DataFrame(
+    items_frame = pd.DataFrame(
         {
-            ITEM_ID: np.arange(1, MOVIES + 1),
-            TITLE: ['<b>Bold</b> & "Quoted" (1990)', *[f"Film {i} ({1950 + i % 60})" for i in range(2, MOVIES + 1)]],
-            YEAR: pd.array([1990, None, *[1950 + i % 60 for i in range(3, MOVIES + 1)]], dtype="Int32"),
-            GENRES: [["Drama"] if i <= 40 else ["Comedy", "Romance"] for i in range(1, MOVIES + 1)],
+            ITEM_ID: np.arange(1, ITEMS + 1),
+            TITLE: ['<b>Bold</b> & "Quoted" (1990)', *[f"Film {i} ({1950 + i % 60})" for i in range(2, ITEMS + 1)]],
+            YEAR: pd.array([1990, None, *[1950 + i % 60 for i in range(3, ITEMS + 1)]], dtype="Int32"),
+            GENRES: [["Drama"] if i <= 40 else ["Comedy", "Romance"] for i in range(1, ITEMS + 1)],
         }
     )
     users = pd.DataFrame(
@@ -132,13 +131,13 @@ def _tables() -> Tables:
             OCCUPATION: ["artist"] * USERS,
         }
     )
-    source = DataSource(DATASET, True, "ml-1m", "f" * 64, len(events), MOVIES, USERS)
-    return Tables(events, movies_frame, users, source)
+    info = DatasetInfo(DATASET, True, "ml-1m", "f" * 64, len(events), ITEMS, USERS)
+    return Tables(events, items_frame, users, info)
 
 
-def _sources(catalogue: Catalogue, histories: Histories, end: int) -> list[Source]:
+def _retrievers(catalogue: Catalogue, histories: Histories, end: int) -> list[Retriever]:
     settings = TowerSettings(dim=16, layers=1, heads=2, epochs=1, batch_events=640)
-    tower = TwoTowerSource.from_model(Trainer(catalogue, histories, end, settings).fit())
+    tower = TwoTowerRetriever.from_model(Trainer(catalogue, histories, end, settings).fit())
     owner = np.repeat(np.arange(len(histories.user_ids)), np.diff(histories.offset))
     item_idx, times, n = histories.item_idx, histories.timestamps, len(catalogue)
     return [
@@ -159,13 +158,13 @@ def _likes_popular(names: tuple[str, ...]) -> LogisticRanker:
 def _ranker(
     catalogue: Catalogue,
     histories: Histories,
-    sources: list[Source],
+    retrievers: list[Retriever],
     settings: RecommenderSettings,
     timeline: ItemStatsTimeline,
     end: int,
 ) -> BoostedRanker:
     """Planted: a candidate is right where its genre has the user's taste."""
-    path = Recommender(catalogue, sources, None, settings)
+    path = Recommender(catalogue, retrievers, None, settings)
     states = histories.states_at(histories.user_ids, end)
     candidates = path.retrieve(states)
     features = path.features(states, candidates, timeline.as_of(timeline.last_day))

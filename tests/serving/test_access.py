@@ -18,7 +18,7 @@ from .serving_client import connected
 from .serving_world import ServingWorld
 
 KEY = "a-long-random-text-0123456789"
-EVENT = {"user_id": 3, "movie_id": 4, "rating": 4.0}
+EVENT = {"user_id": 3, "item_id": 4, "rating": 4.0}
 
 
 @pytest.fixture
@@ -126,17 +126,17 @@ def test_the_number_of_buckets_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_client_beyond_its_rate_is_told_to_wait(world: ServingWorld, service: Service) -> None:
     limits = {"rate_per_s": 0.01, "burst": 5, "api_key": SecretStr(KEY)}
     with connected(world.settings.model_copy(update=limits), service) as client:
-        statuses = [client.get("/v1/movies/2").status_code for _ in range(7)]
+        statuses = [client.get("/v1/items/2").status_code for _ in range(7)]
         assert statuses == [200] * 5 + [429] * 2
-        refused = client.get("/v1/movies/2")
+        refused = client.get("/v1/items/2")
         assert refused.json()["type"] == "urn:recsys:problem:rate-limited"
         assert int(refused.headers["retry-after"]) > 50
         assert service.metrics.as_dict()["shed.rate_limit"] == 3
         for path in ("/healthz", "/readyz", "/metrics"):
             assert client.get(path).status_code == 200
         wrong = {"X-API-Key": "wrong"}  # no bucket of its own for each wrong key
-        assert client.get("/v1/movies/2", headers=wrong).status_code == 429
-        assert client.get("/v1/movies/2", headers={"X-API-Key": KEY}).status_code == 200
+        assert client.get("/v1/items/2", headers=wrong).status_code == 429
+        assert client.get("/v1/items/2", headers={"X-API-Key": KEY}).status_code == 200
 
 
 def test_beyond_this_machine_there_is_a_rate_without_asking_for_one(world: ServingWorld, service: Service) -> None:
@@ -166,7 +166,7 @@ def test_every_answer_has_the_headers_that_browsers_heed(
         "/v1/users/1/recommendations": 200,
         "/v1/nothing": 404,
         "/v1/users/x/recommendations": 422,
-        "/v1/movies?q=film": 500,
+        "/v1/items?q=film": 500,
         "/metrics": 200,
         "/healthz": 200,
     }
@@ -188,10 +188,10 @@ def test_every_answer_has_the_headers_that_browsers_heed(
 def test_origins_that_are_named_may_read(world: ServingWorld, service: Service) -> None:
     settings = world.settings.model_copy(update={"allowed_origins": ("https://shop.example",)})
     with connected(settings, service) as client:
-        allowed = client.get("/v1/movies/2", headers={"Origin": "https://shop.example"})
+        allowed = client.get("/v1/items/2", headers={"Origin": "https://shop.example"})
         assert allowed.headers["access-control-allow-origin"] == "https://shop.example"
         for other in ("https://shop.example.evil", "http://shop.example", "null"):
-            assert "access-control-allow-origin" not in client.get("/v1/movies/2", headers={"Origin": other}).headers
+            assert "access-control-allow-origin" not in client.get("/v1/items/2", headers={"Origin": other}).headers
         asking = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
         own = "authorization,content-type,idempotency-key,x-api-key,x-request-id"
         assert (
@@ -212,8 +212,8 @@ def test_origins_are_scheme_and_host() -> None:
 @pytest.mark.parametrize(
     "raw",
     [
-        b"GET /v1/movies/%00%ff%0a HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET http://127.0.0.1/v1/movies/2?k=%zz HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /v1/items/%00%ff%0a HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET http://127.0.0.1/v1/items/2?k=%zz HTTP/1.1\r\nHost: x\r\n\r\n",
         b"POST /v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n12345",
         b"POST /v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n",
         b"POST /v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",

@@ -316,7 +316,7 @@ def test_events_and_cheap_routes_do_not_wait_behind_answers(
         assert refused.headers["retry-after"] == "1"
         for path in ("/healthz", "/readyz", "/metrics", "/v1/model", "/v1/users/3/history"):
             assert client.get(path).status_code == 200, path
-        event = {"user_id": 4, "movie_id": 5, "rating": 4.0}
+        event = {"user_id": 4, "item_id": 5, "rating": 4.0}
         assert client.post("/v1/events", json=event).status_code == 201
         go.set()
         for thread in asking:

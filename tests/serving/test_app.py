@@ -66,17 +66,17 @@ def test_a_model_that_cannot_be_loaded_is_told(world: ServingWorld) -> None:
         ("GET", "/v1/users/1/recommendations?k=0", None, 422, "query.k"),
         ("GET", "/v1/users/1/recommendations?k=101", None, 422, "between 1 and 100"),
         ("GET", "/v1/users/1/history?n=65", None, 422, "query.n"),
-        ("GET", "/v1/movies/999/similar", None, 404, "Movie 999"),
+        ("GET", "/v1/items/999/similar", None, 404, "Item 999"),
         ("GET", "/v1/nothing", None, 404, "nothing at /v1/nothing"),
         ("GET", "/page/../app.py", None, 404, "nothing at"),
         ("DELETE", "/v1/model", None, 405, "DELETE is not possible"),
         ("POST", "/v1/recommendations", {"k": 500}, 422, "between 1 and 100"),
-        ("POST", "/v1/recommendations", {"history": [{"movie_id": 999, "rating": 4}]}, 422, "Movie 999"),
-        ("POST", "/v1/recommendations", {"history": [{"movie_id": 9, "rating": 4}] * 1001}, 422, "at most 1000"),
+        ("POST", "/v1/recommendations", {"history": [{"item_id": 999, "rating": 4}]}, 422, "Item 999"),
+        ("POST", "/v1/recommendations", {"history": [{"item_id": 9, "rating": 4}] * 1001}, 422, "at most 1000"),
         (
             "POST",
             "/v1/recommendations",
-            {"history": [{"movie_id": 9, "rating": 4, "timestamp": 9_000_000_000}]},
+            {"history": [{"item_id": 9, "rating": 4, "timestamp": 9_000_000_000}]},
             422,
             "in the future",
         ),
@@ -136,9 +136,9 @@ def test_openapi_examples_are_valid_and_answers_fit_their_schema(client: httpx.C
         "/v1/users/{user_id}/recommendations",
         "/v1/recommendations",
         "/v1/users/recommendations",
-        "/v1/movies",
-        "/v1/movies/{movie_id}",
-        "/v1/movies/{movie_id}/similar",
+        "/v1/items",
+        "/v1/items/{item_id}",
+        "/v1/items/{item_id}/similar",
         "/v1/events",
         "/v1/users/{user_id}/history",
         "/v1/model",
@@ -163,5 +163,5 @@ def test_the_page_is_self_contained_and_writes_text_only(client: httpx.Client) -
 
 
 def test_titles_reach_the_page_as_they_are(client: httpx.Client) -> None:
-    movie = client.get("/v1/movies/1/similar").json()["movie"]
-    assert movie["title"] == '<b>Bold</b> & "Quoted" (1990)'
+    item = client.get("/v1/items/1/similar").json()["item"]
+    assert item["title"] == '<b>Bold</b> & "Quoted" (1990)'

@@ -29,9 +29,9 @@ K = 3
 
 @dataclass
 class Pretender:
-    """Users 1 and 2 with movies 0 to 99, the unrated ones recommended in order, over HTTP.
+    """Users 1 and 2 with items 0 to 99, the unrated ones recommended in order, over HTTP.
 
-    late     lists that still show a rated movie; refuse: statuses given to ratings, in turn; forget: accepted, not kept
+    late     lists that still show a rated item; refuse: statuses given to ratings, in turn; forget: accepted, not kept
     """
 
     late: int = 0
@@ -52,23 +52,23 @@ class Pretender:
             if self.refuse and (status := self.refuse.pop(0)) != 201:
                 return status, {"detail": "refused"}
             event = json.loads(body)
-            movies = self.rated[event["user_id"]]
-            movies.append(event["movie_id"])
+            items = self.rated[event["user_id"]]
+            items.append(event["item_id"])
             self.behind[event["user_id"]] = self.late
-            n = len(movies)
+            n = len(items)
             if self.forget:
-                movies.pop()
+                items.pop()
             return 201, {"applied": True, "n_events": n}
         user = int(path.split("/")[3])
-        movies = self.rated[user]
+        items = self.rated[user]
         if "/history" in path:
-            return 200, {"n_events": len(movies)}
-        known = movies
+            return 200, {"n_events": len(items)}
+        known = items
         if self.behind.get(user, 0):
             self.behind[user] -= 1
-            known = movies[:-1]
-        left = [movie for movie in range(100) if movie not in known][:K]
-        return 200, {"degraded": self.degraded, "items": [{"movie_id": movie} for movie in left]}
+            known = items[:-1]
+        left = [item for item in range(100) if item not in known][:K]
+        return 200, {"degraded": self.degraded, "items": [{"item_id": item} for item in left]}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writers.append(writer)
@@ -120,7 +120,7 @@ def test_ratings_are_seen_and_counted() -> None:
     events = sum(map(len, service.rated.values()))
     assert events == service.asked.count("POST /v1/events") > 5
     assert len(result.post_ms) == len(result.seen_ms) == len(result.own_ms) == result.at_once == events
-    assert result.moved == 0, "the other movies stay in their order here"
+    assert result.moved == 0, "the other items stay in their order here"
     assert service.rated[1] == list(range(len(service.rated[1]))), "always the first of the newest list"
     assert len(result.reads_ms) > 10
     assert result.wrong == {}
@@ -196,7 +196,7 @@ def report(writing: dict[str, Any] | None = None, quiet: dict[str, Any] | None =
     summary = freshness.summary([writing or rounds()], [quiet or rounds(post_ms=[], seen_ms=[])])
     made: dict[str, Any] = {
         "dataset": {"label": "tiny world"},
-        "model": {"bundle_id": "b", "n_movies": 80},
+        "model": {"bundle_id": "b", "n_items": 80},
         "options": asdict(FreshnessOptions()),
         "stores": {"sqlite": {"lists_per_s": 50.0, "ratings_per_s": 20.0, **summary}},
         "skipped": {"redis": "it is not there"},

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from recsys.bundle import load_bundle
 from recsys.errors import ConfigError, MissingArtefactError, RecsysError
 from recsys.evaluation.tables import bundle_of
-from recsys.home import DatasetHome
+from recsys.workspace import DatasetWorkspace
 from serving.bench import bare, catalogue, device, in_process, latency, report, target, wrk
 from serving.bench.cli import app
 from serving.bench.enlarge import grown_bundle, sibling
@@ -24,7 +24,7 @@ from serving.model import ServedModel
 from serving.service import Service
 
 from .serving_client import connected
-from .serving_world import MOVIES, ServingWorld
+from .serving_world import ITEMS, ServingWorld
 
 runner = CliRunner()
 PNG = b"\x89PNG\r\n"
@@ -102,7 +102,7 @@ def test_the_whole_report(world: ServingWorld, url: str, monkeypatch: pytest.Mon
     assert set(inside["ranked"]) == {"60"}  # what this bundle keeps
     depth = inside["ranked"]["60"]
     assert set(depth["stages"]) == {"state", "retrieval", "features", "ranking", "ordering", "total"}
-    # neither item-kNN nor iALS are sources of this bundle
+    # neither item-kNN nor iALS are retrievers of this bundle
     assert set(depth["bare"]) == {*bare.IN_SUM, *bare.BESIDE} - {"item_knn", "ials"}
     assert depth["bare_sum_ms"] == pytest.approx(sum(depth["bare"][n] for n in bare.IN_SUM if n in depth["bare"]))
     assert depth["overhead"] == pytest.approx(depth["stages"]["total"]["p50_ms"] / depth["bare_sum_ms"])
@@ -125,7 +125,7 @@ def test_the_whole_report(world: ServingWorld, url: str, monkeypatch: pytest.Mon
 
 def test_a_foreign_service_is_not_measured(world: ServingWorld, url: str) -> None:
     there = world.settings.home
-    other = DatasetHome(there.root, "other-data")
+    other = DatasetWorkspace(there.root, "other-data")
     settings = world.settings.model_copy(update={"home": other})
     with pytest.raises(RecsysError, match="serves tiny-world, not other-data"):
         latency.run(settings, Options(sections=("closed",), url=url), "recsys", lambda _: None)
@@ -156,12 +156,12 @@ def test_a_service_of_its_own_and_an_enlarged_world(world: ServingWorld) -> None
         (200, "exact", 1.0),
     ]
     grown = found["world"]
-    assert grown["n_movies"] == 200
+    assert grown["n_items"] == 200
     assert grown["http"]["statuses"] == {"200": 10}
     assert set(grown["in_process"]) == {"state", "retrieval", "features", "ranking", "ordering", "total"}
     assert grown["ready_s"] > 0
     assert grown["resident_mib"] > 50
-    assert any("200 movies over HTTP" in line for line in said)
+    assert any("200 items over HTTP" in line for line in said)
     with pytest.raises(RecsysError, match="No ready service"):
         target.Target("http://127.0.0.1:9").card()
 
@@ -172,7 +172,7 @@ def test_what_no_service_answers_is_told(world: ServingWorld) -> None:
 
 
 def test_a_service_that_does_not_start_says_why(world: ServingWorld, tmp_path: Path) -> None:
-    home = DatasetHome(tmp_path / "empty", "empty")
+    home = DatasetWorkspace(tmp_path / "empty", "empty")
     home.data.mkdir(parents=True)
     settings = world.settings.model_copy(update={"home": home})
     with pytest.raises(RecsysError, match=r"The service did not start: .*recsys-empty"), target.own_service(settings):
@@ -186,11 +186,11 @@ def test_users_are_always_the_same(world: ServingWorld, tmp_path: Path) -> None:
     assert target.users_of(world.home, 5) == target.users_of(world.home, 5)
     assert len(set(target.users_of(world.home))) == 60
     with pytest.raises(MissingArtefactError, match="recsys data"):
-        target.users_of(DatasetHome(tmp_path, "none"))
+        target.users_of(DatasetWorkspace(tmp_path, "none"))
 
 
 def test_the_bare_tower_gives_the_products_vector(world: ServingWorld, loaded: Service) -> None:
-    """What is compared does the same work: the same user vector, the same best movies."""
+    """What is compared does the same work: the same user vector, the same best items."""
     recommender = load_bundle(world.home.bundles / world.bundle_id).recommender
     libraries = bare.BareLibraries(world.home.bundles / world.bundle_id, recommender, loaded.store)
     for user_id in (1, 2, 999):  # the last is unknown: an empty history
@@ -199,28 +199,28 @@ def test_the_bare_tower_gives_the_products_vector(world: ServingWorld, loaded: S
         np.testing.assert_allclose(calls["tower"](), calls["own_tower"](), atol=1e-5)
         for name in calls:
             calls[name]()
-        ease = next(s for s in recommender.sources if s.name == "ease")
-        whole = ease.answer(states).at(np.arange(MOVIES)[None, :])[0]
+        ease = next(s for s in recommender.retrievers if s.name == "ease")
+        whole = ease.answer(states).at(np.arange(ITEMS)[None, :])[0]
         product = calls["ease"]()
         product = product.toarray() if hasattr(product, "toarray") else product
         np.testing.assert_allclose(np.asarray(product).ravel(), whole[libraries._stored["ease"]["head"]], atol=1e-5)
 
 
-def test_an_enlarged_bundle_is_whole_and_keeps_the_real_movies(world: ServingWorld, tmp_path: Path) -> None:
-    source = world.home.bundles / world.bundle_id
-    growth = grown_bundle(source, tmp_path / "grown-500", 500)
-    before, after = load_bundle(source).recommender, load_bundle(tmp_path / "grown-500").recommender
+def test_an_enlarged_bundle_is_whole_and_keeps_the_real_items(world: ServingWorld, tmp_path: Path) -> None:
+    retriever = world.home.bundles / world.bundle_id
+    growth = grown_bundle(retriever, tmp_path / "grown-500", 500)
+    before, after = load_bundle(retriever).recommender, load_bundle(tmp_path / "grown-500").recommender
     assert load_bundle(tmp_path / "grown-500").facts.bundle_id == "grown-500"
     assert len(after.catalogue) == 500
-    assert after.catalogue.item_ids[:MOVIES].tolist() == before.catalogue.item_ids.tolist()
+    assert after.catalogue.item_ids[:ITEMS].tolist() == before.catalogue.item_ids.tolist()
     assert len(set(after.catalogue.item_ids.tolist())) == 500
-    np.testing.assert_array_equal(after.catalogue.genres[MOVIES:], before.catalogue.genres[growth.like])
-    np.testing.assert_allclose(after.unit_vectors[:MOVIES], before.unit_vectors, atol=1e-6)
-    with pytest.raises(ConfigError, match="holds 80 movies already"):
-        grown_bundle(source, tmp_path / "grown-80", 80)
+    np.testing.assert_array_equal(after.catalogue.genres[ITEMS:], before.catalogue.genres[growth.like])
+    np.testing.assert_allclose(after.unit_vectors[:ITEMS], before.unit_vectors, atol=1e-6)
+    with pytest.raises(ConfigError, match="holds 80 items already"):
+        grown_bundle(retriever, tmp_path / "grown-80", 80)
 
 
-def test_the_tower_of_an_enlarged_bundle_knows_its_movies(world: ServingWorld, tmp_path: Path) -> None:
+def test_the_tower_of_an_enlarged_bundle_knows_its_items(world: ServingWorld, tmp_path: Path) -> None:
     """The vectors that are searched are those that the towers give."""
     grown_bundle(world.home.bundles / world.bundle_id, tmp_path / "grown-300", 300)
     bundle = load_bundle(tmp_path / "grown-300")
@@ -308,7 +308,7 @@ def test_what_wrk_prints_is_read() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_what_wrk_adds_is_taken_out_again(seed: int) -> None:
-    """Against its `stats_correct`, as its source has it."""
+    """Against its `stats_correct`, as its retriever has it."""
     rng = np.random.default_rng(seed)
     measured = {int(us): int(n) for us, n in zip(rng.integers(1, 400, 40), rng.integers(1, 5, 40), strict=True)}
     interval = int(rng.integers(5, 60))

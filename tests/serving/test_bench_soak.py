@@ -32,7 +32,7 @@ def answer(status: int = 200, request_id: str = "soak-0", **changed: Any) -> Ans
         "user_id": 1,
         "degraded": [],
         "model": {"version": 2},
-        "items": [{"movie_id": 20}, {"movie_id": 21}],
+        "items": [{"item_id": 20}, {"item_id": 21}],
         **changed,
     }
     return Answer(status, f"http/1.1 {status}\r\nx-request-id: {request_id}".encode(), json.dumps(body).encode(), True)
@@ -59,8 +59,8 @@ def test_a_right_answer_is_right() -> None:
         (answer(user_id=2), "wrong user"),
         (answer(request_id="soak-1"), "request id"),
         ({"request_id": "soak-1"}, "request id"),
-        (answer(items=[{"movie_id": 20}, {"movie_id": 11}]), "seen movie"),
-        (answer(items=[{"movie_id": 20}, {"movie_id": 20}]), "wrong number"),
+        (answer(items=[{"item_id": 20}, {"item_id": 11}]), "seen item"),
+        (answer(items=[{"item_id": 20}, {"item_id": 20}]), "wrong number"),
         (answer(items=[]), "wrong number"),
         (answer(model={"version": 3}), "unknown version"),
         (answer(500, type="about:blank", detail="it failed"), "server error"),
@@ -80,8 +80,8 @@ def test_shed_load_is_no_violation() -> None:
     assert checked(answer(503, **SHED)).wrong == {}
 
 
-def test_while_the_state_is_unreadable_seen_movies_may_show() -> None:
-    unreadable = answer(items=[{"movie_id": 20}, {"movie_id": 11}], degraded=["user_state"])
+def test_while_the_state_is_unreadable_seen_items_may_show() -> None:
+    unreadable = answer(items=[{"item_id": 20}, {"item_id": 11}], degraded=["user_state"])
     result = checked(answer(), unreadable, unreadable, unreadable)
     assert result.wrong == {}
     assert result.unreadable == [1.0, 2.0, 3.0]

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from recsys.errors import ConfigError, RecsysError
-from recsys.home import Home
+from recsys.workspace import Workspace
 from serving.cli import app
 
 from .serving_world import ServingWorld
@@ -48,7 +48,7 @@ def test_without_data_the_next_step_is_named(command: list[str], tmp_path: Path)
 
 
 def test_serve_without_a_champion_ends_with_its_reason(tmp_path: Path) -> None:
-    home = Home(tmp_path)
+    home = Workspace(tmp_path)
     home.dataset("empty").data.mkdir(parents=True)
     result = runner.invoke(app, ["serve", "--home", str(tmp_path), "--dataset", "empty", "--port", "0"])
     assert isinstance(result.exception, RecsysError)

@@ -12,7 +12,7 @@ from serving.schemas import FilterBody, Profile, Rated
 from serving.service import Service
 
 from .serving_client import connected
-from .serving_world import MOVIES, ServingWorld
+from .serving_world import ITEMS, ServingWorld
 
 
 @pytest.fixture
@@ -55,18 +55,18 @@ def test_recommend_with_everything(asking: Client, client: httpx.Client) -> None
     )
     query = {"k": 5, "genre": ["Drama", "Romance"], "year_from": 1955, "year_to": 2005, "exclude_ids": [3, 50]}
     raw = client.get("/v1/users/7/recommendations", params={**query, "min_ratings": 2, "diversity": 0.4}).json()
-    assert [movie.model_dump() for movie in found.items] == raw["items"]
+    assert [item.model_dump() for item in found.items] == raw["items"]
     assert (found.user_id, len(found.items)) == (7, 5)
     assert len(asking.recommend(7).items) == 10
     assert asking.recommend(7, explain=True).items[0].explanation is not None
 
 
 def test_recommend_for_a_history(asking: Client, client: httpx.Client) -> None:
-    history = [Rated(movie_id=5, rating=4.0), Rated(movie_id=9, rating=5.0, timestamp=1_000_000_000)]
+    history = [Rated(item_id=5, rating=4.0), Rated(item_id=9, rating=5.0, timestamp=1_000_000_000)]
     profile, filters = Profile(gender="F", age=25), FilterBody(genres=["Drama"])
     found = asking.recommend_for_history(history, 4, profile=profile, filters=filters, diversity=0.2)
     body = {
-        "history": [{"movie_id": 5, "rating": 4}, {"movie_id": 9, "rating": 5, "timestamp": 1_000_000_000}],
+        "history": [{"item_id": 5, "rating": 4}, {"item_id": 9, "rating": 5, "timestamp": 1_000_000_000}],
         "profile": {"gender": "F", "age": 25},
         "filters": {"genres": ["Drama"]},
         "k": 4,
@@ -86,31 +86,31 @@ def test_recommend_many(asking: Client) -> None:
 
 def test_pages(asking: Client, world: ServingWorld) -> None:
     pages = list(asking.pages(asking.recommend(7, 30, paginate=True), 20))
-    assert [len(page.items) for page in pages] == [30, 20, MOVIES - len(world.seen(7)) - 50]
-    shown = [movie.movie_id for page in pages for movie in page.items]
-    assert sorted(shown) == sorted(set(range(1, MOVIES + 1)) - world.seen(7))
-    history = [Rated(movie_id=5, rating=4.0)]
+    assert [len(page.items) for page in pages] == [30, 20, ITEMS - len(world.seen(7)) - 50]
+    shown = [item.item_id for page in pages for item in page.items]
+    assert sorted(shown) == sorted(set(range(1, ITEMS + 1)) - world.seen(7))
+    history = [Rated(item_id=5, rating=4.0)]
     pages = list(asking.pages(asking.recommend_for_history(history, 40, paginate=True), 40))
-    assert [len(page.items) for page in pages] == [40, MOVIES - 1 - 40]
+    assert [len(page.items) for page in pages] == [40, ITEMS - 1 - 40]
     assert len(list(asking.pages(asking.recommend(7, 3)))) == 1
 
 
 def test_the_rest(asking: Client, world: ServingWorld) -> None:
-    assert [movie.rank for movie in asking.similar(5, 3).items] == [1, 2, 3]
-    assert [movie.movie_id for movie in asking.search("bold").items] == [1]
+    assert [item.rank for item in asking.similar(5, 3).items] == [1, 2, 3]
+    assert [item.item_id for item in asking.search("bold").items] == [1]
     recorded = asking.record(30, 4, 4.5, timestamp=world.end + 7)
-    assert (recorded.user_id, recorded.movie_id, recorded.timestamp) == (30, 4, world.end + 7)
+    assert (recorded.user_id, recorded.item_id, recorded.timestamp) == (30, 4, world.end + 7)
     assert asking.record(30, 5, 3.0).timestamp == world.end + 86_400
     events = asking.history(30, 2).events
-    assert [(event.movie_id, event.rating) for event in events] == [(5, 3.0), (4, 4.5)]
+    assert [(event.item_id, event.rating) for event in events] == [(5, 3.0), (4, 4.5)]
     assert asking.model().bundle_id == world.bundle_id
 
 
 def test_a_refusal_carries_the_problem(asking: Client) -> None:
-    with pytest.raises(ServiceError, match="404 Unknown movie: Movie 999 is not in the catalogue") as refused:
+    with pytest.raises(ServiceError, match="404 Unknown item: Item 999 is not in the catalogue") as refused:
         asking.similar(999)
-    assert (refused.value.status, refused.value.kind) == (404, "unknown-movie")
-    assert refused.value.problem["movie_id"] == 999
+    assert (refused.value.status, refused.value.kind) == (404, "unknown-item")
+    assert refused.value.problem["item_id"] == 999
 
 
 def test_the_key_is_sent(world: ServingWorld, service: Service) -> None:

@@ -1,4 +1,4 @@
-"""Each fallback: reached, named in the answer, counted, and still no rated movie where the state is known."""
+"""Each fallback: reached, named in the answer, counted, and still no rated item where the state is known."""
 
 import threading
 import time
@@ -9,13 +9,13 @@ import pytest
 
 from recsys.errors import StoreError
 from recsys.feature_store import FeatureStore
-from recsys.recommender import Context, Recommender
+from recsys.recommender import Recommender, RequestContext
 from serving.answers import Answers, Call, Wanted
 from serving.service import Service
 from serving.settings import ServiceSettings
 
 from .serving_client import connected
-from .serving_world import MOVIES, ServingWorld
+from .serving_world import ITEMS, ServingWorld
 
 
 def broken(*_: object, **__: object) -> None:
@@ -33,7 +33,7 @@ def answer(client: httpx.Client, user_id: int = 5, k: int = 10):  # type: ignore
 
 
 def shown(body) -> list[int]:  # type: ignore[no-untyped-def]
-    return [item["movie_id"] for item in body["items"]]
+    return [item["item_id"] for item in body["items"]]
 
 
 def probabilities(body) -> set[float | None]:  # type: ignore[no-untyped-def]
@@ -41,12 +41,12 @@ def probabilities(body) -> set[float | None]:  # type: ignore[no-untyped-def]
 
 
 def test_state_unreadable(client: httpx.Client, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    stranger = answer(client, 99_999)
+    new_user = answer(client, 99_999)
     monkeypatch.setattr(service.store, "online_state", fails_to_read)
     body = answer(client)
     assert body["degraded"] == ["user_state"]
     assert body["cold_start"] is True
-    assert shown(body) == shown(stranger)
+    assert shown(body) == shown(new_user)
     assert service.metrics.as_dict()["degraded.user_state"] == 1
     history = client.get("/v1/users/5/history")
     assert history.status_code == 503
@@ -65,7 +65,7 @@ def test_a_state_that_was_read_before_is_used_while_the_store_is_away(
     assert degraded["cold_start"] is False
     assert shown(degraded) == shown(before)
     rated = shown(before)[0]
-    recorded = client.post("/v1/events", json={"user_id": before["user_id"], "movie_id": rated, "rating": 4.0}).json()
+    recorded = client.post("/v1/events", json={"user_id": before["user_id"], "item_id": rated, "rating": 4.0}).json()
     assert recorded["applied"] is False
     assert rated not in shown(answer(client))
 
@@ -143,7 +143,7 @@ def test_ranker_fails(
 ) -> None:
     assert service.champion.model.recommender.ranker is not None
     monkeypatch.setattr(service.champion.model.recommender.ranker, "score", broken)
-    body = answer(client, k=MOVIES)
+    body = answer(client, k=ITEMS)
     assert body["degraded"] == ["ranking"]
     assert probabilities(body) == {None}
     assert not set(shown(body)) & world.seen(5)
@@ -156,20 +156,20 @@ def test_retrieval_fails_too(
     client: httpx.Client, service: Service, world: ServingWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Recommender, "recommend", broken)
-    body = answer(client, k=MOVIES)
+    body = answer(client, k=ITEMS)
     assert body["degraded"] == ["ranking", "retrieval"]
     assert probabilities(body) == {None}
-    assert set(shown(body)) == set(range(1, MOVIES + 1)) - world.seen(5)
-    stranger = service.champion.model.catalogue.to_ids(service.champion.model.stranger_idx)
-    assert shown(body) == [i for i in stranger.tolist() if i not in world.seen(5)]
+    assert set(shown(body)) == set(range(1, ITEMS + 1)) - world.seen(5)
+    new_user = service.champion.model.catalogue.to_ids(service.champion.model.cold_start_idx)
+    assert shown(body) == [i for i in new_user.tolist() if i not in world.seen(5)]
     filtered = client.post("/v1/recommendations", json={"filters": {"genres": ["Drama"]}, "k": 100}).json()
     assert set(shown(filtered)) == set(range(1, 41))
 
 
 def test_the_cold_start_list_is_that_of_a_stranger(service: Service) -> None:
     model = service.champion.model
-    assert sorted(model.stranger_idx.tolist()) == list(range(MOVIES))
-    assert np.all(np.diff(model.stranger_scores) <= 0)
+    assert sorted(model.cold_start_idx.tolist()) == list(range(ITEMS))
+    assert np.all(np.diff(model.cold_start_scores) <= 0)
 
 
 def direct(answers: Answers, service: Service, call: Call, wanted: Wanted | None = None):  # type: ignore[no-untyped-def]
@@ -197,7 +197,7 @@ def test_no_time_at_all(service: Service, world: ServingWorld) -> None:
 def test_the_rest_of_the_budget_reaches_the_recommender(
     service: Service, world: ServingWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[Context] = []
+    given: list[RequestContext] = []
     recommend = service.champion.model.recommender.recommend
 
     def watch(states, context, *asked):  # type: ignore[no-untyped-def]

@@ -12,8 +12,8 @@ import pytest
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from recsys.errors import StoreError
 from recsys.event_log import LoggedEvent
-from recsys.features.rebuild import state_from_events
 from recsys.features.state import HISTORY_LENGTH, Event, UserState
+from recsys.features.state_merge import state_from_events
 from serving import event_log, states
 from serving.champion import Champion
 from serving.client import Client
@@ -23,7 +23,7 @@ from serving.schemas.asked import MOST_EVENTS
 from serving.service import Service
 
 from .serving_client import connected
-from .serving_world import MOVIES, ServingWorld
+from .serving_world import ITEMS, ServingWorld
 
 KEYED = {"Idempotency-Key": "key-1"}
 
@@ -55,7 +55,7 @@ def test_an_event_sent_again_is_answered_as_the_first_time(
     client: httpx.Client, service: Service, world: ServingWorld, by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a timestamp, so that it is the id alone that says so: a minute later it would be another rating."""
-    body: dict[str, Any] = {"user_id": 22, "movie_id": 5, "rating": 4}
+    body: dict[str, Any] = {"user_id": 22, "item_id": 5, "rating": 4}
     key = None if by == "body" else "key-1"
     body |= {"event_id": "key-1"} if by == "body" else {}
     first = post(client, body, key)
@@ -69,7 +69,7 @@ def test_an_event_sent_again_is_answered_as_the_first_time(
 
 
 def test_an_id_survives_a_restart(client: httpx.Client, service: Service, world: ServingWorld) -> None:
-    body = {"user_id": 24, "movie_id": 5, "rating": 4, "event_id": "key-1"}
+    body = {"user_id": 24, "item_id": 5, "rating": 4, "event_id": "key-1"}
     first = post(client, body)
     champion = Champion(world.settings, service.store, Metrics(), service.champion.model)
     restarted = Service(world.settings, champion, service.store, Metrics(), clock=lambda: world.end + 90_000.0)
@@ -80,11 +80,11 @@ def test_an_id_survives_a_restart(client: httpx.Client, service: Service, world:
 
 
 def test_an_id_of_another_event_is_refused(client: httpx.Client, service: Service) -> None:
-    post(client, {"user_id": 26, "movie_id": 5, "rating": 4, "event_id": "key-1"})
-    problem = refused(client, {"user_id": 26, "movie_id": 6, "rating": 4}, headers=KEYED)
+    post(client, {"user_id": 26, "item_id": 5, "rating": 4, "event_id": "key-1"})
+    problem = refused(client, {"user_id": 26, "item_id": 6, "rating": 4}, headers=KEYED)
     assert problem["type"] == "urn:recsys:problem:event-id-reused"
     assert problem["detail"] == "The id 'key-1' was used before, for another event."
-    many = {"events": [{"user_id": 26, "movie_id": n, "rating": 4, "event_id": f"key-{n // 7}"} for n in (5, 6, 7)]}
+    many = {"events": [{"user_id": 26, "item_id": n, "rating": 4, "event_id": f"key-{n // 7}"} for n in (5, 6, 7)]}
     assert refused(client, many)["type"] == "urn:recsys:problem:event-id-reused"
     assert len(list(service.event_log.read())) == 1
     assert n_events(client, 26) == 16
@@ -93,7 +93,7 @@ def test_an_id_of_another_event_is_refused(client: httpx.Client, service: Servic
 def test_an_event_that_was_logged_and_not_applied_is_applied_when_it_is_sent_again(
     client: httpx.Client, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    body = {"user_id": 28, "movie_id": 5, "rating": 4, "event_id": "key-1"}
+    body = {"user_id": 28, "item_id": 5, "rating": 4, "event_id": "key-1"}
 
     def fails(*_: object, **__: object) -> None:
         raise StoreError("the disk is gone")
@@ -117,7 +117,7 @@ def test_what_is_pending_is_tried_again_with_anybody_s_read(
     monkeypatch.setattr(states, "AGAIN_S", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(service.store, "push_state", fails)
-        assert post(client, {"user_id": 34, "movie_id": 5, "rating": 4})["applied"] is False
+        assert post(client, {"user_id": 34, "item_id": 5, "rating": 4})["applied"] is False
         for _ in range(3):  # tried in vain
             client.get("/v1/users/36/recommendations")
     for _ in range(200):
@@ -133,9 +133,9 @@ def test_what_is_pending_is_tried_again_with_anybody_s_read(
 
 def test_other_kinds_are_logged_and_move_nothing(client: httpx.Client, service: Service, world: ServingWorld) -> None:
     shown = client.get("/v1/users/38/recommendations").json()
-    movie = shown["items"][0]["movie_id"]
+    item = shown["items"][0]["item_id"]
     before = service.store.online_state(38)
-    common = {"user_id": 38, "movie_id": movie, "request_id": shown["request_id"]}
+    common = {"user_id": 38, "item_id": item, "request_id": shown["request_id"]}
     for kind in ("impression", "watch"):
         answer = post(client, {**common, "kind": kind, "event_id": kind})
         moment = world.end + 86_400
@@ -143,14 +143,14 @@ def test_other_kinds_are_logged_and_move_nothing(client: httpx.Client, service: 
             "request_id": answer["request_id"],
             "event_id": kind,
             "user_id": 38,
-            "movie_id": movie,
+            "item_id": item,
             "kind": kind,
             "timestamp": moment,
             "applied": True,
             "repeated": False,
             "n_events": None,
         }
-    facts = (38, movie, None, moment, moment, world.bundle_id)
+    facts = (38, item, None, moment, moment, world.bundle_id)
     more = (shown["request_id"], moment * 1_000_000)
     assert list(service.event_log.read()) == [
         LoggedEvent(kind, *facts, kind, *more) for kind in ("impression", "watch")
@@ -168,20 +168,20 @@ def test_other_kinds_are_logged_and_move_nothing(client: httpx.Client, service: 
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ({"user_id": 1, "movie_id": 3}, "rating: Field required"),
-        ({"user_id": 1, "movie_id": 3, "kind": "watch", "rating": 4}, "rating: Extra inputs are not permitted"),
-        ({"user_id": 1, "movie_id": 3, "kind": "click"}, "kind: Input should be 'rating'"),
-        ({"user_id": 1, "movie_id": 3, "rating": 4, "event_id": "a b"}, "event_id: String should match pattern"),
-        ({"user_id": 1, "movie_id": 3, "rating": 4, "event_id": ""}, "event_id: String should have at least 1"),
-        ({"user_id": 1, "movie_id": 3, "rating": 4, "event_id": "x" * 129}, "event_id: String should have at most"),
+        ({"user_id": 1, "item_id": 3}, "rating: Field required"),
+        ({"user_id": 1, "item_id": 3, "kind": "watch", "rating": 4}, "rating: Extra inputs are not permitted"),
+        ({"user_id": 1, "item_id": 3, "kind": "click"}, "kind: Input should be 'rating'"),
+        ({"user_id": 1, "item_id": 3, "rating": 4, "event_id": "a b"}, "event_id: String should match pattern"),
+        ({"user_id": 1, "item_id": 3, "rating": 4, "event_id": ""}, "event_id: String should have at least 1"),
+        ({"user_id": 1, "item_id": 3, "rating": 4, "event_id": "x" * 129}, "event_id: String should have at most"),
         ({"events": []}, "events: List should have at least 1 item"),
-        ({"events": [{"user_id": 1, "movie_id": 3}]}, "rating: Field required"),
-        ({"events": [{"user_id": 1, "movie_id": 3, "rating": 4}], "user_id": 1}, "user_id: Extra inputs"),
+        ({"events": [{"user_id": 1, "item_id": 3}]}, "rating: Field required"),
+        ({"events": [{"user_id": 1, "item_id": 3, "rating": 4}], "user_id": 1}, "user_id: Extra inputs"),
         (
-            {"events": [{"user_id": 1, "movie_id": 3, "rating": 4}, {"user_id": 1, "movie_id": 999, "rating": 4}]},
-            "Movie 999 is not in the catalogue",
+            {"events": [{"user_id": 1, "item_id": 3, "rating": 4}, {"user_id": 1, "item_id": 999, "rating": 4}]},
+            "Item 999 is not in the catalogue",
         ),
-        ({"events": [{"user_id": 1, "movie_id": 3, "rating": 4, "timestamp": 9_000_000_000}]}, "in the future"),
+        ({"events": [{"user_id": 1, "item_id": 3, "rating": 4, "timestamp": 9_000_000_000}]}, "in the future"),
     ],
 )
 def test_what_is_wrong_is_refused_whole(
@@ -192,7 +192,7 @@ def test_what_is_wrong_is_refused_whole(
 
 
 def test_a_wrong_key_is_refused(client: httpx.Client) -> None:
-    body = {"user_id": 1, "movie_id": 3, "rating": 4}
+    body = {"user_id": 1, "item_id": 3, "rating": 4}
     assert "String should match pattern" in refused(client, body, headers={"Idempotency-Key": "a b"})["detail"]
 
 
@@ -204,14 +204,14 @@ def test_a_batch_is_one_write_and_answers_each_event(
 ) -> None:
     synced: list[int] = []
     fsync = os.fsync
-    post(client, {"user_id": 40, "movie_id": 1, "kind": "watch"})  # the file is there
+    post(client, {"user_id": 40, "item_id": 1, "kind": "watch"})  # the file is there
     monkeypatch.setattr(event_log.os, "fsync", lambda handle: synced.append(handle) or fsync(handle))
-    events: list[dict[str, Any]] = [{"user_id": 42, "movie_id": n, "rating": 4, "timestamp": n} for n in (1, 2, 3)]
-    events += [{"user_id": 44, "movie_id": 2, "kind": "watch"}, {"user_id": 44, "movie_id": 2, "rating": 1}]
+    events: list[dict[str, Any]] = [{"user_id": 42, "item_id": n, "rating": 4, "timestamp": n} for n in (1, 2, 3)]
+    events += [{"user_id": 44, "item_id": 2, "kind": "watch"}, {"user_id": 44, "item_id": 2, "rating": 1}]
     answer = post(client, {"events": events}, "b-1")
     told = answer["events"]
     assert len(synced) == 1
-    assert [(e["user_id"], e["movie_id"], e["kind"], e["n_events"]) for e in told] == [
+    assert [(e["user_id"], e["item_id"], e["kind"], e["n_events"]) for e in told] == [
         *((42, n, "rating", 18) for n in (1, 2, 3)),
         (44, 2, "watch", None),
         (44, 2, "rating", 16),
@@ -225,12 +225,12 @@ def test_a_batch_is_one_write_and_answers_each_event(
 
 
 def test_the_largest_batch_moves_every_user(client: httpx.Client, service: Service) -> None:
-    events = [{"user_id": 9_000 + n, "movie_id": 1 + n % MOVIES, "rating": 3.5} for n in range(MOST_EVENTS)]
+    events = [{"user_id": 9_000 + n, "item_id": 1 + n % ITEMS, "rating": 3.5} for n in range(MOST_EVENTS)]
     told = post(client, {"events": events})["events"]
     assert {(e["applied"], e["n_events"]) for e in told} == {(True, 1)}
     assert len({e["event_id"] for e in told}) == MOST_EVENTS
     found = service.store.online_states([9_000 + n for n in range(MOST_EVENTS)])
-    assert [state.item_ids for state, _ in found] == [(1 + n % MOVIES,) for n in range(MOST_EVENTS)]  # type: ignore[misc]
+    assert [state.item_ids for state, _ in found] == [(1 + n % ITEMS,) for n in range(MOST_EVENTS)]  # type: ignore[misc]
     assert "at most 500" in refused(client, {"events": [*events, events[0]]})["detail"]
 
 
@@ -243,7 +243,7 @@ def test_a_batch_that_cannot_be_logged_moves_nobody(
         write(handle, data[: len(data) // 2])  # the first lines are whole
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    body = {"events": [{"user_id": 46 + 2 * (n % 2), "movie_id": 1 + n, "rating": 4} for n in range(20)]}
+    body = {"events": [{"user_id": 46 + 2 * (n % 2), "item_id": 1 + n, "rating": 4} for n in range(20)]}
     with monkeypatch.context() as patch:
         patch.setattr(event_log.os, "write", full)
         response = client.post("/v1/events", json=body, headers=KEYED)
@@ -263,7 +263,7 @@ def test_a_batch_whose_store_fails_is_pending(
 
     with monkeypatch.context() as patch:
         patch.setattr(service.store, "push_states", fails)
-        events = [{"user_id": user, "movie_id": 1, "rating": 4} for user in (50, 52)]
+        events = [{"user_id": user, "item_id": 1, "rating": 4} for user in (50, 52)]
         told = post(client, {"events": events})["events"]
     assert [(e["applied"], e["n_events"]) for e in told] == [(False, 16), (False, 16)]
     assert service.metrics.as_dict()["events.pending"] == 2
@@ -291,8 +291,8 @@ def test_the_client_sends_an_event_again_where_no_answer_comes(client: httpx.Cli
         assert (recorded.repeated, recorded.n_events) == (True, 16)
         lost.clear()
         many: list[RatingEvent | FeedbackEvent] = [
-            RatingEvent(user_id=54, movie_id=6, rating=3.0),
-            FeedbackEvent(user_id=54, movie_id=7, kind="impression", event_id="own", request_id="r"),
+            RatingEvent(user_id=54, item_id=6, rating=3.0),
+            FeedbackEvent(user_id=54, item_id=7, kind="impression", event_id="own", request_id="r"),
         ]
         told = asking.record_many(many)
         assert [(e.repeated, e.n_events) for e in told] == [(True, 17), (True, None)]
@@ -318,7 +318,7 @@ def test_any_order_duplication_and_division_gives_the_state_of_the_set(
     client: httpx.Client, service: Service, world: ServingWorld, seed: int
 ) -> None:
     """Ratings and feedback of users of the store and strangers, some ratings contradicting others of their second, some
-    movies rated again, histories longer than a window; sent in any order, one by one and in batches, some twice under
+    items rated again, histories longer than a window; sent in any order, one by one and in batches, some twice under
     their id and some under another. The same again after all that the store knows of them is made anew from the log."""
     rng = random.Random(seed)
     users = [56, 57, 58, 20_000 + seed, 30_000 + seed]
@@ -336,13 +336,13 @@ def test_any_order_duplication_and_division_gives_the_state_of_the_set(
     for number in range(330):
         user = rng.choice([*users, users[-1], users[-1]])  # the last has most
         timestamp = rng.choice([world.end - 86_400 * 3, world.end]) + rng.randrange(3_000)
-        body: dict[str, Any] = {"user_id": user, "movie_id": rng.randint(1, MOVIES), "timestamp": timestamp}
+        body: dict[str, Any] = {"user_id": user, "item_id": rng.randint(1, ITEMS), "timestamp": timestamp}
         if rng.random() < 0.2:
             bodies.append({**body, "kind": rng.choice(["watch", "impression"]), "event_id": f"{seed}-{number}"})
             continue
         for place in range(1 if rng.random() < 0.9 else 2):  # two say different things of one second
             rating = rng.randint(1, 10) / 2
-            own[user].append(Event(body["movie_id"], rating, timestamp))
+            own[user].append(Event(body["item_id"], rating, timestamp))
             bodies.append({**body, "rating": rating, "event_id": f"{seed}-{number}-{place}"})
     sent = bodies + rng.sample(bodies, 60) + [{k: v for k, v in b.items() if k != "event_id"} for b in bodies[:30]]
     rng.shuffle(sent)

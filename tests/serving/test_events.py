@@ -10,30 +10,30 @@ import pytest
 
 from recsys.errors import StoreError
 from recsys.feature_store.user_locks import UserLocks
-from recsys.features.rebuild import state_from_events
 from recsys.features.state import HISTORY_LENGTH, Event, UserState, state_after
+from recsys.features.state_merge import state_from_events
 from serving import event_log
 from serving.event_log import EventLog, LoggedEvent
 from serving.service import Service
 from serving.states import UserStates
 
-from .serving_world import MOVIES, ServingWorld
+from .serving_world import ITEMS, ServingWorld
 
 
 def recommended(client: httpx.Client, user_id: int, k: int = 10) -> list[int]:
     body = client.get(f"/v1/users/{user_id}/recommendations", params={"k": k}).json()
-    return [item["movie_id"] for item in body["items"]]
+    return [item["item_id"] for item in body["items"]]
 
 
-def event(user_id: int, movie_id: int, timestamp: int, rating: float = 4.0) -> LoggedEvent:
-    return LoggedEvent(f"{user_id}-{movie_id}-{timestamp}", user_id, movie_id, rating, timestamp, 1_700_000_000, "b")
+def event(user_id: int, item_id: int, timestamp: int, rating: float = 4.0) -> LoggedEvent:
+    return LoggedEvent(f"{user_id}-{item_id}-{timestamp}", user_id, item_id, rating, timestamp, 1_700_000_000, "b")
 
 
 def test_the_next_answer_knows_an_event(client: httpx.Client, service: Service, world: ServingWorld) -> None:
     before = service.store.online_state(8)
     assert before is not None
     rated = recommended(client, 8)[0]
-    response = client.post("/v1/events", json={"user_id": 8, "movie_id": rated, "rating": 4.5})
+    response = client.post("/v1/events", json={"user_id": 8, "item_id": rated, "rating": 4.5})
     assert response.status_code == 201
     body = response.json()
     assert (body["applied"], body["n_events"], body["timestamp"]) == (True, 16, world.end + 86_400)
@@ -41,40 +41,40 @@ def test_the_next_answer_knows_an_event(client: httpx.Client, service: Service, 
     assert after is not None
     assert after[0] == state_after(before[0], Event(rated, 4.5, world.end + 86_400))
     assert set(after[1].tolist()) == world.seen(8) | {rated}
-    assert rated not in recommended(client, 8, MOVIES)
-    assert client.get("/v1/users/8/history").json()["events"][0]["movie_id"] == rated
+    assert rated not in recommended(client, 8, ITEMS)
+    assert client.get("/v1/users/8/history").json()["events"][0]["item_id"] == rated
     assert [e.event_id for e in service.event_log.read()] == [body["event_id"]]
 
 
 def test_an_event_moves_the_order_and_not_only_the_filter(client: httpx.Client) -> None:
-    before = recommended(client, 10, MOVIES)
-    for movie in before[-3:]:
-        client.post("/v1/events", json={"user_id": 10, "movie_id": movie, "rating": 5})
-    assert recommended(client, 10, MOVIES) != before[:-3]
+    before = recommended(client, 10, ITEMS)
+    for item in before[-3:]:
+        client.post("/v1/events", json={"user_id": 10, "item_id": item, "rating": 5})
+    assert recommended(client, 10, ITEMS) != before[:-3]
 
 
 def test_a_stranger_becomes_a_user(client: httpx.Client) -> None:
     assert client.get("/v1/users/7001/recommendations").json()["cold_start"] is True
-    client.post("/v1/events", json={"user_id": 7001, "movie_id": 3, "rating": 5})
-    answer = client.get("/v1/users/7001/recommendations", params={"k": MOVIES}).json()
+    client.post("/v1/events", json={"user_id": 7001, "item_id": 3, "rating": 5})
+    answer = client.get("/v1/users/7001/recommendations", params={"k": ITEMS}).json()
     assert answer["cold_start"] is False
-    assert 3 not in [item["movie_id"] for item in answer["items"]]
+    assert 3 not in [item["item_id"] for item in answer["items"]]
     assert client.get("/v1/users/7001/history").json()["known"] is True
 
 
 def test_sending_an_event_twice_counts_once(client: httpx.Client, world: ServingWorld) -> None:
-    body = {"user_id": 12, "movie_id": recommended(client, 12)[0], "rating": 3, "timestamp": world.end}
+    body = {"user_id": 12, "item_id": recommended(client, 12)[0], "rating": 3, "timestamp": world.end}
     counts = [client.post("/v1/events", json=body).json()["n_events"] for _ in range(2)]
     assert counts == [16, 16]
 
 
 def test_events_of_one_user_at_once_are_all_kept(client: httpx.Client, service: Service) -> None:
-    movies = recommended(client, 14, 8)
+    items = recommended(client, 14, 8)
     threads = [
         threading.Thread(
-            target=client.post, args=("/v1/events",), kwargs={"json": {"user_id": 14, "movie_id": m, "rating": 4}}
+            target=client.post, args=("/v1/events",), kwargs={"json": {"user_id": 14, "item_id": m, "rating": 4}}
         )
-        for m in movies
+        for m in items
     ]
     for thread in threads:
         thread.start()
@@ -82,23 +82,23 @@ def test_events_of_one_user_at_once_are_all_kept(client: httpx.Client, service: 
         thread.join()
     stored = service.store.online_state(14)
     assert stored is not None
-    assert stored[0].n_events == 15 + len(movies)
-    assert set(movies) <= set(stored[1].tolist())
+    assert stored[0].n_events == 15 + len(items)
+    assert set(items) <= set(stored[1].tolist())
 
 
 @pytest.mark.parametrize(
     ("body", "kind", "said"),
     [
         (
-            {"user_id": 1, "movie_id": 999, "rating": 4},
-            "unknown-movie",
-            "Movie 999 is not in the catalogue of tiny-world.",
+            {"user_id": 1, "item_id": 999, "rating": 4},
+            "unknown-item",
+            "Item 999 is not in the catalogue of tiny-world.",
         ),
-        ({"user_id": 1, "movie_id": 3, "rating": 4.3}, "invalid-request", "rating"),
-        ({"user_id": 1, "movie_id": 3, "rating": 6}, "invalid-request", "rating"),
-        ({"user_id": -1, "movie_id": 3, "rating": 4}, "invalid-request", "user_id"),
-        ({"user_id": 1, "movie_id": 3, "rating": 4, "colour": 1}, "invalid-request", "colour"),
-        ({"user_id": 1, "movie_id": 3, "rating": 4, "timestamp": 9_000_000_000}, "future-event", "lies in the future"),
+        ({"user_id": 1, "item_id": 3, "rating": 4.3}, "invalid-request", "rating"),
+        ({"user_id": 1, "item_id": 3, "rating": 6}, "invalid-request", "rating"),
+        ({"user_id": -1, "item_id": 3, "rating": 4}, "invalid-request", "user_id"),
+        ({"user_id": 1, "item_id": 3, "rating": 4, "colour": 1}, "invalid-request", "colour"),
+        ({"user_id": 1, "item_id": 3, "rating": 4, "timestamp": 9_000_000_000}, "future-event", "lies in the future"),
     ],
 )
 def test_wrong_events_are_refused(
@@ -115,46 +115,46 @@ def test_wrong_events_are_refused(
 def test_a_store_that_fails_delays_but_loses_nothing(
     client: httpx.Client, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    movies = recommended(client, 16, 2)
+    items = recommended(client, 16, 2)
     with monkeypatch.context() as patch:
 
         def fails(*_: object, **__: object) -> None:
             raise StoreError("the disk is gone")
 
         patch.setattr(service.store, "push_state", fails)
-        body = client.post("/v1/events", json={"user_id": 16, "movie_id": movies[0], "rating": 4}).json()
+        body = client.post("/v1/events", json={"user_id": 16, "item_id": items[0], "rating": 4}).json()
         assert body["applied"] is False
-        assert movies[0] not in recommended(client, 16, MOVIES)  # known already, from memory
-    assert client.post("/v1/events", json={"user_id": 16, "movie_id": movies[1], "rating": 4}).json()["applied"]
+        assert items[0] not in recommended(client, 16, ITEMS)  # known already, from memory
+    assert client.post("/v1/events", json={"user_id": 16, "item_id": items[1], "rating": 4}).json()["applied"]
     stored = service.store.online_state(16)
     assert stored is not None
     assert stored[0].n_events == 17
-    assert set(movies) <= set(stored[1].tolist())
+    assert set(items) <= set(stored[1].tolist())
     assert service.metrics.as_dict()["events.pending"] == 1
 
 
 def test_an_event_that_cannot_be_logged_moves_nothing(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    movie = recommended(client, 18)[0]
+    item = recommended(client, 18)[0]
 
     def full(_handle: int, _data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(event_log.os, "write", full)
-    response = client.post("/v1/events", json={"user_id": 18, "movie_id": movie, "rating": 4})
+    response = client.post("/v1/events", json={"user_id": 18, "item_id": item, "rating": 4})
     monkeypatch.undo()
     assert response.status_code == 503
     assert response.json()["type"] == "urn:recsys:problem:event-not-stored"
     assert response.headers["retry-after"] == "5"
     assert client.get("/v1/users/18/history").json()["n_events"] == 15
-    assert movie in recommended(client, 18)
+    assert item in recommended(client, 18)
 
 
 def test_replay_after_a_new_materialisation(service: Service, world: ServingWorld) -> None:
     old = service.store.online_state(20)
     assert old is not None
-    movies = sorted(set(range(1, MOVIES + 1)) - world.seen(20))[:2]
-    for place, movie in enumerate(movies):
-        service.states.record(event(20, movie, world.end + place))
+    items = sorted(set(range(1, ITEMS + 1)) - world.seen(20))[:2]
+    for place, item in enumerate(items):
+        service.states.record(event(20, item, world.end + place))
     moved = service.store.online_state(20)
     service.store.push_state(old[0], old[1], stamped=old[0].timestamps[-1])  # what a materialisation would do
     again = UserStates(service.store, service.event_log)
@@ -198,7 +198,7 @@ class MemoryStore:
 def test_replay_counts_nothing_twice_even_beyond_the_window(tmp_path: Path) -> None:
     store = MemoryStore(tmp_path)
     states = UserStates(store, EventLog(tmp_path))  # type: ignore[arg-type]
-    history = [event(1, movie, 1_000 + movie) for movie in range(1, HISTORY_LENGTH + 20)]
+    history = [event(1, item, 1_000 + item) for item in range(1, HISTORY_LENGTH + 20)]
     for one in history:
         states.record(one)
     before = store.rows[1][0]

@@ -12,7 +12,7 @@ import pytest
 from recsys.columns import COVISITATION
 from recsys.features.state import StateBatch, UserState, state_batch
 from recsys.ranking.ranker import BoostedRanker
-from recsys.recommender import Context, Recommendations, Recommender
+from recsys.recommender import Recommendations, Recommender, RequestContext
 from recsys.retrieval.covisitation import Covisitation
 from serving import explain
 from serving.answers import Answers, Call, Wanted
@@ -37,11 +37,11 @@ def library(service: Service, user_id: int, now: int, diversity: float = 0.0) ->
     stored = service.store.online_state(user_id)
     state, seen = stored if stored is not None else (UserState(user_id), ())
     states = state_batch(model.catalogue, [state], [seen], now)
-    return states, model.recommender.recommend(states, Context(model.stats), 20, None, diversity)
+    return states, model.recommender.recommend(states, RequestContext(model.stats), 20, None, diversity)
 
 
 @pytest.mark.parametrize("diversity", [0.0, 0.7])
-def test_where_a_movie_came_from_and_stood(
+def test_where_a_item_came_from_and_stood(
     client: httpx.Client, service: Service, world: ServingWorld, diversity: float
 ) -> None:
     for user_id in USERS:
@@ -54,8 +54,10 @@ def test_where_a_movie_came_from_and_stood(
         order = sorted(range(len(scores)), key=lambda at: (-scores[at], at))
         for item, at in zip(body["items"], found.position[0].tolist(), strict=True):
             told = item["explanation"]
-            ranks = dict(zip(found.candidates.source_names, found.candidates.source_ranks[0, at].tolist(), strict=True))
-            assert {one["source"]: one["rank"] for one in told["found_by"]} == {s: r for s, r in ranks.items() if r}
+            ranks = dict(
+                zip(found.candidates.retriever_names, found.candidates.retriever_ranks[0, at].tolist(), strict=True)
+            )
+            assert {one["retriever"]: one["rank"] for one in told["found_by"]} == {s: r for s, r in ranks.items() if r}
             assert [one["rank"] for one in told["found_by"]] == sorted(r for r in ranks.values() if r)
             assert (told["merged_rank"], told["ranked_rank"]) == (at + 1, order.index(at) + 1)
             if not diversity:
@@ -85,7 +87,7 @@ def test_contributions_sum_to_the_score(client: httpx.Client, service: Service, 
 def reasons_by_hand(
     model: ServedModel, states: StateBatch, found: Recommendations, place: int
 ) -> list[tuple[str, Any]]:
-    """(kind, movie of the history, words that the text must hold), from the definitions alone."""
+    """(kind, item of the history, words that the text must hold), from the definitions alone."""
     at = int(found.position[0, place])
     item = int(found.candidates.item_idx[0, at])
     catalogue, unit = model.catalogue, model.recommender.unit_vectors
@@ -100,7 +102,7 @@ def reasons_by_hand(
         if cosine >= np.quantile(np.array(pairs, dtype=np.float32), 0.95) - 1e-6:
             out.append(("similar", (best, f"Because you rated {catalogue.titles[best]} {given:g} stars")))
 
-    table = next(s for s in model.recommender.sources if isinstance(s, Covisitation))
+    table = next(s for s in model.recommender.retrievers if isinstance(s, Covisitation))
     recent = history[-5:]
     after = [float(table.after(np.array([i]), np.array([[item]]))[0, 0]) for i in recent]
     if recent and max(after) > 0:
@@ -111,8 +113,8 @@ def reasons_by_hand(
     if len(history) >= 5 and counts and 3 * max(counts.values()) >= len(history):
         out.append(("genre", (None, f"{max(counts.values())} of your last {len(history)}")))
 
-    learning = [s for s, name in enumerate(found.candidates.source_names) if name in explain.FROM_HISTORIES]
-    ranks = [int(r) for r in found.candidates.source_ranks[0, at, learning] if r > 0]
+    learning = [s for s, name in enumerate(found.candidates.retriever_names) if name in explain.FROM_HISTORIES]
+    ranks = [int(r) for r in found.candidates.retriever_ranks[0, at, learning] if r > 0]
     if history and ranks and min(ranks) <= 20:
         out.append(("collaborative", (None, f"place {min(ranks)} of ")))
 
@@ -134,7 +136,7 @@ def test_reasons_are_true_and_none_is_missing(client: httpx.Client, service: Ser
             assert [reason["kind"] for reason in told] == [kind for kind, _ in expected]
             for reason, (kind, (about, words)) in zip(told, expected, strict=True):
                 assert words in reason["text"], kind
-                assert reason["movie_id"] == (None if about is None else int(model.catalogue.item_ids[about]))
+                assert reason["item_id"] == (None if about is None else int(model.catalogue.item_ids[about]))
             kinds |= {reason["kind"] for reason in told}
     assert kinds == {"similar", "watched_after", "genre", "collaborative", "popular"}
 
@@ -144,7 +146,7 @@ def test_a_stranger_has_no_history_to_speak_of(client: httpx.Client) -> None:
     assert {r["kind"] for item in body["items"] for r in item["explanation"]["reasons"]} <= {"popular"}
 
 
-def test_movies_below_what_is_ranked_have_no_contributions(client: httpx.Client, service: Service) -> None:
+def test_items_below_what_is_ranked_have_no_contributions(client: httpx.Client, service: Service) -> None:
     depth = service.champion.model.recommender.settings.rank
     body = asked(client, 7, k=60)
     assert body["degraded"] == []
@@ -230,18 +232,18 @@ def test_without_the_ranker_there_is_no_place_after_it(client: httpx.Client, mon
     assert {item["explanation"] for item in body["items"]} == {None}
 
 
-def test_sources_that_are_not_there_give_no_reasons(service: Service, world: ServingWorld) -> None:
+def test_retrievers_that_are_not_there_give_no_reasons(service: Service, world: ServingWorld) -> None:
     full = service.champion.model.recommender
     states, _ = library(service, 7, world.end + 86_400)
     for left_out, kind in ((COVISITATION, "watched_after"), ("two_tower", "similar")):
-        sources = [source for source in full.sources if source.name != left_out]
-        smaller = Recommender(full.catalogue, sources, None, full.settings)
+        retrievers = [retriever for retriever in full.retrievers if retriever.name != left_out]
+        smaller = Recommender(full.catalogue, retrievers, None, full.settings)
 
         class Without(ServedModel):
             recommender = smaller  # type: ignore[assignment]
 
         model = Without(**vars(service.champion.model))
-        found = smaller.recommend(states, Context(model.stats), 20)
+        found = smaller.recommend(states, RequestContext(model.stats), 20)
         explained = Explainer().explain(model, states, found, 20, 0.0, SLOW_MACHINE_MS)
         assert explained.missing == "the ranker did not run"
         assert kind not in {reason["kind"] for one in explained.explanations for reason in one["reasons"]}

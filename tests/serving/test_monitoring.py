@@ -90,7 +90,7 @@ def test_everything_that_is_exposed_is_shown() -> None:
 
 
 def test_label_values_in_expressions_exist() -> None:
-    """A value that nothing ever has would make a panel or an alert silent for good."""
+    """A value that nothing ever has would make a panel or an alert no_score for good."""
     allowed = {
         "operation": listed.COUNTS,
         "outcome": listed.EVENTS + listed.RELOADS,
@@ -150,9 +150,11 @@ def test_the_dashboard_is_what_grafana_loads() -> None:
     assert document["id"] is None
     assert document["uid"] == "recsys-service"
     assert document["schemaVersion"] >= 39
-    (source,) = yaml.safe_load((MONITORING / "grafana" / "datasources.yml").read_text(encoding="utf-8"))["datasources"]
-    assert source["type"] == "prometheus"
-    assert source["url"] == "http://prometheus:9090"
+    (retriever,) = yaml.safe_load((MONITORING / "grafana" / "datasources.yml").read_text(encoding="utf-8"))[
+        "datasources"
+    ]
+    assert retriever["type"] == "prometheus"
+    assert retriever["url"] == "http://prometheus:9090"
     ids = [panel["id"] for panel in document["panels"]]
     assert len(set(ids)) == len(ids)
     titles = [panel["title"] for panel in document["panels"]]
@@ -162,7 +164,7 @@ def test_the_dashboard_is_what_grafana_loads() -> None:
         assert panel["description"]
         assert panel["fieldConfig"]["defaults"]["unit"]
         for asked in (panel, *panel["targets"]):
-            assert asked["datasource"] == {"type": "prometheus", "uid": source["uid"]}
+            assert asked["datasource"] == {"type": "prometheus", "uid": retriever["uid"]}
         letters = [target["refId"] for target in panel["targets"]]
         assert letters == [chr(ord("A") + place) for place in range(len(letters))]
 

@@ -71,8 +71,8 @@ def test_errors_are_documented(client: httpx.Client) -> None:
     for (path, _method), statuses in found.items():
         if path.startswith("/v1/"):
             assert {"422", "429", "503"} <= statuses, path
-    assert "404" in found["/v1/movies/{movie_id}", "get"]
-    assert "404" in found["/v1/movies/{movie_id}/similar", "get"]
+    assert "404" in found["/v1/items/{item_id}", "get"]
+    assert "404" in found["/v1/items/{item_id}/similar", "get"]
     for path in ("/v1/events", "/v1/recommendations", "/v1/users/recommendations"):
         assert {"400", "413"} <= found[path, "post"], path
     for path in ("/v1/events", "/v1/admin/reload"):
@@ -84,7 +84,7 @@ def test_limits_and_keys_are_those_of_the_settings(world: ServingWorld, service:
     limited = world.settings.model_validate({**dict(world.settings), **limits})
     with connected(limited, service) as client:
         api = client.get("/openapi.json").json()
-    for path in ("/v1/users/{user_id}/recommendations", "/v1/movies/{movie_id}/similar", "/v1/movies"):
+    for path in ("/v1/users/{user_id}/recommendations", "/v1/items/{item_id}/similar", "/v1/items"):
         (k,) = (p for p in api["paths"][path]["get"]["parameters"] if p["name"] == "k")
         assert k["schema"]["anyOf"][0]["maximum"] == 37
     bodies = api["components"]["schemas"]

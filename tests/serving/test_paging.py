@@ -11,9 +11,9 @@ import pytest
 from recsys.errors import StoreError
 from serving import paging
 from serving.champion import Champion
+from serving.items import Items
 from serving.metrics import Metrics
 from serving.model import ServedModel
-from serving.movies import Movies
 from serving.paging import LONGEST_LIST, Header, Rest, decode, encode, key_of
 from serving.problems import ProblemError
 from serving.schemas.asked import LONGEST_CURSOR
@@ -33,7 +33,7 @@ def rest_of(n: int, **more: object) -> Rest:
         "bundle_id": "bundle",
         "cold_start": False,
         "degraded": [],
-        "source_names": ["two_tower", "ease"],
+        "retriever_names": ["two_tower", "ease"],
         "shown": 10,
         "n": n,
     }
@@ -50,7 +50,7 @@ def rest_of(n: int, **more: object) -> Rest:
 
 
 def same(a: Rest, b: Rest) -> bool:
-    columns = ("item_ids", "scores", "watch", "like", "sources")
+    columns = ("item_ids", "scores", "watch", "like", "retrievers")
     return a.header == b.header and all(getattr(a, c).tobytes() == getattr(b, c).tobytes() for c in columns)
 
 
@@ -83,7 +83,7 @@ def test_the_longest_cursor_is_shorter_than_its_bound() -> None:
         user_id=LARGEST_ID,
         bundle_id="b" * 100,
         degraded=["user_state", "ranking", "retrieval"],
-        source_names=["s" * 20] * 10,
+        retriever_names=["s" * 20] * 10,
     )
     cursor = encode(longest, KEY)
     assert len(cursor) < LONGEST_CURSOR
@@ -119,7 +119,13 @@ def test_a_forged_content_with_a_right_hash_is_refused_too(content: bytes) -> No
 
 @pytest.mark.parametrize(
     "changes",
-    [{"version": 2**70}, {"shown": 10**6}, {"user_id": -1}, {"bundle_id": "x" * 1_000}, {"source_names": ["s"] * 40}],
+    [
+        {"version": 2**70},
+        {"shown": 10**6},
+        {"user_id": -1},
+        {"bundle_id": "x" * 1_000},
+        {"retriever_names": ["s"] * 40},
+    ],
 )
 def test_numbers_and_texts_of_a_forged_header_are_bounded(changes: dict[str, object]) -> None:
     """Without an API key the hash can be made by anybody; what is in a header goes into answers and the log."""
@@ -131,7 +137,7 @@ def test_numbers_and_texts_of_a_forged_header_are_bounded(changes: dict[str, obj
         decode(forged, KEY)
 
 
-def test_a_wrong_number_of_movies_is_refused() -> None:
+def test_a_wrong_number_of_items_is_refused() -> None:
     rest = rest_of(3)
     lying = replace(rest, header=rest.header.model_copy(update={"n": 4}))
     with pytest.raises(ProblemError, match="damaged"):
@@ -173,14 +179,14 @@ def test_the_page_size_may_change(client: httpx.Client) -> None:
 
 def test_what_was_rated_meanwhile_is_left_out(client: httpx.Client) -> None:
     path = "/v1/users/22/recommendations"
-    whole = [item["movie_id"] for item in items(pages(client, 22, 10))]
+    whole = [item["item_id"] for item in items(pages(client, 22, 10))]
     first = client.get(path, params={"k": 10, "paginate": True}).json()
-    for movie in (whole[10], whole[25]):
-        assert client.post("/v1/events", json={"user_id": 22, "movie_id": movie, "rating": 5}).status_code == 201
+    for item in (whole[10], whole[25]):
+        assert client.post("/v1/events", json={"user_id": 22, "item_id": item, "rating": 5}).status_code == 201
     second = client.get(path, params={"k": 10, "cursor": first["next_cursor"]}).json()
     third = client.get(path, params={"k": 10, "cursor": second["next_cursor"]}).json()
-    left = [movie for movie in whole if movie not in (whole[10], whole[25])]
-    assert [item["movie_id"] for item in second["items"] + third["items"]] == left[10:30]
+    left = [item for item in whole if item not in (whole[10], whole[25])]
+    assert [item["item_id"] for item in second["items"] + third["items"]] == left[10:30]
     assert [item["rank"] for item in second["items"] + third["items"]] == list(range(11, 31))
 
 
@@ -198,10 +204,10 @@ def test_pages_go_on_without_the_store(client: httpx.Client, service: Service, m
 
 
 def test_another_worker_and_another_model_go_on(client: httpx.Client, service: Service, world: ServingWorld) -> None:
-    """The next model lacks two movies and scores everything else alike; the list stays what it was without them."""
+    """The next model lacks two items and scores everything else alike; the list stays what it was without them."""
     whole = items(pages(client, 7, 10))
     first = client.get("/v1/users/7/recommendations", params={"paginate": True}).json()
-    gone = {whole[12]["movie_id"], whole[13]["movie_id"]}
+    gone = {whole[12]["item_id"], whole[13]["item_id"]}
     old = service.champion.model
     kept = ~np.isin(old.catalogue.item_ids, list(gone))  # type: ignore[arg-type]
     catalogue = replace(
@@ -217,27 +223,27 @@ def test_another_worker_and_another_model_go_on(client: httpx.Client, service: S
         def catalogue(self):  # type: ignore[no-untyped-def]
             return catalogue
 
-    new = Smaller(**{**vars(old), "version": 2, "movies": Movies(catalogue)})
+    new = Smaller(**{**vars(old), "version": 2, "items": Items(catalogue)})
     metrics = Metrics()
     champion = Champion(world.settings, service.store, metrics, new)
     with connected(world.settings, Service(world.settings, champion, service.store, metrics)) as other:
         second = other.get("/v1/users/7/recommendations", params={"cursor": first["next_cursor"]}).json()
     assert second["model"] == first["model"]
-    expected = [item["movie_id"] for item in whole if item["movie_id"] not in gone]
-    assert [item["movie_id"] for item in second["items"]] == expected[10:20]
+    expected = [item["item_id"] for item in whole if item["item_id"] not in gone]
+    assert [item["item_id"] for item in second["items"]] == expected[10:20]
     assert [item["title"] for item in second["items"]] == [f"Film {m} ({1950 + m % 60})" for m in expected[10:20]]
 
 
 def test_pages_of_a_history_in_the_body(client: httpx.Client) -> None:
-    history = [{"movie_id": 5, "rating": 4.0}, {"movie_id": 9, "rating": 5.0}]
+    history = [{"item_id": 5, "rating": 4.0}, {"item_id": 9, "rating": 5.0}]
     first = client.post("/v1/recommendations", json={"history": history, "k": 4, "paginate": True}).json()
     whole = client.post("/v1/recommendations", json={"history": history, "k": 12}).json()["items"]
     assert first["items"] == whole[:4]
-    rated = [*history, {"movie_id": whole[5]["movie_id"], "rating": 3.0}]
+    rated = [*history, {"item_id": whole[5]["item_id"], "rating": 3.0}]
     second = client.post("/v1/recommendations", json={"cursor": first["next_cursor"], "k": 4, "history": rated}).json()
-    assert [i["movie_id"] for i in second["items"]] == [m["movie_id"] for m in [whole[4], *whole[6:9]]]
+    assert [i["item_id"] for i in second["items"]] == [m["item_id"] for m in [whole[4], *whole[6:9]]]
     third = client.post("/v1/recommendations", json={"cursor": second["next_cursor"], "k": 3}).json()
-    assert [i["movie_id"] for i in third["items"]] == [m["movie_id"] for m in whole[9:12]]
+    assert [i["item_id"] for i in third["items"]] == [m["item_id"] for m in whole[9:12]]
 
 
 def test_cursors_of_others_are_refused(client: httpx.Client) -> None:

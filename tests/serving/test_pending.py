@@ -6,8 +6,8 @@ from recsys.features.state import Event
 from serving.pending import Pending
 
 
-def some(*movies: int) -> list[Event]:
-    return [Event(movie, 4.0, 100 + movie) for movie in movies]
+def some(*items: int) -> list[Event]:
+    return [Event(item, 4.0, 100 + item) for item in items]
 
 
 def test_events_wait_in_order_until_they_are_removed() -> None:

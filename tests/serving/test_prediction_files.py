@@ -11,7 +11,7 @@ import duckdb
 import pandas as pd
 import pytest
 
-from recsys.artefacts import locked_folder
+from recsys.atomic_io import locked_folder
 from recsys.errors import DataError
 from recsys.monitoring import prediction_files
 from recsys.monitoring.prediction_files import merge_finished_hours, remove_oldest, write_parts

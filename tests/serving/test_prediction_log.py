@@ -33,7 +33,7 @@ from serving.prediction_log import DROPPED, FAILED, LOGGED, REMOVED, PredictionL
 from .logged_answers import (
     HOUR,
     MODEL,
-    N_SOURCES,
+    N_RETRIEVERS,
     NAMES,
     NOON,
     RANK,
@@ -83,7 +83,7 @@ def test_every_field_comes_back_equal_to_the_bit(make: Any, tmp_path: Path, coun
     answer = found()
     log = make()
     assert log.offer(FakeCall("r1", ["explain"]), MODEL, [42], states(), answer, SHOWN, AskedFor())
-    for array in (answer.features, answer.scores, answer.candidates.source_scores):
+    for array in (answer.features, answer.scores, answer.candidates.retriever_scores):
         array[:] = 99.0  # the arrays of an answer may be used again
     log.close()
     (got,) = logged(tmp_path / "log")
@@ -109,11 +109,11 @@ def test_every_field_comes_back_equal_to_the_bit(make: Any, tmp_path: Path, coun
         degraded=("explain",),
         n_events=41,
         last_event=777,
-        source_names=("a", "b"),
+        retriever_names=("a", "b"),
         feature_names=NAMES,
         candidate_ids=np.array([40, 20, 70, 10]),
-        candidate_scores=want.candidates.source_scores[0, :RANK],
-        candidate_ranks=want.candidates.source_ranks[0, :RANK],
+        candidate_scores=want.candidates.retriever_scores[0, :RANK],
+        candidate_ranks=want.candidates.retriever_ranks[0, :RANK],
         item_ids=np.array([70, 40, 50]),
         positions=np.array([1, 2, 3]),
         scores=want.scores[0],
@@ -147,7 +147,7 @@ def test_answers_that_lack_parts(make: Any, tmp_path: Path) -> None:
     assert cold.item_ids.tolist() == [70, 40, 50]
     assert (plain.user_id, plain.features, plain.feature_names) == (None, None, ())
     assert plain.candidate_ids.tolist() == [40, 20, 70, 10, 50]
-    assert plain.candidate_scores.shape == (5, N_SOURCES)
+    assert plain.candidate_scores.shape == (5, N_RETRIEVERS)
     assert (page.n_events, page.user_id, page.positions.tolist()) == (None, 42, [11, 12])
 
 

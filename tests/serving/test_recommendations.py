@@ -1,4 +1,4 @@
-"""Answers over HTTP: the same as `Recommender.recommend` gives, from one read of the store, never a rated movie."""
+"""Answers over HTTP: the same as `Recommender.recommend` gives, from one read of the store, never a rated item."""
 
 from itertools import product
 from typing import Any
@@ -9,19 +9,19 @@ import pytest
 from pydantic import BaseModel
 
 from recsys.features.state import Event, UserState, state_after, state_batch
-from recsys.recommender import Context, Filters, Recommendations
+from recsys.recommender import Filters, Recommendations, RequestContext
 from serving import schemas
 from serving.admission import overloaded
 from serving.answers import Call, Wanted
 from serving.model import ServedModel
 from serving.service import Service
 
-from .serving_world import MOVIES, USERS, ServingWorld
+from .serving_world import ITEMS, USERS, ServingWorld
 
 
 def ids(response) -> list[int]:  # type: ignore[no-untyped-def]
     assert response.status_code == 200, response.text
-    return [item["movie_id"] for item in response.json()["items"]]
+    return [item["item_id"] for item in response.json()["items"]]
 
 
 def expected_of(
@@ -32,34 +32,34 @@ def expected_of(
     stored = service.store.online_state(user_id)
     assert stored is not None
     states = state_batch(model.catalogue, [stored[0]], [stored[1]], now)
-    return model.recommender.recommend(states, Context(model.stats), k, filters, diversity)
+    return model.recommender.recommend(states, RequestContext(model.stats), k, filters, diversity)
 
 
 def told(found: Recommendations) -> list[dict[str, Any]]:
     """The part of each item that the library decides, exactly as the service rounds it."""
-    names = found.candidates.source_names
+    names = found.candidates.retriever_names
     out = []
-    for place, movie_id in enumerate(found.item_ids[0].tolist()):
-        if movie_id < 0:
+    for place, item_id in enumerate(found.item_ids[0].tolist()):
+        if item_id < 0:
             break
-        ranks = found.candidates.source_ranks[0, found.position[0, place]].tolist()
+        ranks = found.candidates.retriever_ranks[0, found.position[0, place]].tolist()
         shares = (float(found.watch_probability[0, place]), float(found.like_probability[0, place]))
         watch, like = (None if np.isnan(share) else round(share, 6) for share in shares)
         out.append(
             {
-                "movie_id": movie_id,
+                "item_id": item_id,
                 "rank": place + 1,
                 "score": round(float(found.scores[0, place]), 6),
                 "watch_probability": watch,
                 "like_probability": like,
-                "sources": [name for name, rank in zip(names, ranks, strict=True) if rank > 0],
+                "retrievers": [name for name, rank in zip(names, ranks, strict=True) if rank > 0],
             }
         )
     return out
 
 
 def decided(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    keys = ("movie_id", "rank", "score", "watch_probability", "like_probability", "sources")
+    keys = ("item_id", "rank", "score", "watch_probability", "like_probability", "retrievers")
     return [{key: item[key] for key in keys} for item in items]
 
 
@@ -77,10 +77,10 @@ def test_every_user_gets_what_the_library_answers(
         found = expected_of(service, user_id, world.end + 86_400, 15, filters, diversity)
         assert decided(body["items"]) == told(found)
         assert body["degraded"] == []
-        titles = {item["movie_id"]: (item["title"], item["year"], item["genres"]) for item in body["items"]}
+        titles = {item["item_id"]: (item["title"], item["year"], item["genres"]) for item in body["items"]}
         catalogue = service.champion.model.catalogue
-        for movie_id, (title, year, genres) in titles.items():
-            idx = int(catalogue.to_idx(movie_id))
+        for item_id, (title, year, genres) in titles.items():
+            idx = int(catalogue.to_idx(item_id))
             assert (title, genres) == (catalogue.titles[idx], catalogue.genres_of(idx))
             assert year == (None if np.isnan(catalogue.years[idx]) else int(catalogue.years[idx]))
 
@@ -97,7 +97,7 @@ def test_several_users_in_one_call(client: httpx.Client, service: Service, world
         alone = client.get(
             f"/v1/users/{answer['user_id']}/recommendations", params={"k": 7, "genre": "Drama", "diversity": 0.3}
         ).json()
-        assert [i["movie_id"] for i in answer["items"]] == [i["movie_id"] for i in alone["items"]]
+        assert [i["item_id"] for i in answer["items"]] == [i["item_id"] for i in alone["items"]]
         assert [i["score"] for i in answer["items"]] == pytest.approx([i["score"] for i in alone["items"]], abs=1e-5)
         assert answer["cold_start"] is alone["cold_start"] is (answer["user_id"] == 123_456)
         assert (answer["degraded"], answer["problem"]) == ([], None)
@@ -157,11 +157,11 @@ def test_every_answer_fits_its_documented_model(client: httpx.Client) -> None:
         (schemas.Recommended, client.get("/v1/users/7/recommendations", params={"cursor": page["next_cursor"]})),
         (schemas.Recommended, client.post("/v1/recommendations", json={"explain": True})),
         (schemas.ManyRecommended, client.post("/v1/users/recommendations", json={"user_ids": [1, "x", 99999]})),
-        (schemas.Similar, client.get("/v1/movies/2/similar")),
-        (schemas.MovieDetails, client.get("/v1/movies/2")),
-        (schemas.MovieSearch, client.get("/v1/movies", params={"q": "film"})),
+        (schemas.Similar, client.get("/v1/items/2/similar")),
+        (schemas.ItemDetails, client.get("/v1/items/2")),
+        (schemas.ItemSearch, client.get("/v1/items", params={"q": "film"})),
         (schemas.UserHistory, client.get("/v1/users/7/history")),
-        (schemas.Recorded, client.post("/v1/events", json={"user_id": 7, "movie_id": 4, "rating": 3})),
+        (schemas.Recorded, client.post("/v1/events", json={"user_id": 7, "item_id": 4, "rating": 3})),
         (schemas.ModelCard, client.get("/v1/model")),
         (schemas.Health, client.get("/healthz")),
         (schemas.Health, client.get("/readyz")),
@@ -182,29 +182,29 @@ def test_answers_name_their_stages_in_a_header(client: httpx.Client) -> None:
     assert {stage: float(ms) for stage, ms in told.items()} == response.json()["timings_ms"]
 
 
-def test_a_movie(client: httpx.Client, world: ServingWorld) -> None:
+def test_a_item(client: httpx.Client, world: ServingWorld) -> None:
     own = world.events[world.events["item_id"] == 5]["rating"]
-    body = client.get("/v1/movies/5").json()
-    assert body["movie"] == {"movie_id": 5, "title": "Film 5 (1955)", "year": 1955, "genres": ["Drama"]}
+    body = client.get("/v1/items/5").json()
+    assert body["item"] == {"item_id": 5, "title": "Film 5 (1955)", "year": 1955, "genres": ["Drama"]}
     assert (body["n_ratings"], body["mean_rating"]) == (len(own), round(float(own.mean()), 3))
-    missing = client.get("/v1/movies/999")
+    missing = client.get("/v1/items/999")
     assert missing.status_code == 404
-    assert missing.json()["type"] == "urn:recsys:problem:unknown-movie"
+    assert missing.json()["type"] == "urn:recsys:problem:unknown-item"
 
 
 def test_search_by_title(client: httpx.Client, service: Service) -> None:
     ratings = service.champion.model.stats.n_ratings
-    everything = client.get("/v1/movies", params={"q": "FIL", "k": 100}).json()
-    assert everything["found"] == MOVIES - 1
-    order = sorted(range(1, MOVIES), key=lambda idx: (-ratings[idx], idx))
-    assert [item["movie_id"] for item in everything["items"]] == [idx + 1 for idx in order]
-    assert [m["movie_id"] for m in client.get("/v1/movies", params={"q": "quoted bo"}).json()["items"]] == [1]
-    assert {m["movie_id"] for m in client.get("/v1/movies", params={"q": "film 7", "k": 20}).json()["items"]} == {
+    everything = client.get("/v1/items", params={"q": "FIL", "k": 100}).json()
+    assert everything["found"] == ITEMS - 1
+    order = sorted(range(1, ITEMS), key=lambda idx: (-ratings[idx], idx))
+    assert [item["item_id"] for item in everything["items"]] == [idx + 1 for idx in order]
+    assert [m["item_id"] for m in client.get("/v1/items", params={"q": "quoted bo"}).json()["items"]] == [1]
+    assert {m["item_id"] for m in client.get("/v1/items", params={"q": "film 7", "k": 20}).json()["items"]} == {
         7,
         *range(70, 80),
     }
     for nothing in ("film bold", "!?", "zzz"):
-        assert client.get("/v1/movies", params={"q": nothing}).json()["items"] == []
+        assert client.get("/v1/items", params={"q": nothing}).json()["items"] == []
 
 
 @pytest.mark.parametrize(
@@ -230,9 +230,9 @@ def test_answer_is_that_of_the_recommender(client: httpx.Client, service: Servic
     stored = service.store.online_state(7)
     assert stored is not None
     states = state_batch(model.catalogue, [stored[0]], [stored[1]], world.end + 86_400)
-    expected = model.recommender.recommend(states, Context(model.stats), 12)
+    expected = model.recommender.recommend(states, RequestContext(model.stats), 12)
     body = client.get("/v1/users/7/recommendations", params={"k": 12}).json()
-    assert [item["movie_id"] for item in body["items"]] == expected.item_ids[0].tolist()
+    assert [item["item_id"] for item in body["items"]] == expected.item_ids[0].tolist()
     assert [item["score"] for item in body["items"]] == pytest.approx(expected.scores[0].tolist(), abs=1e-5)
     assert [item["rank"] for item in body["items"]] == list(range(1, 13))
     for name, values in (
@@ -250,21 +250,21 @@ def test_answer_is_that_of_the_recommender(client: httpx.Client, service: Servic
     assert body["model"] == {"version": 1, "bundle_id": world.bundle_id}
     assert (body["cold_start"], body["degraded"]) == (False, [])
     assert set(body["timings_ms"]) == {"queue", "state", "retrieval", "features", "ranking", "ordering", "total"}
-    first = expected.candidates.source_ranks[0, expected.position[0, 0]]
-    names = [name for name, rank in zip(expected.candidates.source_names, first, strict=True) if rank > 0]
-    assert body["items"][0]["sources"] == names
+    first = expected.candidates.retriever_ranks[0, expected.position[0, 0]]
+    names = [name for name, rank in zip(expected.candidates.retriever_names, first, strict=True) if rank > 0]
+    assert body["items"][0]["retrievers"] == names
 
 
-def test_nobody_is_shown_a_rated_movie(client: httpx.Client, world: ServingWorld) -> None:
+def test_nobody_is_shown_a_rated_item(client: httpx.Client, world: ServingWorld) -> None:
     for user_id in range(1, USERS + 1):
-        shown = ids(client.get(f"/v1/users/{user_id}/recommendations", params={"k": MOVIES}))
-        assert set(shown) == set(range(1, MOVIES + 1)) - world.seen(user_id)
+        shown = ids(client.get(f"/v1/users/{user_id}/recommendations", params={"k": ITEMS}))
+        assert set(shown) == set(range(1, ITEMS + 1)) - world.seen(user_id)
         assert len(shown) == len(set(shown))
 
 
 def test_who_stands_below_what_is_ranked_has_no_probability(client: httpx.Client, service: Service) -> None:
     depth = service.champion.model.recommender.settings.rank
-    items = client.get("/v1/users/7/recommendations", params={"k": MOVIES}).json()["items"]
+    items = client.get("/v1/users/7/recommendations", params={"k": ITEMS}).json()["items"]
     assert len(items) > depth
     for name in ("watch_probability", "like_probability"):
         assert all(item[name] is not None for item in items[:depth])
@@ -294,8 +294,8 @@ def test_one_online_read_a_request(client: httpx.Client, service: Service, monke
     monkeypatch.setattr(service.store, "online_state", lambda user, **how: reads.append(user) or read(user, **how))
     client.get("/v1/users/3/recommendations")
     assert reads == [3]
-    client.post("/v1/recommendations", json={"history": [{"movie_id": 5, "rating": 4}]})
-    client.get("/v1/movies/3/similar")
+    client.post("/v1/recommendations", json={"history": [{"item_id": 5, "rating": 4}]})
+    client.get("/v1/items/3/similar")
     assert reads == [3]
 
 
@@ -303,16 +303,16 @@ def test_history_in_the_body(client: httpx.Client, service: Service, world: Serv
     now = world.end + 86_400
     history = [(5, 4.0), (9, 5.0), (70, 2.5)]
     state = UserState(0, gender="F", age=25, occupation="artist")
-    for place, (movie, rating) in enumerate(history):
-        state = state_after(state, Event(movie, rating, now - 3 + place))
+    for place, (item, rating) in enumerate(history):
+        state = state_after(state, Event(item, rating, now - 3 + place))
     model = service.champion.model
     expected = model.recommender.recommend(
-        state_batch(model.catalogue, [state], [[5, 9, 70]], now), Context(model.stats), 6
+        state_batch(model.catalogue, [state], [[5, 9, 70]], now), RequestContext(model.stats), 6
     )
     response = client.post(
         "/v1/recommendations",
         json={
-            "history": [{"movie_id": movie, "rating": rating} for movie, rating in history],
+            "history": [{"item_id": item, "rating": rating} for item, rating in history],
             "profile": {"gender": "F", "age": 25, "occupation": "artist"},
             "k": 6,
         },
@@ -333,25 +333,25 @@ def test_filters(client: httpx.Client, service: Service) -> None:
     assert not {45, 50} & set(shown)
 
 
-def test_a_movie_without_a_year_has_none(client: httpx.Client) -> None:
-    movie = client.get("/v1/movies/2/similar").json()["movie"]
-    assert movie == {"movie_id": 2, "title": "Film 2 (1952)", "year": None, "genres": ["Drama"]}
+def test_a_item_without_a_year_has_none(client: httpx.Client) -> None:
+    item = client.get("/v1/items/2/similar").json()["item"]
+    assert item == {"item_id": 2, "title": "Film 2 (1952)", "year": None, "genres": ["Drama"]}
 
 
 def test_similar_is_by_inner_product_without_itself(client: httpx.Client, service: Service) -> None:
     vectors = service.champion.model.recommender.unit_vectors
     scores = vectors @ vectors[16]
     order = [i for i in np.argsort(-scores, kind="stable").tolist() if i != 16]
-    body = client.get("/v1/movies/17/similar", params={"k": 5}).json()
-    assert [item["movie_id"] for item in body["items"]] == [i + 1 for i in order[:5]]
-    assert body["movie"]["movie_id"] == 17
-    assert ids(client.get("/v1/movies/17/similar", params={"k": 100})) == [i + 1 for i in order]
+    body = client.get("/v1/items/17/similar", params={"k": 5}).json()
+    assert [item["item_id"] for item in body["items"]] == [i + 1 for i in order[:5]]
+    assert body["item"]["item_id"] == 17
+    assert ids(client.get("/v1/items/17/similar", params={"k": 100})) == [i + 1 for i in order]
 
 
 def test_history_route(client: httpx.Client, world: ServingWorld) -> None:
     body = client.get("/v1/users/4/history", params={"n": 3}).json()
     own = world.events[world.events["user_id"] == 4].sort_values(["timestamp", "item_id"])
-    assert [event["movie_id"] for event in body["events"]] == own["item_id"].tolist()[::-1][:3]
+    assert [event["item_id"] for event in body["events"]] == own["item_id"].tolist()[::-1][:3]
     assert [event["rating"] for event in body["events"]] == own["rating"].tolist()[::-1][:3]
     assert (body["known"], body["n_events"]) == (True, 15)
     assert client.get("/v1/users/999/history").json()["known"] is False

@@ -66,7 +66,7 @@ def test_a_promotion_is_followed_and_told(client: httpx.Client, champion: Champi
     assert client.post("/v1/admin/reload").json()["outcome"] == "swapped"
     after = client.get("/v1/users/7/recommendations").json()
     assert after["model"]["bundle_id"] == "second"
-    assert [item["movie_id"] for item in after["items"]] == [item["movie_id"] for item in before["items"]]
+    assert [item["item_id"] for item in after["items"]] == [item["item_id"] for item in before["items"]]
     card = client.get("/v1/model").json()
     assert card["bundle_id"] == "second"
     (previous,) = card["reload"]["previous"]
@@ -227,22 +227,22 @@ def test_a_failure_that_nobody_expected_ends_no_following(
 def test_a_bundle_of_other_data_is_refused(champion: Champion, versions: Versions, world: ServingWorld) -> None:
     with pytest.raises(BundleError, match="tiny-production was trained on tiny-world, but other is served"):
         check_dataset(champion.model.bundle, "other")
-    source = replace(champion.model.bundle.facts.dataset, name="other")
+    info = replace(champion.model.bundle.facts.dataset, name="other")
     folder = versions._folder / "foreign"
     shutil.copytree(world.home.bundles / world.bundle_id, folder)
-    _write_facts(folder, replace(read_facts(folder), bundle_id="foreign", dataset=source))
+    _write_facts(folder, replace(read_facts(folder), bundle_id="foreign", dataset=info))
     versions.promote(versions.registry.register(folder).version)
     assert champion.reload() == "refused"
     assert champion.model.bundle.facts.bundle_id == world.bundle_id
 
 
-def test_a_store_that_knows_none_of_the_movies_is_refused(
+def test_a_store_that_knows_none_of_the_items_is_refused(
     champion: Champion, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stats = champion.model.stats
     empty = replace(stats, n_ratings=np.zeros_like(stats.n_ratings))
     monkeypatch.setattr(service.store, "item_stats_as_of", lambda *_: empty)
-    with pytest.raises(BundleError, match="knows no movie of this bundle; run `recsys train --only features --force`"):
+    with pytest.raises(BundleError, match="knows no item of this bundle; run `recsys train --only features --force`"):
         stats_of(champion.model.catalogue, service.store, 2_000_000_000)
 
 
@@ -252,30 +252,30 @@ def test_a_new_model_answers_what_was_asked_before_it_is_served(
     for user_id in (3, 4, 5):
         client.get(f"/v1/users/{user_id}/recommendations")
     rehearsed: list[list[int]] = []
-    rehearse = ServedModel.rehearse
+    warm_up = ServedModel.warm_up
 
     def watch(self, asked, now, pause_s=0.0):  # type: ignore[no-untyped-def]
         assert champion.model.bundle.facts.bundle_id == "tiny-production"
         rehearsed.append([state.user_id for state, _ in asked])
-        rehearse(self, asked, now, pause_s)
+        warm_up(self, asked, now, pause_s)
 
-    monkeypatch.setattr(ServedModel, "rehearse", watch)
+    monkeypatch.setattr(ServedModel, "warm_up", watch)
     versions.promote(versions.make("second"))
     assert champion.reload() == "swapped"
     assert rehearsed[-1] == [3, 4, 5]
     for user_id in range(200):
-        champion.remember(stranger(user_id), np.empty(0, dtype=np.int64))
+        champion.remember(new_user(user_id), np.empty(0, dtype=np.int64))
     assert len(champion._recent) == following.REMEMBERED
 
 
-def stranger(user_id: int) -> UserState:
+def new_user(user_id: int) -> UserState:
     return UserState(user_id)
 
 
 def test_a_model_without_an_answer_is_refused(
     champion: Champion, versions: Versions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    champion.remember(stranger(3), np.array([1, 2]))
+    champion.remember(new_user(3), np.array([1, 2]))
     versions.promote(versions.make("second"))
     ranked = type(champion.model.recommender).ranked_scores
 
@@ -296,7 +296,11 @@ def test_twenty_reloads_leave_one_model(champion: Champion, versions: Versions) 
     try:
         for turn in range(20):
             old = champion.model
-            gone += [weakref.ref(old.recommender), weakref.ref(old.catalogue), weakref.ref(old.recommender.sources[0])]
+            gone += [
+                weakref.ref(old.recommender),
+                weakref.ref(old.catalogue),
+                weakref.ref(old.recommender.retrievers[0]),
+            ]
             del old
             versions.promote(numbers[(turn + 1) % 2])
             assert champion.reload() == "swapped"
@@ -364,7 +368,7 @@ def test_a_new_day_brings_new_statistics(
     monkeypatch.setattr(champion, "refresh_stats", unreadable)
     champion._follow()
     assert len(asked) >= 3  # a day that failed is tried again
-    assert "statistics of movies could not be read again (StoreError)" in str(champion.status()["last_failure"])
+    assert "statistics of items could not be read again (StoreError)" in str(champion.status()["last_failure"])
 
 
 def test_answers_go_on_during_reloads(
@@ -381,7 +385,7 @@ def test_answers_go_on_during_reloads(
                 response = other.get(f"/v1/users/{user_id}/recommendations")
                 body = response.json()
                 right = response.status_code == 200 and body["user_id"] == user_id and not body["degraded"]
-                shown = {item["movie_id"] for item in body.get("items", [])}
+                shown = {item["item_id"] for item in body.get("items", [])}
                 if not right or shown & world.seen(user_id):
                     failed.append(body)
 

@@ -242,7 +242,7 @@ def test_events_that_the_store_missed_reach_it_when_it_is_back(
 ) -> None:
     states.record(event(1, 10, 100))
     store.failing = True
-    recorded = [states.record(event(user, movie, 200)) for user, movie in ((1, 11), (2, 12), (3, 13), (1, 14))]
+    recorded = [states.record(event(user, item, 200)) for user, item in ((1, 11), (2, 12), (3, 13), (1, 14))]
     assert [applied for _, applied in recorded] == [False] * 4
     assert recorded[3][0].state.item_ids == (10, 11, 14)  # what is known, all the same
     assert states.last_known(2).state.item_ids == (12,)
@@ -289,7 +289,7 @@ def test_an_event_given_up_on_is_applied_before_the_next_one_of_its_user(
 
 
 def test_many_events_of_one_user_at_once_are_all_kept(store: FakeStore, states: UserStates) -> None:
-    threads = [threading.Thread(target=states.record, args=(event(1, movie, 100 + movie),)) for movie in range(40)]
+    threads = [threading.Thread(target=states.record, args=(event(1, item, 100 + item),)) for item in range(40)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -301,9 +301,9 @@ def test_many_events_of_one_user_at_once_are_all_kept(store: FakeStore, states: 
 def test_an_event_that_does_not_fold_is_shown_while_it_waits_and_exact_afterwards(
     store: FakeStore, states: UserStates
 ) -> None:
-    """A second rating of a movie, older than a full window: only all events tell what the state is."""
-    for movie in range(HISTORY_LENGTH + 5):
-        states.record(event(1, movie, 1_000 + movie))
+    """A second rating of an item, older than a full window: only all events tell what the state is."""
+    for item in range(HISTORY_LENGTH + 5):
+        states.record(event(1, item, 1_000 + item))
     late = event(1, 2, 10, rating=1.0)
     store.failing = True
     known, applied = states.record(late)
@@ -327,8 +327,8 @@ def test_two_processes_share_the_turns_of_a_user(store: FakeStore, states: UserS
 
     store.online_state = slowly  # type: ignore[method-assign]
     threads = [
-        threading.Thread(target=(states, other)[movie % 2].record, args=(event(1, movie, 100 + movie),))
-        for movie in range(30)
+        threading.Thread(target=(states, other)[item % 2].record, args=(event(1, item, 100 + item),))
+        for item in range(30)
     ]
     for thread in threads:
         thread.start()

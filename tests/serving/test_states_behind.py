@@ -14,7 +14,7 @@ import pytest
 
 from recsys.errors import StoreError
 from recsys.feature_store.online import Stored
-from recsys.features import rebuild
+from recsys.features import state_merge
 from recsys.features.state import Event
 from serving import known
 from serving import states as module
@@ -69,12 +69,12 @@ def test_many_events_of_one_user_at_once_are_folded_once(
 
     def counted(state, seen, events):  # type: ignore[no-untyped-def]
         folds.append(len(events))
-        return rebuild.fold(state, seen, events)
+        return state_merge.fold(state, seen, events)
 
     monkeypatch.setattr(known, "fold", counted)
     states = make()
     store.failing = True
-    told = states.record_all([event(1, movie, 100) for movie in range(500)])
+    told = states.record_all([event(1, item, 100) for item in range(500)])
     assert folds == [500]
     assert {(one.applied, one.known.state.n_events) for one in told if one.known is not None} == {(False, 500)}
     assert len(told) == 500
@@ -88,7 +88,7 @@ def test_what_is_too_much_to_keep_is_taken_from_the_log(
     states.record(event(1, 10, 100))
     states.record(event(2, 10, 100))
     store.failing = True
-    told = states.record_all([event(user, movie, 200) for user, movie in ((1, 11), (1, 12), (2, 11), (2, 12), (3, 11))])
+    told = states.record_all([event(user, item, 200) for user, item in ((1, 11), (1, 12), (2, 11), (2, 12), (3, 11))])
     assert [one.applied for one in told] == [False] * 5
     assert [one.known.state.n_events for one in told if one.known] == [3, 3, 3, 3, 1]
     assert (len(states._pending), states._pending.users()) == (3, [1, 3])
@@ -108,8 +108,8 @@ def test_what_is_too_much_to_keep_is_taken_from_the_log(
 def test_a_user_with_more_events_than_a_turn_should_fold_is_taken_from_the_log(store: FakeStore, make: Make) -> None:
     states = make(Pending(most_of_user=2))
     store.failing = True
-    for movie in range(4):
-        assert not states.record(event(1, movie, 100 + movie))[1]
+    for item in range(4):
+        assert not states.record(event(1, item, 100 + item))[1]
     assert (len(states._pending), states.last_known(1).state.n_events) == (2, 4)
     store.failing = False
     states._move_pending()

@@ -106,7 +106,7 @@ def children(pid: int) -> set[int]:
 def test_two_workers_lose_no_event_of_one_user(root: Path, world: ServingWorld) -> None:
     """Forty events of one user at once from eight clients, over both workers: all in the log, all in the state. The
     key of the environment reaches both, and stays out of what others can see."""
-    movies = list(range(1, 41))
+    items = list(range(1, 41))
     failed: list[str] = []
     with served(root, "--workers", "2", "--log-format", "json", RECSYS_API_KEY=KEY) as service:
         service.wait_ready(2)
@@ -116,14 +116,14 @@ def test_two_workers_lose_no_event_of_one_user(root: Path, world: ServingWorld) 
         assert not any("libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in pids)  # answers need no torch
 
         def send(own: list[int]) -> None:
-            for movie_id in own:  # a connection each, so that both workers get some
+            for item_id in own:  # a connection each, so that both workers get some
                 with service.client() as client:
-                    event = {"user_id": 777, "movie_id": movie_id, "rating": 4.0, "timestamp": 1_500_000_000 + movie_id}
+                    event = {"user_id": 777, "item_id": item_id, "rating": 4.0, "timestamp": 1_500_000_000 + item_id}
                     response = client.post("/v1/events", json=event, headers={"X-API-Key": KEY})
                     if response.status_code != 201 or not response.json()["applied"]:
                         failed.append(response.text)
 
-        senders = [threading.Thread(target=send, args=(movies[n::8],)) for n in range(8)]
+        senders = [threading.Thread(target=send, args=(items[n::8],)) for n in range(8)]
         for thread in senders:
             thread.start()
         for thread in senders:
@@ -132,23 +132,23 @@ def test_two_workers_lose_no_event_of_one_user(root: Path, world: ServingWorld) 
             with service.client() as client:
                 assert client.post("/v1/admin/reload").status_code == 401
                 body = client.get("/v1/users/777/history", params={"n": 64}).json()
-                assert sorted(event["movie_id"] for event in body["events"]) == movies
+                assert sorted(event["item_id"] for event in body["events"]) == items
                 metrics = client.get("/metrics").text
         assert set(re.findall(r'process_resident_memory_bytes\{pid="(\d+)"', metrics)) == {str(pid) for pid in pids}
         samples = [sample for family in text_string_to_metric_families(metrics) for sample in family.samples]
         applied = [s.value for s in samples if (s.name, s.labels) == ("recsys_events_total", {"outcome": "applied"})]
-        assert applied == [len(movies)]  # of both workers together
+        assert applied == [len(items)]  # of both workers together
         assert service.stop(signal.SIGINT) == 0
     assert failed == []
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert all(json.loads(line)["level"] for line in service.lines if line.startswith("{"))
     assert KEY not in "".join(service.lines)
-    assert sorted(event.item_id for event in EventLog(root / DATASET / "events").read()) == movies
+    assert sorted(event.item_id for event in EventLog(root / DATASET / "events").read()) == items
     config = world.settings.feature_store
     store = FeatureStore(replace(config, home=replace(config.home, root=root / DATASET)))
     stored = store.online_state(777)
     assert stored is not None
-    assert stored[0].n_events == len(movies)
+    assert stored[0].n_events == len(items)
     assert store.catch_up() == 0
     store.close()
 

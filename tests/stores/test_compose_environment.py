@@ -222,13 +222,13 @@ def test_the_service_fetches_its_model_from_the_server(composed: Composed, clien
     assert [folder.name for folder in composed.home.dataset.bundles.iterdir()] == [card["bundle_id"]]
     answer = client.get(f"/v1/users/{user}/recommendations").json()
     assert (answer["cold_start"], answer["degraded"], len(answer["items"])) == (False, [], 10)
-    event = {"user_id": user, "movie_id": answer["items"][0]["movie_id"], "rating": 4.5}
+    event = {"user_id": user, "item_id": answer["items"][0]["item_id"], "rating": 4.5}
     assert client.post("/v1/events", json=event).status_code == 401, "the file asks for a key"
     key = {"Authorization": f"Bearer {SECRETS['<RECSYS_API_KEY>']}"}
     recorded = client.post("/v1/events", json=event, headers=key).json()
     assert (recorded["applied"], recorded["n_events"]) == (True, known + 1)
     again = client.get(f"/v1/users/{user}/recommendations").json()
-    assert event["movie_id"] not in [item["movie_id"] for item in again["items"]]
+    assert event["item_id"] not in [item["item_id"] for item in again["items"]]
     assert client.post("/v1/admin/reload", headers=key).json()["outcome"] == "unchanged"
 
 
@@ -250,10 +250,10 @@ def test_the_registry_works_through_the_server(composed: Composed, tmp_path: Pat
 def test_servers_refuse_whom_they_should(composed: Composed) -> None:
     once = Retry(NoBackoff(), 0)
     with (
-        redis.Redis(port=composed.redis.port, retry=once) as stranger,
+        redis.Redis(port=composed.redis.port, retry=once) as new_user,
         pytest.raises(redis.exceptions.AuthenticationError),
     ):
-        stranger.ping()
+        new_user.ping()
     url = f"{composed.mlflow.url}/api/2.0/mlflow/experiments/search?max_results=1"
     hosts = {"mlflow:5000": 200, "127.0.0.1:5000": 200, "localhost:5000": 200, "pages.example:5000": 403}
     found = {host: httpx.get(url, headers={"Host": host}, trust_env=False).status_code for host in hosts}

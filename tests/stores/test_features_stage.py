@@ -28,7 +28,7 @@ def test_late_events_reach_the_newest_states_and_change_no_training_table(
     moments = events[[USER_ID, TIMESTAMP]].sample(300, random_state=0)
     end = int(events[TIMESTAMP].max())
     user = int(events[USER_ID].mode()[0])
-    unseen = sorted(set(home.movies[ITEM_ID]) - set(events.loc[events[USER_ID] == user, ITEM_ID]))
+    unseen = sorted(set(home.items[ITEM_ID]) - set(events.loc[events[USER_ID] == user, ITEM_ID]))
     middle = int(events.loc[events[USER_ID] == user, TIMESTAMP].median())
     log_events(
         home.dataset.events,

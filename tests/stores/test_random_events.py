@@ -22,12 +22,12 @@ from recsys.feature_store import FeatureStore, FeatureStoreConfig, Latest, write
 from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
 from recsys.features.item_stats import STATS_COLUMNS, ItemStatsTimeline, snapshots
-from recsys.features.rebuild import distinct_rows
 from recsys.features.state import HISTORY_LENGTH, UserState
-from recsys.home import DatasetHome
+from recsys.features.state_merge import distinct_rows
+from recsys.workspace import DatasetWorkspace
 
 REPO = Path(__file__).parents[2] / "feature_repo"
-EVENTS, USERS, MOVIES, PARTS = 100_000, 600, 3_000, 8
+EVENTS, USERS, ITEMS, PARTS = 100_000, 600, 3_000, 8
 T0, YEARS = 11_000 * 86_400, 3 * 365 * 86_400
 NO_CONTEXTS = pd.DataFrame({USER_ID: [], TIMESTAMP: []}, dtype=np.int64)
 
@@ -49,7 +49,7 @@ def arrivals() -> Arrivals:
     events = pd.DataFrame(
         {
             USER_ID: 1 + rng.choice(USERS, EVENTS, p=activity),
-            ITEM_ID: 1 + rng.choice(MOVIES, EVENTS),
+            ITEM_ID: 1 + rng.choice(ITEMS, EVENTS),
             RATING: (rng.integers(1, 11, EVENTS) / 2).astype(np.float32),
             TIMESTAMP: T0 + rng.integers(0, YEARS // 600, EVENTS) * 600,  # whole bursts share a second
         }
@@ -68,17 +68,17 @@ def arrivals() -> Arrivals:
             OCCUPATION: np.where(listed % 3, "artist", "doctor"),
         }
     )
-    movies = pd.DataFrame(
+    items = pd.DataFrame(
         {
-            ITEM_ID: np.arange(1, MOVIES + 1),
+            ITEM_ID: np.arange(1, ITEMS + 1),
             TITLE: "Film",
-            YEAR: pd.array([1999] * MOVIES, dtype="Int32"),
-            GENRES: [["Drama"]] * MOVIES,
+            YEAR: pd.array([1999] * ITEMS, dtype="Int32"),
+            GENRES: [["Drama"]] * ITEMS,
         }
     )
     cuts = np.linspace(0, len(arriving), PARTS + 1).astype(int)
     parts = [arriving.iloc[low:high] for low, high in pairwise(cuts)]
-    return Arrivals(Catalogue.from_tables(movies, users), users, base, parts)
+    return Arrivals(Catalogue.from_tables(items, users), users, base, parts)
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -87,7 +87,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FeatureSto
     if request.param == "redis":
         address = request.getfixturevalue("redis_server").connection
         given = {"online_store": "redis", "redis_connection": address}
-    store = FeatureStore(FeatureStoreConfig(DatasetHome(tmp_path / "random", "random"), REPO, **given))
+    store = FeatureStore(FeatureStoreConfig(DatasetWorkspace(tmp_path / "random", "random"), REPO, **given))
     yield store
     store.close()
 
@@ -144,7 +144,7 @@ def test_online_equals_offline_for_every_user_and_feature(
 
 
 def _same_statistics(store: FeatureStore, catalogue: Catalogue, latest: Latest, day: int) -> None:
-    """Movies too: online, as of `day` through Feast, and from the events."""
+    """Items too: online, as of `day` through Feast, and from the events."""
     offline = store.historical_item_stats(pd.DataFrame({ITEM_ID: catalogue.item_ids, "day": day}))
     feast_store = store._registered()
     online = feast_store.get_online_features(

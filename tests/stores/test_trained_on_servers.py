@@ -94,30 +94,30 @@ def test_the_service_reads_and_writes_there(servers: Servers, client: httpx.Clie
     known = int((servers.home.events["user_id"] == user).sum())
     answer = client.get(f"/v1/users/{user}/recommendations").json()
     assert (answer["cold_start"], answer["degraded"]) == (False, [])
-    movie = answer["items"][0]["movie_id"]
-    event = {"user_id": user, "movie_id": movie, "rating": 4.5}
+    item = answer["items"][0]["item_id"]
+    event = {"user_id": user, "item_id": item, "rating": 4.5}
     recorded = client.post("/v1/events", json=event).json()
     assert (recorded["applied"], recorded["n_events"]) == (True, known + 1)
     again = client.get(f"/v1/users/{user}/recommendations").json()
-    assert movie not in [item["movie_id"] for item in again["items"]]
+    assert item not in [item["item_id"] for item in again["items"]]
 
 
 def test_the_tables_are_made_again_while_events_arrive(servers: Servers, client: httpx.Client) -> None:
     """`recsys train --only features` beside the service: each acknowledged event is there, at once and afterwards."""
-    movies = servers.home.movies["item_id"].tolist()
+    items = servers.home.items["item_id"].tolist()
     posted: list[int] = []
     done = threading.Event()
     problems: list[str] = []
     (user, other) = SILENT_USERS
 
     def post() -> None:
-        while not done.is_set() and len(posted) < len(movies):
-            body = {"user_id": user, "movie_id": movies[len(posted)], "rating": 3.5}
+        while not done.is_set() and len(posted) < len(items):
+            body = {"user_id": user, "item_id": items[len(posted)], "rating": 3.5}
             response = client.post("/v1/events", json=body)
             if response.status_code != 201:
                 problems.append(response.text)
                 return
-            posted.append(body["movie_id"])
+            posted.append(body["item_id"])
             done.wait(0.05)
 
     posting = threading.Thread(target=post)

@@ -132,7 +132,7 @@ def age_factor(age_s: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def make_movies(rng: np.random.Generator, size: WorldSize) -> Movies:
     """Draw a catalogue. Clusters have leading genres, genres have directions in taste space, movies scatter around."""
-    n, c = size.n_movies, size.n_clusters
+    n, c = size.n_items, size.n_clusters
     genre_factors = unit(rng.standard_normal((len(GENRES), D)))
     share = np.array(list(GENRE_SHARE.values()))
     leading = rng.choice(len(GENRES), c, p=share / share.sum())  # (C,)
@@ -212,7 +212,7 @@ def _releases(
 
     At most a quarter is new, so that even the busiest early user (66 % of the catalogue) finds enough to rate.
     """
-    n = size.n_movies
+    n = size.n_items
     scale_days = 365 * 9 * np.exp(0.7 * rng.standard_normal(size.n_clusters))  # (C,)
     before = -np.minimum(rng.exponential(scale_days[cluster]), 365 * 70) - 1  # days before the start
     new = rng.choice(n, int(n * min(0.25, 0.05 + 0.035 * size.days / 365)), replace=False)

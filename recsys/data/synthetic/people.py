@@ -91,7 +91,7 @@ def make_person(rng: np.random.Generator, society: Society, size: WorldSize) -> 
 
 def make_counts(rng: np.random.Generator, size: WorldSize) -> NDArray[np.int64]:
     """(U,) events of each user, summing to n_events exactly: 20 and a lognormal rest, capped at 66 % of the movies."""
-    cap = int(MAX_SHARE_PER_USER * size.n_movies)
+    cap = int(MAX_SHARE_PER_USER * size.n_items)
     raw = np.exp(COUNT_SD * rng.standard_normal(size.n_users))
 
     def at(scale: float) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from recsys.artefacts import replacing_folder, write_json
+from recsys.atomic_io import replacing_folder, write_json
 from recsys.data.synthetic.behaviour import Events, live
 from recsys.data.synthetic.movies import GENRES, Movies, make_movies
 from recsys.data.synthetic.people import AGES, Person, make_counts, make_person, make_society
@@ -35,7 +35,7 @@ README: Final = """{notice}
 The files have the layout of MovieLens 1M, so that the same reader reads them (Latin-1, fields separated by "::"):
 
   ratings.dat   UserID::MovieID::Rating::Timestamp     {n_events} rows, grouped by user, 1 to 5 stars
-  movies.dat    MovieID::Title (Year)::Genre|Genre     {n_movies} rows
+  movies.dat    MovieID::Title (Year)::Genre|Genre     {n_items} rows
   users.dat     UserID::Gender::Age::Occupation::Zip   {n_users} rows, codes as in MovieLens 1M
 
 SYNTHETIC.json says how the world was made (seed {seed}). truth/ holds what is hidden from every model.

@@ -1,4 +1,4 @@
-"""The ladder on four events worked by hand, its segments, its JSON, and every refusal."""
+"""The leaderboard on four events worked by hand, its segments, its JSON, and every refusal."""
 
 import json
 from dataclasses import replace
@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recsys.data.tables import Source
+from recsys.data.tables import DatasetInfo
 from recsys.evaluation.bootstrap import bootstrap_means
-from recsys.evaluation.ladder import MethodRanks, best_singles, build_ladder, save_ladder
+from recsys.evaluation.leaderboard import MethodRanks, best_singles, build_leaderboard, save_leaderboard
 from recsys.evaluation.metrics import METRICS
 
-SOURCE = Source("planted", True, "ml-1m", "f" * 64, 100, 20, 10)
+INFO = DatasetInfo("planted", True, "ml-1m", "f" * 64, 100, 20, 10)
 T1, T2 = 500, 900
 BEYOND: dict[str, float | None] = {"novelty@10": 2.0, "diversity@10": None, "popularity@10": 80.0, "gini@10": 0.5}
 
@@ -38,39 +38,40 @@ def method(name: str, ranks: list[int], kind: Any = "single", **columns: Any) ->
 
 
 @pytest.fixture
-def ladder() -> dict[str, Any]:
+def leaderboard() -> dict[str, Any]:
     methods = [
         method("popular", [3, 0, 0, 11]),
         method("merged", [1, 1, 0, 7], "system"),
         method("full", [1, 3, 7, 0], "system"),
     ]
-    return build_ladder(methods, SOURCE, T1, T2, n_boot=50, seed=3)
+    return build_leaderboard(methods, INFO, T1, T2, n_boot=50, seed=3)
 
 
-def cell(ladder: dict[str, Any], number: int, segment: str, metric: str) -> Any:
-    return ladder["methods"][number]["segments"][segment]["metrics"][metric]
+def cell(leaderboard: dict[str, Any], number: int, segment: str, metric: str) -> Any:
+    return leaderboard["methods"][number]["segments"][segment]["metrics"][metric]
 
 
-def test_means_by_segment(ladder: dict[str, Any]) -> None:
-    assert cell(ladder, 2, "all", "ndcg@10")["mean"] == pytest.approx((1 + 1 / 2 + 1 / 3 + 0) / 4)
-    assert cell(ladder, 2, "cold", "ndcg@10")["mean"] == 1.0
-    assert cell(ladder, 2, "warm", "ndcg@10")["mean"] == pytest.approx((1 / 2 + 1 / 3) / 3)
-    assert cell(ladder, 2, "liked", "ndcg@10")["mean"] == pytest.approx((1 + 1 / 3) / 2)  # ratings 5 and 4
-    assert cell(ladder, 0, "all", "hr@10")["mean"] == 0.25
-    assert cell(ladder, 0, "all", "recall@100")["mean"] == 0.5
-    assert cell(ladder, 0, "all", "mrr")["mean"] == pytest.approx((1 / 3 + 1 / 11) / 4)
-    assert cell(ladder, 2, "history 21-100", "ndcg@10")["mean"] == pytest.approx((1 / 3 + 0) / 2)
-    assert cell(ladder, 2, "return visit", "ndcg@10")["mean"] == pytest.approx(1 / 3)
-    assert cell(ladder, 2, "new user", "ndcg@10")["mean"] == pytest.approx((1 + 1 / 2) / 2)
-    assert cell(ladder, 0, "new movie", "recall@100")["mean"] == 1.0
-    assert cell(ladder, 2, "rare movie", "ndcg@10")["mean"] == pytest.approx((1 + 1 / 3) / 2)
-    assert ladder["methods"][0]["coverage@10"] == 0.1  # items 10 and 11 of 20
-    assert ladder["methods"][0]["beyond_accuracy"] == BEYOND
+def test_means_by_segment(leaderboard: dict[str, Any]) -> None:
+    assert cell(leaderboard, 2, "all", "ndcg@10")["mean"] == pytest.approx((1 + 1 / 2 + 1 / 3 + 0) / 4)
+    assert cell(leaderboard, 2, "cold", "ndcg@10")["mean"] == 1.0
+    assert cell(leaderboard, 2, "warm", "ndcg@10")["mean"] == pytest.approx((1 / 2 + 1 / 3) / 3)
+    assert cell(leaderboard, 2, "liked", "ndcg@10")["mean"] == pytest.approx((1 + 1 / 3) / 2)  # ratings 5 and 4
+    assert cell(leaderboard, 0, "all", "hr@10")["mean"] == 0.25
+    assert cell(leaderboard, 0, "all", "recall@100")["mean"] == 0.5
+    assert cell(leaderboard, 0, "all", "mrr")["mean"] == pytest.approx((1 / 3 + 1 / 11) / 4)
+    assert cell(leaderboard, 2, "history 21-100", "ndcg@10")["mean"] == pytest.approx((1 / 3 + 0) / 2)
+    assert cell(leaderboard, 2, "return visit", "ndcg@10")["mean"] == pytest.approx(1 / 3)
+    assert cell(leaderboard, 2, "new user", "ndcg@10")["mean"] == pytest.approx((1 + 1 / 2) / 2)
+    assert cell(leaderboard, 0, "new item", "recall@100")["mean"] == 1.0
+    assert cell(leaderboard, 2, "rare item", "ndcg@10")["mean"] == pytest.approx((1 + 1 / 3) / 2)
+    assert leaderboard["methods"][0]["coverage@10"] == 0.1  # items 10 and 11 of 20
+    assert leaderboard["methods"][0]["beyond_accuracy"] == BEYOND
 
 
-def test_sizes_and_flags(ladder: dict[str, Any]) -> None:
+def test_sizes_and_flags(leaderboard: dict[str, Any]) -> None:
     sizes = {
-        name: (s["n_events"], s["n_users"], s["degenerate"]) for name, s in ladder["methods"][1]["segments"].items()
+        name: (s["n_events"], s["n_users"], s["degenerate"])
+        for name, s in leaderboard["methods"][1]["segments"].items()
     }
     assert sizes == {
         "all": (4, 2, False),
@@ -83,8 +84,8 @@ def test_sizes_and_flags(ladder: dict[str, Any]) -> None:
         "history over 100": (0, 0, False),
         "return visit": (1, 1, True),
         "new user": (2, 1, True),
-        "new movie": (1, 1, True),
-        "rare movie": (2, 2, False),
+        "new item": (1, 1, True),
+        "rare item": (2, 2, False),
     }
 
 
@@ -106,10 +107,10 @@ def test_intervals_are_those_of_each_method_and_segment_alone() -> None:
     )
     frames = {name: frame.assign(rank=rng.integers(0, 60, e)) for name in ("a", "b", "c")}
     methods = [MethodRanks(name, f, np.array([1]), 20, BEYOND, "single") for name, f in frames.items()]
-    ladder = build_ladder(methods, SOURCE, T1, T2, n_boot=100, seed=4)
+    leaderboard = build_leaderboard(methods, INFO, T1, T2, n_boot=100, seed=4)
     picked = {
         "return visit": frame["gap_s"] > 3_600,
-        "rare movie": frame["raters"].between(1, 9),
+        "rare item": frame["raters"].between(1, 9),
         "all": frame.index >= 0,
     }
     for number, of_method in enumerate(frames.values()):
@@ -118,7 +119,7 @@ def test_intervals_are_those_of_each_method_and_segment_alone() -> None:
             values = np.column_stack([measure(part["rank"].to_numpy()) for measure in METRICS.values()])
             alone = bootstrap_means(part["user_id"].to_numpy(), values, n_boot=100, seed=4)
             for m, metric in enumerate(METRICS):
-                found = cell(ladder, number, segment, metric)
+                found = cell(leaderboard, number, segment, metric)
                 expected = (alone.mean[m], alone.low[m], alone.high[m])
                 assert (found["mean"], found["low"], found["high"]) == pytest.approx(expected, abs=1e-12)
                 assert found["low"] <= found["mean"] <= found["high"]
@@ -127,76 +128,76 @@ def test_intervals_are_those_of_each_method_and_segment_alone() -> None:
 def test_the_best_singles() -> None:
     ranks = {"b": [1, 0, 0, 0], "a": [1, 0, 0, 0], "worst": [0, 0, 0, 0], "best": [1, 1, 0, 0]}
     methods = [*(method(name, r) for name, r in ranks.items()), method("full", [1, 1, 1, 1], "system")]
-    ladder = build_ladder(methods, SOURCE, T1, T2, n_boot=5)
-    assert best_singles(ladder, 3) == ["best", "a", "b"]
-    empty = build_ladder([replace(m, frame=m.frame.iloc[:0]) for m in methods], SOURCE, T1, T2, n_boot=5)
+    leaderboard = build_leaderboard(methods, INFO, T1, T2, n_boot=5)
+    assert best_singles(leaderboard, 3) == ["best", "a", "b"]
+    empty = build_leaderboard([replace(m, frame=m.frame.iloc[:0]) for m in methods], INFO, T1, T2, n_boot=5)
     assert best_singles(empty, 2) == []
 
 
-def test_the_last_system_is_compared_with_every_other_method(ladder: dict[str, Any]) -> None:
-    assert ladder["system"] == "full"
-    pairs = [(d["system"], d["other"], d["metric"]) for d in ladder["differences"]]
+def test_the_last_system_is_compared_with_every_other_method(leaderboard: dict[str, Any]) -> None:
+    assert leaderboard["system"] == "full"
+    pairs = [(d["system"], d["other"], d["metric"]) for d in leaderboard["differences"]]
     assert pairs == [("full", other, metric) for other in ("popular", "merged") for metric in ("ndcg@10", "hr@10")]
-    ndcg = ladder["differences"][0]
+    ndcg = leaderboard["differences"][0]
     assert ndcg["mean"] == pytest.approx((1 / 2 + 1 / 2 + 1 / 3) / 4)
-    assert ladder["differences"][3]["mean"] == 0.0  # three hits each
+    assert leaderboard["differences"][3]["mean"] == 0.0  # three hits each
     assert ndcg["n_events"] == 4
 
 
 def test_a_system_may_be_named_and_none_may_be_there() -> None:
     methods = [method("a", [1, 1, 1, 1]), method("b", [3, 3, 3, 3])]
-    alone = build_ladder(methods, SOURCE, T1, T2, n_boot=5)
+    alone = build_leaderboard(methods, INFO, T1, T2, n_boot=5)
     assert (alone["system"], alone["differences"]) == (None, [])
-    named = build_ladder(methods, SOURCE, T1, T2, system="a", n_boot=5)
+    named = build_leaderboard(methods, INFO, T1, T2, system="a", n_boot=5)
     assert named["differences"][0]["mean"] == 0.5
 
 
-def test_row_order_does_not_matter(ladder: dict[str, Any]) -> None:
+def test_row_order_does_not_matter(leaderboard: dict[str, Any]) -> None:
     methods = [
         method("popular", [3, 0, 0, 11]),
         method("merged", [1, 1, 0, 7], "system"),
         method("full", [1, 3, 7, 0], "system"),
     ]
     shuffled = [replace(m, frame=m.frame.sample(frac=1, random_state=i)) for i, m in enumerate(methods)]
-    assert build_ladder(shuffled, SOURCE, T1, T2, n_boot=50, seed=3) == ladder
+    assert build_leaderboard(shuffled, INFO, T1, T2, n_boot=50, seed=3) == leaderboard
 
 
-def test_what_it_says_of_itself(ladder: dict[str, Any]) -> None:
-    assert ladder["version"] == 2
-    assert ladder["data"] == {
+def test_what_it_says_of_itself(leaderboard: dict[str, Any]) -> None:
+    assert leaderboard["version"] == 2
+    assert leaderboard["data"] == {
         "name": "planted",
         "label": "planted (synthetic, not MovieLens)",
         "synthetic": True,
         "fingerprint": "f" * 64,
     }
-    assert ladder["bootstrap"] == {"n_boot": 50, "seed": 3, "level": 0.95}
-    assert (ladder["protocol"]["t2"], ladder["protocol"]["t2_utc"]) == (900, "1970-01-01 00:15:00 UTC")
-    assert "frozen at T2" in ladder["protocol"]["text"]
+    assert leaderboard["bootstrap"] == {"n_boot": 50, "seed": 3, "level": 0.95}
+    assert (leaderboard["protocol"]["t2"], leaderboard["protocol"]["t2_utc"]) == (900, "1970-01-01 00:15:00 UTC")
+    assert "frozen at T2" in leaderboard["protocol"]["text"]
 
 
 def test_an_empty_segment_is_null_and_survives_json(tmp_path: Path) -> None:
-    ladder = build_ladder([method("a", [1, 2, 3, 4], n_history=7)], SOURCE, T1, T2, n_boot=5)
-    assert ladder["methods"][0]["segments"]["cold"] == {
+    leaderboard = build_leaderboard([method("a", [1, 2, 3, 4], n_history=7)], INFO, T1, T2, n_boot=5)
+    assert leaderboard["methods"][0]["segments"]["cold"] == {
         "n_events": 0,
         "n_users": 0,
         "degenerate": False,
         "metrics": dict.fromkeys(METRICS),
     }
-    path = tmp_path / "deep" / "ladder.json"
-    save_ladder(ladder, path)
-    assert json.loads(path.read_text()) == ladder
+    path = tmp_path / "deep" / "leaderboard.json"
+    save_leaderboard(leaderboard, path)
+    assert json.loads(path.read_text()) == leaderboard
     assert "NaN" not in path.read_text()
     with pytest.raises(ValueError, match="JSON"):
-        save_ladder({"bad": float("nan")}, path)
-    assert json.loads(path.read_text()) == ladder  # the old file is still whole
+        save_leaderboard({"bad": float("nan")}, path)
+    assert json.loads(path.read_text()) == leaderboard  # the old file is still whole
 
 
 def test_no_event_at_all_gives_nulls_and_no_difference() -> None:
     methods = [method("a", [1, 2, 3, 4]), method("b", [1, 2, 3, 4], "system")]
-    ladder = build_ladder([replace(m, frame=m.frame.iloc[:0]) for m in methods], SOURCE, T1, T2, n_boot=5)
-    assert ladder["differences"] == []
-    assert cell(ladder, 0, "all", "mrr") is None
-    json.dumps(ladder, allow_nan=False)
+    leaderboard = build_leaderboard([replace(m, frame=m.frame.iloc[:0]) for m in methods], INFO, T1, T2, n_boot=5)
+    assert leaderboard["differences"] == []
+    assert cell(leaderboard, 0, "all", "mrr") is None
+    json.dumps(leaderboard, allow_nan=False)
 
 
 A = method("a", [1, 2, 3, 4])
@@ -218,10 +219,12 @@ A = method("a", [1, 2, 3, 4])
         ),
     ],
 )
-def test_what_cannot_be_a_ladder_is_refused(methods: list[MethodRanks], options: dict[str, Any], says: str) -> None:
+def test_what_cannot_be_a_leaderboard_is_refused(
+    methods: list[MethodRanks], options: dict[str, Any], says: str
+) -> None:
     arguments = {"t1": T1, "t2": T2, "n_boot": 5, **options}
     with pytest.raises(ValueError, match=says):
-        build_ladder(methods, SOURCE, **arguments)
+        build_leaderboard(methods, INFO, **arguments)
 
 
 def test_what_cannot_be_a_method_is_refused() -> None:

@@ -1,19 +1,18 @@
-"""The two-tower model and its FAISS index as a candidate source.
+"""The two-tower model and its FAISS index as a retriever.
 
-Stage: retrieval; both tracks. In: a trained `TwoTower`, or what one left in a folder. Out: a `Source` that encodes
-states, searches the index and scores any movie by inner product. Absent: training, and torch.
+Stage: retrieval; both tracks. In: a trained `TwoTower`, or what one left in a folder. Out: a `Retriever` that encodes
+states, searches the index and scores any item by inner product. Absent: training, and torch.
 
-Shapes: B users, N movies, K candidates, D dimensions.
+Shapes: B users, N items, K candidates, D dimensions.
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from recsys.artefacts import read_json, write_json
+from recsys.arrays import FloatArray
+from recsys.atomic_io import read_json, write_json
 from recsys.columns import TWO_TOWER
 from recsys.errors import BundleError
 from recsys.features.catalogue import Catalogue
@@ -27,10 +26,10 @@ if TYPE_CHECKING:  # a service must start without torch, which costs two seconds
     from recsys.retrieval.two_tower import TwoTower
 
 
-class TwoTowerSource:
+class TwoTowerRetriever:
     name = TWO_TOWER
 
-    def __init__(self, model: TowerWeights, item_vectors: npt.NDArray[np.float32], index: VectorIndex) -> None:
+    def __init__(self, model: TowerWeights, item_vectors: FloatArray, index: VectorIndex) -> None:
         """`item_vectors` (N, D), those that the index holds."""
         self.model = model
         self.item_vectors = item_vectors
@@ -38,15 +37,15 @@ class TwoTowerSource:
         self._encoder = TowerEncoder(model, item_vectors)
 
     @classmethod
-    def from_model(cls, model: "TwoTower", kind: Kind = "auto") -> "TwoTowerSource":
-        """Compute every movie's vector and build the index."""
+    def from_model(cls, model: "TwoTower", kind: Kind = "auto") -> "TwoTowerRetriever":
+        """Compute every item's vector and build the index."""
         weights, vectors = model.eval().export()
         return cls(weights, vectors, VectorIndex.build(vectors, kind))
 
     def answer(self, states: StateBatch) -> VectorAnswer:
         return VectorAnswer(self.encode(states), self.item_vectors, self.index, states.seen_idx)
 
-    def encode(self, states: StateBatch) -> npt.NDArray[np.float32]:
+    def encode(self, states: StateBatch) -> FloatArray:
         """(B, D) user vectors."""
         return self._encoder.encode(states)
 
@@ -61,11 +60,11 @@ class TwoTowerSource:
         self.index.save(folder)
 
     @classmethod
-    def load(cls, folder: Path, catalogue: Catalogue) -> "TwoTowerSource":
+    def load(cls, folder: Path, catalogue: Catalogue) -> "TwoTowerRetriever":
         stored = read_json(folder / "towers.json")
         shape = TowerShape(**{**stored, "profile_sizes": tuple(stored["profile_sizes"])})
         if shape.n_items != len(catalogue):
-            raise BundleError(f"{folder}: the towers know {shape.n_items} movies, the catalogue holds {len(catalogue)}")
+            raise BundleError(f"{folder}: the towers know {shape.n_items} items, the catalogue holds {len(catalogue)}")
         model = TowerWeights(shape, map_tensors(folder / "towers.safetensors"))
         vectors = map_tensors(folder / "item_vectors.safetensors")["item_vectors"]
         return cls(model, vectors, VectorIndex.load(folder, len(vectors)))

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
-from recsys.features.rebuild import distinct, distinct_rows, fold, folds_exactly, state_from_events
 from recsys.features.state import HISTORY_LENGTH, Event, UserState, state_after
+from recsys.features.state_merge import can_apply_incrementally, distinct, distinct_rows, fold, state_from_events
 
 from .test_state import histories
 
 PROFILE = UserState(7, gender="F", age=24, occupation="artist")
-FULL = [Event(10 + i, 3.0, 1_000 + i) for i in range(HISTORY_LENGTH + 10)]  # ten movies have left the window
+FULL = [Event(10 + i, 3.0, 1_000 + i) for i in range(HISTORY_LENGTH + 10)]  # ten items have left the window
 
-# Few movies and seconds: many repeated ratings, equal keys with other stars, and histories that outgrow the window.
+# Few items and seconds: many repeated ratings, equal keys with other stars, and histories that outgrow the window.
 some_events = st.lists(
     st.builds(
         Event,
@@ -94,14 +94,15 @@ def test_rows_of_a_table_are_made_distinct_like_a_list(events: list[Event]) -> N
 
 
 def test_what_the_plain_fold_gets_wrong() -> None:
-    """Why `folds_exactly` is asked at all: `state_after` counts an old event again, and keeps the first rating."""
+    """Why `can_apply_incrementally` is asked at all: `state_after` counts an old event again, and keeps the first
+    rating."""
     state, seen = state_from_events(PROFILE, FULL)
     old = FULL[3]
     assert state_after(state, old).n_events == len(FULL) + 1
-    assert not folds_exactly(state, seen, old)
+    assert not can_apply_incrementally(state, seen, old)
     higher = Event(FULL[-1].item_id, 5.0, FULL[-1].timestamp)
     assert state_after(state, higher).ratings[-1] == 3.0
-    assert not folds_exactly(state, seen, higher)
+    assert not can_apply_incrementally(state, seen, higher)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_what_the_plain_fold_gets_wrong() -> None:
 )
 def test_when_folding_is_exact(event: Event, exact: bool) -> None:
     state, seen = state_from_events(PROFILE, FULL)
-    assert folds_exactly(state, seen, event) is exact
+    assert can_apply_incrementally(state, seen, event) is exact
     folded = fold(state, seen, [event])
     assert (folded is not None) is exact
     if folded is not None:
@@ -130,14 +131,14 @@ def test_when_folding_is_exact(event: Event, exact: bool) -> None:
 def test_a_window_that_holds_the_whole_history_says_everything() -> None:
     exactly_full = FULL[:HISTORY_LENGTH]
     state, seen = state_from_events(PROFILE, exactly_full)
-    assert folds_exactly(state, seen, Event(13, 4.0, 10))  # another rating of a movie in the window, long before
+    assert can_apply_incrementally(state, seen, Event(13, 4.0, 10))  # another rating, long before
     folded = fold(state, seen, [Event(13, 4.0, 10)])
     assert folded is not None
     assert folded[0].n_events == HISTORY_LENGTH + 1
     assert folded[0].item_ids == state.item_ids
 
 
-def test_a_movie_rated_again_is_another_event() -> None:
+def test_a_item_rated_again_is_another_event() -> None:
     state, seen = state_from_events(PROFILE, [Event(11, 2.0, 10), Event(11, 5.0, 20)])
     assert (state.item_ids, state.ratings, state.n_events, state.n_liked) == ((11, 11), (2.0, 5.0), 2, 1)
     assert seen.tolist() == [11]

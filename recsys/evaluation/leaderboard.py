@@ -1,6 +1,6 @@
-"""The ladder: every method, from the plainest to the full system, measured on the same events.
+"""The leaderboard: every method, from the plainest to the full system, measured on the same events.
 
-Stage: evaluate. In: a `MethodRanks` for each method. Out: one plain dict, written as `ladder.json`, that every
+Stage: evaluate. In: a `MethodRanks` for each method. Out: one plain dict, written as `leaderboard.json`, that every
 table, picture and page is made from. Absent: replaying the events (`replay`), drawing (`report`, `plots`).
 
 Shape of the dict: `version`, `data` {name, label, synthetic, fingerprint}, `protocol` {text, t1, t2, t1_utc,
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from recsys.artefacts import write_json
+from recsys.arrays import IntArray
+from recsys.atomic_io import write_json
 from recsys.columns import LIKED_RATING, RANK, RATING, TIMESTAMP, USER_ID
-from recsys.data.tables import Source
+from recsys.data.tables import DatasetInfo
 from recsys.evaluation.beyond_accuracy import BEYOND_ACCURACY
 from recsys.evaluation.bootstrap import (
     EVENT_KEY,
@@ -35,17 +35,17 @@ from recsys.evaluation.bootstrap import (
     sorted_by_event,
 )
 from recsys.evaluation.cohorts import FACTS, segment_masks
-from recsys.evaluation.metrics import LIST_LENGTH, METRICS, Ints, check_rank, coverage, event_values
+from recsys.evaluation.metrics import LIST_LENGTH, METRICS, check_rank, coverage, event_values
 
 VERSION: Final = 2
 COMPARED: Final = ("ndcg@10", "hr@10")
 Kind = Literal["single", "system"]
 
 PROTOCOL: Final = (
-    "Every event (user, movie, time) after T2 is replayed in order of time. The history is what the user did "
-    "strictly before that time. All movies of the catalogue outside the history are ranked; the movie of the event "
+    "Every event (user, item, time) after T2 is replayed in order of time. The history is what the user did "
+    "strictly before that time. All items of the catalogue outside the history are ranked; the item of the event "
     "is the one relevant item. Models are frozen at T2 (the ranker learned from events before T2); user "
-    "states move on with the events. A list has at most {list_length} movies, and a movie not in it counts as 0."
+    "states move on with the events. A list has at most {list_length} items, and an item not in it counts as 0."
 )
 
 
@@ -53,19 +53,19 @@ PROTOCOL: Final = (
 class MethodRanks:
     """What one method answered in the replay.
 
-    name         as tables show it, unique in a ladder
+    name         as tables show it, unique in a leaderboard
     frame        a row for each test event: user_id, timestamp (s), item_id, rating, rank (1 is best, 0 is not in
                  the list), and the facts that cohorts are formed by (`cohorts.FACTS`)
     top10_items  item ids that were in the top 10 of any event, int64, repeats allowed
-    n_catalogue  movies that could have been shown
+    n_catalogue  items that could have been shown
     beyond       the numbers of BEYOND_ACCURACY over the top tens
-    kind         "single" for one source alone, "system" for several stages together
+    kind         "single" for one retriever alone, "system" for several stages together
     description  one line for the reader
     """
 
     name: str
     frame: pd.DataFrame
-    top10_items: npt.NDArray[np.int64]
+    top10_items: IntArray
     n_catalogue: int
     beyond: Mapping[str, float | None]
     kind: Kind
@@ -82,9 +82,9 @@ class MethodRanks:
         coverage(self.top10_items, self.n_catalogue)
 
 
-def build_ladder(
+def build_leaderboard(
     methods: Sequence[MethodRanks],
-    source: Source,
+    info: DatasetInfo,
     t1: int,
     t2: int,
     *,
@@ -100,7 +100,7 @@ def build_ladder(
     ratings, facts or catalogue, cutoffs out of order, an event at or before t2.
     """
     if not methods or len({m.name for m in methods}) < len(methods):
-        raise ValueError(f"A ladder needs methods with different names, not {[m.name for m in methods]}.")
+        raise ValueError(f"A leaderboard needs methods with different names, not {[m.name for m in methods]}.")
     full = _full_system(methods, system)
     frames = _aligned(methods)
     events = frames[0]
@@ -113,7 +113,7 @@ def build_ladder(
     by_name = {m.name: frame for m, frame in zip(methods, frames, strict=True)}
     return {
         "version": VERSION,
-        "data": data_of(source),
+        "data": data_of(info),
         "protocol": {
             "text": PROTOCOL.format(list_length=LIST_LENGTH),
             "t1": int(t1),
@@ -146,23 +146,25 @@ def build_ladder(
     }
 
 
-def best_singles(ladder: Mapping[str, Any], n: int) -> list[str]:
+def best_singles(leaderboard: Mapping[str, Any], n: int) -> list[str]:
     """Names of up to n methods of kind "single", by NDCG@10 over all events, best first; ties by name.
 
     Empty where there was no test event.
     """
-    cells = {m["name"]: m["segments"]["all"]["metrics"]["ndcg@10"] for m in ladder["methods"] if m["kind"] == "single"}
+    cells = {
+        m["name"]: m["segments"]["all"]["metrics"]["ndcg@10"] for m in leaderboard["methods"] if m["kind"] == "single"
+    }
     measured = [name for name, cell in cells.items() if cell is not None]
     return sorted(measured, key=lambda name: (-cells[name]["mean"], name))[:n]
 
 
-def data_of(source: Source) -> dict[str, Any]:
+def data_of(info: DatasetInfo) -> dict[str, Any]:
     """What every table, picture and page says of its data."""
     return {
-        "name": source.name,
-        "label": source.label,
-        "synthetic": source.synthetic,
-        "fingerprint": source.fingerprint,
+        "name": info.name,
+        "label": info.label,
+        "synthetic": info.synthetic,
+        "fingerprint": info.fingerprint,
     }
 
 
@@ -175,9 +177,9 @@ def utc(timestamp_s: int) -> str:
     return datetime.fromtimestamp(int(timestamp_s), tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def save_ladder(ladder: dict[str, Any], path: Path) -> None:
+def save_leaderboard(leaderboard: dict[str, Any], path: Path) -> None:
     """Write the dict as JSON. A NaN in it is a ValueError, and the file is left as it was."""
-    write_json(path, ladder)
+    write_json(path, leaderboard)
 
 
 def _full_system(methods: Sequence[MethodRanks], name: str | None) -> str | None:
@@ -206,7 +208,7 @@ def _aligned(methods: Sequence[MethodRanks]) -> list[pd.DataFrame]:
     return frames
 
 
-def _segment(user_id: npt.NDArray[np.int64], ranks: Sequence[Ints], n_boot: int, seed: int) -> list[dict[str, Any]]:
+def _segment(user_id: IntArray, ranks: Sequence[IntArray], n_boot: int, seed: int) -> list[dict[str, Any]]:
     """Metrics of every method on the events of one segment; nulls where the segment has no event."""
     if not user_id.size:
         return [{"n_events": 0, "n_users": 0, "degenerate": False, "metrics": dict.fromkeys(METRICS)} for _ in ranks]

@@ -1,4 +1,4 @@
-"""The table of sources: every name can be fitted with its default settings, saved and loaded. Stage: retrieval."""
+"""The table of retrievers: every name can be fitted with its default settings, saved and loaded. Stage: retrieval."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipelines.config import config_for
-from recsys.bundle import save_sources
+from recsys.bundle import save_retrievers
 from recsys.columns import (
     COVISITATION,
     EASE,
@@ -14,7 +14,7 @@ from recsys.columns import (
     ITEM_ID,
     ITEM_KNN,
     POPULARITY,
-    SOURCES,
+    RETRIEVERS,
     TIMESTAMP,
     TWO_TOWER,
     USER_ID,
@@ -26,57 +26,57 @@ from recsys.retrieval.ease import Ease
 from recsys.retrieval.ials import Ials
 from recsys.retrieval.item_knn import ItemKnn
 from recsys.retrieval.popularity import Popularity
-from recsys.retrieval.sources import KnownEvents, fit_source, load_sources
-from recsys.retrieval.two_tower_source import TwoTowerSource
+from recsys.retrieval.retrievers import KnownEvents, fit_retriever, load_retrievers
+from recsys.retrieval.two_tower_retriever import TwoTowerRetriever
 from tests.planted import (
-    N_MOVIES,
+    N_ITEMS,
     planted_catalogue,
     planted_histories,
-    planted_sources,
+    planted_retrievers,
     planted_split,
     planted_tables,
 )
 
 
 def known(cutoff: int) -> KnownEvents:
-    return KnownEvents.through(planted_histories(), N_MOVIES, cutoff)
+    return KnownEvents.through(planted_histories(), N_ITEMS, cutoff)
 
 
 @pytest.mark.parametrize("cutoff", [0, planted_split().t1, planted_split().end])
-def test_known_events_are_those_up_to_the_cutoff_by_user_time_and_movie(cutoff: int) -> None:
+def test_known_events_are_those_up_to_the_cutoff_by_user_time_and_item(cutoff: int) -> None:
     h, made = planted_histories(), known(cutoff)
     got = zip(h.user_ids[made.user_idx], made.timestamps, planted_catalogue().to_ids(made.item_idx), strict=True)
     events = planted_tables().events
     columns = [events[events[TIMESTAMP] <= cutoff][name].tolist() for name in (USER_ID, TIMESTAMP, ITEM_ID)]
     assert [tuple(map(int, row)) for row in got] == sorted(zip(*columns, strict=True))
-    assert (made.cutoff, made.n_items) == (cutoff, N_MOVIES)
+    assert (made.cutoff, made.n_items) == (cutoff, N_ITEMS)
 
 
-def test_every_source_but_the_towers_has_default_settings() -> None:
-    assert set(config_for(planted_tables().events).sources) == set(SOURCES) - {TWO_TOWER}
+def test_every_retriever_but_the_towers_has_default_settings() -> None:
+    assert set(config_for(planted_tables().events).retrievers) == set(RETRIEVERS) - {TWO_TOWER}
 
 
-@pytest.mark.parametrize("name", [name for name in SOURCES if name != TWO_TOWER])
+@pytest.mark.parametrize("name", [name for name in RETRIEVERS if name != TWO_TOWER])
 def test_each_is_fitted_by_name_and_comes_back_as_itself(name: str, tmp_path: Path) -> None:
-    made = fit_source(name, known(planted_split().end), config_for(planted_tables().events).sources[name])
+    made = fit_retriever(name, known(planted_split().end), config_for(planted_tables().events).retrievers[name])
     assert made.name == name
-    save_sources([made], tmp_path)
-    (loaded,) = load_sources(tmp_path, planted_catalogue())
+    save_retrievers([made], tmp_path)
+    (loaded,) = load_retrievers(tmp_path, planted_catalogue())
     assert type(loaded) is type(made)
     assert loaded.name == name
     states = planted_histories().states_at(planted_histories().user_ids, planted_split().end)
-    for first, second in zip(made.answer(states).top(N_MOVIES), loaded.answer(states).top(N_MOVIES), strict=True):
+    for first, second in zip(made.answer(states).top(N_ITEMS), loaded.answer(states).top(N_ITEMS), strict=True):
         np.testing.assert_array_equal(first, second)
 
 
-def test_loaded_sources_keep_their_large_arrays_in_the_mapped_files(tmp_path: Path) -> None:
+def test_loaded_retrievers_keep_their_large_arrays_in_the_mapped_files(tmp_path: Path) -> None:
     """What cannot be written to is the file's own memory, which workers share; a copy could be written to."""
-    save_sources(planted_sources(), tmp_path)
+    save_retrievers(planted_retrievers(), tmp_path)
     towers, ease, item_knn, ials, covisitation, popularity = (
-        {source.name: source for source in load_sources(tmp_path, planted_catalogue())}[name]
+        {retriever.name: retriever for retriever in load_retrievers(tmp_path, planted_catalogue())}[name]
         for name in (TWO_TOWER, EASE, ITEM_KNN, IALS, COVISITATION, POPULARITY)
     )
-    assert isinstance(towers, TwoTowerSource)
+    assert isinstance(towers, TwoTowerRetriever)
     assert isinstance(ease, Ease)
     assert isinstance(ials, Ials)
     assert isinstance(popularity, Popularity)
@@ -90,30 +90,33 @@ def test_loaded_sources_keep_their_large_arrays_in_the_mapped_files(tmp_path: Pa
 
 
 def test_a_folder_gives_what_it_holds_in_the_order_of_the_vocabulary(tmp_path: Path) -> None:
-    save_sources(planted_sources()[::-1], tmp_path / "all")
-    assert tuple(s.name for s in load_sources(tmp_path / "all", planted_catalogue())) == SOURCES
-    save_sources([planted_sources()[4], planted_sources()[1]], tmp_path / "some")
-    assert tuple(s.name for s in load_sources(tmp_path / "some", planted_catalogue())) == (SOURCES[1], SOURCES[4])
+    save_retrievers(planted_retrievers()[::-1], tmp_path / "all")
+    assert tuple(s.name for s in load_retrievers(tmp_path / "all", planted_catalogue())) == RETRIEVERS
+    save_retrievers([planted_retrievers()[4], planted_retrievers()[1]], tmp_path / "some")
+    assert tuple(s.name for s in load_retrievers(tmp_path / "some", planted_catalogue())) == (
+        RETRIEVERS[1],
+        RETRIEVERS[4],
+    )
 
 
-def test_a_folder_without_sources_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="holds no candidate source; train again with `recsys train`"):
-        load_sources(tmp_path, planted_catalogue())
+def test_a_folder_without_retrievers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="holds no retriever; train again with `recsys train`"):
+        load_retrievers(tmp_path, planted_catalogue())
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_a_source_of_another_catalogue_is_refused(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", RETRIEVERS)
+def test_a_retriever_of_another_catalogue_is_refused(name: str, tmp_path: Path) -> None:
     """The loops of an answer check no row number: they would write beside their arrays."""
-    (source,) = [source for source in planted_sources() if source.name == name]
-    assert source.n_items == N_MOVIES
-    save_sources([source], tmp_path)
-    movies = planted_tables().movies.iloc[:-1]
-    smaller = Catalogue.from_tables(movies, planted_tables().users)
-    with pytest.raises(BundleError, match=f"{N_MOVIES} movies"):
-        load_sources(tmp_path, smaller)
+    (retriever,) = [retriever for retriever in planted_retrievers() if retriever.name == name]
+    assert retriever.n_items == N_ITEMS
+    save_retrievers([retriever], tmp_path)
+    items = planted_tables().items.iloc[:-1]
+    smaller = Catalogue.from_tables(items, planted_tables().users)
+    with pytest.raises(BundleError, match=f"{N_ITEMS} items"):
+        load_retrievers(tmp_path, smaller)
 
 
-def test_weights_of_ease_that_do_not_fit_its_movies_are_refused(tmp_path: Path) -> None:
+def test_weights_of_ease_that_do_not_fit_its_items_are_refused(tmp_path: Path) -> None:
     head, weights = np.array([0, 4]), np.zeros((2, 2), dtype=np.float32)
     for wrong in (Ease(head[:1], weights, 5, 1.0), Ease(head, weights, 4, 1.0)):
         wrong.save(tmp_path)

@@ -1,19 +1,19 @@
-"""What an answer says about each movie, made once for a catalogue; and the search by title.
+"""What an answer says about each item, made once for a catalogue; and the search by title.
 
-Stage: serving. In: a `Catalogue`. Out: a dict a movie, ready to go into an answer. Absent: scores.
+Stage: serving. In: a `Catalogue`. Out: a dict an item, ready to go into an answer. Absent: scores.
 """
 
 from collections import defaultdict
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from recsys.arrays import FloatArray, IntArray
 from recsys.features.catalogue import Catalogue, title_words
 
 
-class Movies:
-    """facts   N dicts: movie_id, title, year, genres; an answer copies them, and must not change them."""
+class Items:
+    """facts   N dicts: item_id, title, year, genres; an answer copies them, and must not change them."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         names = catalogue.genre_names
@@ -21,8 +21,8 @@ class Movies:
         for row, column in zip(*(axis.tolist() for axis in np.nonzero(catalogue.genres)), strict=True):
             genres[row].append(names[column])
         self.facts: list[dict[str, Any]] = [
-            {"movie_id": movie_id, "title": title, "year": None if np.isnan(year) else int(year), "genres": own}
-            for movie_id, title, year, own in zip(
+            {"item_id": item_id, "title": title, "year": None if np.isnan(year) else int(year), "genres": own}
+            for item_id, title, year, own in zip(
                 catalogue.item_ids.tolist(), catalogue.titles, catalogue.years.tolist(), genres, strict=True
             )
         ]
@@ -31,8 +31,8 @@ class Movies:
             for word in set(title_words(title)):
                 self._rows[word].append(row)
 
-    def search(self, text: str, popularity: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-        """Row numbers of the movies whose title has, for each word of `text`, a word that begins with it; the largest
+    def search(self, text: str, popularity: FloatArray) -> IntArray:
+        """Row numbers of the items whose title has, for each word of `text`, a word that begins with it; the largest
         `popularity` (N,) first, ties by row number. Nothing where `text` has no word."""
         found: set[int] | None = None
         for asked in title_words(text):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from recsys.artefacts import (
+from recsys.atomic_io import (
     FORGOTTEN_S,
     fingerprint_files,
     fingerprint_value,
@@ -84,7 +84,7 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(old: bool, tmp_path: P
 def killed(path: Path, writer: str) -> None:
     """A process that begins to write at `path`, as `writer` does, and is killed."""
     lines = [
-        "import sys, time; from pathlib import Path; from recsys import artefacts",
+        "import sys, time; from pathlib import Path; from recsys import atomic_io",
         f"with artefacts.{writer}(Path(sys.argv[1])) as beside:",
         "    (beside / 'half.txt' if beside.is_dir() else beside).write_text('half')",
         "    print('begun', flush=True); time.sleep(60)",

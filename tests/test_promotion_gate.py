@@ -8,7 +8,7 @@ import pytest
 
 from recsys.errors import ConfigError
 from recsys.evaluation.bootstrap import PairedDifference
-from recsys.gate import GateResult, Interval, Measured, intervals, judge
+from recsys.promotion_gate import GateResult, Interval, Measured, intervals, judge
 
 GOOD: dict[str, Any] = {
     "ndcg@10": {"mean": 0.20, "low": 0.18, "high": 0.22},

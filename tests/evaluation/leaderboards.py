@@ -1,14 +1,14 @@
-"""Small ladders for the tests of tables, pictures and the page. Stage: tests. In: ranks by method. Out: the dict of
-`ladder`. Absent: a replay."""
+"""Small leaderboards for the tests of tables, pictures and the page. Stage: tests. In: ranks by method. Out: the dict
+of `leaderboard`. Absent: a replay."""
 
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from recsys.data.tables import Source
+from recsys.data.tables import DatasetInfo
 from recsys.evaluation.beyond_accuracy import BEYOND_ACCURACY
-from recsys.evaluation.ladder import MethodRanks, build_ladder
+from recsys.evaluation.leaderboard import MethodRanks, build_leaderboard
 
 NASTY = """<script>alert("x")</script> & 'q' $\\frac{1 | {0} %s \x1b[31m 日本"""
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -17,7 +17,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def make(
     ranks: dict[str, tuple[str, list[int]]], *, name: str = "ml-1m", synthetic: bool = False, users: int = 4
 ) -> dict[str, Any]:
-    """A ladder of eight events spread over `users` users, none of them cold, at histories of 1, 11, .., 71 events.
+    """A leaderboard of eight events spread over `users` users, none of them cold, at histories of 1, 11, .., 71 events.
 
     The beyond-accuracy measures of method m are m + 0.5, m + 1.5, ..; the second one has no diversity.
     """
@@ -42,7 +42,7 @@ def make(
             beyond["diversity@10"] = None
         ranked = frame.assign(rank=np.array(values))
         methods.append(MethodRanks(title, ranked, np.arange(5), 10, beyond, kinds[kind], f"about {title}"))
-    return build_ladder(methods, Source(name, synthetic, "ml-1m", "a" * 64, 9, 10, 9), 500, 999, n_boot=200)
+    return build_leaderboard(methods, DatasetInfo(name, synthetic, "ml-1m", "a" * 64, 9, 10, 9), 500, 999, n_boot=200)
 
 
 TWO = {"popular": ("single", [3] * 8), "full": ("system", [1] * 8)}

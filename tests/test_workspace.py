@@ -5,21 +5,21 @@ from pathlib import Path
 import pytest
 
 from recsys.errors import ConfigError
-from recsys.home import DatasetHome, Home
+from recsys.workspace import DatasetWorkspace, Workspace
 
 
 def test_every_place_lies_below_its_data_set(tmp_path: Path) -> None:
-    home = Home(tmp_path).dataset("ml-100k")
-    assert home == DatasetHome(tmp_path / "ml-100k", "ml-100k")
+    home = Workspace(tmp_path).dataset("ml-100k")
+    assert home == DatasetWorkspace(tmp_path / "ml-100k", "ml-100k")
     places = ("data", "raw", "features", "feast", "stages", "work", "bundles", "reports", "events")
     assert [getattr(home, p) for p in places] == [tmp_path / "ml-100k" / p for p in places]
-    assert Home(tmp_path).mlflow == tmp_path / "mlflow"
+    assert Workspace(tmp_path).mlflow == tmp_path / "mlflow"
     assert list(tmp_path.iterdir()) == [], "nothing is created"
 
 
 @pytest.mark.parametrize("name", ["ml-100k", "ml-1m", "synthetic.small", "0", "a_b-c.d"])
 def test_names_that_are_allowed(name: str, tmp_path: Path) -> None:
-    assert Home(tmp_path).dataset(name).root.parent == tmp_path
+    assert Workspace(tmp_path).dataset(name).root.parent == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -28,11 +28,11 @@ def test_names_that_are_allowed(name: str, tmp_path: Path) -> None:
 )
 def test_names_that_could_leave_the_home_or_collide_with_it(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot name a data set"):
-        Home(tmp_path).dataset(name)
+        Workspace(tmp_path).dataset(name)
 
 
 def test_the_last_one_used_is_chosen(tmp_path: Path) -> None:
-    home = Home(tmp_path / "deep")
+    home = Workspace(tmp_path / "deep")
     for name in ("ml-1m", "ml-100k"):
         home.dataset(name).data.mkdir(parents=True)
         home.remember(name)
@@ -44,12 +44,12 @@ def test_the_last_one_used_is_chosen(tmp_path: Path) -> None:
 
 def test_without_any_data_set_the_error_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no data set yet\. Run `recsys data --dataset ml-100k` first"):
-        Home(tmp_path).choose(None)
+        Workspace(tmp_path).choose(None)
 
 
 @pytest.mark.parametrize("named", [True, False])
 def test_a_data_set_that_is_not_there_is_named(named: bool, tmp_path: Path) -> None:
-    home = Home(tmp_path)
+    home = Workspace(tmp_path)
     home.remember("ml-25m")
     with pytest.raises(ConfigError, match=r"no data set 'ml-25m' in .* Run `recsys data --dataset ml-25m` first"):
         home.choose("ml-25m" if named else None)

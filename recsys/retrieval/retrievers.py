@@ -1,10 +1,10 @@
-"""Which sources there are, besides the two-tower model: how each is fitted from events, and how it is loaded.
+"""Which retrievers there are, besides the two-tower model: how each is fitted from events, and how it is loaded.
 
-Stage: retrieval, offline (fit) and both tracks (load). In: `KnownEvents` and settings. Out: fitted `Source`s.
+Stage: retrieval, offline (fit) and both tracks (load). In: `KnownEvents` and settings. Out: fitted `Retriever`s.
 Absent: the two-tower model, which trains by itself (`two_tower_training`).
 
-A new source needs a module that meets the contract of `source`, a name in `recsys.columns`, a line in each table here
-and its default settings (`pipelines.config`). Features, merging, bundle, replay and ablation follow from its name.
+A new retriever needs a module that meets the contract of `retriever`, a name in `recsys.columns`, a line in each table
+here and its default settings (`pipelines.config`). Features, merging, bundle, replay and ablation follow from its name.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
-from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, SOURCES, TWO_TOWER
+from recsys.arrays import IntArray
+from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, RETRIEVERS, TWO_TOWER
 from recsys.errors import BundleError
 from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
@@ -24,10 +24,8 @@ from recsys.retrieval.ease import Ease
 from recsys.retrieval.ials import Ials
 from recsys.retrieval.item_knn import ItemKnn
 from recsys.retrieval.popularity import Popularity
-from recsys.retrieval.source import Source
-from recsys.retrieval.two_tower_source import TwoTowerSource
-
-Idx = npt.NDArray[np.int64]
+from recsys.retrieval.retriever import Retriever
+from recsys.retrieval.two_tower_retriever import TwoTowerRetriever
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,9 @@ class KnownEvents:
     user_idx, item_idx, timestamps   (E,)
     """
 
-    user_idx: Idx
-    item_idx: Idx
-    timestamps: Idx
+    user_idx: IntArray
+    item_idx: IntArray
+    timestamps: IntArray
     n_items: int
     cutoff: int
 
@@ -50,15 +48,15 @@ class KnownEvents:
         return cls(owner, histories.item_idx[known], histories.timestamps[known], n_items, cutoff)
 
 
-_FITS: Final[dict[str, Callable[[KnownEvents, Mapping[str, Any]], Source]]] = {
+_FITS: Final[dict[str, Callable[[KnownEvents, Mapping[str, Any]], Retriever]]] = {
     EASE: lambda e, s: Ease.fit(e.user_idx, e.item_idx, e.n_items, **s),
     ITEM_KNN: lambda e, s: ItemKnn.fit(e.user_idx, e.item_idx, e.n_items, **s),
     IALS: lambda e, s: Ials.fit(e.user_idx, e.item_idx, e.n_items, **s),
     COVISITATION: lambda e, s: Covisitation.fit(e.user_idx, e.item_idx, e.timestamps, e.n_items, **s),
     POPULARITY: lambda e, s: Popularity.fit(e.item_idx, e.timestamps, e.n_items, cutoff=e.cutoff, **s),
 }
-_LOADS: Final[dict[str, Callable[[Path, Catalogue], Source]]] = {
-    TWO_TOWER: TwoTowerSource.load,
+_LOADS: Final[dict[str, Callable[[Path, Catalogue], Retriever]]] = {
+    TWO_TOWER: TwoTowerRetriever.load,
     EASE: lambda folder, _: Ease.load(folder),
     ITEM_KNN: lambda folder, _: ItemKnn.load(folder),
     IALS: lambda folder, _: Ials.load(folder),
@@ -67,21 +65,21 @@ _LOADS: Final[dict[str, Callable[[Path, Catalogue], Source]]] = {
 }
 
 
-def fit_source(name: str, events: KnownEvents, settings: Mapping[str, Any]) -> Source:
-    """The named source with the keyword arguments of its `fit`."""
+def fit_retriever(name: str, events: KnownEvents, settings: Mapping[str, Any]) -> Retriever:
+    """The named retriever with the keyword arguments of its `fit`."""
     return _FITS[name](events, settings)
 
 
-def load_sources(folder: Path, catalogue: Catalogue) -> list[Source]:
-    """Every source that `folder` holds, in the order of `columns.SOURCES`. Raises BundleError where there is none, and
-    for one of another catalogue: the loops of an answer check no row number."""
-    found = [_LOADS[name](folder / name, catalogue) for name in SOURCES if (folder / name).is_dir()]
+def load_retrievers(folder: Path, catalogue: Catalogue) -> list[Retriever]:
+    """Every retriever that `folder` holds, in the order of `columns.RETRIEVERS`. Raises BundleError where there is
+    none, and for one of another catalogue: the loops of an answer check no row number."""
+    found = [_LOADS[name](folder / name, catalogue) for name in RETRIEVERS if (folder / name).is_dir()]
     if not found:
-        raise BundleError(f"{folder} holds no candidate source; train again with `recsys train`")
-    for source in found:
-        if source.n_items != len(catalogue):
+        raise BundleError(f"{folder} holds no retriever; train again with `recsys train`")
+    for retriever in found:
+        if retriever.n_items != len(catalogue):
             raise BundleError(
-                f"{folder}: {source.name} is about {source.n_items} movies and the catalogue has {len(catalogue)}; "
+                f"{folder}: {retriever.name} knows {retriever.n_items} items, the catalogue {len(catalogue)}; "
                 "train again with `recsys train`"
             )
     return found

@@ -1,4 +1,4 @@
-"""The contract that every candidate source meets. Stage: retrieval. Absent: what each source recommends
+"""The contract that every retriever meets. Stage: retrieval. Absent: what each retriever recommends
 (`tests/retrieval`)."""
 
 from collections.abc import Callable
@@ -8,36 +8,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recsys.bundle import save_sources
-from recsys.columns import POPULARITY, SOURCES, TWO_TOWER
+from recsys.bundle import save_retrievers
+from recsys.columns import POPULARITY, RETRIEVERS, TWO_TOWER
 from recsys.features.state import HISTORY_LENGTH, StateBatch
 from recsys.retrieval.popularity import Popularity
-from recsys.retrieval.source import DenseAnswer, Source, recency_weights, top_k
-from recsys.retrieval.sources import load_sources
-from recsys.retrieval.two_tower_source import TwoTowerSource
+from recsys.retrieval.retriever import DenseScores, Retriever, recency_weights, top_k
+from recsys.retrieval.retrievers import load_retrievers
+from recsys.retrieval.two_tower_retriever import TwoTowerRetriever
 from tests.contracts.no_code import assert_no_pickle
 from tests.planted import (
     DAY,
-    N_MOVIES,
+    N_ITEMS,
     SILENT_USER,
     START,
     planted_catalogue,
     planted_histories,
-    planted_source,
-    planted_sources,
+    planted_retriever,
+    planted_retrievers,
 )
 
 LATE = START + 400 * DAY
 
 
 def all_users(now: int = LATE) -> StateBatch:
-    """Every planted user, the silent one, and somebody whom nobody knows."""
+    """Every planted user, the no_score one, and somebody whom nobody knows."""
     return planted_histories().states_at(np.append(planted_histories().user_ids, 123_456), now)
 
 
-@pytest.fixture(params=SOURCES)
-def source(request: pytest.FixtureRequest) -> Source:
-    return planted_source(request.param)
+@pytest.fixture(params=RETRIEVERS)
+def retriever(request: pytest.FixtureRequest) -> Retriever:
+    return planted_retriever(request.param)
 
 
 def with_seen(states: StateBatch, seen: list[np.ndarray]) -> StateBatch:
@@ -45,13 +45,13 @@ def with_seen(states: StateBatch, seen: list[np.ndarray]) -> StateBatch:
 
 
 def test_names_are_those_of_the_vocabulary_and_in_its_order() -> None:
-    assert tuple(s.name for s in planted_sources()) == SOURCES
+    assert tuple(s.name for s in planted_retrievers()) == RETRIEVERS
 
 
-@pytest.mark.parametrize("k", [1, 7, N_MOVIES, N_MOVIES + 9])
-def test_top_is_best_first_unseen_and_padded(source: Source, k: int) -> None:
+@pytest.mark.parametrize("k", [1, 7, N_ITEMS, N_ITEMS + 9])
+def test_top_is_best_first_unseen_and_padded(retriever: Retriever, k: int) -> None:
     states = all_users()
-    item_idx, scores = source.answer(states).top(k)
+    item_idx, scores = retriever.answer(states).top(k)
     assert item_idx.shape == scores.shape == (len(states), k)
     assert item_idx.dtype == np.int64
     assert scores.dtype == np.float32
@@ -62,35 +62,35 @@ def test_top_is_best_first_unseen_and_padded(source: Source, k: int) -> None:
         shown = item_idx[row][~missing[row]]
         assert len(set(shown)) == len(shown)
         assert not set(shown) & set(seen)
-        assert ((shown >= 0) & (shown < N_MOVIES)).all()
+        assert ((shown >= 0) & (shown < N_ITEMS)).all()
         shown_scores = scores[row][~missing[row]]
         assert (shown_scores[1:] <= shown_scores[:-1]).all()
         tied = shown_scores[1:] == shown_scores[:-1]
         assert (shown[1:][tied] > shown[:-1][tied]).all(), "ties by the lower row number"
 
 
-def test_a_shorter_top_is_the_start_of_a_longer_one(source: Source) -> None:
-    answer = source.answer(all_users())
-    longest, _ = answer.top(N_MOVIES)
+def test_a_shorter_top_is_the_start_of_a_longer_one(retriever: Retriever) -> None:
+    answer = retriever.answer(all_users())
+    longest, _ = answer.top(N_ITEMS)
     for k in (1, 3, 12, 25):
         np.testing.assert_array_equal(answer.top(k)[0], longest[:, :k])
 
 
-def test_top_is_the_brute_force_order_of_at(source: Source) -> None:
+def test_top_is_the_brute_force_order_of_at(retriever: Retriever) -> None:
     states = all_users()
-    answer = source.answer(states)
-    every = answer.at(np.broadcast_to(np.arange(N_MOVIES), (len(states), N_MOVIES)))
-    item_idx, scores = answer.top(N_MOVIES)
+    answer = retriever.answer(states)
+    every = answer.at(np.broadcast_to(np.arange(N_ITEMS), (len(states), N_ITEMS)))
+    item_idx, scores = answer.top(N_ITEMS)
     for row, seen in enumerate(states.seen_idx):
-        said = [i for i in range(N_MOVIES) if i not in set(seen)]
-        if source.name != TWO_TOWER:  # a dense score of exactly 0 is "no opinion"
+        said = [i for i in range(N_ITEMS) if i not in set(seen)]
+        if retriever.name != TWO_TOWER:  # a dense score of exactly 0 is "no opinion"
             said = [i for i in said if every[row, i] != 0]
         assert sorted(item_idx[row][item_idx[row] >= 0]) == said
         np.testing.assert_allclose(scores[row, : len(said)], np.sort(every[row, said])[::-1], rtol=1e-5, atol=1e-5)
 
 
-def test_at_gives_the_scores_of_top_and_0_where_there_is_no_movie(source: Source) -> None:
-    answer = source.answer(all_users())
+def test_at_gives_the_scores_of_top_and_0_where_there_is_no_item(retriever: Retriever) -> None:
+    answer = retriever.answer(all_users())
     item_idx, scores = answer.top(30)
     at = answer.at(item_idx)
     assert at.shape == item_idx.shape
@@ -100,98 +100,98 @@ def test_at_gives_the_scores_of_top_and_0_where_there_is_no_movie(source: Source
     np.testing.assert_array_equal(answer.at(np.full((len(at), 2), -1)), np.zeros((len(at), 2), np.float32))
 
 
-def test_seen_movies_can_be_scored_but_are_never_returned(source: Source) -> None:
+def test_seen_items_can_be_scored_but_are_never_returned(retriever: Retriever) -> None:
     states = all_users()
-    item_idx, scores = source.answer(states).top(1)
+    item_idx, scores = retriever.answer(states).top(1)
     best = item_idx[:, 0]
     seen = [np.union1d(s, [b]).astype(np.int64) if b >= 0 else s for s, b in zip(states.seen_idx, best, strict=True)]
-    again = source.answer(with_seen(states, seen))
-    for row, found in enumerate(again.top(N_MOVIES)[0]):
+    again = retriever.answer(with_seen(states, seen))
+    for row, found in enumerate(again.top(N_ITEMS)[0]):
         assert best[row] == -1 or best[row] not in found
     np.testing.assert_allclose(again.at(item_idx), np.where(item_idx >= 0, scores, 0), rtol=1e-5, atol=1e-5)
 
 
-def test_who_has_seen_everything_gets_padding(source: Source) -> None:
+def test_who_has_seen_everything_gets_padding(retriever: Retriever) -> None:
     states = all_users().rows(slice(0, 2))
-    item_idx, scores = source.answer(with_seen(states, [np.arange(N_MOVIES)] * 2)).top(4)
+    item_idx, scores = retriever.answer(with_seen(states, [np.arange(N_ITEMS)] * 2)).top(4)
     np.testing.assert_array_equal(item_idx, np.full((2, 4), -1))
     np.testing.assert_array_equal(scores, np.full((2, 4), -np.inf, dtype=np.float32))
 
 
-def test_cold_users_get_the_same_answer_whoever_they_are(source: Source) -> None:
+def test_cold_users_get_the_same_answer_whoever_they_are(retriever: Retriever) -> None:
     cold = planted_histories().states_at(np.array([777, 888]), LATE)
     assert cold.cold.all()
-    item_idx, _ = source.answer(cold).top(10)
+    item_idx, _ = retriever.answer(cold).top(10)
     np.testing.assert_array_equal(item_idx[0], item_idx[1])
-    if source.name in (TWO_TOWER, POPULARITY):
+    if retriever.name in (TWO_TOWER, POPULARITY):
         assert (item_idx >= 0).all()
     else:
         assert (item_idx == -1).all(), "the others have nothing to say without a history"
-    silent = planted_histories().states_at(np.array([SILENT_USER]), LATE)
-    assert silent.cold.all()
-    assert source.answer(silent).top(10)[0].shape == (1, 10)
+    no_score = planted_histories().states_at(np.array([SILENT_USER]), LATE)
+    assert no_score.cold.all()
+    assert retriever.answer(no_score).top(10)[0].shape == (1, 10)
 
 
-def test_a_batch_of_one_equals_its_row_in_a_batch_of_many(source: Source) -> None:
+def test_a_batch_of_one_equals_its_row_in_a_batch_of_many(retriever: Retriever) -> None:
     states = all_users()
-    item_idx, scores = source.answer(states).top(12)
+    item_idx, scores = retriever.answer(states).top(12)
     for row in range(len(states)):
-        one_idx, one = source.answer(states.rows(slice(row, row + 1))).top(12)
+        one_idx, one = retriever.answer(states.rows(slice(row, row + 1))).top(12)
         np.testing.assert_array_equal(one_idx[0], item_idx[row])
         np.testing.assert_array_equal(one[0], scores[row])
 
 
-def test_an_empty_batch_gives_an_empty_answer(source: Source) -> None:
-    answer = source.answer(all_users().rows(slice(0, 0)))
+def test_an_empty_batch_gives_an_empty_answer(retriever: Retriever) -> None:
+    answer = retriever.answer(all_users().rows(slice(0, 0)))
     assert answer.top(5)[0].shape == (0, 5)
     assert answer.at(np.zeros((0, 3), dtype=np.int64)).shape == (0, 3)
 
 
-def test_the_same_question_gets_the_same_answer(source: Source) -> None:
+def test_the_same_question_gets_the_same_answer(retriever: Retriever) -> None:
     states = all_users()
-    for first, second in zip(source.answer(states).top(20), source.answer(states).top(20), strict=True):
+    for first, second in zip(retriever.answer(states).top(20), retriever.answer(states).top(20), strict=True):
         np.testing.assert_array_equal(first, second)
 
 
-def test_the_future_changes_nothing_and_the_order_inside_a_batch_neither(source: Source) -> None:
+def test_the_future_changes_nothing_and_the_order_inside_a_batch_neither(retriever: Retriever) -> None:
     states = all_users()
     turned = np.arange(len(states))[::-1]
-    item_idx, scores = source.answer(states).top(9)
-    turned_idx, turned_scores = source.answer(states.rows(turned)).top(9)
+    item_idx, scores = retriever.answer(states).top(9)
+    turned_idx, turned_scores = retriever.answer(states.rows(turned)).top(9)
     np.testing.assert_array_equal(turned_idx[::-1], item_idx)
     np.testing.assert_allclose(turned_scores[::-1], scores, rtol=1e-5, atol=1e-5)
 
 
-def test_a_saved_source_answers_identically_and_holds_no_code(tmp_path: Path) -> None:
-    save_sources(planted_sources(), tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(SOURCES)
+def test_a_saved_retriever_answers_identically_and_holds_no_code(tmp_path: Path) -> None:
+    save_retrievers(planted_retrievers(), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(RETRIEVERS)
     assert_no_pickle(tmp_path)
     states = all_users()
-    for before, after in zip(planted_sources(), load_sources(tmp_path, planted_catalogue()), strict=True):
+    for before, after in zip(planted_retrievers(), load_retrievers(tmp_path, planted_catalogue()), strict=True):
         assert after.name == before.name
         first, second = before.answer(states), after.answer(states)
-        idx, scores = first.top(N_MOVIES)
-        loaded_idx, loaded_scores = second.top(N_MOVIES)
+        idx, scores = first.top(N_ITEMS)
+        loaded_idx, loaded_scores = second.top(N_ITEMS)
         np.testing.assert_array_equal(loaded_idx, idx)
         np.testing.assert_array_equal(loaded_scores, scores)
         np.testing.assert_array_equal(second.at(idx), first.at(idx))
 
 
-def equal_vectors() -> Source:
-    """A two-tower source whose movies all have one vector: every score ties."""
-    towers = planted_source(TWO_TOWER)
-    assert isinstance(towers, TwoTowerSource)
+def equal_vectors() -> Retriever:
+    """A two-tower retriever whose items all have one vector: every score ties."""
+    towers = planted_retriever(TWO_TOWER)
+    assert isinstance(towers, TwoTowerRetriever)
     vectors = np.ones_like(towers.item_vectors)
-    return TwoTowerSource(towers.model, vectors, type(towers.index).build(vectors, "exact"))
+    return TwoTowerRetriever(towers.model, vectors, type(towers.index).build(vectors, "exact"))
 
 
-@pytest.mark.parametrize("make", [lambda: Popularity(np.ones(N_MOVIES, np.float32)), equal_vectors])
-def test_ties_go_to_the_lower_row_number_inside_and_at_the_end_of_the_list(make: Callable[[], Source]) -> None:
+@pytest.mark.parametrize("make", [lambda: Popularity(np.ones(N_ITEMS, np.float32)), equal_vectors])
+def test_ties_go_to_the_lower_row_number_inside_and_at_the_end_of_the_list(make: Callable[[], Retriever]) -> None:
     states = all_users()
-    for k in (1, 3, 10, N_MOVIES):
+    for k in (1, 3, 10, N_ITEMS):
         item_idx, _ = make().answer(states).top(k)
         for row, seen in enumerate(states.seen_idx):
-            fresh = np.setdiff1d(np.arange(N_MOVIES), seen)[:k]
+            fresh = np.setdiff1d(np.arange(N_ITEMS), seen)[:k]
             np.testing.assert_array_equal(item_idx[row, : len(fresh)], fresh)
 
 
@@ -213,7 +213,7 @@ def test_top_k_equals_a_stable_sort_with_many_ties() -> None:
 
 
 def test_a_dense_score_of_0_is_no_opinion() -> None:
-    answer = DenseAnswer(np.array([[0.0, -1.0, 2.0, 1.0]], np.float32), [np.array([3])])
+    answer = DenseScores(np.array([[0.0, -1.0, 2.0, 1.0]], np.float32), [np.array([3])])
     item_idx, scores = answer.top(4)
     assert item_idx.tolist() == [[2, 1, -1, -1]]
     assert scores.tolist() == [[2.0, -1.0, -np.inf, -np.inf]]

@@ -1,7 +1,7 @@
 """The moments at which something is predicted: one user, one second, and what happened then.
 
-Stage: features; training and replay. In: the events of a window. Out: `Contexts`. Absent: the states at those moments
-(`histories`).
+Stage: features; training and replay. In: the events of a window. Out: `PredictionPoints`. Absent: the states at those
+moments (`histories`).
 
 The events of one user in one second are one context: they are predicted from the same history, never from one another.
 
@@ -11,9 +11,9 @@ Shapes: C contexts, E events.
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from recsys.arrays import FloatArray, IntArray
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from recsys.features.item_stats import day_of
 
@@ -21,24 +21,24 @@ BATCH = 256
 
 
 @dataclass(frozen=True)
-class Contexts:
+class PredictionPoints:
     """Distinct (user, moment) pairs, ordered by (timestamp, user_id), with the events that happened then.
 
     user_id, timestamp   (C,)
     event_context        (E,) context of each event; event_item_id (E,); event_rating (E,) float32 stars
     """
 
-    user_id: npt.NDArray[np.int64]
-    timestamp: npt.NDArray[np.int64]
-    event_context: npt.NDArray[np.int64]
-    event_item_id: npt.NDArray[np.int64]
-    event_rating: npt.NDArray[np.float32]
+    user_id: IntArray
+    timestamp: IntArray
+    event_context: IntArray
+    event_item_id: IntArray
+    event_rating: FloatArray
 
     def __len__(self) -> int:
         return len(self.user_id)
 
     @classmethod
-    def from_events(cls, events: pd.DataFrame, *, most: int | None = None, seed: int = 0) -> "Contexts":
+    def from_events(cls, events: pd.DataFrame, *, most: int | None = None, seed: int = 0) -> "PredictionPoints":
         """From the events of a window; a uniform sample of `most` contexts where there are more."""
         keys = events[[TIMESTAMP, USER_ID]].drop_duplicates().sort_values([TIMESTAMP, USER_ID])
         if most is not None and len(keys) > most:
@@ -55,7 +55,7 @@ class Contexts:
             events[RATING].to_numpy(np.float32)[kept],
         )
 
-    def batches_by_day(self, size: int = BATCH) -> list[npt.NDArray[np.int64]]:
+    def batches_by_day(self, size: int = BATCH) -> list[IntArray]:
         """Row numbers in batches of at most `size`, each within one day, in time order."""
         days = day_of(self.timestamp)
         out = []

@@ -7,14 +7,14 @@ Absent: the environment (`recsys.settings` reads it) and the contents of the fil
       current.json                the data set that was prepared or trained last
       mlflow/                     the registry's store, shared by all data sets
       <dataset>/
-        data/                     events.parquet movies.parquet users.parquet source.json [quarantine.csv]
+        data/                     events.parquet items.parquet users.parquet dataset.json [quarantine.csv]
         raw/                      the official files as downloaded or generated
         features/                 Parquet tables that Feast reads; history.parquet: every user's whole history
         feast/                    Feast's registry and online store, the users' locks, how far the log was read
         stages/                   one JSON file a finished stage: its inputs' fingerprint, its seconds
         work/                     what stages hand to one another
         bundles/                  one folder a bundle
-        reports/                  ladder, plots, pages
+        reports/                  leaderboard, plots, pages
         events/                   the service's event log
         predictions/              the prediction log
 """
@@ -24,29 +24,29 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from recsys.artefacts import write_json
+from recsys.atomic_io import write_json
 from recsys.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Home:
+class Workspace:
     root: Path
 
     @property
     def mlflow(self) -> Path:
         return self.root / "mlflow"
 
-    def dataset(self, name: str) -> "DatasetHome":
+    def dataset(self, name: str) -> "DatasetWorkspace":
         """The place of a data set. Raises ConfigError for a name that could leave the home or collide with it."""
         if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name in ("mlflow", "current.json"):
             raise ConfigError(f"{name!r} cannot name a data set: use lower-case letters, digits, '.', '_' and '-'.")
-        return DatasetHome(self.root / name, name)
+        return DatasetWorkspace(self.root / name, name)
 
     def remember(self, name: str) -> None:
         """Make `name` the data set that `choose` picks when none is named."""
         write_json(self.root / "current.json", {"dataset": name})
 
-    def choose(self, name: str | None) -> "DatasetHome":
+    def choose(self, name: str | None) -> "DatasetWorkspace":
         """The named data set, or the one used last. Raises ConfigError where there is none yet."""
         if name is None:
             current = self.root / "current.json"
@@ -62,7 +62,7 @@ class Home:
 
 
 @dataclass(frozen=True)
-class DatasetHome:
+class DatasetWorkspace:
     root: Path
     name: str
 
