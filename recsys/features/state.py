@@ -1,8 +1,7 @@
 """A user's state: what is stored per user, and the only function that moves it forward.
 
-Stage: features; both tracks. In: events. Out: `UserState` (one user, raw ids: what Feast keeps) and
-`StateBatch` (B users as arrays over row numbers: what models read). Absent: anything derived from state and
-candidate together (`candidate`), and Feast itself (`recsys.feature_store`).
+`UserState` is one user with raw ids: what Feast keeps. `StateBatch` is B users as arrays over row numbers: what models
+read. Both tracks use them. What depends on state and candidate together is computed in `candidate`.
 
 Time is strict: a state as of time t holds the events with timestamp < t. A state row stamped t *contains* the
 event at t, so a reader that predicts at t must ask for rows stamped before t.
@@ -12,13 +11,13 @@ Order within one second carries no meaning in MovieLens; it is fixed as (timesta
 Shapes: B users, L = HISTORY_LENGTH events, oldest first, right-aligned, -1 or 0 where there is none.
 """
 
-from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from recsys.arrays import BoolArray, DoubleArray, FloatArray, IntArray
 from recsys.columns import LIKED_RATING
 from recsys.features.catalogue import Catalogue
 
@@ -38,10 +37,13 @@ class Event:
 class UserState:
     """What is stored for one user. All ids are raw.
 
-    item_ids, ratings, timestamps   the last L events, oldest first, ordered by (timestamp, item_id)
-    n_events, n_liked               counts over the whole history
+    item_ids, ratings, timestamps   the last L rated items, oldest first, ordered by (timestamp, item_id)
+    n_events, n_liked               counts over the whole history; an item counts once
     rating_sum, rating_square_sum   sums over the whole history; exact, because ratings are half stars
+    older_item_ids, older_ratings, older_timestamps   the rest of the history, in the same order. Newest states alone
+                                    hold it; states as of a past moment leave it out
     gender, age, occupation         static profile; "" and 0 where unknown
+    through_seq                     the last event of the table (`recsys.events`) that the state knows of
     """
 
     user_id: int
@@ -52,35 +54,64 @@ class UserState:
     n_liked: int = 0
     rating_sum: float = 0.0
     rating_square_sum: float = 0.0
+    older_item_ids: tuple[int, ...] = ()
+    older_ratings: tuple[float, ...] = ()
+    older_timestamps: tuple[int, ...] = ()
     gender: str = ""
     age: int = 0
     occupation: str = ""
+    through_seq: int = 0
+
+    @property
+    def seen_item_ids(self) -> tuple[int, ...]:
+        """Every item of the whole history, of a newest state."""
+        return self.older_item_ids + self.item_ids
 
 
 def state_after(state: UserState, event: Event) -> UserState:
-    """The state once `event` is known; the only writer of state.
+    """The newest state once `event` is known as well; with `fold`, the only writer of state."""
+    return fold(state, [event])
 
-    Folding it over a history gives exactly what the batch computation gives. An event that is already in the
-    window (same movie, same second) changes nothing. An event older than a full window counts in the sums only.
+
+def fold(state: UserState, events: Iterable[Event]) -> UserState:
+    """A newest state once `events` are known as well, given in the order in which they were received.
+
+    A user and an item count once: of several ratings the one with the latest timestamp stands, and of those the one
+    received last. Folding is therefore exact for any events in any split: it equals the batch computation over the
+    sorted set (`Histories`). `through_seq` stays as it is.
     """
-    keys = list(zip(state.timestamps, state.item_ids, strict=True))
-    key = (event.timestamp, event.item_id)
-    at = bisect_left(keys, key)
-    if at < len(keys) and keys[at] == key:
+    history = {
+        item_id: (timestamp, rating)
+        for item_id, rating, timestamp in zip(
+            state.older_item_ids + state.item_ids,
+            state.older_ratings + state.ratings,
+            state.older_timestamps + state.timestamps,
+            strict=True,
+        )
+    }
+    changed = False
+    for event in events:
+        before = history.get(event.item_id)
+        if before is None or event.timestamp >= before[0]:
+            history[event.item_id] = (event.timestamp, event.rating)
+            changed = True
+    if not changed:
         return state
-    items, ratings, times = list(state.item_ids), list(state.ratings), list(state.timestamps)
-    items.insert(at, event.item_id)
-    ratings.insert(at, event.rating)
-    times.insert(at, event.timestamp)
+    ordered = sorted((timestamp, item_id, rating) for item_id, (timestamp, rating) in history.items())
+    timestamps, item_ids, ratings = zip(*ordered, strict=True)
+    split = max(len(ordered) - HISTORY_LENGTH, 0)
     return replace(
         state,
-        item_ids=tuple(items[-HISTORY_LENGTH:]),
-        ratings=tuple(ratings[-HISTORY_LENGTH:]),
-        timestamps=tuple(times[-HISTORY_LENGTH:]),
-        n_events=state.n_events + 1,
-        n_liked=state.n_liked + (event.rating >= LIKED_RATING),
-        rating_sum=state.rating_sum + event.rating,
-        rating_square_sum=state.rating_square_sum + event.rating**2,
+        item_ids=item_ids[split:],
+        ratings=ratings[split:],
+        timestamps=timestamps[split:],
+        n_events=len(ordered),
+        n_liked=sum(rating >= LIKED_RATING for rating in ratings),
+        rating_sum=float(sum(ratings)),
+        rating_square_sum=float(sum(rating**2 for rating in ratings)),
+        older_item_ids=item_ids[:split],
+        older_ratings=ratings[:split],
+        older_timestamps=timestamps[:split],
     )
 
 
@@ -94,25 +125,25 @@ class StateBatch:
     timestamps   (B, L) int64, seconds UTC, 0 where there is no event
     n_events, n_liked, rating_sum, rating_square_sum   (B,) float64, over the whole history
     profile      (B, 3) int64, indices of gender, age bracket, occupation; 0 is unknown
-    seen_idx     B arrays of row numbers, ascending: every movie of the whole history
+    seen_idx     B arrays of row numbers, ascending: every item of the whole history
     """
 
-    now: npt.NDArray[np.int64]
-    item_idx: npt.NDArray[np.int64]
-    ratings: npt.NDArray[np.float32]
-    timestamps: npt.NDArray[np.int64]
-    n_events: npt.NDArray[np.float64]
-    n_liked: npt.NDArray[np.float64]
-    rating_sum: npt.NDArray[np.float64]
-    rating_square_sum: npt.NDArray[np.float64]
-    profile: npt.NDArray[np.int64]
-    seen_idx: Sequence[npt.NDArray[np.int64]]
+    now: IntArray
+    item_idx: IntArray
+    ratings: FloatArray
+    timestamps: IntArray
+    n_events: DoubleArray
+    n_liked: DoubleArray
+    rating_sum: DoubleArray
+    rating_square_sum: DoubleArray
+    profile: IntArray
+    seen_idx: Sequence[IntArray]
 
     def __len__(self) -> int:
         return len(self.now)
 
     @property
-    def cold(self) -> npt.NDArray[np.bool_]:
+    def cold(self) -> BoolArray:
         """(B,) True where the history is empty."""
         return np.asarray(self.n_events == 0)
 
@@ -136,26 +167,22 @@ class StateBatch:
 def state_batch(
     catalogue: Catalogue,
     states: Sequence[UserState],
-    seen_item_ids: Sequence[npt.ArrayLike],
     now: npt.ArrayLike,
 ) -> StateBatch:
     """Turn stored states into the arrays that models read.
 
-    `seen_item_ids` holds, for each user, every movie of the whole history; the window's movies are added, so a
-    store whose two writes were torn apart never shows a movie again. `now` is one moment or B moments. Ids that
-    the catalogue does not hold are left out of the window (they still count in the sums).
+    The states are newest ones, which know every item that was seen. `now` is one moment or B moments. Ids that the
+    catalogue does not hold are left out of the window (they still count in the sums).
     """
     size = len(states)
     item_idx = np.full((size, HISTORY_LENGTH), -1, dtype=np.int64)
     ratings = np.zeros((size, HISTORY_LENGTH), dtype=np.float32)
     timestamps = np.zeros((size, HISTORY_LENGTH), dtype=np.int64)
-    seen_idx: list[npt.NDArray[np.int64]] = []
-    for row, (state, seen) in enumerate(zip(states, seen_item_ids, strict=True)):
-        window = len(state.item_ids)
-        ids = np.asarray(state.item_ids, dtype=np.int64), np.asarray(seen, dtype=np.int64)
-        both = catalogue.to_idx(np.concatenate(ids))
-        seen_idx.append(_distinct(both))
-        idx = both[:window]
+    seen_idx: list[IntArray] = []
+    for row, state in enumerate(states):
+        seen = catalogue.to_idx(np.asarray(state.seen_item_ids, dtype=np.int64))
+        seen_idx.append(np.sort(seen[seen >= 0]))
+        idx = seen[len(state.older_item_ids) :]
         known = idx >= 0
         count = int(known.sum())
         if count:
@@ -179,14 +206,3 @@ def state_batch(
         profile=profile,
         seen_idx=seen_idx,
     )
-
-
-def _distinct(item_idx: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The row numbers of any order that are not -1, ascending, each once. `np.unique` takes three times as long for a
-    few hundred."""
-    ordered = np.sort(item_idx)
-    first = np.empty(len(ordered), dtype=bool)
-    first[:1] = True
-    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
-    first &= ordered >= 0
-    return ordered[first]
