@@ -11,8 +11,10 @@ from typing import Literal
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import make_url
 
 from recsys.errors import ConfigError
+from recsys.events.table import EventTable, sqlite_url
 from recsys.feature_store.config import FeatureStoreConfig
 from recsys.workspace import DatasetWorkspace, Workspace
 
@@ -33,12 +35,17 @@ class Settings(BaseSettings):
     online_store: Literal["sqlite", "redis"] = "sqlite"
     redis_connection: str | None = None
     registry_path: str | None = None
+    events_url: str | None = None
     api_key: SecretStr | None = Field(default=None, min_length=16)
     otel_endpoint: str | None = None
     mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
 
     def paths(self) -> Workspace:
         return Workspace(self.home.expanduser().resolve())
+
+    def event_table(self, home: DatasetWorkspace) -> EventTable:
+        """The table at RECSYS_EVENTS_URL, or a file of the data set's home."""
+        return EventTable(sqlite_url(home.root / "events.db") if self.events_url is None else make_url(self.events_url))
 
     def feature_store(self, home: DatasetWorkspace) -> FeatureStoreConfig:
         return FeatureStoreConfig(

@@ -9,6 +9,7 @@ Absent: the environment (`recsys.settings` reads it) and the contents of the fil
       <dataset>/
         data/                     events.parquet items.parquet users.parquet dataset.json [quarantine.csv]
         raw/                      the official files as downloaded or generated
+        training_set/             the event table's ratings that the last training learnt from
         features/                 Parquet tables that Feast reads; history.parquet: every user's whole history
         feast/                    Feast's registry and online store, the users' locks, how far the log was read
         stages/                   one JSON file a finished stage: its inputs' fingerprint, its seconds
@@ -73,6 +74,10 @@ class DatasetWorkspace:
     @property
     def raw(self) -> Path:
         return self.root / "raw"
+
+    @property
+    def training_set(self) -> Path:
+        return self.root / "training_set"
 
     @property
     def features(self) -> Path:

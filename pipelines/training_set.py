@@ -1,0 +1,117 @@
+"""What models learn from: the data set, and the ratings that the event table has received since.
+
+`recsys train` calls `take` once: it asks the event table for a sequence number S and keeps the ratings up to S in
+`training_set/` of the data set's home. Every other command calls `load` and sees what the last training saw, whatever
+has been received in the meantime.
+
+A user and an item count once: of several ratings the latest stands, and of equally late ones the one received last.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from recsys.atomic_io import fingerprint_value, read_json, replacing_folder, write_json
+from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
+from recsys.data.split import Split, split_by_time
+from recsys.data.tables import Tables, load_tables
+from recsys.events.table import RATING_KIND, EventTable
+from recsys.features.catalogue import Catalogue
+from recsys.features.histories import Histories
+from recsys.workspace import DatasetWorkspace
+
+RECORD, RATINGS = "training_set.json", "later_ratings.parquet"
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The tables, and what follows from them.
+
+    tables       events, items and users; `tables.info` counts them and has a fingerprint of its own where ratings
+                 were added
+    source       fingerprint of the data set alone
+    through_seq  S, the last event of the table that may be in; 0 before the first training
+    n_later      how many ratings of the event table are in
+    """
+
+    tables: Tables
+    source: str
+    through_seq: int = 0
+    n_later: int = 0
+
+    @cached_property
+    def split(self) -> Split:
+        return split_by_time(self.tables.events[TIMESTAMP].to_numpy())
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        return Catalogue.from_tables(self.tables.items, self.tables.users)
+
+    @cached_property
+    def histories(self) -> Histories:
+        return Histories.from_tables(self.catalogue, self.tables.events, self.tables.users)
+
+    def window(self, after: int, through: int) -> pd.DataFrame:
+        """Events with after < timestamp <= through."""
+        events = self.tables.events
+        return events[(events[TIMESTAMP] > after) & (events[TIMESTAMP] <= through)]
+
+
+def take(home: DatasetWorkspace, table: EventTable) -> TrainingSet:
+    """Keep the ratings received so far as those that models learn from. Waits for inserts under way."""
+    through = table.safe_seq()
+    if through != _record(home)["through_seq"]:
+        rows = [
+            (e.user_id, e.item_id, e.value, e.occurred_at) for e in table.read(through=through) if e.kind == RATING_KIND
+        ]
+        with replacing_folder(home.training_set) as beside:
+            _typed(pd.DataFrame(rows, columns=[USER_ID, ITEM_ID, RATING, TIMESTAMP])).to_parquet(beside / RATINGS)
+            taken_utc = datetime.now(UTC).isoformat(timespec="seconds")
+            record = {"through_seq": through, "n_ratings": len(rows), "taken_utc": taken_utc}
+            write_json(beside / RECORD, record)
+    return load(home)
+
+
+def load(home: DatasetWorkspace) -> TrainingSet:
+    """What the last training learnt from; the data set alone where there was none."""
+    plain = load_tables(home.data)
+    through = int(_record(home)["through_seq"])
+    later = pd.read_parquet(home.training_set / RATINGS) if through else None
+    if later is None or later.empty:
+        return TrainingSet(plain, plain.info.fingerprint, through)
+    return with_later_ratings(plain, later, through)
+
+
+def with_later_ratings(plain: Tables, later: pd.DataFrame, through_seq: int) -> TrainingSet:
+    """The tables with `later` (user_id, item_id, rating, timestamp) in the order received. Ratings of items that the
+    catalogue does not have are left out."""
+    later = _typed(later[later[ITEM_ID].isin(plain.items[ITEM_ID])])
+    received = pd.concat([plain.events, later], ignore_index=True).sort_values(TIMESTAMP, kind="stable")
+    events = received.drop_duplicates([USER_ID, ITEM_ID], keep="last")
+    events = events.sort_values([TIMESTAMP, USER_ID, ITEM_ID], ignore_index=True)
+    content = pd.util.hash_pandas_object(later, index=False).to_numpy().tobytes().hex()
+    info = replace(
+        plain.info,
+        fingerprint=fingerprint_value([plain.info.fingerprint, content]) if len(later) else plain.info.fingerprint,
+        n_events=len(events),
+        n_users=len(np.union1d(plain.users[USER_ID], events[USER_ID])),
+    )
+    return TrainingSet(replace(plain, events=events, info=info), plain.info.fingerprint, through_seq, len(later))
+
+
+def waiting(home: DatasetWorkspace, table: EventTable) -> int:
+    """How many ratings the next training would take."""
+    return sum(event.kind == RATING_KIND for event in table.read(after=int(_record(home)["through_seq"])))
+
+
+def _record(home: DatasetWorkspace) -> dict[str, int]:
+    path = home.training_set / RECORD
+    found: dict[str, int] = read_json(path) if path.exists() else {"through_seq": 0}
+    return found
+
+
+def _typed(ratings: pd.DataFrame) -> pd.DataFrame:
+    return ratings.astype({USER_ID: np.int64, ITEM_ID: np.int64, RATING: np.float32, TIMESTAMP: np.int64})
