@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from recsys.limits import EARLIEST_TIME, LARGEST_ID, MOST_RECOMMENDED
+
 if TYPE_CHECKING:
     from pipelines.job import Job
     from recsys.settings import Settings
@@ -41,6 +43,9 @@ SkipBadRows = Annotated[
 Users = Annotated[int | None, typer.Option(help="Synthetic world only: number of users.")]
 Items = Annotated[int | None, typer.Option("--movies", help="Synthetic world only: number of movies.")]
 Events = Annotated[int | None, typer.Option(help="Synthetic world only: number of ratings.")]
+Moment = Annotated[
+    int | None, typer.Option(min=EARLIEST_TIME, help="Moment of the recommendation, seconds UTC. Default: now.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 
@@ -160,9 +165,9 @@ def evaluate(
 
 @app.command()
 def recommend(
-    user: Annotated[int, typer.Option("--user", "-u", help="User id as in the data set.")],
-    k: Annotated[int, typer.Option("--k", min=1, help="How many items.")] = 10,
-    at: Annotated[int | None, typer.Option(help="Moment of the recommendation, seconds UTC. Default: now.")] = None,
+    user: Annotated[int, typer.Option("--user", "-u", min=0, max=LARGEST_ID, help="User id as in the data set.")],
+    k: Annotated[int, typer.Option("--k", min=1, max=MOST_RECOMMENDED, help="How many items.")] = 10,
+    at: Moment = None,
     dataset: Dataset = None,
     home: HomeFolder = None,
 ) -> None:
@@ -178,8 +183,8 @@ def recommend(
 @app.command()
 def batch(
     out: Annotated[Path, typer.Option(help="Parquet file to write: user_id, rank, item_id, score.")],
-    k: Annotated[int, typer.Option("--k", min=1, help="How many items a user.")] = 10,
-    at: Annotated[int | None, typer.Option(help="Moment of the recommendation, seconds UTC. Default: now.")] = None,
+    k: Annotated[int, typer.Option("--k", min=1, max=MOST_RECOMMENDED, help="How many items a user.")] = 10,
+    at: Moment = None,
     dataset: Dataset = None,
     home: HomeFolder = None,
 ) -> None:
@@ -195,7 +200,9 @@ def batch(
 @app.command()
 def quickstart(
     dataset: Dataset = None,
-    user: Annotated[int | None, typer.Option(help="Whose list to show. Default: the last active user.")] = None,
+    user: Annotated[
+        int | None, typer.Option(min=0, max=LARGEST_ID, help="Whose list to show. Default: the last active user.")
+    ] = None,
     home: HomeFolder = None,
 ) -> None:
     """From nothing to recommendations over HTTP: data, training, evaluation, registration, service, one request.

@@ -7,6 +7,7 @@ Stage: a study beside the pipeline. In: the typed tables, and for one of them th
 Nothing of the pipeline is decided by these tables (docs/protocols.md).
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def events_in_file_order(job: Job, data_dir: Path | None) -> tuple[pd.DataFrame,
             f"{layout.folder} holds other files ({given[:12]}) than those that {job.home.name} was made from "
             f"({made_from[:12]}). Name their folder with --data-dir, or run `recsys data` with this one."
         )
-    events = read_events(layout, job.tables.items[ITEM_ID], BadRows())
+    events = read_events(layout, job.tables.items[ITEM_ID], BadRows(), now=time.time())
     keys = [USER_ID, ITEM_ID, TIMESTAMP]
     rows = [frame[keys].sort_values(keys).to_numpy() for frame in (events, job.tables.events)]
     if not np.array_equal(*rows):

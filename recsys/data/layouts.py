@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, RATING, TIMESTAMP, TITLE, USER_ID, YEAR
-from recsys.data.validate import BadRows, RatingsFormat, decoded, is_id, read_ratings, split_csv
+from recsys.data.validate import BadRows, RatingsFormat, decoded, id_fault, read_ratings, split_csv
 from recsys.errors import DataError
 
 ML_100K: Final = "ml-100k"
@@ -182,10 +182,10 @@ def _ratings_format(layout: Layout) -> RatingsFormat:
     return RatingsFormat(columns, ",", quoted=True, header=True)
 
 
-def read_events(layout: Layout, movie_ids: pd.Series, bad: BadRows) -> pd.DataFrame:
-    """user_id, item_id, rating, timestamp of the good rows, in the order of the file."""
+def read_events(layout: Layout, movie_ids: pd.Series, bad: BadRows, *, now: float) -> pd.DataFrame:
+    """user_id, item_id, rating, timestamp of the good rows, in the order of the file; one after `now` is bad."""
     ids = np.asarray(movie_ids, dtype=np.int64)
-    return read_ratings(layout.ratings, _ratings_format(layout), ids, layout.movies.name, bad)
+    return read_ratings(layout.ratings, _ratings_format(layout), ids, layout.movies.name, bad, now=now)
 
 
 # A movie as the text of its line says it: id, title, release date or "", genres. None: the line has another form.
@@ -239,8 +239,8 @@ def read_movies(layout: Layout, bad: BadRows) -> pd.DataFrame:
         fields = split(text)
         if fields is None:
             bad.add(file, line, f"broken line: not a movie as the {layout.name} layout writes it", text)
-        elif not is_id(fields[0].strip()):
-            bad.add(file, line, f"bad movie id: {fields[0]!r} is not a positive whole number", text)
+        elif fault := id_fault(fields[0].strip(), "movie"):
+            bad.add(file, line, fault, text)
         elif (item_id := int(fields[0])) in rows:
             bad.add(file, line, f"duplicate: movie {item_id} has a line already", text)
         else:
@@ -262,11 +262,11 @@ def _user_fault(layout: Layout, fields: list[str]) -> str | None:
     if len(fields) != 5:
         return f"broken line: {len(fields)} fields instead of 5"
     user, gender, age, occupation, _ = fields
-    if not is_id(user):
-        return f"bad user id: {user!r} is not a positive whole number"
+    if fault := id_fault(user, "user"):
+        return fault
     if gender not in ("F", "M", ""):
         return f"bad gender: {gender!r} is neither F nor M"
-    if age and not (is_id(age) and int(age) <= 150):
+    if age and not (age.isdecimal() and age.isascii() and 0 < int(age) <= 150):
         return f"bad age: {age!r} is no number of years"
     last_code = _OCCUPATIONS_1M.count("|")
     if layout.name == ML_1M and occupation and occupation not in map(str, range(last_code + 1)):

@@ -7,6 +7,7 @@ Stage: data. In: a folder, an archive, or the name of an official data set. Out:
 
 import re
 import tempfile
+import time
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -89,7 +90,7 @@ def prepare(
             bad = BadRows(handle if skip_bad_rows else None)
             movies = read_movies(layout, bad)
             listed_users = read_users(layout, bad)
-            events = read_events(layout, movies[ITEM_ID], bad)
+            events = read_events(layout, movies[ITEM_ID], bad, now=time.time())
         _require_events(layout, events, bad, skip_bad_rows=skip_bad_rows)
         users = _all_users(listed_users, events[USER_ID])
         info = DatasetInfo(

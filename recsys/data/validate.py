@@ -24,12 +24,12 @@ import pyarrow.csv as arrow_csv
 from recsys.arrays import BoolArray, IntArray
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from recsys.errors import DataError
+from recsys.limits import HIGHEST_RATING, LARGEST_ID, LOWEST_RATING, RATING_STEP, latest_time, likely_unit
 
 SHOWN: Final = 10  # bad rows that an error message lists
 _KEPT: Final = 1000  # rows held while looking for the first SHOWN of them
 _BLOCK_BYTES: Final = 16 << 20
-_LAST_TIMESTAMP: Final = 4_102_444_800  # 2100-01-01 UTC: anything later is milliseconds, or a mistake
-_WHOLE: Final = re.compile(r"[0-9]{1,18}")  # fits int64
+_WHOLE: Final = re.compile(r"[0-9]{1,19}")
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -103,8 +103,22 @@ def split_csv(text: str) -> list[str]:
         return []
 
 
-def is_id(text: str) -> bool:
-    return bool(_WHOLE.fullmatch(text)) and int(text) > 0
+def id_fault(text: str, of: str) -> str | None:
+    """Why a text is no id, or None."""
+    if not _WHOLE.fullmatch(text) or int(text) > LARGEST_ID:
+        return f"bad {of} id: {text!r} is not a whole number from 0 to {LARGEST_ID} (2^53 - 1)"
+    return None
+
+
+def time_fault(text: str, now: float) -> str | None:
+    """Why a text is no moment of the past, or None."""
+    if not _WHOLE.fullmatch(text):
+        return f"bad timestamp: {text!r} is not a whole number of seconds since 1970"
+    if int(text) <= latest_time(now):
+        return None
+    unit = likely_unit(int(text), now)
+    hint = f"as {unit} it would be in the past" if unit else "perhaps another epoch or unit"
+    return f"future timestamp: {text} seconds since 1970 are yet to come; {hint}"
 
 
 def decoded(raw: bytes) -> str:
@@ -112,23 +126,21 @@ def decoded(raw: bytes) -> str:
     return raw.rstrip(b"\r\n").decode("utf-8", errors="backslashreplace")
 
 
-def rating_fault(fields: list[str], n_fields: int, movie_known: Callable[[int], bool], movies_file: str) -> str | None:
+def rating_fault(
+    fields: list[str], n_fields: int, movie_known: Callable[[int], bool], movies_file: str, now: float
+) -> str | None:
     """Why a row (user, movie, rating, timestamp as text) is bad, or None. The definition that the fast path follows."""
     if len(fields) != n_fields:
         return f"broken line: {len(fields)} fields instead of {n_fields}"
     user, item, rating, timestamp = fields[:4]
-    if not is_id(user):
-        return f"bad user id: {user!r} is not a positive whole number"
-    if not is_id(item):
-        return f"bad movie id: {item!r} is not a positive whole number"
+    if fault := id_fault(user, "user") or id_fault(item, "movie"):
+        return fault
     if not _NUMBER.fullmatch(rating):
         return f"bad rating: {rating!r} is not a number"
-    if not 0.5 <= float(rating) <= 5.0 or float(rating) * 2 % 1:
+    if not LOWEST_RATING <= float(rating) <= HIGHEST_RATING or float(rating) % RATING_STEP:
         return f"bad rating: {rating} is not one of 0.5, 1.0, 1.5 and so on to 5.0"
-    if not _WHOLE.fullmatch(timestamp):
-        return f"bad timestamp: {timestamp!r} is not a whole number of seconds since 1970"
-    if int(timestamp) > _LAST_TIMESTAMP:
-        return f"bad timestamp: {timestamp} seconds since 1970 lies after the year 2100"
+    if fault := time_fault(timestamp, now):
+        return fault
     if not movie_known(int(item)):
         return f"unknown movie: {item} is not in {movies_file}"
     return None
@@ -158,6 +170,7 @@ class _Reader:
     movie_ids: IntArray  # sorted
     movies_file: str
     bad: BadRows
+    now: float
 
     def __post_init__(self) -> None:
         columns, separator = self.format.columns, self.format.separator
@@ -192,7 +205,7 @@ class _Reader:
         # Spaces around a field are no fault: Arrow reads over them too.
         fields = [parts[i].strip(" \t") for i in self.order] if len(parts) == len(self.order) else parts
         reason = rating_fault(
-            fields, len(self.order), lambda item: bool(self.known(np.array([item]))[0]), self.movies_file
+            fields, len(self.order), lambda item: bool(self.known(np.array([item]))[0]), self.movies_file, self.now
         )
         return reason, fields
 
@@ -227,8 +240,10 @@ class _Reader:
         if columns is None:
             return self.slow(first_line, block.split(b"\n")[:-1])
         user, item, rating, timestamp = columns
-        good = (user > 0) & (item > 0) & (rating >= 0.5) & (rating <= 5.0) & (rating * 2 == np.floor(rating * 2))
-        good &= (timestamp >= 0) & (timestamp <= _LAST_TIMESTAMP) & self.known(item)
+        steps = rating / RATING_STEP
+        good = (rating >= LOWEST_RATING) & (rating <= HIGHEST_RATING) & (steps == np.floor(steps)) & self.known(item)
+        for column, largest in ((user, LARGEST_ID), (item, LARGEST_ID), (timestamp, latest_time(self.now))):
+            good &= (column >= 0) & (column <= largest)
         line = np.arange(first_line, first_line + len(user))
         if not good.all():
             raw_lines = block.split(b"\n")
@@ -271,13 +286,15 @@ def _drop_duplicates(columns: list[npt.NDArray[Any]], path: Path, bad: BadRows) 
     return [column[keep] for column in columns]
 
 
-def read_ratings(path: Path, fmt: RatingsFormat, movie_ids: IntArray, movies_file: str, bad: BadRows) -> pd.DataFrame:
+def read_ratings(
+    path: Path, fmt: RatingsFormat, movie_ids: IntArray, movies_file: str, bad: BadRows, *, now: float
+) -> pd.DataFrame:
     """The good rows of a ratings file in its order: user_id, item_id, rating (float32), timestamp.
 
     Bad rows go to `bad`, duplicates last. A file without rows gives an empty frame. About 28 bytes a row are held,
     and 8 more for its line number; duplicates are looked for among rows that are good otherwise.
     """
-    reader = _Reader(path, fmt, np.sort(movie_ids), movies_file, bad)
+    reader = _Reader(path, fmt, np.sort(movie_ids), movies_file, bad, now)
     parts = [reader.block(line, block) for line, block in _blocks(path, int(fmt.header))]
     columns: list[npt.NDArray[Any]] = []
     for i, kind in enumerate((np.int64, np.int64, np.float32, np.int64, np.int64)):

@@ -19,7 +19,7 @@ def rows(frame: object) -> list[tuple[object, ...]]:
 def read(folder: Path) -> tuple[list[tuple[object, ...]], ...]:
     layout, bad = find_layout(folder), BadRows()
     movies = read_movies(layout, bad)
-    result = rows(read_events(layout, movies["item_id"], bad)), rows(movies), rows(read_users(layout, bad))
+    result = rows(read_events(layout, movies["item_id"], bad, now=2e9)), rows(movies), rows(read_users(layout, bad))
     bad.raise_if_any(folder)
     return result
 
@@ -159,15 +159,15 @@ def collected(folder: Path, files: dict[str, bytes]) -> list[tuple[str, int, str
 
 def test_bad_rows_of_movies_and_users_ml_100k(tmp_path: Path) -> None:
     item = f"1|A (1990)||||{flags(1)}\nx|B||||{flags(1)}\n2|C||||1|0\n1|D||||{flags(2)}\n3|E||||{flags(1)[:-1]}2\n"
-    user = b"1|24|M|artist|1\n1|25|F|artist|1\n2|24|M|artist\n0|24|M|artist|1\n3|24|Q|artist|1\n4|-2|M|artist|1\n"
+    user = b"1|24|M|artist|1\n1|25|F|artist|1\n2|24|M|artist\n-1|24|M|artist|1\n3|24|Q|artist|1\n4|-2|M|artist|1\n"
     assert collected(tmp_path, {**ML_100K_FILES, "u.item": item.encode(), "u.user": user}) == [
-        ("u.item", 2, "bad movie id: 'x' is not a positive whole number"),
+        ("u.item", 2, "bad movie id: 'x' is not a whole number from 0 to 9007199254740991 (2^53 - 1)"),
         ("u.item", 3, "broken line: not a movie as the ml-100k layout writes it"),
         ("u.item", 4, "duplicate: movie 1 has a line already"),
         ("u.item", 5, "broken line: not a movie as the ml-100k layout writes it"),
         ("u.user", 2, "duplicate: user 1 has a line already"),
         ("u.user", 3, "broken line: 4 fields instead of 5"),
-        ("u.user", 4, "bad user id: '0' is not a positive whole number"),
+        ("u.user", 4, "bad user id: '-1' is not a whole number from 0 to 9007199254740991 (2^53 - 1)"),
         ("u.user", 5, "bad gender: 'Q' is neither F nor M"),
         ("u.user", 6, "bad age: '-2' is no number of years"),
     ]

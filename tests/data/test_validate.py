@@ -18,13 +18,16 @@ TAB = RatingsFormat(PLAIN, "\t", quoted=False, header=False)
 COLONS = RatingsFormat(PLAIN, "::", quoted=False, header=False)
 CSV = RatingsFormat(PLAIN, ",", quoted=True, header=True)
 MOVIES = np.array([7, 5, 6])
+NOW = 1_750_000_000.5
+FUTURE = "future timestamp: {} seconds since 1970 are yet to come; {}"
+NO_ID = "is not a whole number from 0 to 9007199254740991 (2^53 - 1)"
 
 
 def read(tmp_path: Path, text: str | bytes, fmt: RatingsFormat = TAB) -> tuple[list[tuple[object, ...]], BadRows]:
     path = tmp_path / "ratings"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     bad = BadRows()
-    frame = read_ratings(path, fmt, MOVIES, "movies", bad)
+    frame = read_ratings(path, fmt, MOVIES, "movies", bad, now=NOW)
     assert [str(kind) for kind in frame.dtypes] == ["int64", "int64", "float32", "int64"]
     return list(frame.itertuples(index=False, name=None)), bad
 
@@ -35,9 +38,9 @@ def faults(bad: BadRows) -> list[tuple[int, str]]:
 
 # (text of the row, its reason); the first group parses as numbers, the second does not.
 PARSED = [
-    ("0,5,3,10", "bad user id: '0' is not a positive whole number"),
-    ("-4,5,3,10", "bad user id: '-4' is not a positive whole number"),
-    ("1,-5,3,10", "bad movie id: '-5' is not a positive whole number"),
+    ("9007199254740992,5,3,10", f"bad user id: '9007199254740992' {NO_ID}"),
+    ("-4,5,3,10", f"bad user id: '-4' {NO_ID}"),
+    ("1,-5,3,10", f"bad movie id: '-5' {NO_ID}"),
     ("1,5,0,10", "bad rating: 0 is not one of 0.5, 1.0, 1.5 and so on to 5.0"),
     ("1,5,5.5,10", "bad rating: 5.5 is not one of 0.5, 1.0, 1.5 and so on to 5.0"),
     ("1,5,-1,10", "bad rating: -1 is not one of 0.5, 1.0, 1.5 and so on to 5.0"),
@@ -45,15 +48,18 @@ PARSED = [
     ("1,5,nan,10", "bad rating: 'nan' is not a number"),
     ("1,5,inf,10", "bad rating: 'inf' is not a number"),
     ("1,5,3,-10", "bad timestamp: '-10' is not a whole number of seconds since 1970"),
-    ("1,5,3,978300000000", "bad timestamp: 978300000000 seconds since 1970 lies after the year 2100"),
+    ("1,5,3,1750000006", FUTURE.format(1750000006, "perhaps another epoch or unit")),
+    ("1,5,3,978300000000", FUTURE.format(978300000000, "as milliseconds it would be in the past")),
+    ("1,5,3,978300000000000", FUTURE.format(978300000000000, "as microseconds it would be in the past")),
+    ("1,5,3,978300000000000000", FUTURE.format(978300000000000000, "as nanoseconds it would be in the past")),
     ("1,8,3,10", "unknown movie: 8 is not in movies"),
 ]
 REFUSED = [
-    ("x,5,3,10", "bad user id: 'x' is not a positive whole number"),
-    ("1.0,5,3,10", "bad user id: '1.0' is not a positive whole number"),
-    ("0x1,5,3,10", "bad user id: '0x1' is not a positive whole number"),
-    ("99999999999999999999,5,3,10", "bad user id: '99999999999999999999' is not a positive whole number"),
-    ("1,,3,10", "bad movie id: '' is not a positive whole number"),
+    ("x,5,3,10", f"bad user id: 'x' {NO_ID}"),
+    ("1.0,5,3,10", f"bad user id: '1.0' {NO_ID}"),
+    ("0x1,5,3,10", f"bad user id: '0x1' {NO_ID}"),
+    ("99999999999999999999,5,3,10", f"bad user id: '99999999999999999999' {NO_ID}"),
+    ("1,,3,10", f"bad movie id: '' {NO_ID}"),
     ("1,5,good,10", "bad rating: 'good' is not a number"),
     ("1,5,,10", "bad rating: '' is not a number"),
     ("1,5,3,soon", "bad timestamp: 'soon' is not a whole number of seconds since 1970"),
@@ -67,13 +73,13 @@ REFUSED = [
 @pytest.mark.parametrize("fmt", [TAB, COLONS, CSV], ids=["tab", "colons", "csv"])
 @pytest.mark.parametrize(("row", "reason"), PARSED + REFUSED)
 def test_each_reason_with_its_line(tmp_path: Path, fmt: RatingsFormat, row: str, reason: str) -> None:
-    lines = ["1,7,4,11", row, "2,6,0.5,4102444800"]
+    lines = ["1,7,4,11", row, "0,6,0.5,1750000005"]
     text = "".join(line.replace(",", fmt.separator) + "\n" for line in lines)
     good, bad = read(tmp_path, "header\n" + text if fmt.header else text, fmt)
     if row == "" and fmt.quoted:
         reason = "broken line: 0 fields instead of 4"
     assert faults(bad) == [(2 + fmt.header, reason)]
-    assert good == [(1, 7, 4.0, 11), (2, 6, 0.5, 4102444800)]
+    assert good == [(1, 7, 4.0, 11), (0, 6, 0.5, 1750000005)]
 
 
 def test_a_broken_quote_does_not_swallow_the_next_line(tmp_path: Path) -> None:
@@ -111,7 +117,7 @@ def test_no_rows(tmp_path: Path, text: str) -> None:
 def test_no_movies_make_every_rating_unknown(tmp_path: Path) -> None:
     (tmp_path / "r").write_text("1\t5\t3\t10\n")
     bad = BadRows()
-    assert read_ratings(tmp_path / "r", TAB, np.array([], dtype=np.int64), "movies", bad).empty
+    assert read_ratings(tmp_path / "r", TAB, np.array([], dtype=np.int64), "movies", bad, now=NOW).empty
     assert faults(bad) == [(1, "unknown movie: 5 is not in movies")]
 
 
@@ -154,7 +160,7 @@ def test_quarantine_holds_file_line_reason_and_text(tmp_path: Path) -> None:
     path, out = tmp_path / "ratings", io.StringIO()
     path.write_bytes(b'1\t5\t3\t1\n1\t5\t4\t2\n\xffx,"y"\r\n')
     bad = BadRows(out)
-    read_ratings(path, TAB, MOVIES, "movies", bad)
+    read_ratings(path, TAB, MOVIES, "movies", bad, now=NOW)
     assert out.getvalue().split("\r\n") == [
         "file,line,reason,text",
         'ratings,3,broken line: 1 fields instead of 4,"\\xffx,""y"""',
