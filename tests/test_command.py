@@ -143,8 +143,8 @@ def test_help_loads_no_heavy_library() -> None:
         ("3::99::4::1000000303", "unknown item: 99 is not in items.dat"),
         ("3::3::4", "broken line: 3 fields instead of 4"),
         ("3::3::4::yesterday", "bad timestamp: 'yesterday'"),
-        ("3::3::4::1000000303000", "future timestamp: 1000000303000 seconds since 1970 are yet to come; as milliseconds"),
-        ("1::1::4::1000000303", "duplicate: user 1 rated item 1 on line 1 already"),
+        ("3::3::4::1000000303000", "future timestamp: 1000000303000 seconds since 1970 are yet to come; as"),
+        ("1::1::4::1000000303", "duplicate: user 1 rated movie 1 on line 1 already"),
     ],
 )
 def test_bad_rows_are_named_or_put_aside(

@@ -47,7 +47,7 @@ def test_tables_are_sorted_typed_and_complete(tmp_path: Path, home: DatasetWorks
     assert [None if pd.isna(age) else int(age) for age in tables.users["age"]] == [24, 53, 33, None]
     assert tables.users["occupation"].tolist()[:3] == ["technician", "other", "writer"]
     assert tables.users["occupation"].isna().tolist() == tables.users["gender"].isna().tolist() == [False] * 3 + [True]
-    assert names(home.data) == ["events.parquet", "items.parquet", "dataset.json", "users.parquet"]
+    assert names(home.data) == ["dataset.json", "events.parquet", "items.parquet", "users.parquet"]
 
 
 @pytest.mark.parametrize("name", list(LAYOUTS))
