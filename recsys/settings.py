@@ -12,9 +12,10 @@ from typing import Literal
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from recsys.errors import ConfigError
-from recsys.events.table import EventTable, sqlite_url
+from recsys.events import EventTable, sqlite_url
 from recsys.feature_store.config import FeatureStoreConfig
 from recsys.workspace import DatasetWorkspace, Workspace
 
@@ -35,17 +36,13 @@ class Settings(BaseSettings):
     online_store: Literal["sqlite", "redis"] = "sqlite"
     redis_connection: str | None = None
     registry_path: str | None = None
-    events_url: str | None = None
+    events_url: str | None = None  # of one data set's event table; None is a SQLite file in its home
     api_key: SecretStr | None = Field(default=None, min_length=16)
     otel_endpoint: str | None = None
     mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
 
     def paths(self) -> Workspace:
         return Workspace(self.home.expanduser().resolve())
-
-    def event_table(self, home: DatasetWorkspace) -> EventTable:
-        """The table at RECSYS_EVENTS_URL, or a file of the data set's home."""
-        return EventTable(sqlite_url(home.root / "events.db") if self.events_url is None else make_url(self.events_url))
 
     def feature_store(self, home: DatasetWorkspace) -> FeatureStoreConfig:
         return FeatureStoreConfig(
@@ -55,6 +52,18 @@ class Settings(BaseSettings):
             redis_connection=self.redis_connection,
             registry_path=self.registry_path,
         )
+
+    def event_table(self, home: DatasetWorkspace) -> EventTable:
+        """The events of one data set. Raises ConfigError for an address that no event table can have."""
+        if self.events_url is None:
+            return EventTable(sqlite_url(home.event_file))
+        try:
+            url = make_url(self.events_url)
+        except ArgumentError:  # without its text, which may hold a password
+            raise ConfigError("RECSYS_EVENTS_URL is no database URL; give postgresql+psycopg://user@host/db.") from None
+        if url.drivername not in ("sqlite", "postgresql+psycopg"):
+            raise ConfigError(f"RECSYS_EVENTS_URL asks for {url.drivername}; use postgresql+psycopg:// or sqlite:///.")
+        return EventTable(url)
 
 
 FEAST_OWN = {"RECSYS_FEATURES"}  # what `feature_repo` reads when the `feast` command is used; see also RECSYS_FEAST_*

@@ -104,5 +104,10 @@ class DatasetWorkspace:
         return self.root / "reports"
 
     @property
+    def event_file(self) -> Path:
+        """The event table, where it is a SQLite file."""
+        return self.root / "events.db"
+
+    @property
     def events(self) -> Path:
         return self.root / "events"

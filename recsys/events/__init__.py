@@ -1,5 +1,5 @@
 """Events: what users did after the data set was made, in one SQL table."""
 
-from recsys.events.table import EventConflictError, EventTable, NewEvent, StoredEvent
+from recsys.events.table import RATING_KIND, EventConflictError, EventTable, NewEvent, StoredEvent, sqlite_url
 
-__all__ = ["EventConflictError", "EventTable", "NewEvent", "StoredEvent"]
+__all__ = ["RATING_KIND", "EventConflictError", "EventTable", "NewEvent", "StoredEvent", "sqlite_url"]
