@@ -18,7 +18,7 @@ from recsys.atomic_io import fingerprint_value, read_json, replacing_folder, wri
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from recsys.data.split import Split, split_by_time
 from recsys.data.tables import Tables, load_tables
-from recsys.events.table import RATING_KIND, EventTable
+from recsys.events import RATING_KIND, EventTable
 from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
 from recsys.workspace import DatasetWorkspace

@@ -61,8 +61,10 @@ class Settings(BaseSettings):
             url = make_url(self.events_url)
         except ArgumentError:  # without its text, which may hold a password
             raise ConfigError("RECSYS_EVENTS_URL is no database URL; give postgresql+psycopg://user@host/db.") from None
-        if url.drivername not in ("sqlite", "postgresql+psycopg"):
-            raise ConfigError(f"RECSYS_EVENTS_URL asks for {url.drivername}; use postgresql+psycopg:// or sqlite:///.")
+        if url.drivername not in ("sqlite", "postgresql+psycopg") or not url.database:
+            raise ConfigError(
+                f"RECSYS_EVENTS_URL is {url.render_as_string()}; use postgresql+psycopg://user@host/db or sqlite:////file."
+            )
         return EventTable(url)
 
 

@@ -1,7 +1,7 @@
 """The event table: one row an event, and an event is acknowledged once its row is committed.
 
-Both tracks use it. The service appends to it and reads a user's latest events; the offline track reads all of it up to
-a sequence number. SQLite by default, PostgreSQL by its URL, through SQLAlchemy Core.
+The service appends to it and reads a user's latest events; the offline track reads all of it up to a sequence number.
+SQLite by default, PostgreSQL by its URL, through SQLAlchemy Core.
 
 `seq` grows with every event. In SQLite one writer commits at a time, so a reader that has seen `seq` n has seen every
 smaller one. In PostgreSQL a smaller number may be committed after a larger one: `safe_seq` waits for the inserts under
@@ -11,25 +11,27 @@ such care: it never remembers how far it came.
 What an event means for a user's state is not decided here (`recsys.features.state`).
 """
 
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from recsys.errors import RecsysError, StoreError
+from recsys.events.engine import is_deadlock, open_engine
 
 RATING_KIND: Final = "rating"
-BUSY_S: Final = 5.0  # how long SQLite waits for another writer, and PostgreSQL for a connection
 ROWS_AT_ONCE: Final = 50_000  # rows that `read` holds in memory
+DEADLOCK_TRIES: Final = 5
+LOCK_WAIT_S: Final = 20  # how long `safe_seq` waits for inserts under way
 
-_metadata = sa.MetaData()
 EVENTS: Final = sa.Table(
     "events",
-    _metadata,
+    sa.MetaData(),
     sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=True),
     sa.Column("event_id", sa.String(256), nullable=False, unique=True),
     sa.Column("user_id", sa.BigInteger, nullable=False),
@@ -88,9 +90,10 @@ class EventTable:
         """`url` as `sqlite_url` or `sqlalchemy.make_url` gives it. Nothing is opened yet."""
         self.url = url
         self._engine: sa.Engine | None = None
+        self._opening = threading.Lock()
 
     def append(self, events: Sequence[NewEvent]) -> list[StoredEvent]:
-        """Commit events, all or none, and return them in the order given.
+        """Commit events, all or none, and return them in the order given; at most some thousands.
 
         An id that is there already is not stored again: the first event comes back, marked `repeated`. Raises
         EventConflictError where that one is about another user, item, kind or value, and StoreError where the database
@@ -98,15 +101,21 @@ class EventTable:
         """
         if not events:
             return []
-        with self._transaction() as connection:
-            insert = sqlite.insert if self.url.get_backend_name() == "sqlite" else postgresql.insert
-            statement = insert(EVENTS).on_conflict_do_nothing(index_elements=["event_id"])
-            new: set[str] = set()
-            for event in events:
-                row = {column: getattr(event, column) for column in NewEvent.__dataclass_fields__}
-                if connection.execute(statement, row).rowcount:
-                    new.add(event.event_id)
-            chosen = EVENTS.c.event_id.in_({event.event_id for event in events})
+        with self._failing():
+            for _ in range(DEADLOCK_TRIES - 1):
+                try:
+                    return self._append(events)
+                except OperationalError as error:  # two batches hold the same new ids in different orders
+                    if not is_deadlock(error):
+                        raise
+            return self._append(events)
+
+    def _append(self, events: Sequence[NewEvent]) -> list[StoredEvent]:
+        insert = sqlite.insert if self._opened().dialect.name == "sqlite" else postgresql.insert
+        statement = insert(EVENTS).on_conflict_do_nothing(index_elements=["event_id"]).returning(EVENTS.c.event_id)
+        chosen = EVENTS.c.event_id.in_({event.event_id for event in events})
+        with self._opened().begin() as connection:
+            new = set(connection.execute(statement, [asdict(event) for event in events]).scalars())
             stored = {event.event_id: event for event in _events(connection.execute(sa.select(EVENTS).where(chosen)))}
             out = []
             for event in events:
@@ -116,7 +125,7 @@ class EventTable:
                         f"Event id {event.event_id!r} was used for another event: user {found.user_id}, item "
                         f"{found.item_id}, {found.kind}. Send a new id with a new event."
                     )
-                out.append(found if event.event_id in new else _repeated(found))
+                out.append(replace(found, repeated=event.event_id not in new))
                 new.discard(event.event_id)  # the same id twice in one call: the second is a repeat
             return out
 
@@ -132,7 +141,8 @@ class EventTable:
         In PostgreSQL it waits until the inserts under way have ended, and holds back new ones meanwhile (milliseconds).
         """
         with self._transaction() as connection:
-            if self.url.get_backend_name() == "postgresql":
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.text(f"SET LOCAL lock_timeout = '{LOCK_WAIT_S}s'"))
                 connection.execute(sa.text("LOCK TABLE events IN SHARE MODE"))
             return int(connection.execute(sa.select(sa.func.max(EVENTS.c.seq))).scalar() or 0)
 
@@ -155,69 +165,32 @@ class EventTable:
 
     def close(self) -> None:
         """Close connections; the next call opens them again."""
-        if self._engine is not None:
-            self._engine.dispose()
-            self._engine = None
-
-    def _transaction(self) -> "_Transaction":
-        return _Transaction(self)
+        with self._opening:
+            if self._engine is not None:
+                self._engine.dispose()
+                self._engine = None
 
     def _opened(self) -> sa.Engine:
-        if self._engine is None:
-            engine = _engine(self.url)
-            _metadata.create_all(engine)
-            self._engine = engine
-        return self._engine
+        with self._opening:
+            if self._engine is None:
+                self._engine = open_engine(self.url, EVENTS)
+            return self._engine
 
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        with self._failing(), self._opened().begin() as connection:
+            yield connection
 
-class _Transaction:
-    """A transaction whose failures are StoreErrors."""
-
-    def __init__(self, table: EventTable) -> None:
-        self._table = table
-        self._began: Any = None
-
-    def __enter__(self) -> sa.Connection:
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
         try:
-            self._began = self._table._opened().begin()
-            connection: sa.Connection = self._began.__enter__()
-            return connection
-        except SQLAlchemyError as error:
-            raise _store_error(self._table.url, error) from error
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        try:
-            self._began.__exit__(kind, error, trace)
-        except SQLAlchemyError as failure:
-            raise _store_error(self._table.url, failure) from failure
-        if isinstance(error, SQLAlchemyError):
-            raise _store_error(self._table.url, error) from error
-
-
-def sqlite_url(path: Path) -> sa.URL:
-    """The URL of a file, whatever characters its path holds."""
-    return sa.URL.create("sqlite", database=str(path))
-
-
-def _engine(url: sa.URL) -> sa.Engine:
-    if url.get_backend_name() != "sqlite":
-        return sa.create_engine(url, pool_pre_ping=True, pool_timeout=BUSY_S, connect_args={"connect_timeout": 3})
-    if url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(url, connect_args={"timeout": BUSY_S})
-
-    @sa.event.listens_for(engine, "connect")
-    def _set_up(connection: Any, _record: Any) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")  # readers wait for no writer
-        connection.execute("PRAGMA synchronous=FULL")  # committed is on disk
-
-    return engine
-
-
-def _store_error(url: sa.URL, error: SQLAlchemyError) -> StoreError:
-    where = url.render_as_string(hide_password=True)
-    cause = str(getattr(error, "orig", None) or error).splitlines()[0]
-    return StoreError(f"The event table at {where} failed: {cause}. Check the database, or RECSYS_EVENTS_URL.")
+            yield
+        except (SQLAlchemyError, OSError) as error:
+            where = self.url.render_as_string(hide_password=True)
+            cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+            raise StoreError(
+                f"The event table at {where} failed: {cause}. Check that database, or RECSYS_EVENTS_URL."
+            ) from error
 
 
 def _between(after: int, through: int | None) -> sa.ColumnElement[bool]:
@@ -232,7 +205,3 @@ def _events(rows: Any) -> Iterator[StoredEvent]:
 
 def _subject(event: NewEvent) -> tuple[int, int, str, float | None]:
     return event.user_id, event.item_id, event.kind, event.value
-
-
-def _repeated(event: StoredEvent) -> StoredEvent:
-    return StoredEvent(**{**event.__dict__, "repeated": True})

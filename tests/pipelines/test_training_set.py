@@ -6,7 +6,7 @@ import pytest
 
 from pipelines import training_set
 from recsys.data.tables import save_tables
-from recsys.events.table import EventTable, NewEvent, sqlite_url
+from recsys.events import EventTable, NewEvent, sqlite_url
 from recsys.workspace import DatasetWorkspace, Workspace
 from tests.planted import DAY, START, planted_tables
 
