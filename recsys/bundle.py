@@ -1,12 +1,12 @@
-"""A bundle: everything that answers a request, in one folder that is saved, loaded and promoted whole.
+"""A bundle: everything that answers a request, in one folder that is saved, verified, loaded and promoted whole.
 
-Stage: both tracks. In: catalogue, fitted retrievers, ranker, settings and facts about the training. Out: a folder, and
-back a `Bundle`. Absent: registration (`recsys.registry`), training. Nothing in a bundle can run code on load: weights
-are safetensors, the index is FAISS's format, trees are LightGBM text, the rest is JSON and Parquet.
+Nothing in it can run code on load: weights are safetensors, the index is FAISS's format, trees are LightGBM text, the
+rest is JSON and Parquet. `python -m recsys.bundle FOLDER` tries one in a process of its own: exit code 0, or 2 and the
+reason on stderr; LightGBM and FAISS may abort the process over a file that was edited. `try_bundle` calls it.
 
     bundle.json                facts (below) and the SHA-256 of every other file
     catalogue.parquet|.json    items, genres, vocabulary, profile labels: the id map
-    retrievers/<name>/            one folder a retriever
+    retrievers/<name>/         one folder a retriever
     ranker.txt ranker_base.json  the trees, and the logistic score that they add to
     calibration.json like.json   probabilities beside the scores; absent where none were fitted
     logistic.json              the baseline of the leaderboard
@@ -15,23 +15,38 @@ are safetensors, the index is FAISS's format, trees are LightGBM text, the rest 
 """
 
 import hashlib
+import json
+import math
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from recsys.atomic_io import read_json, replacing_file, replacing_folder, write_json
+from recsys.columns import ITEM_ID
 from recsys.data.tables import DatasetInfo
-from recsys.errors import BundleError
+from recsys.errors import BundleError, RecsysError
 from recsys.features.catalogue import Catalogue
+from recsys.features.item_stats import STATS_COLUMNS, ItemStats, day_of
+from recsys.features.state import Event, UserState, fold, state_batch
+from recsys.limits import LARGEST_ID
 from recsys.ranking.calibration import MAPS, Probabilities
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
-from recsys.recommender import Recommender, RecommenderSettings
+from recsys.recommender import Recommender, RecommenderSettings, RequestContext
 from recsys.retrieval.retriever import Retriever
 from recsys.retrieval.retrievers import load_retrievers
+from recsys.retrieval.tensor_file import map_tensors
 
-FORMAT = 1
+FORMAT = 2
+TRIAL_S = 300.0  # a large bundle is read whole
+_NOT_FINITE_IN_TREES = re.compile(rb"^(leaf_value|threshold)=.*(nan|inf)", re.MULTILINE | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -130,21 +145,88 @@ def read_facts(folder: Path) -> BundleFacts:
         raise BundleError(f"{path} cannot be read ({error}); the bundle is broken, train again") from error
 
 
-def load_bundle(folder: Path, *, ranker_threads: int = 1) -> Bundle:
-    """Check every file against its SHA-256, then load. Raises BundleError for a missing, altered or foreign file."""
+def verify_bundle(folder: Path) -> BundleFacts:
+    """Everything that can be said of a bundle without loading a model: it is as it was saved, and its numbers are
+    finite. Raises BundleError with the first thing that is wrong."""
     facts = read_facts(folder)
-    recorded = read_json(folder / "bundle.json").get("files", {})
-    present = _digests(folder)
+    recorded, present = read_json(folder / "bundle.json").get("files", {}), _digests(folder)
     if recorded != present:
         differing = sorted({n for n in recorded.keys() | present.keys() if recorded.get(n) != present.get(n)})
         raise BundleError(f"{folder} is not as it was saved: {', '.join(differing[:5])} missing, altered or added")
-    catalogue = Catalogue.load(folder)
-    retrievers = load_retrievers(folder / "retrievers", catalogue)
-    settings = RecommenderSettings(**read_json(folder / "recommender.json"))
-    ranker = BoostedRanker.load(folder, ranker_threads)
-    probabilities = Probabilities.load(folder) if (folder / MAPS).exists() else None
-    recommender = Recommender(catalogue, retrievers, ranker, settings, probabilities)
-    return Bundle(facts, recommender, LogisticRanker.load(folder), folder)
+    for path in sorted(folder.rglob("*.safetensors")):
+        for name, array in map_tensors(path).items():
+            if not np.isfinite(np.sum(array, dtype=np.float64)):
+                raise BundleError(f"{path}: {name} holds numbers that are not finite; train again")
+    for path in sorted(folder.rglob("*.json")):
+        _require_finite(path)
+    trees = folder / "ranker.txt"
+    if trees.exists() and _NOT_FINITE_IN_TREES.search(trees.read_bytes()):
+        raise BundleError(f"{trees} holds numbers that are not finite; train again")
+    return facts
+
+
+def load_bundle(folder: Path, *, ranker_threads: int = 1) -> Bundle:
+    """Verify, then load. Raises BundleError for a missing, altered or foreign file, and for parts that do not fit."""
+    facts = verify_bundle(folder)
+    try:
+        catalogue = Catalogue.load(folder)
+        ids = catalogue.item_ids
+        if len(ids) and not (ids[0] >= 0 and (np.diff(ids) > 0).all() and ids[-1] <= LARGEST_ID):
+            raise BundleError(f"{folder}: the item ids of the catalogue do not rise from 0 to {LARGEST_ID}")
+        retrievers = load_retrievers(folder / "retrievers", catalogue)
+        settings = RecommenderSettings(**read_json(folder / "recommender.json"))
+        ranker = BoostedRanker.load(folder, ranker_threads)
+        probabilities = Probabilities.load(folder) if (folder / MAPS).exists() else None
+        recommender = Recommender(catalogue, retrievers, ranker, settings, probabilities)
+        return Bundle(facts, recommender, LogisticRanker.load(folder), folder)
+    except BundleError:
+        raise
+    except Exception as error:  # whatever a library says of a file that is not as it wrote it
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BundleError(f"{folder} cannot be loaded: {reason}. Train again, or roll back.") from error
+
+
+def try_bundle(folder: Path) -> None:
+    """Load a bundle and let it answer, in a process of its own. Raises BundleError where that process refuses the
+    bundle, takes longer than TRIAL_S, or dies over it."""
+    command = [sys.executable, "-m", "recsys.bundle", str(folder)]
+    try:
+        tried = subprocess.run(command, capture_output=True, timeout=TRIAL_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise BundleError(f"{folder} was not loaded within {TRIAL_S:.0f} s") from error
+    if tried.returncode == 0:
+        return
+    if tried.returncode == 2:  # the reason is the last line; what LightGBM quotes of a file need not be text
+        raise BundleError(tried.stderr.decode(errors="backslashreplace").strip().splitlines()[-1])
+    raise BundleError(
+        f"{folder} makes the process that loads it end with code {tried.returncode}: a model file is damaged. "
+        "Train again, or roll back."
+    )
+
+
+def _trial(folder: Path) -> None:
+    """Load, and answer a newcomer and a user of a few ratings. Raises BundleError for an answer that cannot be."""
+    bundle = load_bundle(folder)
+    catalogue, now = bundle.recommender.catalogue, bundle.facts.trained_through + 86_400
+    events = [Event(int(item_id), 4.0, now - 60) for item_id in catalogue.item_ids[:3]]
+    states = state_batch(catalogue, [UserState(0), fold(UserState(0), events)], now)
+    no_rows = pd.DataFrame(columns=[ITEM_ID, *STATS_COLUMNS])
+    context = RequestContext(ItemStats.from_rows(catalogue, no_rows, int(day_of(now))))
+    answer = bundle.recommender.recommend(states, context, 10)
+    if not np.isfinite(answer.scores[answer.item_ids >= 0]).all():
+        raise BundleError(f"{folder} answers with scores that are not finite; train again")
+
+
+def _require_finite(path: Path) -> None:
+    def number(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise BundleError(f"{path} holds the number {text}, which is not finite; train again")
+        return value
+
+    try:
+        json.loads(path.read_text(encoding="utf-8"), parse_constant=number, parse_float=number)
+    except ValueError as error:
+        raise BundleError(f"{path} cannot be read ({error}); train again") from error
 
 
 def _write_facts(folder: Path, facts: BundleFacts) -> None:
@@ -159,3 +241,11 @@ def _digests(folder: Path) -> dict[str, str]:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    try:
+        _trial(Path(sys.argv[1]))
+    except RecsysError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

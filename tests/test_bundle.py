@@ -1,17 +1,25 @@
-"""A bundle is saved, loaded and refused whole. Stage: both tracks. Absent: the registry."""
+"""A bundle is saved, verified, loaded and refused whole."""
 
+import hashlib
+import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from recsys.atomic_io import read_json, write_json
-from recsys.bundle import Bundle, BundleFacts, load_bundle, read_facts, save_bundle, with_metrics
+from recsys.bundle import Bundle, BundleFacts, load_bundle, read_facts, save_bundle, try_bundle, with_metrics
 from recsys.errors import BundleError
 from recsys.recommender import RequestContext
+from recsys.retrieval.index import VectorIndex
 from tests.contracts.no_code import assert_no_pickle
 from tests.planted import (
     DAY,
@@ -135,19 +143,14 @@ def test_a_failure_while_saving_leaves_the_old_bundle(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES[1:])
-def test_an_altered_file_is_named(copy: Path, name: str) -> None:
+def test_an_altered_or_missing_file_is_named(copy: Path, name: str) -> None:
     data = bytearray((copy / name).read_bytes())
     data[len(data) // 2] ^= 1
     (copy / name).write_bytes(data)
-    with pytest.raises(BundleError, match=f"not as it was saved: {name} missing, altered or added"):
-        load_bundle(copy)
-
-
-@pytest.mark.parametrize("name", FILES[1:])
-def test_a_missing_file_is_named(copy: Path, name: str) -> None:
-    (copy / name).unlink()
-    with pytest.raises(BundleError, match=f"not as it was saved: {name} missing, altered or added"):
-        load_bundle(copy)
+    for _ in range(2):
+        with pytest.raises(BundleError, match=f"not as it was saved: {name} missing, altered or added"):
+            load_bundle(copy)
+        (copy / name).unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("name", ["evil.pkl", "retrievers/ease/more.safetensors", "retrievers/bundle.json", ".hidden"])
@@ -161,12 +164,92 @@ def test_at_most_five_files_are_named(copy: Path) -> None:
     shutil.rmtree(copy / "retrievers")
     with pytest.raises(BundleError) as error:
         load_bundle(copy)
-    assert (
-        str(error.value).count(".safetensors")
-        + str(error.value).count(".faiss")
-        + str(error.value).count("towers.json")
-        == 5
-    )
+    assert str(error.value).count(", ") == 4 + 1  # one of the sentence
+
+
+def with_new_digests(folder: Path) -> None:
+    stored = read_json(folder / "bundle.json")
+    stored["files"] = {n: hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in names(folder)[1:]}
+    write_json(folder / "bundle.json", stored)
+
+
+def text(name: str, change: Callable[[str], str]) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(change((folder / name).read_text()))
+
+
+def tensors(name: str, change: Callable[[dict], object]) -> Callable[[Path], None]:  # type: ignore[type-arg]
+    def edit(folder: Path) -> None:
+        arrays = load_file(folder / "retrievers" / name)
+        change(arrays)
+        save_file(arrays, folder / "retrievers" / name)
+
+    return edit
+
+
+def put(name: str, value: float) -> Callable[[dict], object]:  # type: ignore[type-arg]
+    return lambda arrays: arrays[name].reshape(-1).__setitem__(-1, value)
+
+
+def other_index(folder: Path) -> None:
+    vectors = load_file(folder / "retrievers/two_tower/item_vectors.safetensors")["item_vectors"]
+    VectorIndex.build(np.ascontiguousarray(vectors[::-1])).save(folder / "retrievers/two_tower")
+
+
+def small_index(folder: Path) -> None:
+    vectors = load_file(folder / "retrievers/two_tower/item_vectors.safetensors")["item_vectors"]
+    VectorIndex.build(vectors[1:]).save(folder / "retrievers/two_tower")
+
+
+def ids_out_of_order(folder: Path) -> None:
+    pd.read_parquet(folder / "catalogue.parquet").iloc[::-1].to_parquet(folder / "catalogue.parquet", index=False)
+
+
+def weight(value: float) -> Callable[[str], str]:
+    return lambda stored: json.dumps({**json.loads(stored), "rrf_weights": {"ease": value}})
+
+
+EDITED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "trees cut at a third": (text("ranker.txt", lambda t: t[: len(t) // 3]), "a model file is damaged"),
+    "trees cut at two thirds": (text("ranker.txt", lambda t: t[: len(t) * 2 // 3]), "a model file is damaged"),
+    "no trees at all": (text("ranker.txt", lambda _: ""), "cannot be loaded: Unknown model format"),
+    "a leaf of NaN": (text("ranker.txt", lambda t: re.sub("leaf_value=[^ ]*", "leaf_value=nan", t)), "not finite"),
+    "vectors of NaN": (tensors("two_tower/item_vectors.safetensors", put("item_vectors", np.nan)), "not finite"),
+    "an infinite factor": (tensors("ials/ials.safetensors", put("factors", np.inf)), "not finite"),
+    "weights of NaN": (text("recommender.json", weight(float("nan"))), "recommender.json holds the number NaN"),
+    "a coefficient too large": (
+        text("logistic.json", lambda t: t.replace('"intercept": ', '"intercept": 9e999')),
+        "9e999",
+    ),
+    "the index of other vectors": (other_index, "is the index of other vectors"),
+    "an index too small": (small_index, "holds 39 vectors of 16 dimensions"),
+    "ids out of order": (ids_out_of_order, "item ids of the catalogue do not rise"),
+    "other feature names": (text("ranker.txt", lambda t: t.replace("ease_rank", "ease_place")), "other features"),
+    "a retriever of other items": (
+        tensors("popularity/popularity.safetensors", lambda a: a.update(scores=a["scores"][1:])),
+        "popularity knows 39 items, the catalogue 40",
+    ),
+    "a missing file": (lambda folder: (folder / "retrievers/ease/ease.safetensors").unlink(), "cannot be "),
+    "an unknown setting": (text("recommender.json", lambda t: t.replace("fetch", "fetched")), "unexpected keyword"),
+    "another format": (text("bundle.json", lambda t: t.replace('"format": 2', '"format": 99')), "has format 99"),
+}
+
+
+@pytest.mark.parametrize("kind", EDITED)
+def test_an_edited_bundle_with_right_digests_is_refused_with_one_line(copy: Path, kind: str) -> None:
+    """LightGBM ends the process that reads a file which was cut, so those are tried in one of their own."""
+    edit, reason = EDITED[kind]
+    edit(copy)
+    with_new_digests(copy)
+    with pytest.raises(BundleError) as refused:
+        (try_bundle if "cut" in kind else load_bundle)(copy)
+    assert reason in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_good_bundle_passes_its_trial(saved: Path) -> None:
+    try_bundle(saved)
+    tried = subprocess.run([sys.executable, "-m", "recsys.bundle", saved / "gone"], capture_output=True, check=False)
+    assert (tried.returncode, tried.stderr.count(b"\n")) == (2, 1)
 
 
 def edited(change: Callable[[dict], dict]) -> Callable[[Path], None]:  # type: ignore[type-arg]
@@ -178,7 +261,7 @@ def edited(change: Callable[[dict], dict]) -> Callable[[Path], None]:  # type: i
     [
         (lambda folder: (folder / "bundle.json").unlink(), r"holds no bundle \(bundle.json is missing\)"),
         (shutil.rmtree, "holds no bundle"),
-        (edited(lambda stored: {**stored, "format": 2}), "has format 2, this code reads 1; train again"),
+        (edited(lambda stored: {**stored, "format": 99}), "has format 99, this code reads 2; train again"),
         (lambda folder: (folder / "bundle.json").write_text("{"), "cannot be read .* the bundle is broken"),
         (lambda folder: (folder / "bundle.json").write_text("[]"), "cannot be read"),
         (edited(lambda stored: {k: v for k, v in stored.items() if k != "role"}), "cannot be read .*'role'"),

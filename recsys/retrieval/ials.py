@@ -124,5 +124,5 @@ class Ials:
         stored = map_tensors(folder / "ials.safetensors")
         factors = stored["factors"]
         regularisation, alpha, power = stored["settings"].tolist()
-        index = VectorIndex.load(folder, len(factors)) if any(folder.glob(INDEX_FILES)) else None
+        index = VectorIndex.load(folder, factors) if any(folder.glob(INDEX_FILES)) else None
         return cls(factors, regularisation, alpha, power, index)

@@ -23,6 +23,7 @@ EXACT_UP_TO = 20_000  # vectors; of more, not all stay in a processor's cache be
 HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 200, 256
 IVF_PROBES, IVF_TRAINED_ON = 128, 64  # lists searched; vectors a list that k-means sees
 INDEX_FILES = "index.*.faiss"
+SAMPLED = 32  # vectors that are compared with the index when it is loaded
 
 
 @dataclass(frozen=True)
@@ -118,18 +119,30 @@ class VectorIndex:
         faiss.write_index(self._index, str(folder / f"index.{self.kind}.faiss"))
 
     @classmethod
-    def load(cls, folder: Path, n: int) -> "VectorIndex":
-        """Vectors stay in the mapped file, which other processes share; nothing can be added to such an index. Raises
-        BundleError where there is none, or one of another number of vectors than `n`."""
+    def load(cls, folder: Path, vectors: FloatArray) -> "VectorIndex":
+        """The index of `vectors` (N, D), which stay in the mapped file that other processes share; nothing can be added
+        to it. Raises BundleError where there is none, or one of other vectors."""
         files = list(folder.glob(INDEX_FILES))
         if len(files) != 1:
             raise BundleError(
                 f"{folder} should hold one index.*.faiss file, it holds {len(files)}; register the model again"
             )
         index = cls(faiss.read_index(str(files[0]), faiss.IO_FLAG_MMAP_IFC), files[0].name.split(".")[1])
-        if len(index) != n:
-            raise BundleError(f"{files[0]} holds {len(index)} vectors instead of {n}; register the model again")
+        if (len(index), index._index.d) != vectors.shape:
+            held = f"{len(index)} vectors of {index._index.d} dimensions"
+            raise BundleError(f"{files[0]} holds {held} instead of {vectors.shape}; register the model again")
+        if not index._agrees_with(vectors):
+            raise BundleError(f"{files[0]} is the index of other vectors; register the model again")
         return index
+
+    def _agrees_with(self, vectors: FloatArray) -> bool:
+        """Whether what a sample of the vectors finds has the scores that the vectors themselves give."""
+        n = len(vectors)
+        queries = np.asarray(vectors[np.linspace(0, n - 1, min(n, SAMPLED)).astype(int)]) if n else vectors
+        found, scores = self.search(queries, min(n, SAMPLED))
+        expected = np.einsum("bkd,bd->bk", vectors[found], queries)
+        scale = np.abs(scores[found >= 0]).max(initial=1e-12)
+        return bool(np.allclose(scores[found >= 0], expected[found >= 0], rtol=0, atol=1e-4 * scale))
 
 
 class VectorAnswer:

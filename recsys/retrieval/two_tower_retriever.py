@@ -67,4 +67,4 @@ class TwoTowerRetriever:
             raise BundleError(f"{folder}: the towers know {shape.n_items} items, the catalogue holds {len(catalogue)}")
         model = TowerWeights(shape, map_tensors(folder / "towers.safetensors"))
         vectors = map_tensors(folder / "item_vectors.safetensors")["item_vectors"]
-        return cls(model, vectors, VectorIndex.load(folder, len(vectors)))
+        return cls(model, vectors, VectorIndex.load(folder, vectors))
