@@ -19,7 +19,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from recsys.errors import ConfigError
-from serving.metrics import Metrics
+from serving.observability.metrics import Metrics
 from serving.problems import ProblemError
 from serving.settings import ServiceSettings
 

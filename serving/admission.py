@@ -19,8 +19,8 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any, ParamSpec, TypeVar
 
-from serving.metrics import Metrics
 from serving.model import single_threaded
+from serving.observability.metrics import Metrics
 from serving.problems import ProblemError
 from serving.threads import Threads
 

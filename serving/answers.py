@@ -26,9 +26,8 @@ from recsys.features.state import StateBatch, state_batch
 from recsys.recommender import Filters, Recommendations, RequestContext
 from serving.explain import Explainer
 from serving.known import Known
-from serving.logs import RateLimited
-from serving.metrics import Metrics
 from serving.model import ServedModel
+from serving.observability.metrics import Metrics
 from serving.paging import LONGEST_LIST, Header, Rest
 from serving.prediction_log import PredictionLog
 from serving.settings import ServiceSettings
@@ -94,7 +93,6 @@ class Answers:
     ) -> None:
         self._settings, self._metrics, self._predictions, self._clock = settings, metrics, predictions, clock
         self._explainer = Explainer()
-        self._warn = RateLimited()
 
     def recommend(
         self, model: ServedModel, call: Call, user_id: int | None, known: Known, wanted: Wanted
@@ -155,13 +153,12 @@ class Answers:
         return body, rest.after(end, len(shown)) if end < len(idx) else None
 
     def degrade(self, call: Call, part: str, why: str | Exception) -> None:
-        """Note that a part was left out: in the answer, the metrics and, a few times a second at most, the log."""
+        """Note that a part was left out: in the answer, the metrics and the log."""
         if part not in call.degraded:
             call.degraded.append(part)
         self._metrics.degraded(part)
-        unexpected = isinstance(why, Exception) and not isinstance(why, StoreError)
-        text = "%s answered without %s: %s"
-        self._warn(log, logging.WARNING, f"degraded.{part}", text, call.request_id, part, why, exc_info=unexpected)
+        cause = why if isinstance(why, Exception) and not isinstance(why, StoreError) else None
+        log.warning("answered without %s: %s", part, why, exc_info=cause)
 
     def timings(self, call: Call) -> dict[str, float]:
         """The stages so far and the total, measured and rounded for the answer."""
@@ -310,7 +307,7 @@ class Answers:
     def _count(self, cold: bool) -> None:
         self._metrics.count("requests")
         if cold:
-            self._metrics.cold_start()
+            self._metrics.count("cold_start")
 
 
 def about(model: ServedModel) -> Body:

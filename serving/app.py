@@ -21,11 +21,12 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 
-from serving import logs, problems, routes, tracing
+from serving import problems, routes
 from serving.access import Access
 from serving.admission import Admission
 from serving.edge import Edge, Gate
-from serving.metrics import Metrics
+from serving.observability import tracing
+from serving.observability.metrics import Metrics
 from serving.openapi import completed
 from serving.service import Service
 from serving.settings import ServiceSettings
@@ -84,7 +85,7 @@ def create_app(
     )
     app.state.service = None
     app.state.draining = False
-    app.state.tracing = tracing.build(settings.otel_endpoint, version("recsys"))
+    app.state.tracing = tracing.build(app, settings.otel_endpoint, version("recsys"))
     app.state.metrics = metrics or Metrics()
     app.state.admission = Admission(
         threads=settings.threads,
@@ -114,5 +115,5 @@ def create_app(
             expose_headers=["Retry-After", "Server-Timing", "X-Request-ID"],
         )
     # Added last, so outermost.
-    app.add_middleware(Edge, request_log=logs.RequestLog(), tracing=app.state.tracing)
+    app.add_middleware(Edge, tracing=app.state.tracing)
     return app

@@ -31,8 +31,8 @@ from recsys.features.item_stats import day_of
 from recsys.features.state import UserState
 from recsys.recommender import Recommender
 from recsys.registry import VersionInfo
-from serving.metrics import Metrics
 from serving.model import ServedModel, freeze_gc, registry_of, stats_of, unfreeze_gc
+from serving.observability.metrics import Metrics
 from serving.settings import ServiceSettings
 
 Outcome = Literal["swapped", "unchanged", "refused", "failed"]

@@ -17,10 +17,10 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving import logs
 from serving.access import Access
+from serving.observability import logs
+from serving.observability.tracing import Tracing
 from serving.problems import ProblemError, problem_response
-from serving.tracing import Tracing
 
 ANSWER_POLICY = "default-src 'none'; frame-ancestors 'none'"
 PAGE_POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
@@ -44,8 +44,8 @@ class Edge:
     `degraded` for the log.
     """
 
-    def __init__(self, app: ASGIApp, request_log: logs.RequestLog, tracing: Tracing | None) -> None:
-        self._app, self._request_log, self._tracing = app, request_log, tracing
+    def __init__(self, app: ASGIApp, tracing: Tracing | None) -> None:
+        self._app, self._tracing = app, tracing
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,6 +71,9 @@ class Edge:
                 _complete(out, scope["path"], request_id, state.get("timings_ms"))
                 if scope["app"].state.draining:
                     out["Connection"] = "close"
+                if self._tracing is not None:
+                    timings, degraded = state.get("timings_ms") or {}, state.get("degraded") or ()
+                    self._tracing.describe(request_id, time.perf_counter() - started, timings, degraded)
             await send(message)
 
         try:
@@ -85,17 +88,10 @@ class Edge:
         finally:
             self._in_flight -= 1
             scope["app"].state.metrics.in_flight(self._in_flight)
-            self._tell(scope, headers, status or CLIENT_GONE, time.perf_counter() - started, request_id)
-
-    def _tell(self, scope: Scope, headers: Headers, status: int, seconds: float, request_id: str) -> None:
-        """One request that has ended: to the metrics, the log and the trace."""
-        route, method, state = getattr(scope.get("route"), "path", UNMATCHED), scope["method"], scope["state"]
-        degraded = state.get("degraded") or ()
-        scope["app"].state.metrics.request(route, method, status, seconds)
-        self._request_log(route, method, status, seconds * 1e3, degraded)
-        if self._tracing is not None:
-            timings = state.get("timings_ms")
-            self._tracing.request(route, method, status, seconds, request_id, headers, timings, degraded)
+            route, seconds = getattr(scope.get("route"), "path", UNMATCHED), time.perf_counter() - started
+            status = status or CLIENT_GONE
+            scope["app"].state.metrics.request(route, scope["method"], status, seconds)
+            logs.log_request(route, scope["method"], status, seconds * 1e3, state.get("degraded") or ())
 
 
 def _complete(headers: MutableHeaders, path: str, request_id: str, timings_ms: dict[str, float] | None) -> None:

@@ -21,8 +21,8 @@ from serving.answers import STATE, Answers, Body, Call, Wanted, about
 from serving.champion import Champion
 from serving.event_log import EventIdError, EventLog, LoggedEvent
 from serving.known import Known
-from serving.metrics import Metrics
 from serving.model import ServedModel, freeze_gc
+from serving.observability.metrics import Metrics
 from serving.paging import Rest, decode, encode, key_of
 from serving.prediction_log import PredictionLog
 from serving.problems import ProblemError
@@ -235,12 +235,7 @@ class Service:
     def _told(self, outcome: Outcome) -> Body:
         """Count an event and say what became of it."""
         event = outcome.event
-        if outcome.repeated:
-            self.metrics.event("repeated")
-        elif outcome.known is None:
-            self.metrics.event("logged")
-        else:
-            self.metrics.event("applied" if outcome.applied else "pending")
+        self.metrics.event("repeated" if outcome.repeated else "stored")
         return {
             "event_id": event.event_id,
             "user_id": event.user_id,

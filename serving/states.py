@@ -35,7 +35,7 @@ from recsys.features.state import Event
 from serving.circuit import Circuit
 from serving.event_log import EventLog, LoggedEvent
 from serving.known import Known, Stored, folded, known_of, lacks, older
-from serving.metrics import Metrics
+from serving.observability.metrics import Metrics
 from serving.pending import Pending
 from serving.threads import Threads
 

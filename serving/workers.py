@@ -13,6 +13,7 @@ last known states.
 import asyncio
 import logging
 import multiprocessing
+import os
 import signal
 import socket
 import sys
@@ -25,16 +26,15 @@ from ctypes import c_bool
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
 
 from recsys.errors import RecsysError
-from serving import logs
 from serving.app import create_app
 from serving.dispatch import Dispatcher, Intake, OpenIntake
-from serving.metrics import Metrics, mark_process_dead
+from serving.observability import logs
+from serving.observability.metrics import Metrics
 from serving.service import Service
 from serving.settings import ServiceSettings
 
@@ -60,7 +60,6 @@ class Start:
     settings: ServiceSettings
     log_format: str = "text"
     log_level: str = "info"
-    metrics_dir: Path | None = None
     alone: bool = True
     ready: c_bool | None = None
 
@@ -120,7 +119,7 @@ def serve(start: Start, connections: socket.socket | Intake) -> None:
             start.ready.value = True
         return service
 
-    metrics = Metrics(start.metrics_dir)
+    metrics = Metrics()
     if start.alone:
         app = create_app(settings, load, on_failure=stop, metrics=metrics)
     else:  # listening while it loads, it would take connections from the others, only to refuse
@@ -163,7 +162,8 @@ def supervise(start: Start, listening: socket.socket, workers: int) -> None:
     stopping = threading.Event()
     with tempfile.TemporaryDirectory(prefix="recsys-metrics-") as folder, _told_to_stop(stopping.set):
         ready = multiprocessing.get_context("spawn").RawValue(c_bool)
-        told = replace(start, metrics_dir=Path(folder), ready=ready)
+        told = replace(start, ready=ready)
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # the workers inherit it and share their metrics there
         dispatcher = Dispatcher(listening)
         running: dict[SpawnProcess, tuple[Intake, float]] = {}
         short_lives, trouble = 0, ""
@@ -183,7 +183,6 @@ def supervise(start: Start, listening: socket.socket, workers: int) -> None:
                     dispatcher.forget(intake)
                     if stopping.is_set():
                         break
-                    mark_process_dead(Path(folder), process.pid or 0)
                     log.error("worker %s ended with exit code %s after %.0f s", process.pid, process.exitcode, lived_s)
                     if process.exitcode == CANNOT_START:
                         if not ready.value:
@@ -203,6 +202,7 @@ def supervise(start: Start, listening: socket.socket, workers: int) -> None:
             dispatcher.drain()
             _stop_all(list(running), start.settings)
             dispatcher.close()
+            del os.environ["PROMETHEUS_MULTIPROC_DIR"]
     if trouble:
         raise RecsysError(trouble)
 

@@ -15,7 +15,7 @@ import pytest
 
 from recsys.features.state import Event
 from recsys.features.state_merge import state_from_events
-from serving.metrics import Metrics
+from serving.observability.metrics import Metrics
 from serving.service import Service
 from tests.serving.serving_client import connected
 from tests.serving.serving_world import ITEMS, ServingWorld, build

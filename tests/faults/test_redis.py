@@ -20,7 +20,7 @@ from recsys.features.state import Event, UserState
 from recsys.features.state_merge import state_from_events
 from recsys.settings import Settings
 from serving import states
-from serving.metrics import Metrics
+from serving.observability.metrics import Metrics
 from serving.pending import Pending
 from serving.service import Service
 from serving.settings import ServiceSettings

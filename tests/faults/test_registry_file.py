@@ -14,7 +14,7 @@ import pytest
 from recsys.errors import StoreError
 from recsys.feature_store import FeatureStore
 from recsys.feature_store.registry_file import set_aside_if_damaged
-from serving.metrics import Metrics
+from serving.observability.metrics import Metrics
 from serving.service import Service
 from tests.serving.serving_client import connected
 from tests.serving.serving_world import ServingWorld

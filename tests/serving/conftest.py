@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from serving.champion import Champion
-from serving.metrics import Metrics
+from serving.observability.metrics import Metrics
 from serving.service import Service
 
 from .serving_client import connected

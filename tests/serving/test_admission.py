@@ -11,8 +11,8 @@ import pytest
 import uvloop
 
 from serving.admission import Admission, Lane
-from serving.logs import request_id
-from serving.metrics import Metrics
+from serving.observability.logs import request_id
+from serving.observability.metrics import Metrics
 from serving.problems import ProblemError
 from serving.service import Service
 

@@ -17,7 +17,7 @@ from recsys.features.state_merge import state_from_events
 from serving import event_log, states
 from serving.champion import Champion
 from serving.client import Client
-from serving.metrics import Metrics
+from serving.observability.metrics import Metrics
 from serving.schemas import FeedbackEvent, RatingEvent
 from serving.schemas.asked import MOST_EVENTS
 from serving.service import Service

@@ -12,8 +12,8 @@ from recsys.errors import StoreError
 from serving import paging
 from serving.champion import Champion
 from serving.items import Items
-from serving.metrics import Metrics
 from serving.model import ServedModel
+from serving.observability.metrics import Metrics
 from serving.paging import LONGEST_LIST, Header, Rest, decode, encode, key_of
 from serving.problems import ProblemError
 from serving.schemas.asked import LONGEST_CURSOR

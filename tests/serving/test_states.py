@@ -15,7 +15,7 @@ from recsys.features.state import HISTORY_LENGTH
 from serving.circuit import Circuit
 from serving.event_log import EventLog
 from serving.known import Known
-from serving.metrics import Metrics
+from serving.observability.metrics import Metrics
 from serving.states import STORE_THREADS, UserStates
 
 from .fake_store import Clock, FakeStore, event

@@ -20,7 +20,7 @@ from serving import known
 from serving import states as module
 from serving.circuit import Circuit
 from serving.event_log import EventLog
-from serving.metrics import Metrics
+from serving.observability.metrics import Metrics
 from serving.pending import Pending
 from serving.states import UserStates
 

@@ -1,0 +1,138 @@
+"""Log lines on stderr: a JSON object each for machines, or a line of text for people.
+
+Every line carries the id of the request that it belongs to. Secrets are hidden, control characters are escaped so that
+no caller can forge a line, and a warning that repeats is cut to a few a second. Files and rotation belong to whatever
+runs the process.
+"""
+
+import json
+import logging
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Final, Literal, TextIO
+
+from recsys.errors import ConfigError
+
+LogFormat = Literal["json", "text"]
+FORMATS: Final = ("json", "text")
+LEVELS: Final = ("debug", "info", "warning", "error")
+PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})  # asked every few seconds, by machines
+CHATTY: Final = ("alembic", "httpx", "feast", "faiss")  # libraries whose INFO is about themselves
+HIDDEN: Final = "[hidden]"
+WARNINGS_A_SECOND: Final = 5  # of one message
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+log = logging.getLogger(__name__)
+
+# What a record has without `extra`; uvicorn adds its message a second time, with colours.
+_STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
+_CREDENTIALS: Final = re.compile(r"(?i)(://)[^/\s@\"]+(?=@)|\b((?:bearer|basic)\s+)[\w.~+/=-]{6,}")
+
+
+def configure(
+    log_format: str = "text", level: str = "info", secrets: Iterable[str] = (), stream: TextIO | None = None
+) -> None:
+    """Send all log lines to `stream` (default: stderr) in this form, with `secrets` hidden wherever they stand.
+
+    Raises ConfigError for a format or level that does not exist.
+    """
+    if log_format not in FORMATS:
+        raise ConfigError(f"The log format is {log_format!r}; there are {' and '.join(FORMATS)}.")
+    if level not in LEVELS:
+        raise ConfigError(f"The log level is {level!r}; there are {', '.join(LEVELS)}.")
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(LineFormatter(as_json=log_format == "json", secrets=secrets))
+    handler.addFilter(FloodFilter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class LineFormatter(logging.Formatter):
+    """Time, level, logger, message, request id, the fields of `extra`, and the traceback where there is one."""
+
+    def __init__(self, *, as_json: bool, secrets: Iterable[str] = ()) -> None:
+        super().__init__()
+        self._as_json = as_json
+        texts = {text for secret in secrets if secret for text in (secret, json.dumps(secret)[1:-1])}
+        self._secrets = sorted(texts, key=len, reverse=True)
+
+    def format(self, record: logging.LogRecord) -> str:
+        extra = {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if current := request_id.get():
+            line["request_id"] = current
+        line = {**line, **{name: value for name, value in extra.items() if name not in line}}
+        traceback = self.formatException(record.exc_info) if record.exc_info else ""
+        if self._as_json:
+            # ASCII: whatever a caller sent, a line stays a line
+            return self._hide(json.dumps({**line, "traceback": traceback} if traceback else line, default=str))
+        moment, level, logger, message, *fields = line.items()
+        words = [str(moment[1]), str(level[1]).upper(), f"{logger[1]}:", str(message[1])]
+        words += [f"{name}={value}" for name, value in fields]
+        lines = [" ".join(words), *(f"    {text}" for text in traceback.splitlines())]
+        return "\n".join(_printable(self._hide(text)) for text in lines)
+
+    def _hide(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, HIDDEN)
+        return _CREDENTIALS.sub(rf"\1\2{HIDDEN}", text)
+
+
+class FloodFilter(logging.Filter):
+    """At most `per_second` warnings and errors a second of one message; the next line says how many were dropped."""
+
+    def __init__(self, per_second: int = WARNINGS_A_SECOND) -> None:
+        super().__init__()
+        self._per_second = per_second
+        self._lock = threading.Lock()
+        self._seen: dict[tuple[str, str], tuple[int, int]] = {}  # message -> (second, records in it)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        key, now = (record.name, str(record.msg)), int(time.monotonic())
+        with self._lock:
+            if len(self._seen) > 1_000:
+                self._seen.clear()
+            second, count = self._seen.get(key, (now, 0))
+            if second != now and count > self._per_second:
+                record.dropped = count - self._per_second
+            second, count = (now, 0) if second != now else (second, count)
+            self._seen[key] = (second, count + 1)
+        return count < self._per_second
+
+
+def log_request(route: str, method: str, status: int, ms: float, degraded: Sequence[str] = ()) -> None:
+    """A finished request: a failure of ours (5xx) as a warning, any other at DEBUG. The metrics count them all.
+
+    `route` is the template: what a user asked for does not belong in a log. Probes are never warnings.
+    """
+    failed = status >= 500 and route not in PROBES
+    level = logging.WARNING if failed else logging.DEBUG
+    if log.isEnabledFor(level):
+        fields = {"route": route, "method": method, "status": status, "ms": round(ms, 3), "degraded": list(degraded)}
+        log.log(level, "request failed" if failed else "request", extra=fields)
+
+
+def _printable(text: str) -> str:
+    """`text` as one line: line breaks of every kind and control characters become escapes.
+
+    >>> _printable("fine, é" + chr(10) + "2026-11-21 INFO forged")
+    'fine, é\\\\n2026-11-21 INFO forged'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

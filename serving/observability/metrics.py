@@ -1,0 +1,209 @@
+"""What the service measures about itself: Prometheus metrics, and counts by name for /v1/model.
+
+Labels are route templates and names from this code, never users, items or paths, so that the number of series is
+bounded. Names that are listed here are exposed at zero from the start: the first failure is a step, not a new line.
+
+Several workers share their numbers through files in PROMETHEUS_MULTIPROC_DIR, a variable of prometheus_client. Whoever
+starts the workers makes an empty folder and sets it before they import this module; then a scrape of any worker answers
+for all of them. Counts and histograms are summed over every worker that ever ran, gauges over those that still do.
+"""
+
+import os
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+
+from recsys.features.item_stats import SECONDS_PER_DAY
+
+STAGES: Final = ("state", "retrieval", "features", "ranking", "ordering", "explain", "queue", "total")
+PARTS: Final = ("user_state", "retrieval", "ranking", "explain")
+SHED: Final = ("queue_full", "budget", "rate_limit")
+EVENTS: Final = ("stored", "repeated", "refused")
+RELOADS: Final = ("swapped", "refused", "failed")
+ANSWERS: Final = ("requests", "cold_start", "pages", "similar", "history")  # "requests": lists of recommendations
+# reads of the online store that the circuit breaker refused; times that it opened; calls too large to keep
+STORE: Final = ("store.not_asked", "store.left_alone", "store.left_out")
+PREDICTIONS: Final = ("predictions.logged", "predictions.dropped", "predictions.failed", "predictions.files_removed")
+COUNTS: Final = ANSWERS + STORE + PREDICTIONS
+MOMENTS: Final = ("loaded", "trained_through", "item_statistics")
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+UNMATCHED: Final = "unmatched"  # the route of a request that no route took
+
+# Seconds. Dense where budgets lie (1 to 100 ms); 50 ms, the default budget, is a bound, so that the share of answers
+# within it is exact.
+REQUEST_BOUNDS: Final = tuple(
+    ms / 1e3
+    for ms in (0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12.5, 15, 20, 25, 30, 40, 50, 75, 100, 150, 250, 500, 1_000)
+)
+STAGE_BOUNDS: Final = tuple(
+    ms / 1e3 for ms in (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 7.5, 10, 15, 20, 30, 50, 100, 250, 1_000)
+)
+# From a second to decades, which is how long ago the users of MovieLens were last seen.
+AGE_BOUNDS: Final = tuple(
+    float(s) for s in (1, 10, 60, 600, 3_600, *(days * SECONDS_PER_DAY for days in (0.25, 1, 7, 30, 90, 365, 3_650)))
+)
+
+
+class Metrics:
+    """The metrics of one service in this process. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()
+        registry = self._registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def histogram(name: str, text: str, bounds: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(name, text, labels, registry=registry, buckets=bounds)
+
+        self._requests = counter("recsys_requests", "HTTP requests.", "route", "method", "status")
+        text = "Time from a request's arrival to its response."
+        self._seconds = histogram("recsys_request_seconds", text, REQUEST_BOUNDS, "route", "status_class")
+        self._stages = histogram("recsys_stage_seconds", "Time spent in one stage of an answer.", STAGE_BOUNDS, "stage")
+        text = "Age of the newest event in the user state that an answer used."
+        self._ages = histogram("recsys_user_state_age_seconds", text, AGE_BOUNDS)
+        self._operations = counter("recsys_operations", "Operations of the service, by name.", "operation")
+        self._degraded = counter("recsys_degraded", "Answers that had to leave out a part.", "part")
+        self._shed = counter("recsys_shed", "Requests refused because of load.", "reason")
+        self._events = counter("recsys_events", "Events received, by outcome.", "outcome")
+        self._reloads = counter("recsys_reloads", "Attempts to load a new model, by outcome.", "outcome")
+        listed = ((self._operations, COUNTS), (self._degraded, PARTS), (self._shed, SHED), (self._events, EVENTS))
+        for family, names in (*listed, (self._reloads, RELOADS), (self._stages, STAGES)):
+            for name in names:
+                family.labels(name)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, registry=registry, multiprocess_mode="livesum")
+
+        self._queue = gauge("recsys_queue_depth", "Requests that wait for a free thread.")
+        self._in_flight = gauge("recsys_in_flight", "Requests being answered.")
+        text = "The model that is served; the value is the number of workers that serve it, 0 once it is replaced."
+        self._info = gauge("recsys_model_info", text, "version", "bundle_id", "dataset")
+        # A labelled gauge has no series before its first value: without a model there is no age of 56 years.
+        self._moments = Gauge(
+            "recsys_model_timestamp_seconds",
+            "When the model was loaded, its newest training event, and the day of its item statistics.",
+            ("moment",),
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self._served: tuple[str, str, str] | None = None
+
+    # -- what happens ---------------------------------------------------------------------------------------------
+
+    def request(self, route: str, method: str, status: int, seconds: float) -> None:
+        """One HTTP request; `route` is the template, never the path that was asked for."""
+        self._requests.labels(route, method if method in METHODS else "other", str(status)).inc()
+        self._seconds.labels(route, f"{status // 100}xx").observe(seconds)
+
+    def stage(self, name: str, ms: float) -> None:
+        self._stages.labels(name).observe(ms / 1e3)
+
+    def state_age(self, seconds: float) -> None:
+        self._ages.observe(max(seconds, 0.0))
+
+    def degraded(self, part: str) -> None:
+        self._degraded.labels(part).inc()
+
+    def shed(self, reason: str) -> None:
+        self._shed.labels(reason).inc()
+
+    def event(self, outcome: str) -> None:
+        self._events.labels(outcome).inc()
+
+    def reload(self, outcome: str) -> None:
+        self._reloads.labels(outcome).inc()
+
+    def count(self, name: str, times: int = 1) -> None:
+        """Anything else, "requests" (an answer with recommendations) among it."""
+        self._operations.labels(name).inc(times)
+
+    def queue(self, depth: int) -> None:
+        self._queue.set(depth)
+
+    def in_flight(self, n: int) -> None:
+        self._in_flight.set(n)
+
+    def model(
+        self,
+        version: int,
+        bundle_id: str,
+        dataset: str,
+        trained_through: int,
+        loaded_at: float,
+        item_statistics_day: int,
+    ) -> None:
+        """What is served from now on. `trained_through` and `loaded_at` are seconds UTC."""
+        served = (str(version), bundle_id, dataset)
+        if self._served not in (None, served):
+            self._info.labels(*self._served).set(0)  # shared files have no way to drop a series
+        self._info.labels(*served).set(1)
+        self._served = served
+        for moment, seconds in zip(
+            MOMENTS, (loaded_at, trained_through, item_statistics_day * SECONDS_PER_DAY), strict=True
+        ):
+            self._moments.labels(moment).set(seconds)
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def as_dict(self) -> dict[str, int]:
+        """What this process counted, by name, without zeros."""
+        counters = {
+            "": self._operations,
+            "degraded.": self._degraded,
+            "shed.": self._shed,
+            "events.": self._events,
+            "reload.": self._reloads,
+        }
+        return {
+            prefix + "".join(sample.labels.values()): int(sample.value)
+            for prefix, counter in counters.items()
+            for metric in counter.collect()
+            for sample in metric.samples
+            if sample.value
+        }
+
+    def exposition(self) -> tuple[bytes, str]:
+        """Body and content type of GET /metrics."""
+        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        registry = self._registry if folder is None else CollectorRegistry()
+        if folder is not None:
+            registry.register(_Workers(Path(folder)))
+            MultiProcessCollector(registry, folder)
+        return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
+
+
+class _Workers(Collector):
+    """Memory, processor time and open files of each worker, by the label `pid`. Forgets the gauges of dead workers."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterable[Metric]:
+        merged: dict[str, Metric] = {}
+        for pid in sorted({int(path.stem.rpartition("_")[2]) for path in self._folder.glob("*.db")}):
+            if not Path(f"/proc/{pid}").exists():
+                mark_process_dead(pid, str(self._folder))
+                continue
+            for metric in ProcessCollector(pid=partial(int, pid), registry=None).collect():
+                whole = merged.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+                for sample in metric.samples:
+                    whole.add_sample(sample.name, {**sample.labels, "pid": str(pid)}, sample.value)
+        return merged.values()
