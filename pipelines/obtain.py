@@ -1,12 +1,10 @@
-"""Stage `data`: from a name, a folder or an archive to the typed tables.
-
-In: what the user named. Out: `data/` of the data set's home. Absent: parsing (`recsys.data`).
-"""
+"""From a name, a folder or an archive to the typed tables of a data set."""
 
 from pathlib import Path
 
 import typer
 
+from recsys.atomic_io import read_json, write_json
 from recsys.data.datasets import CITATION, DATASETS
 from recsys.data.fetch import UnreachableError
 from recsys.data.prepare import dataset_name_for, prepare
@@ -14,8 +12,10 @@ from recsys.data.synthetic import WorldSize, generate_world
 from recsys.data.tables import DatasetInfo
 from recsys.errors import ConfigError
 from recsys.settings import Settings
+from recsys.workspace import DatasetWorkspace
 
 SYNTHETIC = "synthetic"
+SOURCE = "source.json"  # in a data set's home: what it was made from
 Sizes = tuple[int | None, int | None, int | None]
 
 
@@ -54,11 +54,25 @@ def obtain(
         raise ConfigError(f"{name!r} is not an official data set ({', '.join(DATASETS)}, synthetic); add --data-dir.")
     elif info is not None:
         say(CITATION)
+        if dataset is None:
+            _require_own_name(home, info)
     official = name if name in DATASETS and (info is None or dataset is not None) else None
     made = prepare(home, data_dir=data_dir, archive=archive, dataset=official, skip_bad_rows=skip_bad_rows, report=say)
+    write_json(home.root / SOURCE, {"source": str(info.resolve()) if info is not None else name})
     root.remember(name)
     _say_what(made, home.data)
     return name
+
+
+def _require_own_name(home: DatasetWorkspace, source: Path) -> None:
+    """Raises ConfigError where a name that nobody chose would replace the data set of another folder or archive."""
+    record = home.root / SOURCE
+    other = read_json(record).get("source") if record.exists() and home.data.exists() else None
+    if other not in (None, str(source.resolve())):
+        raise ConfigError(
+            f"{home.root.parent} holds a data set {home.name!r} already, made from {other}. "
+            f"Name this one with --dataset, or add --dataset {home.name} to replace the other."
+        )
 
 
 def obtain_if_needed(

@@ -1,7 +1,6 @@
-"""How anything is written: beside its place first, then renamed into it; how it is locked, and fingerprinted.
+"""How anything is written: beside its place first, then renamed into it, so that readers see all of it or nothing.
 
-Stage: every stage. In: a path and a writer. Out: a whole file or folder, or none; a SHA-256. Absent: any
-knowledge of what is written.
+Also how a folder is locked against other writers, how JSON is read, and how files are fingerprinted.
 """
 
 import fcntl
@@ -16,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from recsys.errors import RESTORE, DamagedFileError
 
 TOKEN = 16  # hexadecimal digits that tell apart those who write to one place
 FORGOTTEN_S = 86_400.0  # nobody writes to a file that long without changing it
@@ -114,7 +115,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Raises DamagedFileError for a file that is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedFileError(f"{path} is damaged: {error}. {RESTORE}") from error
 
 
 def fingerprint_files(paths: Iterable[Path]) -> str:

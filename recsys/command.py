@@ -1,19 +1,22 @@
 """The console command `recsys`: one door, whose rooms are the Typer apps of `pipelines` and `serving`.
 
-Stage: the edge. In: argv. Out: exit code 0, 2 for a problem that the reader can act on (its text on stderr, no
-traceback), 130 after Ctrl-C. Absent: the commands themselves; they announce themselves as entry points, so that
-neither folder imports the other (docs/adr/0003).
+They announce themselves as entry points, so that neither folder imports the other (docs/adr/0003). The exit code is 0,
+2 for a problem that the reader can act on (a line on stderr, no traceback), 130 after Ctrl-C. Libraries are imported
+inside the functions: Ctrl-C in the first second has to find `run`.
 """
 
 import atexit
 import errno
 import os
 import sys
-from importlib.metadata import entry_points
-
-import typer
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recsys.errors import RecsysError
+
+if TYPE_CHECKING:
+    import typer
 
 GROUP = "recsys.commands"
 STOPPED = 130  # by Ctrl-C, as shells count it
@@ -29,8 +32,12 @@ ORDER = (  # commands first, then groups: Typer lists them so
 )
 
 
-def build() -> typer.Typer:
+def build() -> "typer.Typer":
     """The composed app; commands in the order in which one uses them."""
+    from importlib.metadata import entry_points
+
+    import typer
+
     app = typer.Typer(
         name="recsys",
         help="A two-stage recommender from raw ratings to ranked recommendations over HTTP.\n\n"
@@ -61,26 +68,49 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         build()(arguments)
     except RecsysError as error:
-        print(f"recsys: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in REFUSED:
-            raise
-        where = error.filename2 or error.filename or "a file"
-        print(f"recsys: {where}: {error.strerror}. Name a place that can be read and written.", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
+    except KeyboardInterrupt:  # before Typer, or after it
+        return _stopped()
     except SystemExit as finished:  # how Typer ends, after help, wrong arguments and Ctrl-C too
         code = finished.code if isinstance(finished.code, int) else int(finished.code is not None)
-        if code == STOPPED:
-            print("recsys: stopped; finished stages are kept, run the same command again to go on", file=sys.stderr)
-        return code
+        return _stopped() if code == STOPPED else code
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in REFUSED:
+            where = error.filename2 or error.filename or "a file"
+            return _refuse(f"{where}: {error.strerror}. Name a place that can be read and written.")
+        if line := _damage(error, sys.argv[1:] if arguments is None else arguments):
+            return _refuse(line)
+        raise
     return 0
+
+
+def _refuse(line: str) -> int:
+    print(f"recsys: {line}", file=sys.stderr)
+    return 2
+
+
+def _stopped() -> int:
+    print("recsys: stopped; finished stages are kept, run the same command again to go on", file=sys.stderr)
+    return STOPPED
+
+
+def _damage(error: Exception, arguments: list[str]) -> str | None:
+    """What is wrong with the home that the command was about, if anything."""
+    from recsys.damage import explain
+    from recsys.settings import read_settings
+
+    named = [after for option, after in pairwise(arguments) if option == "--home"]
+    named += [option.removeprefix("--home=") for option in arguments if option.startswith("--home=")]
+    return explain(error, read_settings(Path(named[-1]) if named else None).paths().root)
 
 
 def main() -> None:
     """The console script. Leaves without tearing the interpreter down: DuckDB's binding would list its leaks there."""
-    code = run()
-    atexit._run_exitfuncs()
+    try:
+        code = run()
+        atexit._run_exitfuncs()
+    except KeyboardInterrupt:
+        code = STOPPED
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,9 +1,12 @@
-"""The errors that a person can act on.
+"""The errors that a person can act on: what was wrong, where, and the next step.
 
-Stage: every stage. In: nothing. Out: one exception hierarchy whose text says what was wrong, where, and
-the next step; a command prints it and ends with exit code 2, without a traceback. Absent: errors that only
-a programmer can act on; those stay ordinary exceptions with their traceback.
+A command prints one and ends with exit code 2, without a traceback. Errors that only a programmer can act on stay
+ordinary exceptions.
 """
+
+from typing import Final
+
+RESTORE: Final = "Restore it, or remove it and run the command that writes it again (`recsys data`, `recsys train`)."
 
 
 class RecsysError(Exception):
@@ -20,6 +23,10 @@ class ConfigError(RecsysError):
 
 class MissingArtefactError(RecsysError):
     """A stage was asked to read what an earlier stage has not written yet."""
+
+
+class DamagedFileError(RecsysError, ValueError):
+    """A file that this project wrote is no longer what it was."""
 
 
 class BundleError(RecsysError):

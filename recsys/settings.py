@@ -1,15 +1,14 @@
-"""The one place where the environment is read.
+"""The one place where the environment is read; it is handed on as plain values.
 
-Stage: the edges (commands and the service's entry point). In: variables that begin with RECSYS_, and
-MLFLOW_TRACKING_URI. Out: `Settings`, handed down as plain values. Absent: everything else; no other module of the
-library may import this one or look at the environment.
+Variables that begin with RECSYS_, and MLFLOW_TRACKING_URI. An empty one counts as unset, as docker compose writes
+`${X:-}`. No other module of the library may import this one or look at the environment.
 """
 
 import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
@@ -28,7 +27,7 @@ class Settings(BaseSettings):
     `api_key` opens the service's writes; `otel_endpoint` is where it sends spans.
     """
 
-    model_config = SettingsConfigDict(env_prefix="RECSYS_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="RECSYS_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     home: Path = Path(".recsys")
     dataset: str | None = None
@@ -41,10 +40,25 @@ class Settings(BaseSettings):
     otel_endpoint: str | None = None
     mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
 
+    @field_validator("api_key")
+    @classmethod
+    def _can_be_sent(cls, key: SecretStr | None) -> SecretStr | None:
+        text = "" if key is None else key.get_secret_value()
+        if text != text.strip() or not (text.isascii() and text.isprintable()):
+            raise ValueError("a header can carry printable ASCII only, without spaces at either end")
+        return key
+
     def paths(self) -> Workspace:
         return Workspace(self.home.expanduser().resolve())
 
     def feature_store(self, home: DatasetWorkspace) -> FeatureStoreConfig:
+        """Raises ConfigError for a Redis without its address, and for an address without Redis."""
+        if self.online_store == "redis" and self.redis_connection is None:
+            raise ConfigError(
+                "RECSYS_ONLINE_STORE is redis: set RECSYS_REDIS_CONNECTION as well, to host:port[,option=value]."
+            )
+        if self.online_store != "redis" and self.redis_connection is not None:
+            raise ConfigError("RECSYS_REDIS_CONNECTION is set: set RECSYS_ONLINE_STORE to redis as well, or unset it.")
         return FeatureStoreConfig(
             home=home,
             repo=self.feature_repo,
@@ -78,7 +92,7 @@ def read_settings(home: Path | None = None) -> Settings:
     a variable that begins with RECSYS_ and means nothing."""
     fields = Settings.model_fields
     known = {f"RECSYS_{name.upper()}" for name in fields if not fields[name].validation_alias} | FEAST_OWN
-    given = {name.upper() for name in os.environ if name.upper().startswith("RECSYS_")}
+    given = {name.upper() for name in os.environ if os.environ[name] and name.upper().startswith("RECSYS_")}
     strange = sorted(n for n in given - known if not n.startswith("RECSYS_FEAST_"))
     if strange:
         names = ", ".join([*sorted(known), "MLFLOW_TRACKING_URI"])

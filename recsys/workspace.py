@@ -20,12 +20,11 @@ Absent: the environment (`recsys.settings` reads it) and the contents of the fil
         predictions/              the prediction log
 """
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from recsys.atomic_io import write_json
+from recsys.atomic_io import read_json, write_json
 from recsys.errors import ConfigError
 
 
@@ -53,7 +52,10 @@ class Workspace:
             current = self.root / "current.json"
             if not current.exists():
                 raise ConfigError(f"{self.root} holds no data set yet. Run `recsys data --dataset ml-100k` first.")
-            name = str(json.loads(current.read_text(encoding="utf-8"))["dataset"])
+            stored = read_json(current)
+            if not isinstance(stored, dict) or not isinstance(stored.get("dataset"), str):
+                raise ConfigError(f"{current} names no data set. Name one with --dataset, or remove the file.")
+            name = stored["dataset"]
         chosen = self.dataset(name)
         if not chosen.data.exists():
             raise ConfigError(

@@ -33,7 +33,7 @@ def write(tmp_path: Path) -> Write:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "ratings.dat").write_text("".join(f"{line}\n" for line in ratings))
-        (folder / "items.dat").write_text("".join(f"{line}\n" for line in items))
+        (folder / "movies.dat").write_text("".join(f"{line}\n" for line in items))
         return folder
 
     return files
@@ -140,7 +140,7 @@ def test_help_loads_no_heavy_library() -> None:
         ("3::3::5.5::1000000303", "bad rating: 5.5 is not one of"),
         ("3::3::0::1000000303", "bad rating: 0 is not one of"),
         ("3::3::good::1000000303", "bad rating: 'good' is not a number"),
-        ("3::99::4::1000000303", "unknown item: 99 is not in items.dat"),
+        ("3::99::4::1000000303", "unknown movie: 99 is not in movies.dat"),
         ("3::3::4", "broken line: 3 fields instead of 4"),
         ("3::3::4::yesterday", "bad timestamp: 'yesterday'"),
         ("3::3::4::1000000303000", "future timestamp: 1000000303000 seconds since 1970 are yet to come; as"),
@@ -177,11 +177,30 @@ def test_an_error_leaves_the_tables_of_before(write: Write, tmp_path: Path, caps
     assert {p: p.read_bytes() for p in home.rglob("*") if p.is_file()} == before
 
 
+def test_a_name_that_nobody_chose_replaces_no_other_data_set(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    for name in ("фильмы", "映画"):
+        assert command.run(["data", "--data-dir", str(write(name=name)), "--home", str(home)]) == 0
+    assert len(list(home.glob("*/data"))) == 2
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first, second = write(name="a/films"), write(RATINGS[:20], name="b/films")
+    for _ in range(2):
+        assert command.run(["data", "--data-dir", str(first), "--home", str(home)]) == 0
+    said = refused(capsys, "data", "--data-dir", second, "--home", home)
+    assert f"holds a data set 'films' already, made from {first}" in said
+    assert len(pd.read_parquet(home / "films" / "data" / "events.parquet")) == len(RATINGS)
+    assert command.run(["data", "--data-dir", str(second), "--dataset", "films", "--home", str(home)]) == 0
+    assert len(pd.read_parquet(home / "films" / "data" / "events.parquet")) == 20
+
+
 def test_an_empty_file(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, "data", "--data-dir", write([]), "--home", tmp_path / "home")
     assert "ratings.dat holds no ratings: it is empty" in said
     said = refused(capsys, "data", "--data-dir", write(RATINGS, [], "other"), "--home", tmp_path / "home")
-    assert "unknown item: 1 is not in items.dat" in said
+    assert "unknown movie: 1 is not in movies.dat" in said
 
 
 # ---- archives
@@ -375,6 +394,17 @@ def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr("pipelines.obtain.obtain", interrupted)
     assert command.run(["data", "--dataset", "synthetic", "--home", str(tmp_path)]) == 130
     assert "run the same command again to go on" in capsys.readouterr().err
+
+
+def test_an_interruption_while_libraries_load_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "build", interrupted)
+    assert command.run([]) == 130
+    assert capsys.readouterr().err.startswith("recsys: stopped")
 
 
 # ---- questions to a trained home that have no answer

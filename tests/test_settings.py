@@ -7,6 +7,7 @@ import pytest
 
 from recsys.errors import ConfigError
 from recsys.settings import read_settings
+from recsys.workspace import Workspace
 
 
 def test_defaults_are_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,3 +64,34 @@ def test_no_key_and_no_traces_by_default(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("RECSYS_OTEL_ENDPOINT", "http://127.0.0.1:4318")
     settings = read_settings()
     assert (settings.api_key, settings.otel_endpoint) == (None, "http://127.0.0.1:4318")
+
+
+@pytest.mark.parametrize(
+    "name", ["HOME", "DATASET", "API_KEY", "REDIS_CONNECTION", "ONLINE_STORE", "EVENTS_URL", "FOO"]
+)
+def test_an_empty_variable_counts_as_unset(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    default = read_settings()
+    monkeypatch.setenv(f"RECSYS_{name}", "")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert read_settings() == default
+
+
+@pytest.mark.parametrize(
+    "key", ["пароль-пароль-пароль", " 0123456789abcdef", "0123456789abcde\n", "0123456789\tabcdef"]
+)
+def test_a_key_that_no_header_can_carry_is_refused(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECSYS_API_KEY", key)
+    with pytest.raises(ConfigError, match=r"RECSYS_API_KEY cannot be used: .*printable ASCII"):
+        read_settings()
+
+
+def test_redis_and_its_address_go_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    home = Workspace(tmp_path).dataset("x")
+    monkeypatch.setenv("RECSYS_ONLINE_STORE", "redis")
+    with pytest.raises(ConfigError, match="set RECSYS_REDIS_CONNECTION"):
+        read_settings().feature_store(home)
+    monkeypatch.setenv("RECSYS_REDIS_CONNECTION", "127.0.0.1:6379")
+    assert read_settings().feature_store(home).redis_connection == "127.0.0.1:6379"
+    monkeypatch.setenv("RECSYS_ONLINE_STORE", "sqlite")
+    with pytest.raises(ConfigError, match="set RECSYS_ONLINE_STORE to redis"):
+        read_settings().feature_store(home)

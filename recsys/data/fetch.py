@@ -170,14 +170,18 @@ def md5_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _is_wanted(name: str) -> bool:
-    base = PurePosixPath(name).name
-    return base in KNOWN_FILES or base == SYNTHETIC_MARK or base.upper().startswith("README")
+def member_path(name: str) -> PurePosixPath:
+    """Where a member lies in its archive; older tools for Windows write backslashes."""
+    return PurePosixPath(name.replace("\\", "/"))
+
+
+def _is_wanted(path: PurePosixPath) -> bool:
+    return path.name in KNOWN_FILES or path.name == SYNTHETIC_MARK or path.name.upper().startswith("README")
 
 
 def _refuse_unsafe(member: zipfile.ZipInfo, archive: Path) -> None:
-    name = member.filename.replace("\\", "/")
-    outside = name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in PurePosixPath(name).parts
+    path = member_path(member.filename)
+    outside = path.is_absolute() or re.match(r"[A-Za-z]:", str(path)) or ".." in path.parts
     kind = stat.S_IFMT(member.external_attr >> 16)
     if outside or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         what = "lies outside the archive's folder" if outside else "is a link or no plain file"
@@ -197,13 +201,13 @@ def unpack(archive: Path, folder: Path) -> None:
                 raise DataError(f"{archive} is an empty zip archive.")
             for member in members:
                 _refuse_unsafe(member, archive)
-            wanted = [m for m in members if not m.is_dir() and _is_wanted(m.filename)]
+            wanted = [m for m in members if not m.is_dir() and _is_wanted(member_path(m.filename))]
             if sum(member.file_size for member in wanted) > _MOST_BYTES:
                 raise DataError(
                     f"{archive} would unpack to more than {_MOST_BYTES >> 30} GiB; no MovieLens archive does."
                 )
             for member in wanted:
-                target = folder / PurePosixPath(member.filename.replace("\\", "/"))
+                target = folder / member_path(member.filename)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(member) as source, target.open("wb") as out:
                     shutil.copyfileobj(source, out, 1 << 20)

@@ -1,8 +1,6 @@
 """The three official MovieLens layouts: which one a folder has, and how its movies and users are read.
 
-Stage: data. In: a folder with the official files, or with one folder that has them. Out: a `Layout`, and data frames
-of movies and users; rows that make no sense go to `BadRows`. Absent: the checks of ratings, which are many and must be
-fast (`validate`), and downloading (`fetch`).
+Rows that make no sense go to `BadRows`. The checks of ratings, which are many and must be fast, are in `validate`.
 
     ml-100k    u.data, tab-separated; u.item (and u.user), with "|", Latin-1, one 0/1 field a genre
     ml-1m      ratings.dat, movies.dat (and users.dat), with "::"; ml-10m too
@@ -20,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, RATING, TIMESTAMP, TITLE, USER_ID, YEAR
-from recsys.data.validate import BadRows, RatingsFormat, decoded, id_fault, read_ratings, split_csv
+from recsys.data.validate import BOM, BadRows, RatingsFormat, decoded, id_fault, read_ratings, split_csv
 from recsys.errors import DataError
 
 ML_100K: Final = "ml-100k"
@@ -35,6 +33,7 @@ _FILES: Final = {
     ML_1M: ("ratings.dat", "movies.dat", ("users.dat",)),
     ML_LATEST: ("ratings.csv", "movies.csv", ()),
 }
+_OFFICIAL_ENCODINGS: Final = {ML_100K: ("latin-1",), ML_1M: ("latin-1", "utf-8"), ML_LATEST: ("utf-8",)}
 KNOWN_FILES: Final = frozenset(name for r, m, others in _FILES.values() for name in (r, m, *others))
 UNDERSTOOD: Final = "; ".join(f"{layout}: {r} and {m}" for layout, (r, m, _) in _FILES.items())
 
@@ -137,27 +136,49 @@ def year_of(title: str) -> int | None:
 
 
 def _lines(path: Path, *, skip_header: bool = False) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, bytes without line end); blank lines at the end are no rows."""
-    raw_lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n \t").split(b"\n")
+    """(line number from 1, bytes without line end and byte-order mark); blank lines at the end are no rows."""
+    raw_lines = path.read_bytes().removeprefix(BOM).rstrip(b"\r\n \t").split(b"\n")
     if raw_lines == [b""]:
         return
     for number, raw in enumerate(raw_lines, 1):
         if number > 1 or not skip_header:
-            yield number, raw.rstrip(b"\r")
+            yield number, raw.rstrip(b"\r").removeprefix(BOM)
 
 
-def _encoding(path: Path) -> str:
-    """ml-10m is UTF-8, ml-1m is Latin-1: the whole file decides, as no line can."""
+def encoding_of(path: Path) -> str:
+    """How the text of a file is written: "ascii", "utf-8", "cp1252" or "latin-1". The whole file decides.
+
+    Official files are Latin-1 or UTF-8; people save them again as UTF-8, or as Windows' CP-1252. A file with one line
+    of good UTF-8 beyond ASCII is UTF-8, and its other lines have to be too. Raises DataError for UTF-16.
+    """
+    raw = path.read_bytes().replace(BOM, b"")
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{path} is UTF-16 text. Save it as UTF-8.")
+    if raw.isascii():
+        return "ascii"
+    if any(not line.isascii() and _is(line, "utf-8") for line in raw.split(b"\n")):
+        return "utf-8"
+    return "cp1252" if re.search(rb"[\x80-\x9f]", raw) and _is(raw, "cp1252") else "latin-1"
+
+
+def unusual_encodings(layout: Layout) -> Iterator[str]:
+    """A sentence for each file that is not written as the official ones are."""
+    for path in (layout.movies, layout.users):
+        if path is not None and (encoding := encoding_of(path)) not in ("ascii", *_OFFICIAL_ENCODINGS[layout.name]):
+            yield f"{path.name} is read as {encoding}; the official one is {_OFFICIAL_ENCODINGS[layout.name][0]}"
+
+
+def _is(raw: bytes, encoding: str) -> bool:
     try:
-        path.read_bytes().decode("utf-8")
+        raw.decode(encoding)
     except UnicodeDecodeError:
-        return "latin-1"
-    return "utf-8"
+        return False
+    return True
 
 
 def _header(path: Path) -> list[str]:
     with path.open("rb") as handle:
-        first = decoded(handle.readline().removeprefix(b"\xef\xbb\xbf"))
+        first = decoded(handle.readline().removeprefix(BOM))
     return [name.strip().lower() for name in split_csv(first)]
 
 
@@ -220,21 +241,21 @@ def _movie_splitter(layout: Layout) -> Callable[[str], _Fields]:
         _need_columns(layout.movies, header, ["movieId", "title", "genres"])
         return partial(_split_movies_csv, header=header)
     genre_file = layout.folder / "u.genre"
-    listed = [raw.decode("latin-1").partition("|")[0] for _, raw in _lines(genre_file)] if genre_file.is_file() else []
+    listed = [decoded(raw).partition("|")[0] for _, raw in _lines(genre_file)] if genre_file.is_file() else []
     return partial(_split_item, genres=listed or _GENRES_100K.split("|"))
 
 
 def read_movies(layout: Layout, bad: BadRows) -> pd.DataFrame:
     """item_id, title, year, genres; of two rows with one id the first stays."""
     split = _movie_splitter(layout)
-    encoding = {ML_100K: "latin-1", ML_LATEST: "utf-8"}.get(layout.name) or _encoding(layout.movies)
+    encoding = encoding_of(layout.movies)
     file = layout.movies.name
     rows: dict[int, tuple[str, int | None, list[str]]] = {}
     for line, raw in _lines(layout.movies, skip_header=layout.name == ML_LATEST):
         try:
             text = raw.decode(encoding)
         except UnicodeDecodeError:
-            bad.add(file, line, "broken line: not UTF-8 text", decoded(raw))
+            bad.add(file, line, "broken line: not UTF-8 text, as other lines are", decoded(raw))
             continue
         fields = split(text)
         if fields is None:
@@ -280,9 +301,9 @@ def read_users(layout: Layout, bad: BadRows) -> pd.DataFrame:
     occupations = _OCCUPATIONS_1M.split("|")
     path = layout.users
     if path is not None:
-        encoding = "latin-1" if layout.name == ML_100K else _encoding(path)
+        encoding = encoding_of(path)
         for line, raw in _lines(path):
-            text = raw.decode(encoding)
+            text = raw.decode(encoding, errors="replace")
             fields = [part.strip() for part in text.split("|" if layout.name == ML_100K else "::")]
             if layout.name == ML_100K and len(fields) == 5:
                 fields[1], fields[2] = fields[2], fields[1]  # ml-100k has the age before the gender

@@ -1,15 +1,15 @@
 """From wherever the raw files are to the three tables: the whole data stage in one function.
 
-Stage: data. In: a folder, an archive, or the name of an official data set. Out: `home.data` with the tables,
-`dataset.json` and, where rows were dropped, `quarantine.csv`; all of it or none. Absent: making synthetic files
-(`recsys.data.synthetic`; their folder comes in as `data_dir`), and printing: messages go to `report`.
+All of `home.data` is written or none. Synthetic files come in as `data_dir`; messages go to `report`.
 """
 
+import hashlib
 import re
 import tempfile
 import time
+import unicodedata
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 import pandas as pd
@@ -17,8 +17,16 @@ import pandas as pd
 from recsys.atomic_io import fingerprint_files
 from recsys.columns import AGE, GENDER, ITEM_ID, OCCUPATION, USER_ID
 from recsys.data.datasets import DATASETS, dataset_called
-from recsys.data.fetch import Report, fetch_archive, fetch_official
-from recsys.data.layouts import SYNTHETIC_MARK, Layout, find_layout, read_events, read_movies, read_users
+from recsys.data.fetch import Report, fetch_archive, fetch_official, member_path
+from recsys.data.layouts import (
+    SYNTHETIC_MARK,
+    Layout,
+    find_layout,
+    read_events,
+    read_movies,
+    read_users,
+    unusual_encodings,
+)
 from recsys.data.tables import DatasetInfo, Tables, save_tables
 from recsys.data.validate import BadRows
 from recsys.errors import ConfigError, DataError
@@ -30,14 +38,18 @@ SYNTHETIC: Final = "synthetic"
 def dataset_name_for(path: Path) -> str:
     """The name under which a folder or an archive is kept: its own, in lower case, of a-z, 0-9, ".", "_" and "-".
 
-    Files of our own making (`SYNTHETIC.json` beside them) get a name that begins with "synthetic".
+    Accents are dropped. Where letters of another script have to be, digits made from them keep two names apart. Files
+    of our own making (`SYNTHETIC.json` beside them) get a name that begins with "synthetic".
 
-    >>> dataset_name_for(Path("/data/My Movies (2019)")), dataset_name_for(Path("ML-1M.zip"))
-    ('my-movies-2019', 'ml-1m')
+    >>> [dataset_name_for(Path(name)) for name in ("/data/Mes Films (2019)", "ML-1M.zip", "cinéma", "фильмы 2019")]
+    ['mes-films-2019', 'ml-1m', 'cinema', '2019-1ce5df9d']
     """
     path = path if path.name not in ("", "..") else path.resolve()
     base = path.stem if path.suffix.lower() == ".zip" and not path.is_dir() else path.name
-    name = re.sub(r"[^a-z0-9._-]+", "-", base.lower()).strip("-._") or "data"
+    letters = [c for c in unicodedata.normalize("NFKD", base.lower()) if not unicodedata.combining(c)]
+    name = re.sub(r"[^a-z0-9._-]+", "-", "".join(letters)).strip("-._")
+    if not name or any(c.isalnum() and not c.isascii() for c in letters):
+        name = f"{name or 'data'}-{hashlib.sha256(base.encode(errors='surrogateescape')).hexdigest()[:8]}"
     if _is_synthetic(path) and not name.startswith(SYNTHETIC):
         return f"{SYNTHETIC}-{name}"
     return name
@@ -51,7 +63,7 @@ def _is_synthetic(path: Path) -> bool:
             return (path / SYNTHETIC_MARK).is_file()
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(PurePosixPath(name).name == SYNTHETIC_MARK for name in archive.namelist())
+            return any(member_path(name).name == SYNTHETIC_MARK for name in archive.namelist())
     except (OSError, zipfile.BadZipFile):  # `fetch` says what is wrong with it
         return False
 
@@ -83,6 +95,9 @@ def prepare(
     layout = find_layout(data_dir if data_dir is not None else home.raw)
     if layout.synthetic and home.name in DATASETS:
         raise DataError(f"{layout.folder} holds synthetic data, which cannot be kept under the name {home.name}.")
+    for sentence in unusual_encodings(layout):
+        if report:
+            report(sentence)
     # Bad rows are written out as they are found: there may be millions.
     with tempfile.TemporaryDirectory() as folder:
         quarantine = Path(folder) / "quarantine.csv"

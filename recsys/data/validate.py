@@ -29,6 +29,7 @@ from recsys.limits import HIGHEST_RATING, LARGEST_ID, LOWEST_RATING, RATING_STEP
 SHOWN: Final = 10  # bad rows that an error message lists
 _KEPT: Final = 1000  # rows held while looking for the first SHOWN of them
 _BLOCK_BYTES: Final = 16 << 20
+BOM: Final = b"\xef\xbb\xbf"  # what some editors put at the start of UTF-8; inside, where files were joined
 _WHOLE: Final = re.compile(r"[0-9]{1,19}")
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
@@ -155,6 +156,8 @@ def _blocks(path: Path, skip_lines: int) -> Iterator[tuple[int, bytes]]:
             handle.readline()
         while block := handle.read(_BLOCK_BYTES):
             block += handle.readline()
+            if BOM in block:
+                block = block.removeprefix(BOM).replace(b"\n" + BOM, b"\n")
             if handle.tell() >= size:
                 block = block.rstrip(b"\r\n \t")
             if block:

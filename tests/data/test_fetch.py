@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine, and archives that must not be unpacked. Stage: tests of data."""
+"""Downloads from a server on this machine, and archives that must not be unpacked."""
 
 import hashlib
 import json
@@ -15,6 +15,7 @@ import requests
 from recsys.data import fetch
 from recsys.data.datasets import DATASETS, Dataset
 from recsys.data.fetch import UnreachableError, fetch_archive, fetch_official, published_md5
+from recsys.data.layouts import find_layout
 from recsys.errors import DataError
 
 from .raw_files import ML_1M_FILES, ML_100K_FILES, ML_LATEST_FILES, Host, write_files, write_zip
@@ -197,6 +198,12 @@ def test_no_further_try_starts_late(monkeypatch: pytest.MonkeyPatch, no_sleep: S
 def test_a_local_archive(tmp_path: Path, raw: Path) -> None:
     fetch_archive(write_zip(tmp_path / "mine.zip", ML_LATEST_FILES, inside=""), raw)
     assert set(held(raw)) == {"origin.json", "ratings.csv", "movies.csv"}
+
+
+def test_an_archive_with_backslashes_in_its_names(tmp_path: Path, raw: Path) -> None:
+    files = {f"ml\\{name}": content for name, content in ML_LATEST_FILES.items()}
+    fetch_archive(write_zip(tmp_path / "windows.zip", files, inside=""), raw)
+    assert find_layout(raw).ratings.read_bytes() == ML_LATEST_FILES["ratings.csv"]
 
 
 def test_an_archive_under_an_official_name_must_be_that_one(

@@ -1,10 +1,10 @@
-"""Each official layout read with exact values, and every way not to be one. Stage: tests of data."""
+"""Each official layout read with exact values, and every way not to be one."""
 
 from pathlib import Path
 
 import pytest
 
-from recsys.data.layouts import find_layout, read_events, read_movies, read_users, year_of
+from recsys.data.layouts import find_layout, read_events, read_movies, read_users, unusual_encodings, year_of
 from recsys.data.validate import BadRows
 from recsys.errors import DataError
 
@@ -184,9 +184,47 @@ def test_bad_rows_of_movies_and_users_ml_1m(tmp_path: Path) -> None:
 
 
 def test_bad_rows_of_movies_csv(tmp_path: Path) -> None:
-    movies = b'movieId,title,genres\n1,"A (1990),Drama\n2,B,Drama,x\n3,\xff,Drama\n4,C (1990),Drama\n\n'
+    movies = (
+        b'movieId,title,genres\n1,"A (1990),Drama\n2,B,Drama,x\n3,\xff,Drama\n5,\xc3\xa9,Drama\n4,C (1990),Drama\n\n'
+    )
     assert collected(tmp_path, {**ML_LATEST_FILES, "movies.csv": movies}) == [
         ("movies.csv", 2, "broken line: not a movie as the ml-latest layout writes it"),
         ("movies.csv", 3, "broken line: not a movie as the ml-latest layout writes it"),
-        ("movies.csv", 4, "broken line: not UTF-8 text"),
+        ("movies.csv", 4, "broken line: not UTF-8 text, as other lines are"),
     ]
+
+
+@pytest.mark.parametrize("layout", ["ml-100k", "ml-1m", "ml-latest"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "latin-1"])
+def test_titles_are_read_as_they_are_written(layout: str, encoding: str, tmp_path: Path) -> None:
+    title = "L’Avventura – Café (1960)" if encoding != "latin-1" else "Café (1960)"
+    movies = {
+        "ml-100k": ("u.item", f"1|{title}||||{flags(1)}\n2|B||||{flags(1)}\n3|C||||{flags(1)}\n"),
+        "ml-1m": ("movies.dat", f"10::{title}::Drama\n11::B::Drama\n"),
+        "ml-latest": ("movies.csv", f"movieId,title,genres\n7,{title},Drama\n8,B,Drama\n"),
+    }
+    name, text = movies[layout]
+    write_files(tmp_path, {**LAYOUTS[layout], name: text.encode(encoding)})
+    read_movies(find_layout(tmp_path), bad := BadRows())
+    assert bad.count == 0
+    assert read_movies(find_layout(tmp_path), bad)["title"][0] == title
+    says = [sentence.partition(";")[0] for sentence in unusual_encodings(find_layout(tmp_path))]
+    encoding = encoding.removesuffix("-sig")
+    official = {"ml-100k": ["latin-1"], "ml-1m": ["latin-1", "utf-8"], "ml-latest": ["utf-8"]}[layout]
+    assert says == ([] if encoding in official else [f"{name} is read as {encoding}"])
+
+
+def test_utf_16_is_refused(tmp_path: Path) -> None:
+    write_files(tmp_path, {**ML_1M_FILES, "movies.dat": "10::A::Drama\n".encode("utf-16")})
+    with pytest.raises(DataError, match="is UTF-16 text"):
+        read_movies(find_layout(tmp_path), BadRows())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_byte_order_marks_change_nothing(layout: str, tmp_path: Path) -> None:
+    """At the start of every file, and where two files were joined."""
+    plain = write_files(tmp_path / "plain", LAYOUTS[layout])
+    marked = {
+        name: b"\xef\xbb\xbf" + text.replace(b"\n2", b"\n\xef\xbb\xbf2") for name, text in LAYOUTS[layout].items()
+    }
+    assert read(write_files(tmp_path / "marked", marked))[0] == read(plain)[0]

@@ -136,7 +136,8 @@ def test_synthetic_files_never_pass_for_movielens(tmp_path: Path) -> None:
 def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert dataset_name_for(Path("/data/ML-Latest_small v1.0!")) == "ml-latest_small-v1.0"
     assert dataset_name_for(Path("/data/ML-1M.ZIP")) == "ml-1m"
-    assert dataset_name_for(Path("/data/???")) == "data"
+    assert dataset_name_for(Path("/data/???")).startswith("data-")
+    assert dataset_name_for(Path("/data/фильмы")) != dataset_name_for(Path("/data/映画"))
     for name in ("synthetic-7", "Other"):
         write_files(tmp_path / name, {"SYNTHETIC.json": b"{}"})
     assert dataset_name_for(tmp_path / "synthetic-7") == "synthetic-7"
