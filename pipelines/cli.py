@@ -127,14 +127,6 @@ def evaluate(
         Path | None,
         typer.Option(help="Also write a Parquet row a test event: user_id, timestamp, item_id, ranked (500 ids)."),
     ] = None,
-    protocol: Annotated[
-        Literal["replay", "stratified", "leave-last-out"],
-        typer.Option(help="The last two fit models of their own and print a table; docs/protocols.md says what."),
-    ] = "replay",
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Stratified only: the official files, for the order of their rows."),
-    ] = None,
     home: HomeFolder = None,
 ) -> None:
     """Replay the test window and print the leaderboard.
@@ -144,20 +136,9 @@ def evaluate(
 
     Example: `recsys evaluate --dump ranks.parquet`
     """
-    from recsys.errors import ConfigError
-
-    job = _job(dataset, _settings(home))
-    if protocol != "replay":
-        from pipelines.studies import protocols
-
-        if dump is not None:
-            raise ConfigError(f"--dump goes with --protocol replay, not with {protocol}; leave one of the two out.")
-        print(protocols.text_table(protocols.run(job, protocol, data_dir)), end="")
-        return
-    if data_dir is not None:
-        raise ConfigError("--data-dir goes with --protocol stratified; leave it out.")
     from pipelines.evaluation import evaluation_bundle, measure
 
+    job = _job(dataset, _settings(home))
     measure(job, evaluation_bundle(job), command="recsys evaluate", dump=dump)
     if dump is not None:
         job.report(f"lists of every test event: {dump}")

@@ -4,8 +4,8 @@ In: retrievers fitted through T2, the ranker of (T0, T2]. Out: the evaluation bu
 the report: `reports/leaderboard.json`, tables, pictures and `report.html`. Absent: the production bundle.
 """
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,11 +19,11 @@ from recsys.errors import BundleError, MissingArtefactError
 from recsys.evaluation.about import about, code_version, now_utc
 from recsys.evaluation.calibration import Predicted, write_calibration
 from recsys.evaluation.latency import measure_in_process
-from recsys.evaluation.leaderboard import best_singles, build_leaderboard, save_leaderboard
+from recsys.evaluation.leaderboard import ALL, NDCG, Leaderboard, build_leaderboard, save_leaderboard
 from recsys.evaluation.ranks import RANKS_FILE, write_ranks
 from recsys.evaluation.replay import FULL_SYSTEM, MERGED, replay, test_events
 from recsys.evaluation.report import write_report
-from recsys.evaluation.tables import BUNDLE, differences_table, text_table
+from recsys.evaluation.tables import BUNDLE, leaderboard_text
 from recsys.features.item_stats import ItemStatsTimeline, day_of, snapshots
 from recsys.ranking.calibration import Probabilities
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
@@ -119,14 +119,14 @@ def measure(
     page = write_report(
         folder,
         leaderboard,
-        compared=[FULL_SYSTEM, MERGED, *best_singles(leaderboard, 2)],
+        compared=[FULL_SYSTEM, MERGED, *leaderboard.best_singles(2)],
         retrieval_ranks=retrieved,
         importance=facts["importance"],
-        calibration=write_calibration(folder, predicted.measured(leaderboard["data"], run)),
+        calibration=write_calibration(folder, predicted.measured(), job.tables.info, run),
         about={**run, "latency, one user in process, p50 / p99 ms": _shown(latency)},
         stages=stage_seconds(job),
     )
-    job.report(f"{text_table(leaderboard)}\n\n{differences_table(leaderboard)}\n")
+    job.report(leaderboard_text(leaderboard))
     job.report(f"report: {page}")
     return _carried(leaderboard, latency)
 
@@ -157,14 +157,17 @@ def _shown(latency: dict[str, dict[str, float]]) -> str:
     return f"{total['p50_ms']:.1f} / {total['p99_ms']:.1f}"
 
 
-def _carried(leaderboard: dict[str, Any], latency: dict[str, dict[str, float]]) -> dict[str, object]:
+def _carried(leaderboard: Leaderboard, latency: dict[str, dict[str, float]]) -> dict[str, object]:
     """What a bundle says of its quality: the full system's metrics, the retrieval order's NDCG@10, latency."""
-    by_name = {m["name"]: m for m in leaderboard["methods"]}
-    full = by_name[FULL_SYSTEM]
-    carried: dict[str, object] = {k: v for k, v in full["segments"]["all"]["metrics"].items() if v is not None}
-    carried["retrieval_ndcg@10"] = by_name[MERGED]["segments"]["all"]["metrics"]["ndcg@10"]
-    carried["coverage@10"] = full["coverage@10"]
-    carried["latency_p50_ms"] = latency["total"]["p50_ms"]
-    carried["latency_p99_ms"] = latency["total"]["p99_ms"]
-    carried["n_events"] = full["segments"]["all"]["n_events"]
-    return carried
+    full = leaderboard.method(FULL_SYSTEM)
+    overall = full.segments[ALL]
+    merged = leaderboard.method(MERGED).overall[NDCG]
+    return {
+        **{name: asdict(value) for name, value in overall.metrics.items() if value is not None},
+        "retrieval_ndcg@10": merged and asdict(merged),
+        "coverage@10": full.coverage,
+        "latency_p50_ms": latency["total"]["p50_ms"],
+        "latency_p99_ms": latency["total"]["p99_ms"],
+        "n_events": overall.n_events,
+        "n_users": overall.n_users,
+    }

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from recsys.errors import ConfigError
-from recsys.evaluation.bootstrap import PairedDifference
+from recsys.evaluation.bootstrap import MIN_USERS, PairedDifference
 
 NDCG: Final = "ndcg@10"
 RETRIEVAL_NDCG: Final = "retrieval_ndcg@10"  # the same candidates in the order in which retrieval returned them
@@ -93,7 +93,7 @@ def intervals(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Interva
 def is_worse(difference: PairedDifference) -> bool:
     """Whether the whole 95 % interval of a new model minus an old one lies below zero. The one rule of `judge` and of
     the registry's comparison."""
-    return difference.high < 0
+    return difference.below_zero
 
 
 def judge(
@@ -131,7 +131,8 @@ def judge(
 def _sane(model: Measured) -> Check:
     known = intervals(model.metrics)
     wrong = [f"{name} is missing" for name in (NDCG, RETRIEVAL_NDCG, LATENCY_P99) if name not in known]
-    if NDCG in known and (known[NDCG].low is None or known[NDCG].high is None):
+    enough = known["n_users"].mean >= MIN_USERS if "n_users" in known else True  # fewer give no interval
+    if NDCG in known and enough and (known[NDCG].low is None or known[NDCG].high is None):
         wrong.append(f"{NDCG} has no interval")
     for name, value in known.items():
         ends = [v for v in (value.low, value.mean, value.high) if v is not None]

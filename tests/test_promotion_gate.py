@@ -102,7 +102,7 @@ def test_challenger_below_the_interval_is_refused() -> None:
 
 
 def paired(mean: float, low: float, high: float) -> PairedDifference:
-    return PairedDifference(mean, low, high, fraction_not_positive=0.5, n_events=1234, n_users=56, degenerate=False)
+    return PairedDifference(mean, low, high, fraction_not_positive=0.5, n_events=1234, n_users=56)
 
 
 def test_a_paired_drop_inside_the_interval_is_refused() -> None:

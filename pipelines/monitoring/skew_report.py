@@ -5,11 +5,11 @@ outside is escaped.
 """
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any, Final
 
 from recsys.evaluation import plots
-from recsys.evaluation.report_html import PAGE, STYLE, image_html, pairs_html, table_html
+from recsys.evaluation.report_html import Section, sections_html
+from recsys.evaluation.tables import Table
 from recsys.monitoring.comparison import FACTS
 
 LISTED: Final = 25
@@ -59,49 +59,43 @@ def text(result: Mapping[str, Any]) -> str:
 
 def page(result: Mapping[str, Any]) -> str:
     """One HTML page that loads nothing."""
-    label = escape(result["data"]["label"])
     data = result["data"]
-    pictures = {}
-    if result["features"]:
-        pictures["mismatches"] = mismatches_png(result["features"], data)
-    if result["drift"]:
-        pictures["psi"] = psi_png(result["drift"], result["threshold_psi"], data)
-        pictures["histograms"] = histograms_png(result["drift"][:HISTOGRAMS], data)
     header = ["What", "Answers", "Share", "Largest difference", "First seen"]
-    body = [
-        f"<header><h1>Is what was served what should have been served?</h1><p class='data'>Data: {label}</p></header>",
-        f"<p class='finding'>{escape(headline(result))} {escape(result['verdict'])}</p>",
-        *_section(
-            "Hypotheses",
-            ["If it is so", "Mismatching answers that agree"],
-            [[f["says"], f"{f['share']:.1%}"] for f in result["findings"][:LISTED]],
+    guesses = [[f["says"], f"{f['share']:.1%}"] for f in result["findings"][:LISTED]]
+    features, drift = result["features"], result["drift"]
+    pairs = {
+        **result["about"],
+        "answers": f"{result['answers']:,}",
+        "seconds": f"{result['seconds']:.1f}",
+        "bundles": ", ".join(f"{name}: {n:,}" for name, n in result["bundles"].items()),
+        "days by which item statistics were behind": ", ".join(
+            f"{days}: {n:,} answers" for days, n in result["days_behind"].items()
         ),
-        *_section("Facts that differ", header, [_difference(row) for row in result["facts"]]),
-        *_section("Features that differ", header, [_difference(row) for row in result["features"]]),
-        image_html(pictures, "mismatches", "Share of answers in which each feature differs"),
-        *_section("Not compared", ["Why", "Answers"], [[why, f"{n:,}"] for why, n in result["left_out"].items()]),
-        f"<p>Compared without features: {_unranked(result)}</p>" if result["unranked"] else "",
-        "<h2>Distributions</h2>",
-        f"<p class='how'>{escape(_drift_line(result))}</p>",
-        image_html(pictures, "psi", "Population stability index of each feature"),
-        image_html(pictures, "histograms", "Shares of the bins of the features that moved most"),
-        *_section(
-            "", ["Feature", "PSI", "KS", "Missing then", "Missing now"], [_drift_cells(d) for d in result["drift"]]
+    }
+    unranked = f"Compared without features: {_unranked(result)}" if result["unranked"] else ""
+    sections = [
+        Section("Hypotheses", table=Table(["If it is so", "Mismatching answers that agree"], guesses)),
+        Section("Facts that differ", table=Table(header, [_difference(row) for row in result["facts"]])),
+        Section(
+            "Features that differ",
+            picture=mismatches_png(features, data) if features else None,
+            table=Table(header, [_difference(row) for row in features]),
         ),
-        "<h2>Where the numbers come from</h2>",
-        pairs_html(
-            {
-                **result["about"],
-                "answers": f"{result['answers']:,}",
-                "seconds": f"{result['seconds']:.1f}",
-                "bundles": ", ".join(f"{name}: {n:,}" for name, n in result["bundles"].items()),
-                "days by which item statistics were behind": ", ".join(
-                    f"{days}: {n:,} answers" for days, n in result["days_behind"].items()
-                ),
-            }
+        Section(
+            "Not compared",
+            unranked,
+            table=Table(["Why", "Answers"], [[why, f"{n:,}"] for why, n in result["left_out"].items()]),
         ),
+        Section("Distributions", _drift_line(result), psi_png(drift, result["threshold_psi"], data) if drift else None),
+        Section(
+            "Features",
+            picture=histograms_png(drift[:HISTOGRAMS], data) if drift else None,
+            table=Table(["Feature", "PSI", "KS", "Missing then", "Missing now"], [_drift_cells(d) for d in drift]),
+        ),
+        Section("Where the numbers come from", pairs=pairs),
     ]
-    return PAGE.format(label=label, style=STYLE, body="\n".join(part for part in body if part))
+    finding = f"{headline(result)} {result['verdict']}"
+    return sections_html("Is what was served what should have been served?", data["label"], finding, sections)
 
 
 def mismatches_png(rows: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> bytes:
@@ -147,10 +141,9 @@ def histograms_png(drift: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) 
     figure.legend(handles, labels, loc="upper right", ncols=2, frameon=False, fontsize=9)
     height = figure.get_figheight()
     figure.subplots_adjust(left=0.07, right=0.985, bottom=0.55 / height, top=1 - 0.95 / height, hspace=0.6, wspace=0.16)
-    plots.words(
-        figure, "The features that moved most", data, "Share of values in each quantile bin of the training sample."
-    )
-    return plots.png(figure)
+    note = "Share of values in each quantile bin of the training sample."
+    title = "The features that moved most"
+    return plots.finished(figure, title, data["label"], note, synthetic=data["synthetic"])
 
 
 def _bars(
@@ -176,8 +169,7 @@ def _bars(
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, top * 1.12)
     axes.grid(axis="x", color=plots.GRID)
-    plots.words(figure, title, data, note)
-    return plots.png(figure)
+    return plots.finished(figure, title, data["label"], note, synthetic=data["synthetic"])
 
 
 def _unranked(result: Mapping[str, Any]) -> str:
@@ -192,12 +184,6 @@ def _drift_line(result: Mapping[str, Any]) -> str:
         f"{moved} of {n} features have a PSI above {result['threshold_psi']:g} against what the ranker would have "
         "shown in the contexts that it learnt from. Other users and another time move them too: this warns."
     )
-
-
-def _section(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    if not rows:
-        return []
-    return [f"<h2>{escape(title)}</h2>" if title else "", table_html(list(header), [list(row) for row in rows])]
 
 
 def _difference(row: Mapping[str, Any]) -> list[str]:

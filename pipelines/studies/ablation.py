@@ -1,13 +1,9 @@
 """What each part is worth: the ranker fitted again without one retriever or one group of features, and replayed.
 
-Stage: a study beside the pipeline. In: the retrievers fitted through T0 and T1, Feast, the evaluation bundle, every
-event after T2. Out: `reports/ablation.json`, `.md`, `.png`. Absent: choices made from it (the test window decides
-nothing),
-and fitting retrievers: each was fitted by itself, so that the others stay as they are without it.
-
-Without a retriever its candidates are gone and so are its features. What else reads its tables is held at 0: the
-similarity features without the two-tower model, `covisitation_last` without co-visitation. The candidates are then
-others, so the ranker's table is built again. Without a group of features the table stays and loses columns.
+Without a retriever its candidates are gone and so are its features; what else reads its tables is 0: the similarity
+features without the two-tower model, `covisitation_last` without co-visitation. The ranker's table is then built again.
+Without a group of features the table stays and loses columns. Retrievers are not fitted again: each was fitted by
+itself. No setting is chosen from the result, because it is measured on the test window.
 
 A finished row is kept in `ablation.json` under the identity of the run: the bundle, the retrievers of the ranker's
 windows, the code, the settings. A run that was stopped goes on with the rows that it lacks.
@@ -15,29 +11,30 @@ windows, the code, the settings. A run that was stopped goes on with the rows th
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
 from pipelines import rankers
 from pipelines.evaluation import evaluation_bundle
 from pipelines.job import Job, code_fingerprint
+from pipelines.studies.reports import StudyRun, write_study
 from recsys.arrays import FloatArray, IntArray
-from recsys.atomic_io import fingerprint_files, fingerprint_value, read_json, replacing_file, write_json
+from recsys.atomic_io import fingerprint_files, fingerprint_value, read_json, replacing_file
 from recsys.bundle import Bundle
 from recsys.columns import RANK, USER_ID
 from recsys.errors import BundleError, MissingArtefactError
 from recsys.evaluation import plots
 from recsys.evaluation.about import about
-from recsys.evaluation.bootstrap import EVENT_KEY, LEVEL, N_BOOT, SEED, bootstrap_means, paired_difference
-from recsys.evaluation.leaderboard import data_of
-from recsys.evaluation.metrics import LABELS, event_values
+from recsys.evaluation.bootstrap import EVENT_KEY, LEVEL, Estimate, PairedDifference, bootstrap_means, paired_difference
+from recsys.evaluation.metrics import event_values
 from recsys.evaluation.replay import replay, test_events
-from recsys.evaluation.tables import BUNDLE, with_facts
+from recsys.evaluation.tables import Table, estimate, with_facts
 from recsys.features.candidate import FEATURE_GROUPS
 from recsys.features.item_stats import snapshots
 from recsys.ranking.ranker import Ranker
@@ -51,7 +48,7 @@ COMPARED: Final = ("ndcg@10", "hr@10")
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the study: what is left out, at most one of the two."""
+    """What is left out, at most one of the two."""
 
     name: str
     retriever: str | None = None
@@ -59,7 +56,31 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Blinkered:
+class AblationRow:
+    """`retrieved`: share of the ranker's training events that retrieval found. `differences`: minus everything."""
+
+    variant: Variant
+    n_features: int
+    trees: int
+    retrieved: float
+    seconds: float
+    n_events: int
+    n_users: int
+    metrics: Mapping[str, Estimate]
+    differences: Mapping[str, PairedDifference]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The rows measured so far, by name in the order of the table; `key` is the identity of the run."""
+
+    run: StudyRun
+    key: str
+    rows: Mapping[str, AblationRow]
+
+
+@dataclass(frozen=True)
+class PartialRanker:
     """A ranker that sees some columns of the feature matrix; `feature_names` are all of them."""
 
     ranker: Ranker
@@ -80,11 +101,11 @@ def variants(retriever_names: Sequence[str]) -> list[Variant]:
     ]
 
 
-def run(job: Job, *, force: bool = False) -> dict[str, Any]:
-    """Measure what is not yet measured, write table and picture, and return what `ablation.json` holds.
+def run(job: Job, *, force: bool = False) -> Ablation:
+    """Measure what is not yet measured and write the reports. `force` forgets the rows of an earlier run.
 
-    `force` forgets the rows of an earlier run. Raises MissingArtefactError where nothing was trained or the retrievers
-    of the ranker's windows are gone, BundleError where the bundle was made with settings that this code does not know.
+    Raises MissingArtefactError where nothing was trained or the retrievers of the ranker's windows are gone,
+    BundleError where the bundle was made with settings that this code does not know.
     """
     bundle = evaluation_bundle(job)
     study = _Study(_as_trained(job, bundle), bundle, force)
@@ -92,16 +113,13 @@ def run(job: Job, *, force: bool = False) -> dict[str, Any]:
     missing = [variant for variant in study.variants if variant.name not in study.rows]
     pending = sorted(missing, key=lambda variant: variant.retriever is not None)
     started = time.perf_counter()
-    for done, variant in enumerate(pending):
+    for done, variant in enumerate(pending, start=1):
         study.measure(variant)
-        left = (time.perf_counter() - started) / (done + 1) * (len(pending) - done - 1)
-        job.report(f"ablate: {variant.name} measured, {done + 1} of {len(pending)}, about {left:.0f} s left")
-    result = study.result()
-    with replacing_file(job.home.reports / "ablation.md") as beside:
-        beside.write_text(markdown(result), encoding="utf-8")
-    with replacing_file(job.home.reports / "ablation.png") as beside:
-        beside.write_bytes(picture(result))
-    return result
+        left = (time.perf_counter() - started) / done * (len(pending) - done)
+        job.report(f"ablate: {variant.name} measured, {done} of {len(pending)}, about {left:.0f} s left")
+    found = study.result()
+    write_study(job.home.reports, "ablation", found, markdown(found), picture(found))
+    return found
 
 
 def _as_trained(job: Job, bundle: Bundle) -> Job:
@@ -127,26 +145,26 @@ class _Study:
     def __init__(self, job: Job, bundle: Bundle, force: bool) -> None:
         self.job, self.bundle = job, bundle
         self.variants = variants([retriever.name for retriever in bundle.recommender.retrievers])
-        self.rows: dict[str, dict[str, Any]] = {}
+        self.rows: dict[str, AblationRow] = {}
         self._snapshots = snapshots(job.tables.events)
         self._events = test_events(job.tables.events, bundle.facts.trained_through)
         self._full: TrainingTable | None = None
         settings = [asdict(job.config.ranker), asdict(job.config.recommender)]
         retrievers = [_digest(job.work(stage)) for stage, _, _ in rankers.windows_t2(job)]
         self._key = fingerprint_value([bundle.facts.bundle_id, retrievers, code_fingerprint(), settings])
-        self._about = about("recsys ablate")
-        self._json = job.home.reports / "ablation.json"
-        # ranks of every event with everything, which each row is compared with
+        self._run = StudyRun(job.tables.info, about("recsys ablate"), bundle.facts.bundle_id)
+        # The ranks of every event with everything, which each row is compared with.
         self._ranks = job.work(f"ablation.{self._key[:12]}.parquet")
         for other in job.home.work.glob("ablation.*.parquet"):
             if other != self._ranks:
                 other.unlink()
-        if not force and self._json.exists() and self._ranks.exists():
-            stored = read_json(self._json)
-            if stored["key"] == self._key:
-                self.rows = stored["rows"]
-                if len(self.rows) == len(self.variants):  # nothing is left to measure
-                    self._about = stored["about"]
+        stored_at = job.home.reports / "ablation.json"
+        if not force and stored_at.exists() and self._ranks.exists():
+            stored = read_json(stored_at)
+            if stored.get("key") == self._key:
+                self.rows = TypeAdapter(dict[str, AblationRow]).validate_python(stored["rows"])
+                if len(self.rows) == len(self.variants):  # nothing is left to measure: the date is that of the figures
+                    self._run = replace(self._run, about=stored["run"]["about"])
 
     def measure(self, variant: Variant) -> None:
         """Fit, replay, compare and keep one row."""
@@ -159,34 +177,22 @@ class _Study:
             with replacing_file(self._ranks) as beside:
                 frame.to_parquet(beside, index=False)
         found = bootstrap_means(frame[USER_ID].to_numpy(), event_values(frame[RANK].to_numpy(), MEASURED))
-        differences = paired_difference(frame, pd.read_parquet(self._ranks), COMPARED)
-        self.rows[variant.name] = {
-            **asdict(variant),
-            "n_features": len(table.feature_names),
-            "trees": ranker.booster.num_trees(),
-            "retrieved": table.found,
-            "seconds": time.perf_counter() - started,
-            "n_events": found.n_events,
-            "n_users": found.n_users,
-            "metrics": {
-                name: {"mean": float(found.mean[m]), "low": float(found.low[m]), "high": float(found.high[m])}
-                for m, name in enumerate(MEASURED)
-            },
-            "differences": {name: asdict(difference) for name, difference in differences.items()},
-        }
-        write_json(self._json, self.result())
+        self.rows[variant.name] = AblationRow(
+            variant=variant,
+            n_features=len(table.feature_names),
+            trees=ranker.booster.num_trees(),
+            retrieved=table.found,
+            seconds=time.perf_counter() - started,
+            n_events=found.n_events,
+            n_users=found.n_users,
+            metrics=dict(zip(MEASURED, found.estimates, strict=True)),
+            differences=paired_difference(frame, pd.read_parquet(self._ranks), COMPARED),
+        )
+        write_study(self.job.home.reports, "ablation", self.result())
 
-    def result(self) -> dict[str, Any]:
-        """What is written and drawn; `order` is that of the table, `rows` are those measured so far."""
-        return {
-            "key": self._key,
-            "data": data_of(self.job.tables.info),
-            "bundle_id": self.bundle.facts.bundle_id,
-            "about": self._about,
-            "bootstrap": {"n_boot": N_BOOT, "seed": SEED, "level": LEVEL},
-            "order": [variant.name for variant in self.variants],
-            "rows": self.rows,
-        }
+    def result(self) -> Ablation:
+        rows = {v.name: self.rows[v.name] for v in self.variants if v.name in self.rows}
+        return Ablation(self._run, self._key, rows)
 
     def _table(self, variant: Variant) -> TrainingTable:
         """What the ranker learns from: built again without a retriever, with fewer columns without a group."""
@@ -210,7 +216,7 @@ class _Study:
         whole = self.bundle.recommender
         kept = [retriever for retriever in whole.retrievers if retriever.name != variant.retriever]
         if variant.group is not None:
-            ranker = Blinkered(ranker, whole.feature_names, columns_without(whole.feature_names, variant.group))
+            ranker = PartialRanker(ranker, whole.feature_names, columns_without(whole.feature_names, variant.group))
         recommender = Recommender(whole.catalogue, kept, ranker, whole.settings)
         (full,) = replay(
             replace(self.bundle, recommender=recommender),
@@ -235,66 +241,49 @@ def columns_without(names: Sequence[str], group: str) -> IntArray:
     return np.array([i for i, name in enumerate(names) if not pattern.fullmatch(name)], dtype=np.int64)
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """A row for each variant; differences are against everything on the same events."""
-    rows = [result["rows"][name] for name in result["order"]]
-    level = f"{result['bootstrap']['level']:.0%}"
-    lines = [
-        "# Ablation",
-        "",
-        f"Data: {result['data']['label']}. The ranker fitted again without one part, and every event after T2 "
-        f"replayed: {rows[0]['n_events']:,} events of {rows[0]['n_users']:,} users. In brackets: {level} bootstrap "
-        "interval over users. Difference: the row minus everything, on the same events; below 0 the part helps.",
-        "",
-        "| | Features | Trees | NDCG@10 | Difference | HR@10 | Difference | Recall@100 |",
-        "|:--|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in rows:
-        cells = [row["name"], f"{row['n_features']}", f"{row['trees']}"]
-        for name in MEASURED:
-            cell, minus = row["metrics"][name], row["differences"].get(name)
-            interval = f" [{cell['low']:.4f}, {cell['high']:.4f}]" if name == "ndcg@10" else ""
-            cells.append(f"{cell['mean']:.4f}{interval}")
-            if minus is not None:
-                same = row["name"] == EVERYTHING
-                cells.append("" if same else f"{minus['mean']:+.4f} [{minus['low']:+.4f}, {minus['high']:+.4f}]")
-        lines.append("| " + " | ".join(cells) + " |")
-    text = "\n".join([*lines, "", finding(result)])
-    return with_facts(text, {**result["about"], BUNDLE: result["bundle_id"]})
-
-
-def finding(result: dict[str, Any]) -> str:
-    """Which parts these data show to be worth something, by NDCG@10."""
-    rows = [result["rows"][name] for name in result["order"][1:]]
-    parts: dict[str, list[str]] = {"falls": [], "rises": []}
-    for row in rows:
-        cell = row["differences"]["ndcg@10"]
-        if cell["high"] < 0 or cell["low"] > 0:
-            verb = "falls" if cell["high"] < 0 else "rises"
-            parts[verb].append(f"{row['name']} ({cell['mean']:+.4f})")
-    told = [f"NDCG@10 {verb} {', '.join(names)}." for verb, names in parts.items() if names]
-    rest = len(rows) - sum(map(len, parts.values()))
-    return " ".join([*told, *([f"For {rest} of {len(rows)} rows the interval holds 0."] if rest else [])])
-
-
-def picture(result: dict[str, Any]) -> bytes:
-    """The difference in NDCG@10 of each row, with whiskers, from top to bottom in the order of the table."""
-    rows = [result["rows"][name] for name in result["order"][1:]]
-    labels = [row["name"] for row in rows]
-    figure, axes = plots.new_figure(height=1.9 + 0.36 * len(rows), labels=labels, foot=0.85)
-    for y, row in enumerate(rows):
-        cell = row["differences"]["ndcg@10"]
-        colour = plots.SYSTEM if row["retriever"] else plots.SINGLE
-        axes.errorbar(cell["mean"], y, xerr=plots.whiskers(cell), fmt="o", color=colour, ecolor=plots.INK, capsize=3)
-    axes.axvline(0.0, color=plots.MUTED, linewidth=1.0)
-    axes.set_yticks(range(len(rows)), labels)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel(f"difference in {LABELS['ndcg@10']}, left of 0 the part helps", color=plots.MUTED)
-    axes.grid(axis="x", color=plots.GRID)
-    base = result["rows"][EVERYTHING]
-    note = (
-        f"Everything: {base['metrics']['ndcg@10']['mean']:.4f}. The same {base['n_events']:,} test events of "
-        f"{base['n_users']:,} users. Whiskers: {result['bootstrap']['level']:.0%} bootstrap interval over users."
+def markdown(found: Ablation) -> str:
+    rows = []
+    for name, row in found.rows.items():
+        cells = [estimate(row.metrics["ndcg@10"], row.n_users), f"{row.metrics['hr@10'].mean:.4f}"]
+        minus = [
+            "" if name == EVERYTHING else estimate(row.differences[metric], row.n_users, "+.4f") for metric in COMPARED
+        ]
+        pairs = [text for pair in zip(cells, minus, strict=True) for text in pair]
+        rows.append([name, str(row.n_features), str(row.trees), *pairs, f"{row.metrics['recall@100'].mean:.4f}"])
+    header = ["", "Features", "Trees", "NDCG@10", "Difference", "HR@10", "Difference", "Recall@100"]
+    base = found.rows[EVERYTHING]
+    text = (
+        f"# Ablation\n\nData: {found.run.data.label}. The ranker fitted again without one part, and every event after "
+        f"T2 replayed: {base.n_events:,} events of {base.n_users:,} users. In brackets: {LEVEL:.0%} bootstrap interval "
+        "over users. Difference: the row minus everything, on the same events; below 0 the part helps.\n\n"
+        f"{Table(header, rows).markdown()}\n{finding(found.rows)}\n"
     )
-    plots.words(figure, "What each part is worth", result["data"], note)
-    return plots.png(figure)
+    return with_facts(text, found.run.facts)
+
+
+def finding(rows: Mapping[str, AblationRow]) -> str:
+    """Which parts these data show to be worth something, by NDCG@10."""
+    cells = {name: row.differences["ndcg@10"] for name, row in rows.items() if name != EVERYTHING}
+    falls = [f"{name} ({d.mean:+.4f})" for name, d in cells.items() if d.below_zero]
+    rises = [f"{name} ({d.mean:+.4f})" for name, d in cells.items() if d.above_zero]
+    rest = len(cells) - len(falls) - len(rises)
+    sentences = [f"NDCG@10 {verb} {', '.join(names)}." for verb, names in (("falls", falls), ("rises", rises)) if names]
+    return " ".join([*sentences, *([f"For {rest} of {len(cells)} rows the interval holds 0."] if rest else [])])
+
+
+def picture(found: Ablation) -> bytes:
+    """The difference in NDCG@10 of each row, with whiskers; retrievers are darker than groups of features."""
+    rows = {name: row for name, row in found.rows.items() if name != EVERYTHING}
+    figure, axes = plots.new_figure(height=1.9 + 0.36 * len(rows), labels=[*rows], foot=0.85)
+    for y, row in enumerate(rows.values()):
+        cell, colour = row.differences["ndcg@10"], plots.SYSTEM if row.variant.retriever else plots.SINGLE
+        axes.errorbar(cell.mean, y, xerr=plots.whiskers(cell), fmt="o", color=colour, ecolor=plots.INK, capsize=3)
+    axes.axvline(0.0, color=plots.MUTED, linewidth=1.0)
+    plots.row_labels(axes, [*rows])
+    axes.set_xlabel("difference in NDCG@10, left of 0 the part helps", color=plots.MUTED)
+    base, data = found.rows[EVERYTHING], found.run.data
+    note = (
+        f"Everything: {base.metrics['ndcg@10'].mean:.4f}. The same {base.n_events:,} test events of "
+        f"{base.n_users:,} users. Whiskers: {LEVEL:.0%} bootstrap interval over users."
+    )
+    return plots.finished(figure, "What each part is worth", data.label, note, synthetic=data.synthetic)

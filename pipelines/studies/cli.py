@@ -1,11 +1,10 @@
 """The commands that study a trained system: each makes one table or picture that the documentation shows.
 
-Stage: the edge. In: argv and `recsys.settings`. Out: calls into the studies, text on stdout (results) and stderr
-(progress). Absent: logic. Heavy libraries are imported inside the commands, so that `--help` answers at once.
+Heavy libraries are imported inside the commands, so that `--help` answers at once.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,6 +14,24 @@ if TYPE_CHECKING:
     from pipelines.job import Job
 
 app = typer.Typer(no_args_is_help=True)
+
+
+@app.command()
+def protocol(
+    name: Annotated[Literal["stratified", "leave-last-out"], typer.Argument(help="docs/protocols.md describes both.")],
+    dataset: Dataset = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Stratified only: the official files, for the order of their rows.")
+    ] = None,
+    home: HomeFolder = None,
+) -> None:
+    """Measure the whole system under a published protocol, with models fitted for it alone.
+
+    Example: `recsys protocol leave-last-out --dataset ml-100k`
+    """
+    from pipelines.studies import protocols
+
+    print(protocols.run(_job(dataset, home), name, data_dir).text(), end="")
 
 
 @app.command()
@@ -67,14 +84,14 @@ def tune(
     trials: Annotated[int, typer.Option(min=1, help="Trials a part, those of earlier runs counted.")] = 50,
     minutes: Annotated[float | None, typer.Option(min=0, help="Stop after about so many minutes in all.")] = None,
     save: Annotated[
-        bool, typer.Option("--save", help="Keep what was found in pipelines/tuned/, where `recsys train` looks.")
+        bool, typer.Option("--save", help="Keep the best settings in pipelines/tuned/, where `recsys train` looks.")
     ] = False,
     home: HomeFolder = None,
 ) -> None:
     """Search hyper-parameters on the validation window (T1, T2]; nothing later is read (docs/tuning.md).
 
     Writes tuning.md, tuning.json and tuned.json to the data set's reports. A search that was stopped goes on where it
-    was; more --trials continue it. Fusion uses the two-tower model and the ranker all retrievers that `recsys train`
+    was; more --trials continue it. The merge uses the two-tower model and the ranker all retrievers that `recsys train`
     left.
 
     Example: `recsys tune --parts ease,ials --trials 30`
@@ -85,8 +102,8 @@ def tune(
 
     chosen = tuning.USUAL if parts is None else [name.strip() for name in parts.split(",")]
     job = open_job(dataset, read_settings(home), tuned=False)
-    result = tuning.run(job, chosen, trials=trials, minutes=minutes, save=save)
-    print(tuning_report.summary(result), end="")
+    found = tuning.run(job, chosen, trials=trials, minutes=minutes, save=save)
+    print(tuning_report.summary(found).markdown(), end="")
 
 
 @app.command()
@@ -95,13 +112,13 @@ def keep(
     dataset: Dataset = None,
     home: HomeFolder = None,
 ) -> None:
-    """Copy the tables and pictures of a data set's reports: everything that evaluate, ablate, diversity and tune wrote.
+    """Copy the tables and pictures of a data set's reports: everything that the studies and `evaluate` wrote.
 
     Example: `recsys keep docs/results --dataset ml-100k`
     """
-    from pipelines.studies.keeping import keep as kept
+    from pipelines.studies.keeping import keep as copy
 
-    for path in kept(_job(dataset, home), folder):
+    for path in copy(_job(dataset, home), folder):
         print(path)
 
 

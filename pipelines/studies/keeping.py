@@ -1,9 +1,4 @@
-"""Keeping a data set's tables and pictures where a reader finds them.
-
-Stage: a study beside the pipeline. In: `reports/` of a home. Out: its Markdown tables and pictures in `<folder>/<data
-set>/`, each written beside and renamed; a warning where tables are of another model than the leaderboard. Absent: the
-figures themselves (`pipelines.evaluation` and the other studies).
-"""
+"""`recsys keep`: a data set's tables and pictures copied to where a reader finds them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,17 +13,20 @@ LEADERBOARD = "leaderboard.md"
 
 
 def keep(job: Job, folder: Path) -> list[Path]:
-    """Copy what the reports hold; the files written. Raises MissingArtefactError where there is no report yet."""
+    """Copy the Markdown tables and pictures of `reports/` to `<folder>/<data set>/`; the files written.
+
+    Warns of tables that were not measured on the model of the leaderboard. Raises MissingArtefactError where there is
+    no report yet.
+    """
     found = sorted(p for p in job.home.reports.glob("*") if p.suffix in KEPT)
     if not found:
         raise MissingArtefactError(f"{job.home.reports} holds no report yet. Run `recsys train` or `recsys evaluate`.")
     if others := of_other_bundles(found):
         job.report(
-            f"warning: {', '.join(others)}: not of the model of {LEADERBOARD}, or it is not said. "
+            f"warning: {', '.join(others)}: measured on another model than {LEADERBOARD}, or without saying which. "
             "Measure again what is to stand side by side."
         )
     place = folder / job.home.name
-    place.mkdir(parents=True, exist_ok=True)
     for path in found:
         with replacing_file(place / path.name) as beside:
             beside.write_bytes(path.read_bytes())
@@ -37,10 +35,7 @@ def keep(job: Job, folder: Path) -> list[Path]:
 
 def of_other_bundles(paths: Sequence[Path]) -> list[str]:
     """Names of the tables whose bundle is not that of the leaderboard, and of those that do not say how they were
-    measured.
-
-    What was measured without a bundle (a search, a protocol that fits models of its own) is never named.
-    """
+    measured. What was measured without a bundle (a search, a protocol that fits its own models) is never named."""
     bundles = {p.name: bundle_of(p.read_text(encoding="utf-8")) for p in paths if p.suffix == ".md"}
     leaderboard = bundles.get(LEADERBOARD)
     return [name for name, bundle in bundles.items() if bundle is None or (bundle and bundle != leaderboard)]

@@ -1,18 +1,14 @@
 """The protocol `leave-last-out`: each user's last event is predicted from all others, every item ranked.
 
-Stage: a study beside the pipeline. In: all events. Out: values of every retriever, of their merged order and of the
-full system. Absent: the split and the metrics (`recsys.evaluation.protocols`), Feast (states and statistics come from
-the events), bundles.
-
 The recipe is that of the pipeline with "time" replaced by "place in the history". Retrievers fitted without the last
 two events of each user retrieve candidates for the last but one: that event decides the epochs of the two-tower model
 and labels what the ranker learns from. The retrievers are then fitted again without the last event, which is predicted.
+States and statistics come from the events, not from Feast.
 
-Shapes: C contexts, one a user; B contexts of a batch.
+Shapes: C contexts, one a user.
 """
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -21,8 +17,8 @@ from pipelines.job import Job
 from pipelines.retrievers import VALIDATION_CONTEXTS
 from recsys.arrays import IntArray
 from recsys.columns import TIMESTAMP
-from recsys.evaluation.metrics import LIST_LENGTH
-from recsys.evaluation.protocols import RANK_METRICS, leave_last_out, rank_values, summary
+from recsys.evaluation.metrics import LIST_LENGTH, rank_in
+from recsys.evaluation.protocols import RANK_METRICS, ProtocolResult, leave_last_out, protocol_result, rank_values
 from recsys.evaluation.replay import FULL_SYSTEM, LOGISTIC, MERGED
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, day_of, snapshots
@@ -64,29 +60,45 @@ class Known:
         return [TwoTowerRetriever.from_model(model, config.index), *others]
 
 
-def measure(job: Job) -> dict[str, Any]:
-    """The `summary` of all methods. Raises DataError where there are too few users or events."""
+@dataclass(frozen=True)
+class Learned:
+    """The rankers, the best number of epochs, and the share of the last but one events that retrieval found."""
+
+    ranker: BoostedRanker
+    logistic: LogisticRanker
+    epochs: int
+    found: float
+
+
+def measure(job: Job) -> ProtocolResult:
+    """Raises DataError where there are too few users or events."""
     parts = leave_last_out(job.tables.events)
-    ranker, logistic, learned = learn(job, Known(job, parts.known), parts.validation)
+    learned = learn(job, Known(job, parts.known), parts.validation)
     known = Known(job, pd.concat([parts.known, parts.validation]))
-    model = known.trainer().fit(epochs=learned["epochs"], report=job.report)
-    recommender = Recommender(job.catalogue, known.retrievers(model), ranker, job.config.recommender)
+    model = known.trainer().fit(epochs=learned.epochs, report=job.report)
+    recommender = Recommender(job.catalogue, known.retrievers(model), learned.ranker, job.config.recommender)
     contexts = PredictionPoints.from_events(parts.test)
-    ranks = last_ranks(known, recommender, logistic, contexts)
-    return {
-        **summary(contexts.user_id, {n: rank_values(rank) for n, rank in ranks.items()}, RANK_METRICS, FULL_SYSTEM),
-        "says": f"The last event of each of {len(contexts):,} users, predicted from all others; every item outside "
+    ranks = last_ranks(known, recommender, learned.logistic, contexts)
+    return protocol_result(
+        job.tables.info,
+        f"The last event of each of {len(contexts):,} users, predicted from all others; every item outside "
         f"the history is ranked, lists end at {LIST_LENGTH}.",
-        "n_train": len(parts.known) + len(parts.validation),
-        "n_test": len(contexts),
-        **learned,
-        "parameters": job.config.as_dict(),
-    }
+        contexts.user_id,
+        {name: rank_values(rank) for name, rank in ranks.items()},
+        RANK_METRICS,
+        FULL_SYSTEM,
+        {
+            "n_train": len(parts.known) + len(parts.validation),
+            "n_test": len(contexts),
+            "epochs": learned.epochs,
+            "found": learned.found,
+            "parameters": job.config.as_dict(),
+        },
+    )
 
 
-def learn(job: Job, known: Known, validation: pd.DataFrame) -> tuple[BoostedRanker, LogisticRanker, dict[str, Any]]:
-    """The rankers, fitted on candidates for the last but one events from retrievers that know what came before them;
-    how many epochs the two-tower model trains best, and the share of those events that retrieval found."""
+def learn(job: Job, known: Known, validation: pd.DataFrame) -> Learned:
+    """From candidates for the last but one events, by retrievers that know what came before them."""
     sample = PredictionPoints.from_events(validation, most=VALIDATION_CONTEXTS, seed=job.config.tower.seed)
     sample_states, target = known.states(sample), job.catalogue.to_idx(sample.event_item_id)
     trainer = known.trainer()
@@ -97,18 +109,17 @@ def learn(job: Job, known: Known, validation: pd.DataFrame) -> tuple[BoostedRank
     contexts = PredictionPoints.from_events(validation, most=settings.max_contexts, seed=settings.seed)
     states = known.states(contexts)
     recommender = Recommender(job.catalogue, known.retrievers(model), None, job.config.recommender)
-    tell = job.progress("leave-last-out: retrieving")
     table = build_training_table(
         recommender,
         contexts,
         states,
-        retrieve_contexts(recommender, contexts, states, tell),
+        retrieve_contexts(recommender, contexts, states, job.progress("leave-last-out: retrieving")),
         known.timeline.as_of,
         negatives=settings.negatives,
         seed=settings.seed,
     )
     ranker = fit_boosted(table, settings, report=job.report)
-    return ranker, ranker.base or fit_logistic(table), {"epochs": trainer.log.best_epoch, "found": table.found}
+    return Learned(ranker, ranker.base or fit_logistic(table), trainer.log.best_epoch, table.found)
 
 
 def last_ranks(
@@ -120,10 +131,10 @@ def last_ranks(
     target[contexts.event_context] = catalogue.to_idx(contexts.event_item_id)
     names = (*(retriever.name for retriever in reversed(recommender.retrievers)), MERGED, LOGISTIC, FULL_SYSTEM)
     ranks = {name: np.zeros(len(contexts), dtype=np.int64) for name in names}
-    tell, done = known.job.progress("leave-last-out: users ranked"), 0
-    states_of_all = known.states(contexts)
+    progress, done = known.job.progress("leave-last-out: users ranked"), 0
+    all_states = known.states(contexts)
     for rows in contexts.batches_by_day():
-        states = states_of_all.rows(rows)
+        states = all_states.rows(rows)
         stats = known.timeline.as_of(int(day_of(contexts.timestamp[rows[0]])))
         lists = {retriever.name: retriever.answer(states).top(LIST_LENGTH)[0] for retriever in recommender.retrievers}
         full = recommender.recommend(states, RequestContext(stats), LIST_LENGTH)
@@ -132,9 +143,8 @@ def last_ranks(
         lists[MERGED] = order(full.candidates, full.candidates.rrf_score, LIST_LENGTH)[0]
         lists[LOGISTIC] = order(full.candidates, linear, LIST_LENGTH)[0]
         lists[FULL_SYSTEM] = catalogue.to_idx(full.item_ids)
-        for name, found in lists.items():
-            hit = found == target[rows][:, None]
-            ranks[name][rows] = np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)
+        for name, ranked in lists.items():
+            ranks[name][rows] = rank_in(ranked, target[rows])
         done += len(rows)
-        tell(done, len(contexts))
+        progress(done, len(contexts))
     return ranks

@@ -1,12 +1,8 @@
-"""What a hyper-parameter search maximises: measures over the validation window (T1, T2].
-
-Stage: a study beside the pipeline. In: tables, of which everything after T2 is dropped before anything else; fitted
-retrievers. Out: `Past`, and a number for a retriever, for rrf_weights weights, for settings of the ranker or of the
-two-tower model. Absent: which settings are tried, and how they are kept (`tuning`).
+"""The objectives of a hyper-parameter search: measures over the validation window (T1, T2].
 
 Every event of the window is predicted from what its user had done before that moment, by retrievers fitted on events
-<= T1: the replay protocol, one window earlier. Where the window has more than MOST_CONTEXTS moments, a uniform sample
-of them with their events stands for it.
+<= T1: the replay protocol, one window earlier. Everything after T2 is dropped first. Where the window has more than
+MOST_CONTEXTS moments, a uniform sample of them with their events stands for it.
 
 Shapes: C contexts, B contexts of a batch, E events, S retrievers, U items that any retriever names for a context.
 """
@@ -18,11 +14,11 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from recsys.arrays import FloatArray, IntArray
+from recsys.arrays import IntArray
 from recsys.columns import TIMESTAMP
 from recsys.data.split import Split, split_by_time
 from recsys.data.tables import Tables
-from recsys.evaluation.metrics import hit_at, ndcg_at
+from recsys.evaluation.metrics import hit_at, ndcg_at, rank_in
 from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, day_of, snapshots
@@ -37,14 +33,10 @@ from recsys.retrieval.two_tower import TwoTower
 from recsys.retrieval.two_tower_training import TowerSettings, Trainer, validation_ndcg
 from recsys.training_table import build_training_table, retrieve_contexts
 
-Progress = Callable[[int, int], None]
-
 TOP = 10
 MOST_CONTEXTS = 6_000
 RANKED_CONTEXTS = 2_000  # of the window, for the ranker: whole lists with all features are kept for them
-RECALL_WEIGHT = (
-    0.1  # of Recall@100 in the objective of rrf_weights: what the merged list lacks, no ranker can bring back
-)
+RECALL_WEIGHT = 0.1  # of Recall@100 in the objective of the merge: what the merged list lacks, no ranker brings back
 SEED = 7
 
 
@@ -102,8 +94,7 @@ class Past:
 
 def ranks_in(ranked: IntArray, batch: Batch) -> IntArray:
     """(E,) rank of each event's item in its context's list of (B, k); 0 where it is not in it."""
-    hit = ranked[batch.row] == batch.target[:, None]
-    return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)
+    return rank_in(ranked[batch.row], batch.target)
 
 
 def mean_ndcg(ranks: Sequence[IntArray]) -> float:
@@ -137,31 +128,27 @@ class Fusion:
     def __init__(self, retrievers: Sequence[Retriever], batches: Sequence[Batch], n_items: int, fetch: int) -> None:
         """`fetch` items are asked of each retriever."""
         self.names = tuple(retriever.name for retriever in retrievers)
-        united: list[IntArray] = []  # by context: the items that any retriever names, ascending
-        shares: list[FloatArray] = []  # (U, S) each: 1 / (RRF_OFFSET + rank), 0 where not named
-        context, place = [], []
+        n_contexts = 0
+        named, ranks, by, targets = ([] for _ in range(4))  # of each item that a retriever names; items of events
         for batch in batches:
-            first = len(united)
-            tops = [retriever.answer(batch.states).top(min(fetch, n_items))[0] for retriever in retrievers]
-            for row in range(len(batch.states)):
-                lists = [top[row][top[row] >= 0] for top in tops]
-                items = np.unique(np.concatenate(lists))
-                share = np.zeros((len(items), len(lists)), dtype=np.float32)
-                for s, ranked in enumerate(lists):
-                    share[np.searchsorted(items, ranked), s] = 1 / (RRF_OFFSET + 1 + np.arange(len(ranked)))
-                united.append(items)
-                shares.append(share)
-            for row, target in zip(batch.row, batch.target, strict=True):
-                at = int(np.searchsorted(united[first + row], target))
-                there = at < len(united[first + row]) and united[first + row][at] == target
-                context.append(first + row)
-                place.append(at if there else -1)
-        width = max(map(len, shares), default=0)
-        self._shares = np.zeros((len(shares), width, len(retrievers)), dtype=np.float32)  # (C, U, S)
-        for row, share in enumerate(shares):
-            self._shares[row, : len(share)] = share
-        self._context = np.asarray(context, dtype=np.int64)
-        self._place = np.asarray(place, dtype=np.int64)
+            lists = [retriever.answer(batch.states).top(min(fetch, n_items))[0] for retriever in retrievers]
+            for s, ranked in enumerate(lists):
+                row, rank = np.nonzero(ranked >= 0)
+                named.append((n_contexts + row) * n_items + ranked[row, rank])
+                ranks.append(rank)
+                by.append(np.full(len(row), s))
+            # an item that is not in the catalogue has row number -1 and is named by nobody
+            targets.append(np.where(batch.target >= 0, (n_contexts + batch.row) * n_items + batch.target, -1))
+            n_contexts += len(batch.states)
+        united, at = np.unique(np.concatenate(named), return_inverse=True)  # by context, items ascending
+        context = united // n_items
+        place = np.arange(len(united)) - np.searchsorted(context, context)
+        self._shares = np.zeros((n_contexts, int(place.max(initial=-1)) + 1, len(retrievers)), np.float32)  # (C, U, S)
+        self._shares[context[at], place[at], np.concatenate(by)] = 1 / (RRF_OFFSET + 1 + np.concatenate(ranks))
+        target = np.concatenate(targets)
+        found = np.minimum(np.searchsorted(united, target), len(united) - 1)
+        self._context = context[found]
+        self._place = np.where(united[found] == target, place[found], -1)
 
     def ranks(self, weights: Sequence[float]) -> IntArray:
         """(E,) rank of each event's item in the merged order, 0 where it has none; ties by row number. `weights` are
@@ -194,7 +181,7 @@ class RankerTrials:
         after: Sequence[Retriever],
         ranker: RankerSettings,
         recommender: RecommenderSettings,
-        progress: Progress = lambda _done, _of: None,
+        progress: Callable[[int, int], None] = lambda _done, _of: None,
     ) -> None:
         """before, after: retrievers fitted through T0 and T1. Of `ranker` the size of the table is read."""
         split = past.split

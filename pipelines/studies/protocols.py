@@ -1,15 +1,10 @@
-"""`recsys evaluate --protocol`: the whole system under two published protocols, beside replay.
+"""`recsys protocol`: the whole system under two published protocols beside replay.
 
-Stage: a study beside the pipeline. In: the typed tables, and for one of them the order of the official file. Out:
-`reports/protocol-<name>.json`, `.txt`, `.md`. Absent: how each protocol fits and ranks (`stratified`,
-`leave_last_out`), its split and its metrics (`recsys.evaluation.protocols`), a trained bundle: both fit their own.
-
-Nothing of the pipeline is decided by these tables (docs/protocols.md).
+Both fit models of their own. Nothing of the pipeline is decided by these tables (docs/protocols.md).
 """
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,39 +17,38 @@ from recsys.data.layouts import find_layout, read_events
 from recsys.data.validate import BadRows
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation.about import about
-from recsys.evaluation.leaderboard import data_of
-from recsys.evaluation.protocols import LEAVE_LAST_OUT, STRATIFIED, markdown_table, text_table
+from recsys.evaluation.protocols import LEAVE_LAST_OUT, STRATIFIED, ProtocolResult
 from recsys.evaluation.tables import with_facts
 
 
-def run(job: Job, protocol: str, data_dir: Path | None = None) -> dict[str, Any]:
-    """Measure by one protocol, write the tables, and return what the JSON file holds.
+def run(job: Job, protocol: str, data_dir: Path | None = None) -> ProtocolResult:
+    """Measure by one protocol and write `reports/protocol-<name>.json`, `.txt` and `.md`.
 
     `data_dir` has the official files that the data set was made from: the stratified split draws a number a row, in the
     order of that file. Without it, files that `recsys data` downloaded are taken, and where there are none either, the
     order of the tables: the same rule, other parts. Raises ConfigError for an unknown protocol and for a `data_dir`
     that the protocol does not read, DataError for other files or too few events.
     """
-    command = f"recsys evaluate --protocol {protocol}"
+    command = f"recsys protocol {protocol}"
+    facts = {"protocol": protocol}
     if protocol == STRATIFIED:
-        events, of = events_in_file_order(job, data_dir)
-        found = {**stratified.measure(job, events), "row_order": of}
+        events, facts["row_order"] = events_in_file_order(job, data_dir)
+        found = stratified.measure(job, events)
         command += " --data-dir FOLDER" if data_dir is not None else ""
     elif protocol == LEAVE_LAST_OUT:
         if data_dir is not None:
-            raise ConfigError(f"--data-dir only matters to --protocol {STRATIFIED}; leave it out.")
+            raise ConfigError(f"--data-dir goes with the protocol {STRATIFIED}; leave it out.")
         found = leave_last_out.measure(job)
     else:
-        raise ConfigError(f"There is no protocol {protocol!r}; take replay, {STRATIFIED} or {LEAVE_LAST_OUT}.")
-    result = {"protocol": protocol, "data": data_of(job.tables.info), "about": about(command), **found}
+        raise ConfigError(f"There is no protocol {protocol!r}; take {STRATIFIED} or {LEAVE_LAST_OUT}.")
+    run_facts = about(command)
     place = job.home.reports / f"protocol-{protocol}.json"
-    write_json(place, result)
-    page = with_facts(markdown_table(result), result["about"])
-    for ending, text in ((".txt", text_table(result)), (".md", page)):
+    write_json(place, {**facts, "about": run_facts, **found.to_json()})
+    for ending, text in ((".txt", found.text()), (".md", with_facts(found.markdown(), run_facts))):
         with replacing_file(place.with_suffix(ending)) as beside:
             beside.write_text(text, encoding="utf-8")
     job.report(f"tables: {place.with_suffix('.md')}")
-    return result
+    return found
 
 
 def events_in_file_order(job: Job, data_dir: Path | None) -> tuple[pd.DataFrame, str]:
@@ -72,7 +66,7 @@ def events_in_file_order(job: Job, data_dir: Path | None) -> tuple[pd.DataFrame,
         )
     events = read_events(layout, job.tables.items[ITEM_ID], BadRows(), now=time.time())
     keys = [USER_ID, ITEM_ID, TIMESTAMP]
-    rows = [frame[keys].sort_values(keys).to_numpy() for frame in (events, job.tables.events)]
-    if not np.array_equal(*rows):
+    ours, theirs = (frame[keys].sort_values(keys).to_numpy() for frame in (job.tables.events, events))
+    if not np.array_equal(ours, theirs):
         raise DataError(f"{layout.ratings} and the tables of {job.home.name} differ in their rows; run `recsys data`.")
     return events, layout.ratings.name

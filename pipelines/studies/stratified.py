@@ -1,12 +1,8 @@
 """The protocol `stratified`: a random quarter of each item's ratings held out, the whole history known, top ten.
 
-Stage: a study beside the pipeline. In: events, in the order in which the split draws. Out: values of every retriever,
-of their merged order and of the ranked lists. Absent: the split and the metrics (`recsys.evaluation.protocols`), the
-two-tower model and co-visitation (they live on order, and a random hold-out has no "next").
-
-The order of a history is known but not where in it a held-out item belongs, so every event counts alike. What time
-still tells is which items were rated close together: EASE is fitted a second time on short stretches of the histories
-as if each were a user.
+It is known in which order a user rated, but not where in it a held-out item belongs. So every event counts alike, and
+the two-tower model and co-visitation, which predict what comes next, are left out. Time still shows which items were
+rated close together: EASE is fitted a second time on short stretches of the histories as if each were a user.
 
 Settings and the ranker come from inner splits of the training part, made in the same way: its ratings are dealt into
 FOLDS folds an item, and what is fitted without one fold is judged, or labelled, by that fold. The first fold picks the
@@ -16,6 +12,7 @@ whole training part. The held-out quarter is read once, at the end.
 Shapes: U users, L history length, E events.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -31,10 +28,11 @@ from recsys.evaluation.protocols import (
     LIST_METRICS,
     SPLIT_SEED,
     TRAIN_SHARE,
+    ProtocolResult,
     item_folds,
     list_values,
+    protocol_result,
     stratified_by_item,
-    summary,
 )
 from recsys.evaluation.replay import FULL_SYSTEM, MERGED
 from recsys.features.histories import Histories
@@ -48,14 +46,14 @@ from recsys.retrieval.retriever import Retriever, RetrieverScores
 from recsys.retrieval.retrievers import KnownEvents, fit_retriever
 from recsys.training_table import build_training_table, retrieve_contexts
 
-Settings = dict[str, float]
+Settings = dict[str, Any]  # keyword arguments of a retriever's `fit`
 
 EASE_STRETCHES: Final = "ease_stretches"
 FOLDS: Final = 4
 TOP: Final = 10
 LONGEST: Final = 2_000  # events of a history that retrievers and features read; what was seen is known in full
 
-GRID: Final[dict[str, list[dict[str, Any]]]] = {
+GRID: Final[dict[str, list[Settings]]] = {
     EASE: [{"regularisation": r, "power": 0.0, "min_ratings": 1} for r in (150.0, 300.0, 500.0, 1_000.0)],
     EASE_STRETCHES: [
         {"length": n, "regularisation": r, "power": 0.0, "min_ratings": 1} for n in (6, 12) for r in (100.0, 300.0)
@@ -68,7 +66,7 @@ GRID: Final[dict[str, list[dict[str, Any]]]] = {
     POPULARITY: [{"half_life_days": 1e12}],  # every rating counts alike
 }
 RECOMMENDER: Final = RecommenderSettings(fetch=100, keep=150, rank=100, rrf_weights={ITEM_KNN: 0.3, POPULARITY: 0.1})
-RANKER: Final[dict[str, Any]] = {  # set by hand on an inner split: a list has dozens of right answers here
+RANKER: Final[Settings] = {  # set by hand on an inner split: a list has dozens of right answers here
     "objective": "lambdarank",
     "leaves": 4,
     "learning_rate": 0.03,
@@ -86,6 +84,10 @@ class Renamed:
 
     name: str
     retriever: Retriever
+
+    @property
+    def n_items(self) -> int:
+        return self.retriever.n_items
 
     def answer(self, states: StateBatch) -> RetrieverScores:
         return self.retriever.answer(states)
@@ -130,7 +132,10 @@ class Part:
             timestamps=np.where(valid, self.histories.timestamps[at], 0),
         )
 
-    def fit(self, name: str, settings: dict[str, Any]) -> Retriever:
+    def batches(self, user_ids: IntArray) -> Iterator[StateBatch]:
+        return (self.states(user_ids[low : low + BATCH]) for low in range(0, len(user_ids), BATCH))
+
+    def fit(self, name: str, settings: Settings) -> Retriever:
         if name != EASE_STRETCHES:
             return fit_retriever(name, self.known, settings)
         length, rest = int(settings["length"]), {k: v for k, v in settings.items() if k != "length"}
@@ -155,79 +160,85 @@ def stretches(known: KnownEvents, length: int) -> tuple[IntArray, IntArray]:
     return np.asarray(number, dtype=np.int64).ravel(), np.tile(known.item_idx, 2)
 
 
-def measure(job: Job, events: pd.DataFrame) -> dict[str, Any]:
-    """The `summary` of all methods, with the settings that the inner split chose and what it saw of the others.
+@dataclass(frozen=True)
+class Learned:
+    """From the training part alone: the settings of each retriever, NDCG@10 of all that were tried, and what the ranker
+    learns from."""
 
-    Raises DataError where the parts are too small to learn from.
-    """
+    chosen: dict[str, Settings]
+    tried: dict[str, list[Settings]]
+    table: TrainingTable
+
+
+def measure(job: Job, events: pd.DataFrame) -> ProtocolResult:
+    """Raises DataError where the parts are too small to learn from."""
     trains = stratified_by_item(events[ITEM_ID].to_numpy())
     train, test = events[trains].reset_index(drop=True), events[~trains]
     test = test[test[USER_ID].isin(train[USER_ID])]
     if len(test) == 0 or len(train) < FOLDS:
         raise DataError(f"{len(train)} events to train on and {len(test)} to test on are too few. Take more data.")
-    chosen, tried, ranker_table, retrieved = learn(job, train)
+    learned = learn(job, train)
     settings = replace(job.config.ranker, **RANKER)
-    ranker = fit_boosted(ranker_table, settings, report=job.report)
+    ranker = fit_boosted(learned.table, settings, report=job.report)
     part = Part(job, train)
-    retrievers = [part.fit(name, chosen[name]) for name in GRID]
-    recommender = Recommender(job.catalogue, retrievers, ranker, RECOMMENDER)
+    retrievers = [part.fit(name, learned.chosen[name]) for name in GRID]
     users = np.unique(test[USER_ID].to_numpy())
-    lists = ranked_lists(job, part, recommender, users)
+    lists = ranked_lists(job, part, Recommender(job.catalogue, retrievers, ranker, RECOMMENDER), users)
     held = np.searchsorted(users, test[USER_ID].to_numpy()), job.catalogue.to_idx(test[ITEM_ID].to_numpy())
-    values = {name: list_values(found, *held) for name, found in lists.items()}
-    return {
-        **summary(users, values, LIST_METRICS, FULL_SYSTEM),
-        "says": f"Of each item's ratings a random {TRAIN_SHARE:.0%} train and the rest is tested: {len(train):,} and "
+    return protocol_result(
+        job.tables.info,
+        f"Of each item's ratings a random {TRAIN_SHARE:.0%} train and the rest is tested: {len(train):,} and "
         f"{len(test):,} ratings, {len(users):,} users, seed {SPLIT_SEED}. Means over users.",
-        "n_train": len(train),
-        "n_test": len(test),
-        "settings": chosen,
-        "inner_ndcg@10": tried,
-        "inner_retrieved": retrieved,
-        "ranker": {**asdict(settings), "trees": ranker.booster.num_trees()},
-        "recommender": asdict(RECOMMENDER),
-    }
+        users,
+        {name: list_values(found, *held) for name, found in lists.items()},
+        LIST_METRICS,
+        FULL_SYSTEM,
+        {
+            "n_train": len(train),
+            "n_test": len(test),
+            "settings": learned.chosen,
+            "inner_ndcg@10": learned.tried,
+            "inner_retrieved": learned.table.found,
+            "ranker": {**asdict(settings), "trees": ranker.booster.num_trees()},
+            "recommender": asdict(RECOMMENDER),
+        },
+    )
 
 
-def learn(
-    job: Job, train: pd.DataFrame
-) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]], TrainingTable, float]:
-    """From the training part alone: the settings of each retriever, NDCG@10 of all that were tried, what the ranker
-    learns from, and the share of held-out ratings among the candidates."""
+def learn(job: Job, train: pd.DataFrame) -> Learned:
     fold = item_folds(train[ITEM_ID].to_numpy(), FOLDS, SPLIT_SEED)
     n_users = train[USER_ID].nunique()
-    used = range(int(np.clip(job.config.ranker.max_contexts // n_users, 1, FOLDS)))  # large data need no more of them
-    tell, steps = job.progress("stratified: fits"), sum(map(len, GRID.values())) + len(GRID) * len(used)
-    done = 0
-    chosen: dict[str, dict[str, Any]] = {}
-    tried: dict[str, list[dict[str, Any]]] = {name: [] for name in GRID}
+    n_folds = int(np.clip(job.config.ranker.max_contexts // n_users, 1, FOLDS))  # large data need no more of them
+    progress, steps = job.progress("stratified: folds"), n_folds + 1
+    chosen: dict[str, Settings] = {}
+    tried: dict[str, list[Settings]] = {}
     tables = []
-    for f in used:
+    for f in range(n_folds):
         part, held = Part(job, train[fold != f]), train[fold == f]
         held = held[held[USER_ID].isin(part.users)]
         if f == 0:
-            users = np.unique(held[USER_ID].to_numpy())
-            truth = np.searchsorted(users, held[USER_ID].to_numpy()), job.catalogue.to_idx(held[ITEM_ID].to_numpy())
             for name, grid in GRID.items():
-                for settings in grid:
-                    found = tops(part, part.fit(name, settings), users)
-                    tried[name].append({**settings, "ndcg@10": float(list_values(found, *truth)[:, 0].mean())})
-                    done += 1
-                    tell(done, steps)
+                tried[name] = [
+                    {**settings, "ndcg@10": _inner_ndcg(job, part, held, name, settings)} for settings in grid
+                ]
                 best = max(range(len(grid)), key=lambda i: tried[name][i]["ndcg@10"])
                 chosen[name] = grid[best]
                 job.report(f"stratified: {name} {grid[best]}, inner NDCG@10 {tried[name][best]['ndcg@10']:.4f}")
-        retrievers = []
-        for name in GRID:
-            retrievers.append(part.fit(name, chosen[name]))
-            done += 1
-            tell(done, steps)
-        tables.append(fold_table(job, part, held, retrievers))
+            progress(1, steps)
+        tables.append(fold_table(job, part, held, [part.fit(name, chosen[name]) for name in GRID]))
+        progress(f + 2, steps)
     table = joined(tables)
-    job.report(
-        f"stratified: {len(table):,} rows of {len(used)} folds; {table.found:.1%} of what was held out retrieved"
-    )
-    return chosen, tried, table, table.found
+    job.report(f"stratified: {len(table):,} rows of {n_folds} folds; {table.found:.1%} of what was held out retrieved")
+    return Learned(chosen, tried, table)
+
+
+def _inner_ndcg(job: Job, part: Part, held: pd.DataFrame, name: str, settings: Settings) -> float:
+    """NDCG@10 of one retriever, judged by the fold that it was fitted without."""
+    users = np.unique(held[USER_ID].to_numpy())
+    truth = np.searchsorted(users, held[USER_ID].to_numpy()), job.catalogue.to_idx(held[ITEM_ID].to_numpy())
+    retriever = part.fit(name, settings)
+    lists = [retriever.answer(states).top(TOP)[0] for states in part.batches(users)]
+    return float(list_values(np.concatenate(lists), *truth)[:, 0].mean())
 
 
 def fold_table(job: Job, part: Part, held: pd.DataFrame, retrievers: list[Retriever]) -> TrainingTable:
@@ -244,22 +255,14 @@ def fold_table(job: Job, part: Part, held: pd.DataFrame, retrievers: list[Retrie
     )
 
 
-def tops(part: Part, retriever: Retriever, users: IntArray) -> IntArray:
-    """(U, TOP) row numbers."""
-    parts = [retriever.answer(part.states(users[low : low + BATCH])).top(TOP)[0] for low in range(0, len(users), BATCH)]
-    return np.concatenate(parts)
-
-
 def ranked_lists(job: Job, part: Part, recommender: Recommender, users: IntArray) -> dict[str, IntArray]:
     """(U, TOP) row numbers by method: every retriever, the merged order, the ranked lists."""
     merged = Recommender(job.catalogue, recommender.retrievers, None, RECOMMENDER)
     found: dict[str, list[IntArray]] = {name: [] for name in (*reversed(GRID), MERGED, FULL_SYSTEM)}
-    tell, context = job.progress("stratified: users ranked"), RequestContext(part.stats())
-    for low in range(0, len(users), BATCH):
-        states = part.states(users[low : low + BATCH])
+    context = RequestContext(part.stats())
+    for states in part.batches(users):
         for retriever in recommender.retrievers:
             found[retriever.name].append(retriever.answer(states).top(TOP)[0])
         for name, system in ((MERGED, merged), (FULL_SYSTEM, recommender)):
             found[name].append(job.catalogue.to_idx(system.recommend(states, context, TOP).item_ids))
-        tell(min(low + BATCH, len(users)), len(users))
     return {name: np.concatenate(parts) for name, parts in found.items()}

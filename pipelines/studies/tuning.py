@@ -1,15 +1,11 @@
 """`recsys tune`: a bounded, resumable hyper-parameter search on the validation window, one study a part.
 
-Stage: a study beside the pipeline. In: the tables, cut at T2; for two parts what `recsys train` left in `work/`. Out:
-`work/tuning.db`, `reports/tuning.md`, `tuning.json` and `tuned.json`, and on request `pipelines/tuned/<dataset>.json`,
-which later trainings use. Absent: the objectives (`objectives`), and anything after T2.
-
-A part is a retriever, the weights of rrf_weights, the ranker or the two-tower model. Its trial 0 is the default; the
+A part is a retriever, the weights of the merge, the ranker or the two-tower model. Its trial 0 is the default; the
 others come from the Tree-structured Parzen Estimator (Bergstra et al., NeurIPS 2011) as Optuna implements it. The
-sampler is seeded by how many trials are complete, so that a search which was stopped goes on as if it had not been.
+sampler is seeded by how many trials are complete, so that a stopped search goes on as if it had not been stopped.
 
-A study is stored under a key of the data, the part's search space, its default and whatever else its value depends on.
-Where one of these changes, a new study begins.
+Studies are kept in `work/tuning.db` under a key of the data, the part's search space, its default and whatever else its
+value depends on. Where one of these changes, a new study begins.
 """
 
 import time
@@ -18,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution, distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
@@ -28,12 +23,12 @@ from pipelines.config import RANKER, RRF, TOWER
 from pipelines.job import Job
 from pipelines.studies import objectives, tuning_report
 from pipelines.studies.objectives import Fusion, Past, RankerTrials
+from pipelines.studies.reports import StudyRun
+from pipelines.studies.tuning_report import Trial, TunedPart, TuningStudy
 from recsys.atomic_io import fingerprint_files, fingerprint_value, read_json
 from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, RETRIEVERS, TWO_TOWER
-from recsys.data.datasets import DATASETS
 from recsys.errors import ConfigError, MissingArtefactError
 from recsys.evaluation.about import about
-from recsys.evaluation.leaderboard import data_of
 from recsys.retrieval.retriever import Retriever
 from recsys.retrieval.retrievers import fit_retriever
 from recsys.retrieval.two_tower_retriever import TwoTowerRetriever
@@ -46,7 +41,6 @@ NDCG: Final = "NDCG@10"
 FUSED: Final = f"NDCG@10 + {objectives.RECALL_WEIGHT:g} · Recall@100"
 SEED: Final = 7
 TRIALS: Final = 50
-EVERY_S: Final = 5.0  # between two lines of progress
 
 SPACES: Final[dict[str, Space]] = {
     EASE: {"regularisation": FloatDistribution(20, 5_000, log=True), "power": FloatDistribution(0.2, 2.0)},
@@ -92,26 +86,26 @@ USUAL: Final = (*SINGLES, RRF, RANKER)  # the two-tower model costs minutes a tr
 
 @dataclass(frozen=True)
 class Part:
-    """One study: where it looks, from where it starts, how a trial is valued, and what else that value hangs on.
+    """One study: its search space, its default, and `depends_on`, what else the value of a trial depends on.
     `prepare` does the costly work once and gives the objective."""
 
     name: str
-    says: str
+    objective: str
     space: Space
     default: Settings
-    given: Any
+    depends_on: Any
     prepare: Callable[[], Callable[[Settings], float]]
 
 
 def run(
     job: Job, parts: Sequence[str] = USUAL, *, trials: int = TRIALS, minutes: float | None = None, save: bool = False
-) -> dict[str, Any]:
-    """Search each part until `trials` of it are complete, those of earlier runs counted; write the reports; return
-    what `tuning.json` holds. The job's settings are the defaults that the search starts from.
+) -> TuningStudy:
+    """Search each part until `trials` of it are complete, those of earlier runs counted, and write the reports. The
+    job's settings are the defaults that the search starts from.
 
     parts     of USUAL, what cannot run yet is left out with a line; of any other choice, it is refused
     minutes   for all parts together, shared evenly among those that are left; a trial that has begun is finished
-    save      also keep what these parts found in the repository, for `recsys train`
+    save      also keep the best settings of these parts in the repository, for `recsys train`
     Raises, before the first trial, ConfigError for an unknown part, and for `save` with data that are not an official
     data set or a file there that no training could use; MissingArtefactError where a part needs saved retrievers that
     are not there or are of other data.
@@ -119,25 +113,23 @@ def run(
     if unknown := [name for name in parts if name not in PARTS]:
         raise ConfigError(f"tune: there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}.")
     if save:
-        _require_official(job)
-        tuning_report.require_sound(job)
+        tuning_report.require_savable(job)
     until = None if minutes is None else time.perf_counter() + 60 * minutes
-    chosen = [name for name in PARTS if name in parts]  # rrf_weights uses what the retrievers' studies found
     with _storage(job) as storage:
         search = Search(job, storage)
-        chosen = search.runnable(chosen, skip=tuple(parts) == USUAL)
+        # In the order of PARTS: the merge uses the best settings of the retrievers.
+        chosen = search.runnable([name for name in PARTS if name in parts], skip=tuple(parts) == USUAL)
         for number, name in enumerate(chosen):
-            left = len(chosen) - number
             now = time.perf_counter()
-            search.run(name, trials, None if until is None else now + (until - now) / left)
-            result = search.result()
-            tuning_report.write(job, result)
+            search.run(name, trials, None if until is None else now + (until - now) / (len(chosen) - number))
+            found = search.result()
+            tuning_report.write(job, found)
     job.report(f"tune: every trial in {job.home.reports / 'tuning.md'}, the best settings in tuned.json beside it")
     if save:
-        tuning_report.save(job, result, chosen)
+        tuning_report.save(job, found, chosen)
     else:
         job.report("tune: `recsys tune --save` copies them to where `recsys train` looks")
-    return result
+    return found
 
 
 @contextmanager
@@ -159,7 +151,7 @@ class Search:
         self.job = job
         self.past = Past.of(job.tables)
         self._storage = storage
-        self._stamps: dict[str, dict[str, str]] = {}
+        self._known_files: dict[str, dict[str, str]] = {}
 
     def runnable(self, names: Sequence[str], *, skip: bool) -> list[str]:
         """The parts that have what they need. Any other is left out with a line, or refused by MissingArtefactError."""
@@ -185,35 +177,24 @@ class Search:
             return
         self.job.report(f"tune: {name}, {missing} of {trials} trials to do")
         objective = part.prepare()
-        started = last = time.perf_counter()
-        for done in range(missing):
+        progress = self.job.progress(f"tune: trials of {name}")
+        for done in range(1, missing + 1):
             self._trial(study, part, objective)
-            now = time.perf_counter()
-            if done + 1 == missing or now - last >= EVERY_S:
-                last = now
-                left = (now - started) / (done + 1) * (missing - done - 1)
-                made = complete(study)
-                best = best_of(made)
-                self.job.report(
-                    f"tune: {name} {len(made)} of {trials}: best {made[best].value:.4f} (trial {best}), "
-                    f"default {made[0].value:.4f}, about {left:.0f} s left"
-                )
-            if until is not None and now >= until and done + 1 < missing:
+            progress(done, missing)
+            if until is not None and time.perf_counter() >= until and done < missing:
                 self.job.report(f"tune: {name} stops after its share of the minutes; the same command goes on")
-                return
+                break
+        made = complete(study)
+        best = max(made, key=lambda trial: trial.values[0])
+        self.job.report(f"tune: {name}, {len(made)} trials: default {made[0].value:.4f}, best {best.value:.4f}")
 
     def _trial(self, study: optuna.Study, part: Part, objective: Callable[[Settings], float]) -> None:
-        """One trial, kept when it is complete. What interrupts it leaves it failed, and it does not count."""
+        """One trial, kept when it is complete. One that is interrupted counts as failed."""
         count = len(complete(study))
-        started = time.perf_counter()
         if count == 0:
-            value = objective(part.default)
-            seconds = {"seconds": time.perf_counter() - started}
-            study.add_trial(
-                optuna.create_trial(params=part.default, distributions=part.space, value=value, user_attrs=seconds)
-            )
-            return
+            study.enqueue_trial(part.default)
         study.sampler = optuna.samplers.TPESampler(seed=SEED + count, constant_liar=False)
+        started = time.perf_counter()
         trial = study.ask(part.space)
         try:
             value = objective(trial.params)
@@ -223,32 +204,19 @@ class Search:
         trial.set_user_attr("seconds", time.perf_counter() - started)
         study.tell(trial, value)
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> TuningStudy:
         """Every part that has a complete trial under its present key."""
         found = {}
         for name in PARTS:
             try:
                 part = self.part(name)
             except MissingArtefactError:
-                continue  # nothing can be said of it before `recsys train`
-            done = self._complete(part)
-            if done:
-                found[name] = {
-                    "objective": part.says,
-                    "key": self._key(part),
-                    "seconds": sum(trial.user_attrs["seconds"] for trial in done),
-                    "best": best_of(done),
-                    "trials": [
-                        {"value": trial.value, "seconds": trial.user_attrs["seconds"], "settings": trial.params}
-                        for trial in done
-                    ],
-                }
-        return {
-            "data": data_of(self.job.tables.info),
-            "about": about("recsys tune"),
-            "window": {"after": self.past.split.t1, "through": self.past.split.t2},
-            "parts": found,
-        }
+                continue  # its study cannot be told from others before `recsys train`
+            if done := self._complete(part):
+                trials = tuple(Trial(t.values[0], t.user_attrs["seconds"], dict(t.params)) for t in done)
+                found[name] = TunedPart(part.objective, self._key(part), trials)
+        split = self.past.split
+        return TuningStudy(StudyRun(self.job.tables.info, about("recsys tune")), split.t1, split.t2, found)
 
     def part(self, name: str) -> Part:
         """The named study. Raises MissingArtefactError where it needs what is not there."""
@@ -276,7 +244,7 @@ class Search:
         fits = {name: {**job.config.retrievers[name], **self._best(name)} for name in job.config.retrievers}
         tower = job.work("retrievers_t1") / TWO_TOWER
         names = [name for name in RETRIEVERS if name in fits or name == TWO_TOWER]
-        stamp = self._stamp("retrievers_t1", self.past.split.t1)[TWO_TOWER]
+        saved_files = self._fingerprints("retrievers_t1", self.past.split.t1)[TWO_TOWER]
 
         def fitted(name: str) -> Retriever:
             if name == TWO_TOWER:
@@ -290,13 +258,13 @@ class Search:
             return lambda s: lists.value([s[name] for name in lists.names])
 
         default: Settings = {name: float(settings.rrf_weights.get(name, 1.0)) for name in names}
-        return Part(RRF, FUSED, dict.fromkeys(names, WEIGHT), default, [fits, stamp, settings.fetch], prepare)
+        return Part(RRF, FUSED, dict.fromkeys(names, WEIGHT), default, [fits, saved_files, settings.fetch], prepare)
 
     def _ranker(self) -> Part:
         """On the retrievers as `recsys train` left them, merged by the best weights so far."""
         job, split, config = self.job, self.past.split, self.job.config.ranker
         cutoffs = {"retrievers_t0": split.t0, "retrievers_t1": split.t1}
-        stamps = {stage: self._stamp(stage, cutoff) for stage, cutoff in cutoffs.items()}
+        saved_files = {stage: self._fingerprints(stage, cutoff) for stage, cutoff in cutoffs.items()}
         recommender = replace(
             job.config.recommender, rrf_weights={**job.config.recommender.rrf_weights, **self._best(RRF)}
         )
@@ -310,9 +278,9 @@ class Search:
         whole = asdict(config)
         space = {key: d for key, d in SPACES[RANKER].items() if key != "truncation" or config.objective == "lambdarank"}
         default = {key: whole[key] for key in space}
-        return Part(RANKER, NDCG, space, default, [whole, asdict(recommender), stamps], prepare)
+        return Part(RANKER, NDCG, space, default, [whole, asdict(recommender), saved_files], prepare)
 
-    def _stamp(self, stage: str, cutoff: int) -> dict[str, str]:
+    def _fingerprints(self, stage: str, cutoff: int) -> dict[str, str]:
         """SHA-256 of each saved retriever. Raises MissingArtefactError where they or the two-tower model among them are
         missing, or were fitted up to another moment."""
         folder = self.job.work(stage)
@@ -322,18 +290,20 @@ class Search:
             raise MissingArtefactError(f"{folder} was fitted on other data. Run `recsys train` again.")
         if not (folder / TWO_TOWER).is_dir():
             raise MissingArtefactError(f"{folder} lacks the two-tower model. Run `recsys train --force`.")
-        if stage not in self._stamps:
-            self._stamps[stage] = {
+        if stage not in self._known_files:
+            self._known_files[stage] = {
                 retriever.name: fingerprint_files(path for path in retriever.rglob("*") if path.is_file())
                 for retriever in sorted(folder.iterdir())
                 if retriever.is_dir()
             }
-        return self._stamps[stage]
+        return self._known_files[stage]
 
     def _key(self, part: Part) -> str:
         space = {name: distribution_to_json(d) for name, d in part.space.items()}
         data = self.job.tables.info.fingerprint
-        return fingerprint_value([VERSION, data, asdict(self.past.split), part.name, space, part.default, part.given])
+        return fingerprint_value(
+            [VERSION, data, asdict(self.past.split), part.name, space, part.default, part.depends_on]
+        )
 
     def _name(self, part: Part) -> str:
         return f"{part.name}-{self._key(part)[:16]}"
@@ -350,23 +320,9 @@ class Search:
     def _best(self, name: str) -> Settings:
         """The best settings of a part so far; nothing where there is no trial."""
         done = self._complete(self.part(name))
-        return dict(done[best_of(done)].params) if done else {}
+        return dict(max(done, key=lambda trial: trial.values[0]).params) if done else {}
 
 
 def complete(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that count, in the order in which they were made; the first is the default."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-
-
-def best_of(trials: Sequence[FrozenTrial]) -> int:
-    """Which of the complete trials has the highest value; the first among equals."""
-    return int(np.argmax([trial.values[0] for trial in trials]))
-
-
-def _require_official(job: Job) -> None:
-    info = job.tables.info
-    if info.synthetic or info.name not in DATASETS:
-        raise ConfigError(
-            f"tune --save keeps settings for official data sets, and {info.label} is none. Its search is in "
-            f"{job.home.reports}; the rules of pipelines/config.py set its defaults."
-        )

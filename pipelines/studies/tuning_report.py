@@ -1,149 +1,139 @@
-"""What a hyper-parameter search found, for people and for `pipelines.config`.
+"""The results of a hyper-parameter search, for people and for `pipelines.config`.
 
-Stage: a study beside the pipeline. In: what the studies hold (`tuning`). Out: `reports/tuning.json` with every trial,
-`tuning.md`, and `tuned.json`, the settings alone; on request the file in `pipelines/tuned/`, part by part. Absent: the
-search, and any choice.
-
-Where the checked-in file keeps a part of an earlier search, that part's facts say in `run` which run it was.
-`about.run` is the run of the others.
+`reports/tuning.json` with every trial, `tuning.md`, and `tuned.json`, the settings alone. `save` puts parts of it into
+`pipelines/tuned/<data set>.json`, which later trainings use.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pipelines.config import (
-    ABOUT,
-    OF_RETRIEVERS,
-    RANKER,
-    RRF,
-    TOWER,
-    Tuned,
-    read_tuned,
-    tuned_path,
-    with_tuned,
-)
+from pipelines.config import ABOUT, OF_RETRIEVERS, RANKER, RRF, TOWER, Tuned, read_tuned, tuned_path, with_tuned
 from pipelines.job import Job
-from recsys.atomic_io import replacing_file, write_json
-from recsys.evaluation.leaderboard import utc
+from pipelines.studies.reports import StudyRun, write_study
+from recsys.atomic_io import write_json
+from recsys.data.datasets import DATASETS
+from recsys.errors import ConfigError
+from recsys.evaluation.leaderboard import data_of, utc
+from recsys.evaluation.tables import Table, with_facts
 
 
-def write(job: Job, result: Mapping[str, Any]) -> None:
-    write_json(job.home.reports / "tuning.json", result)
-    write_json(job.home.reports / "tuned.json", tuned(result))
-    with replacing_file(job.home.reports / "tuning.md") as beside:
-        beside.write_text(markdown(result), encoding="utf-8")
+@dataclass(frozen=True)
+class Trial:
+    value: float
+    seconds: float
+    settings: dict[str, Any]  # of a retriever, the merge, the ranker or the two-tower model
 
 
-def tuned(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What `pipelines.config.with_tuned` reads: the best settings of every part, and where they come from."""
-    settings = {name: part["trials"][part["best"]]["settings"] for name, part in result["parts"].items()}
-    facts = {
-        name: {
-            "objective": part["objective"],
-            "default": part["trials"][0]["value"],
-            "best": part["trials"][part["best"]]["value"],
-            "trials": len(part["trials"]),
+@dataclass(frozen=True)
+class TunedPart:
+    """The complete trials of one part; the first is the default, `key` the identity of its study."""
+
+    objective: str
+    key: str
+    trials: tuple[Trial, ...]
+
+    @property
+    def default(self) -> Trial:
+        return self.trials[0]
+
+    @property
+    def best(self) -> Trial:
+        """The first among equals."""
+        return max(self.trials, key=lambda trial: trial.value)
+
+
+@dataclass(frozen=True)
+class TuningStudy:
+    """The validation window is (after, through], seconds UTC."""
+
+    run: StudyRun
+    after: int
+    through: int
+    parts: Mapping[str, TunedPart]
+
+
+def write(job: Job, found: TuningStudy) -> None:
+    write_study(job.home.reports, "tuning", found, markdown(found))
+    write_json(job.home.reports / "tuned.json", tuned(found, [*found.parts]))
+
+
+def tuned(found: TuningStudy, names: Sequence[str], earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What `pipelines.config.with_tuned` reads: the best settings of the named parts, and how they were found. Other
+    parts of an `earlier` file stay."""
+    kept = earlier or {}
+    settings = {**kept.get(OF_RETRIEVERS, {}), **{name: kept[name] for name in (RRF, RANKER, TOWER) if name in kept}}
+    validation = dict(kept.get(ABOUT, {}).get("validation", {}))
+    for name in names:
+        part = found.parts[name]
+        settings[name] = part.best.settings
+        validation[name] = {
+            "objective": part.objective,
+            "default": part.default.value,
+            "best": part.best.value,
+            "trials": len(part.trials),
+            "run": dict(found.run.about),
         }
-        for name, part in result["parts"].items()
-    }
-    return _content(settings, {"data": result["data"], "run": result["about"], "validation": facts})
+    alone = {name: settings.pop(name) for name in (RRF, RANKER, TOWER) if name in settings}
+    return {**alone, OF_RETRIEVERS: settings, ABOUT: {"data": data_of(found.run.data), "validation": validation}}
 
 
-def require_sound(job: Job) -> None:
-    """Raises ConfigError where `save` would meet a file that a training refuses."""
-    path = tuned_path(job.tables.info.name)
-    if path.exists():
-        found = read_tuned(path)
-        if found.fingerprint == job.tables.info.fingerprint:
-            with_tuned(job.config, found)
+def require_savable(job: Job) -> None:
+    """Raises ConfigError unless the data are an official data set and its file, if there is one, can be used."""
+    info, path = job.tables.info, tuned_path(job.tables.info.name)
+    if info.synthetic or info.name not in DATASETS:
+        raise ConfigError(
+            f"tune --save keeps settings for official data sets, and {info.label} is none. Its search is in "
+            f"{job.home.reports}; the rules of pipelines/config.py set its defaults."
+        )
+    if path.exists() and (found := read_tuned(path)).fingerprint == info.fingerprint:
+        with_tuned(job.config, found)
 
 
-def save(job: Job, result: Mapping[str, Any], parts: Sequence[str]) -> None:
-    """Put the named parts into the checked-in file. Its other parts stay, with their facts, where they are of the same
-    data; a file of other data begins anew."""
+def save(job: Job, found: TuningStudy, names: Sequence[str]) -> None:
+    """Put the named parts into the checked-in file. Its other parts stay if they are of the same data."""
     path, fingerprint = tuned_path(job.tables.info.name), job.tables.info.fingerprint
-    content = tuned({**result, "parts": {name: part for name, part in result["parts"].items() if name in parts}})
-    if path.exists():
-        earlier = read_tuned(path)
-        old = [name for name in _by_part(earlier.content) if name not in _by_part(content)]
-        if earlier.fingerprint != fingerprint:
-            job.report(f"tune: {path} was searched on other data of that name; it begins anew, without its parts")
-        elif old:
-            content = _merged(content, earlier.content, old)
-            job.report(f"tune: kept from earlier searches: {', '.join(old)}, as found beside the settings of then")
-    if unnamed := [name for name in result["parts"] if name not in parts]:
+    earlier = read_tuned(path) if path.exists() else None
+    if earlier and earlier.fingerprint != fingerprint:
+        job.report(f"tune: {path} was searched on other data of that name; it begins anew, without its parts")
+        earlier = None
+    content = tuned(found, names, earlier.content if earlier else None)
+    if kept := sorted(set(content[ABOUT]["validation"]) - set(names)):
+        job.report(f"tune: kept from earlier searches: {', '.join(kept)}")
+    if unnamed := [name for name in found.parts if name not in names]:
         job.report(f"tune: not saved, because this command did not name them: {', '.join(unnamed)}")
     with_tuned(job.config, Tuned(path, fingerprint, content))  # refuses what a later training would refuse
     write_json(path, content)
     job.report(f"tune: saved as {path}; `recsys train` uses it from now on. Check it in: git add {path}")
 
 
-def _content(settings: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The form of a tuned file, from the settings of each part."""
-    alone = {name: settings[name] for name in (RRF, RANKER, TOWER) if name in settings}
-    return {**alone, OF_RETRIEVERS: {name: settings[name] for name in settings if name not in alone}, ABOUT: facts}
-
-
-def _by_part(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of each part, from the form of a tuned file."""
-    alone = {name: content[name] for name in (RRF, RANKER, TOWER) if name in content}
-    return {**content.get(OF_RETRIEVERS, {}), **alone}
-
-
-def _merged(content: Mapping[str, Any], earlier: Mapping[str, Any], old: Sequence[str]) -> dict[str, Any]:
-    """`content` with the parts `old` of an earlier file."""
-    new, settings, about = content[ABOUT], _by_part(earlier), earlier[ABOUT]
-    run = {"run": about["run"]} if "run" in about else {}
-    facts = {name: {**run, **about.get("validation", {}).get(name, {})} for name in old}
-    whole = {**_by_part(content), **{name: settings[name] for name in old}}
-    return _content(whole, {**new, "validation": {**new["validation"], **facts}})
-
-
-def markdown(result: Mapping[str, Any]) -> str:
+def markdown(found: TuningStudy) -> str:
     """A row for each part, then its settings, then every trial."""
-    window, facts = result["window"], result["about"]
-    lines = [
-        "# Hyper-parameter search",
-        "",
-        f"Data: {result['data']['label']}. Validation window: events after {utc(window['after'])} through "
-        f"{utc(window['through'])}; no later event is read. Trial 0 is the default. The best of many trials on one "
-        "window is too good: how much is left of a gain, only the test window tells, and it chooses nothing.",
-        "",
-        summary(result).rstrip(),
-    ]
-    for name, part in result["parts"].items():
-        lines += ["", f"## {name}", "", *_settings(part), "", *_trials(part)]
-    run = "; ".join(f"{key}: {value}" for key, value in facts.items())
-    again = "To keep the settings for later trainings: `recsys tune --save`, then check in the file that it names."
-    return "\n".join([*lines, "", again, "", f"Measured: {run}."]) + "\n"
+    text = (
+        f"# Hyper-parameter search\n\nData: {found.run.data.label}. Validation window: events after "
+        f"{utc(found.after)} through {utc(found.through)}; no later event is read. Trial 0 is the default. The best of "
+        "many trials on one window is too good: only the test window shows how much of a gain is left, and no setting "
+        f"is chosen there.\n\n{summary(found).markdown()}"
+    )
+    for name, part in found.parts.items():
+        keys = [*part.default.settings]
+        settings = [[key, f"{part.default.settings[key]:.4g}", f"{part.best.settings[key]:.4g}"] for key in keys]
+        trials = [
+            [str(n), f"{t.value:.4f}", f"{t.seconds:.2f}", *(f"{t.settings[key]:.4g}" for key in keys)]
+            for n, t in enumerate(part.trials)
+        ]
+        text += f"\n## {name}\n\n{Table(['Setting', 'Default', 'Best'], settings).markdown()}"
+        text += f"\n{Table(['Trial', 'Value', 'Seconds', *keys], trials).markdown()}"
+    text += "\nTo keep the settings for later trainings: `recsys tune --save`, then check in the file that it names.\n"
+    return with_facts(text, found.run.facts)
 
 
-def summary(result: Mapping[str, Any]) -> str:
+def summary(found: TuningStudy) -> Table:
     """A row for each part: how much was tried, and what it gained over the default."""
-    lines = [
-        "| Part | Objective | Trials | Seconds | Default | Best | Gain |",
-        "|:--|:--|--:|--:|--:|--:|--:|",
-    ]
-    for name, part in result["parts"].items():
-        default, best = part["trials"][0]["value"], part["trials"][part["best"]]["value"]
-        lines.append(
-            f"| {name} | {part['objective']} | {len(part['trials'])} | {part['seconds']:.1f} | {default:.4f} | "
-            f"{best:.4f} | {best - default:+.4f} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _settings(part: Mapping[str, Any]) -> list[str]:
-    default, best = part["trials"][0]["settings"], part["trials"][part["best"]]["settings"]
-    rows = [f"| {key} | {default[key]:.4g} | {best[key]:.4g} |" for key in default]
-    return ["| Setting | Default | Best |", "|:--|--:|--:|", *rows]
-
-
-def _trials(part: Mapping[str, Any]) -> list[str]:
-    keys = list(part["trials"][0]["settings"])
     rows = []
-    for number, trial in enumerate(part["trials"]):
-        settings = [f"{trial['settings'][key]:.4g}" for key in keys]
-        cells = [f"{number}", f"{trial['value']:.4f}", f"{trial['seconds']:.2f}", *settings]
-        rows.append(f"| {' | '.join(cells)} |")
-    return [f"| Trial | Value | Seconds | {' | '.join(keys)} |", "|--:" * (3 + len(keys)) + "|", *rows]
+    for name, part in found.parts.items():
+        default, best = part.default.value, part.best.value
+        seconds = sum(trial.seconds for trial in part.trials)
+        values = (f"{seconds:.1f}", f"{default:.4f}", f"{best:.4f}", f"{best - default:+.4f}")
+        rows.append([name, part.objective, str(len(part.trials)), *values])
+    return Table(["Part", "Objective", "Trials", "Seconds", "Default", "Best", "Gain"], rows)

@@ -1,8 +1,4 @@
-"""What every measured number carries: command, moment, code, machine and versions.
-
-Stage: evaluate, every study, and the benchmark. In: the surroundings. Out: plain values. Absent: measurements, and
-the argv of the command, which whoever runs it hands in.
-"""
+"""What every measured number carries: command, date, code, machine and versions."""
 
 import os
 import platform
@@ -33,7 +29,7 @@ def code_version() -> str:
 
 
 def about(command: str, packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
-    """For reports: command, date, machine, versions (`tables.FACTS_OF_A_RUN`)."""
+    """Facts of a run, in the order of `tables.FACTS_OF_A_RUN`."""
     return {
         "command": command,
         "date (UTC)": now_utc(),
@@ -45,7 +41,7 @@ def about(command: str, packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 
 
 def command_line(words: Sequence[str]) -> str:
-    """A command as it was typed, but for the place of the home, which says nothing to whoever reads a report.
+    """The command as it was typed, without --home: a path means nothing to the reader of a report.
 
     >>> command_line(["bench", "latency", "--home", "/a/b", "--quick"])
     'recsys bench latency --quick'
@@ -61,7 +57,7 @@ def command_line(words: Sequence[str]) -> str:
 
 
 def processor() -> str:
-    """The processor's own name, which times depend on; "unknown" where the system does not tell it."""
+    """The processor's name; "unknown" where the system does not give one."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -72,7 +68,7 @@ def processor() -> str:
 
 
 def load_average() -> list[float]:
-    """Runnable processes, mean of the last 1, 5 and 15 minutes: how much else the machine had to do."""
+    """Runnable processes, mean of the last 1, 5 and 15 minutes: how busy the machine was."""
     return [round(value, 2) for value in os.getloadavg()]
 
 

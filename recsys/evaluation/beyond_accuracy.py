@@ -1,26 +1,35 @@
-"""What a top ten is besides right or wrong: novel, diverse, and how much it leans on what is popular anyway.
+"""Beyond accuracy: how novel and diverse top tens are, and how much they lean on what is popular anyway.
 
-Stage: evaluate. In: what was known of the items up to T2, and the top tens of one method, batch by batch. Out: the
-numbers of BEYOND_ACCURACY. Absent: hits (`metrics`), intervals, and the lists themselves: only how often each item
-was shown and two sums are kept.
+Only how often each item was shown and two sums are kept, never the lists.
 
 Shapes: N items, G genres, B lists of a batch, k places of a list.
 """
 
-from typing import Final
+from dataclasses import dataclass
 
 import numpy as np
 
 from recsys.arrays import DoubleArray, IntArray
 from recsys.features.catalogue import Catalogue
 
-# Names and labels, in the order of the tables.
-BEYOND_ACCURACY: Final = {
-    "novelty@10": "Novelty@10, bits",
-    "diversity@10": "Diversity@10",
-    "popularity@10": "Popularity@10, percentile",
-    "gini@10": "Gini@10",
-}
+
+@dataclass(frozen=True)
+class BeyondAccuracy:
+    """Measures of top tens; None where nothing was shown, or no list had two items with genres.
+
+    novelty      mean self-information of everything shown, bits
+    diversity    mean over lists of `list_diversity`
+    popularity   mean percentile, by raters, of everything shown
+    gini         of how often each item was shown
+    """
+
+    novelty: float | None
+    diversity: float | None
+    popularity: float | None
+    gini: float | None
+
+
+LABELS = ("Novelty@10, bits", "Diversity@10", "Popularity@10, percentile", "Gini@10")  # of the fields, in order
 
 
 def self_information(raters: IntArray, n_users: int) -> DoubleArray:
@@ -87,10 +96,7 @@ def list_diversity(item_idx: IntArray, genres: DoubleArray) -> DoubleArray:
 
 
 class Items:
-    """What the measures read of each item, as known up to T2.
-
-    self_information, percentile (N,), genres (N + 1, G)
-    """
+    """What the measures need of each item, as known up to T2: self_information, percentile (N,), genres (N + 1, G)."""
 
     def __init__(self, catalogue: Catalogue, raters: IntArray, n_users: int) -> None:
         """raters (N,): users who rated each item up to T2; n_users: users with an event up to T2."""
@@ -120,17 +126,12 @@ class Shown:
         """(N,) how often each item was shown."""
         return self._times[:-1]
 
-    def measure(self) -> dict[str, float | None]:
-        """The numbers of BEYOND_ACCURACY; None where nothing was shown, or no list had two items with genres.
-
-        Novelty and popularity are means over everything shown, which is the mean over lists where all have k items;
-        diversity is the mean over lists.
-        """
+    def measure(self) -> BeyondAccuracy:
+        """Novelty and popularity are means over everything shown, which is the mean over lists where all have k."""
         shown = int(self.times.sum())
-        values = (
-            float(self.times @ self._items.self_information) / shown if shown else None,
-            self._diversity / self._diverse_lists if self._diverse_lists else None,
-            float(self.times @ self._items.percentile) / shown if shown else None,
-            gini(self.times),
+        return BeyondAccuracy(
+            novelty=float(self.times @ self._items.self_information) / shown if shown else None,
+            diversity=self._diversity / self._diverse_lists if self._diverse_lists else None,
+            popularity=float(self.times @ self._items.percentile) / shown if shown else None,
+            gini=gini(self.times),
         )
-        return dict(zip(BEYOND_ACCURACY, values, strict=True))

@@ -1,18 +1,18 @@
 """How sure we are of a mean over events: a percentile bootstrap whose unit is the user.
 
-Stage: evaluate. In: a value for each event and the user it belongs to. Out: mean, 95 % interval, and for two
-methods on the same events the interval of their difference. Absent: which metric it is about, p-values.
-
 E  events      U  users      M  metrics      B  resamples
 
 Events of one user resemble each other, so drawing events one by one would make the interval too narrow
-(Efron and Tibshirani 1993, ch. 8). Whole users are drawn with replacement instead; the statistic stays the
-mean over events, which for a resample is sum of the drawn users' sums / sum of their counts. Only those sums
-are kept, so a resample costs O(U) time and memory, whatever E and B are.
+(Efron and Tibshirani 1993, ch. 8). Whole users are drawn with replacement instead. The statistic stays the mean over
+events: for a resample, the sum of the drawn users' sums over the sum of their counts. Only those sums are kept, so a
+resample costs O(U) time and memory, whatever E and B are.
+
+Fewer than MIN_USERS users give no interval and no share of resamples. Resamples of a single user never differ, and
+below five users even unanimous differences leave a sign test at p > 0.05 (0.5**4 = 0.0625).
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -25,41 +25,56 @@ from recsys.evaluation.metrics import event_values
 LEVEL: Final = 0.95
 N_BOOT: Final = 1000
 SEED: Final = 0
+MIN_USERS: Final = 5
 EVENT_KEY: Final = (USER_ID, TIMESTAMP, ITEM_ID)
 
 
-@dataclass(frozen=True, eq=False)
-class Intervals:
-    """Means over events with their 95 % intervals.
+@dataclass(frozen=True)
+class Bootstrap:
+    """How the intervals of a report were drawn."""
 
-    mean, low, high   float64 (M,)
-    n_events, n_users what they rest on
-    degenerate        True with one user: every resample is that user, so low = mean = high says nothing
-    """
-
-    mean: DoubleArray
-    low: DoubleArray
-    high: DoubleArray
-    n_events: int
-    n_users: int
-    degenerate: bool
+    n_boot: int = N_BOOT
+    seed: int = SEED
+    level: float = LEVEL
 
 
 @dataclass(frozen=True)
-class PairedDifference:
-    """Mean over the same events of (a minus b), its 95 % interval, and how often a resample did not favour a.
-
-    fraction_not_positive   share of resamples whose difference is <= 0; 0.5 where both are equally good, and
-                            1.0 where they never differ (the difference is then exactly 0 each time)
-    """
+class Estimate:
+    """A mean over events with its 95 % interval; `low` and `high` are None with fewer than MIN_USERS users."""
 
     mean: float
-    low: float
-    high: float
-    fraction_not_positive: float
+    low: float | None
+    high: float | None
+
+    @property
+    def above_zero(self) -> bool:
+        return self.low is not None and self.low > 0
+
+    @property
+    def below_zero(self) -> bool:
+        return self.high is not None and self.high < 0
+
+
+@dataclass(frozen=True)
+class PairedDifference(Estimate):
+    """The mean of (a minus b) over the same events.
+
+    fraction_not_positive   share of resamples whose difference is <= 0; 0.5 where both are equally good, and 1.0
+                            where they never differ. None where there is no interval
+    """
+
+    fraction_not_positive: float | None
     n_events: int
     n_users: int
-    degenerate: bool
+
+
+@dataclass(frozen=True)
+class Means:
+    """An estimate for each metric, and what they rest on."""
+
+    estimates: tuple[Estimate, ...]
+    n_events: int
+    n_users: int
 
 
 def resampled_means(sums: DoubleArray, counts: IntArray, n_boot: int = N_BOOT, seed: int = SEED) -> DoubleArray:
@@ -81,30 +96,31 @@ def resampled_means(sums: DoubleArray, counts: IntArray, n_boot: int = N_BOOT, s
     return means
 
 
-def bootstrap_means(user_id: IntArray, values: DoubleArray, n_boot: int = N_BOOT, seed: int = SEED) -> Intervals:
+def bootstrap_means(user_id: IntArray, values: DoubleArray, n_boot: int = N_BOOT, seed: int = SEED) -> Means:
     """The mean of each column of `values` (E, M) with its interval. Rows may come in any order.
 
     Raises ValueError where there is no event, the lengths differ, or a value is not finite.
     """
-    return _intervals(*_per_user(user_id, values), n_boot, seed)[0]
+    return bootstrap_means_of_each(user_id, [values], n_boot, seed)[0]
 
 
 def bootstrap_means_of_each(
     user_id: IntArray, values: Iterable[DoubleArray], n_boot: int = N_BOOT, seed: int = SEED
-) -> list[Intervals]:
-    """`bootstrap_means` of several methods on the same events, the users drawn once for all of them.
+) -> list[Means]:
+    """`bootstrap_means` of several methods, (E, M) each, on the same events; the users are drawn once for all.
 
-    values  (E, M) for each method, met one at a time: only sums per user are kept. The draw depends on the users
-    alone, so the numbers are those of one call a method, up to rounding. Raises ValueError as `bootstrap_means` does,
-    and where there is no method.
+    The arrays are read one at a time and only sums per user are kept. Raises ValueError where there is no method.
     """
     per_user = [_per_user(user_id, of_method) for of_method in values]
     if not per_user:
         raise ValueError("There is no method whose means could be bootstrapped.")
-    found, _ = _intervals(np.hstack([sums for sums, _ in per_user]), per_user[0][1], n_boot, seed)
-    ends = np.cumsum([sums.shape[1] for sums, _ in per_user])[:-1]
-    parts = zip(*(np.split(part, ends) for part in (found.mean, found.low, found.high)), strict=True)
-    return [replace(found, mean=mean, low=low, high=high) for mean, low, high in parts]
+    counts = per_user[0][1]
+    estimates, _ = _estimates(np.hstack([sums for sums, _ in per_user]), counts, n_boot, seed)
+    n_metrics = per_user[0][0].shape[1]
+    return [
+        Means(tuple(estimates[start : start + n_metrics]), int(counts.sum()), len(counts))
+        for start in range(0, len(estimates), n_metrics)
+    ]
 
 
 def paired_difference(
@@ -118,19 +134,13 @@ def paired_difference(
     a, b = sorted_by_event(a), sorted_by_event(b)
     require_same_events(a, b)
     delta = event_values(a[RANK].to_numpy(), metrics) - event_values(b[RANK].to_numpy(), metrics)  # (E, M)
-    found, resampled = _intervals(*_per_user(a[USER_ID].to_numpy(), delta), n_boot, seed)
+    sums, counts = _per_user(a[USER_ID].to_numpy(), delta)
+    estimates, resampled = _estimates(sums, counts, n_boot, seed)
     not_positive = (resampled <= 0).mean(axis=0)  # (M,)
+    n_events, n_users = int(counts.sum()), len(counts)
     return {
-        name: PairedDifference(
-            mean=float(found.mean[m]),
-            low=float(found.low[m]),
-            high=float(found.high[m]),
-            fraction_not_positive=float(not_positive[m]),
-            n_events=found.n_events,
-            n_users=found.n_users,
-            degenerate=found.degenerate,
-        )
-        for m, name in enumerate(metrics)
+        name: PairedDifference(e.mean, e.low, e.high, None if e.low is None else float(share), n_events, n_users)
+        for name, e, share in zip(metrics, estimates, not_positive, strict=True)
     }
 
 
@@ -142,7 +152,7 @@ def sorted_by_event(frame: pd.DataFrame) -> pd.DataFrame:
     ordered = frame.iloc[np.lexsort(keys[::-1])].reset_index(drop=True)  # lexsort: the last key leads
     twice = ordered.duplicated(subset=list(EVENT_KEY))
     if twice.any():
-        raise ValueError(f"{int(twice.sum())} events are there twice, the first: {_say(ordered[twice])}.")
+        raise ValueError(f"{int(twice.sum())} events are there twice, the first: {_first_key(ordered[twice])}.")
     return ordered
 
 
@@ -156,11 +166,11 @@ def require_same_events(a: pd.DataFrame, b: pd.DataFrame) -> None:
     n_a, n_b = int((lone["side"] == "left_only").sum()), int((lone["side"] == "right_only").sum())
     raise ValueError(
         f"The two methods were not asked about the same events: {n_a} only in the first, {n_b} only in the second, "
-        f"such as {_say(lone)}."
+        f"such as {_first_key(lone)}."
     )
 
 
-def _say(frame: pd.DataFrame) -> str:
+def _first_key(frame: pd.DataFrame) -> str:
     return ", ".join(f"{name} {int(frame[name].iloc[0])}" for name in EVENT_KEY)
 
 
@@ -177,9 +187,13 @@ def _per_user(user_id: IntArray, values: DoubleArray) -> tuple[DoubleArray, IntA
     return sums, np.bincount(user_idx, minlength=users.size)
 
 
-def _intervals(sums: DoubleArray, counts: IntArray, n_boot: int, seed: int) -> tuple[Intervals, DoubleArray]:
-    resampled = resampled_means(sums, counts, n_boot, seed)  # (B, M)
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)  # linear between neighbours
-    n_events = int(counts.sum())
-    found = Intervals(sums.sum(axis=0) / n_events, low, high, n_events, len(counts), degenerate=len(counts) == 1)
-    return found, resampled
+def _estimates(sums: DoubleArray, counts: IntArray, n_boot: int, seed: int) -> tuple[list[Estimate], DoubleArray]:
+    """An estimate for each column of `sums`, and the resampled means (B, M)."""
+    resampled = resampled_means(sums, counts, n_boot, seed)
+    ends = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)  # linear between neighbours
+    means = sums.sum(axis=0) / int(counts.sum())
+    enough = len(counts) >= MIN_USERS
+    return [
+        Estimate(float(mean), float(low) if enough else None, float(high) if enough else None)
+        for mean, low, high in zip(means, *ends, strict=True)
+    ], resampled

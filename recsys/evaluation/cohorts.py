@@ -1,7 +1,7 @@
-"""Cohorts: the groups of test events that are measured apart, by history, visit, user and item.
+"""Cohorts: groups of test events that are measured apart, by history, visit, user and item.
 
-Stage: evaluate. In: four facts of each test event, all known before it happened. Out: a mask over events for each of
-SEGMENTS. Absent: metrics and intervals (`leaderboard`). Cohorts overlap: an event can be a return visit of a new user.
+They are formed by four facts that are known before the event. Cohorts overlap: an event can be a return visit of a
+new user.
 
 Shapes: E events, N items.
 """

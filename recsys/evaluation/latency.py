@@ -1,8 +1,6 @@
-"""How long one user's answer takes, in process, stage by stage; and several ways of the same work side by side.
+"""How long one user's answer takes, in process, stage by stage; the gate reads it.
 
-Stage: evaluate (the gate's latency check) and the service's benchmark. In: a `Recommender`, states of one user each, a
-`Context`; or any calls. Out: milliseconds and their percentiles. Absent: HTTP, the store, the machine's name; whoever
-reports adds those.
+HTTP and the store are left out; the service's benchmark measures those.
 """
 
 import time

@@ -1,12 +1,9 @@
 """The metrics of the replay protocol, one value for each test event, from the rank of its one relevant item.
 
-Stage: evaluate. In: `rank` (E,), whole numbers: 1 is the top of the list, 0 says that the item is not in it.
-Out: float64 (E,), or a mean. Absent: who ranked, which events, and intervals (`bootstrap`).
+E  test events      k  cut-off, 1 to LIST_LENGTH      rank_e  rank of event e's item: 1 is the top, 0 is not in the list
 
-E  test events      k  cut-off, 1 to LIST_LENGTH      rank_e  rank of event e's item
-
-An event has exactly one relevant item, so a hit at k and recall at k are the same number; the two names are
-kept because they are asked of different stages: HR@10 of what a person sees, Recall@500 of retrieval.
+An event has exactly one relevant item, so a hit at k and recall at k are the same number. Both names are kept: HR@10
+is about what a person sees, Recall@500 about retrieval.
 """
 
 from collections.abc import Callable, Iterable

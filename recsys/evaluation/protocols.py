@@ -1,16 +1,13 @@
-"""Two published protocols beside replay: how each splits the events, and the metrics of a list with many right answers.
+"""Two published protocols beside replay: their splits, and the metrics of a list with many right answers.
 
-Stage: evaluate. In: the events table; lists of items and what was held out. Out: parts of the events, values for each
-user, tables as text and Markdown. Absent: who ranks (`pipelines.studies`), metrics of a single right answer
-(`metrics`), the protocol that decides things here (`replay`).
-
-Both leak the future, each in its way: docs/protocols.md says what, and why replay is the yardstick.
+Both leak the future, each in its way: docs/protocols.md says how, and why replay is the yardstick. The models are
+fitted and ranked in `pipelines.studies`.
 
 E events      U users that are measured      T held-out events      k length of a list
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -18,10 +15,12 @@ import pandas as pd
 
 from recsys.arrays import BoolArray, DoubleArray, IntArray
 from recsys.columns import ITEM_ID, TIMESTAMP, USER_ID
+from recsys.data.tables import DatasetInfo
 from recsys.errors import DataError
-from recsys.evaluation.bootstrap import LEVEL, N_BOOT, SEED, bootstrap_means, bootstrap_means_of_each
+from recsys.evaluation.bootstrap import Bootstrap, Estimate, bootstrap_means, bootstrap_means_of_each
+from recsys.evaluation.leaderboard import data_of
 from recsys.evaluation.metrics import hit_at, ndcg_at, reciprocal_rank
-from recsys.evaluation.tables import _fixed_width, _line, _markdown, _markdown_lines
+from recsys.evaluation.tables import Table, escaped, estimate, interval, number
 
 STRATIFIED: Final = "stratified"
 LEAVE_LAST_OUT: Final = "leave-last-out"
@@ -144,74 +143,79 @@ def rank_values(rank: IntArray) -> DoubleArray:
     return np.column_stack([ndcg_at(rank, 10), hit_at(rank, 10), hit_at(rank, 50), reciprocal_rank(rank)])
 
 
-def summary(
-    user_id: IntArray, values: Mapping[str, DoubleArray], metrics: Sequence[str], system: str
-) -> dict[str, Any]:
-    """Rows of a table: for each method the mean of each metric with its interval over users, and the difference in the
-    first metric between the system and every other method on the same users.
+@dataclass(frozen=True)
+class ProtocolRow:
+    """One method: the mean of each metric over users, and the system minus it in the first metric."""
 
-    user_id (E,) and values, (E, M) for each method, have a row for whatever is measured: a user or an event.
-    """
-    found = bootstrap_means_of_each(user_id, values.values())
-    rows = []
-    for (name, of_method), cell in zip(values.items(), found, strict=True):
-        minus = bootstrap_means(user_id, values[system][:, :1] - of_method[:, :1])
-        rows.append(
-            {
-                "name": name,
-                "metrics": {m: _cell(cell, i) for i, m in enumerate(metrics)},
-                "system_minus": None if name == system else _cell(minus, 0),
-            }
+    name: str
+    metrics: Mapping[str, Estimate]
+    system_minus: Estimate | None
+
+
+@dataclass(frozen=True)
+class ProtocolResult:
+    """`description` is a sentence on the protocol; `facts` are what else the JSON file keeps of the run."""
+
+    data: DatasetInfo
+    description: str
+    system: str
+    n_users: int
+    rows: tuple[ProtocolRow, ...]
+    facts: Mapping[str, Any]
+    bootstrap: Bootstrap
+
+    def to_json(self) -> dict[str, Any]:
+        values = asdict(self)
+        return {**values.pop("facts"), **values, "data": data_of(self.data)}
+
+    @property
+    def table(self) -> Table:
+        """The first metric with its interval."""
+        (first, *others) = self.rows[0].metrics
+        rows = [
+            [row.name, estimate(row.metrics[first], self.n_users), *(number(row.metrics[name].mean) for name in others)]
+            for row in self.rows
+        ]
+        return Table(["Method", *(LABELS[name] for name in (first, *others))], rows, self.system)
+
+    def text(self) -> str:
+        return f"Data: {self.data.label}. {self.description}\n{self.table.text()}{self.finding()}\n"
+
+    def markdown(self) -> str:
+        head = escaped(f"Data: {self.data.label}. {self.description}")
+        return f"{head}\n\n{self.table.markdown()}\n{escaped(self.finding())}\n"
+
+    def finding(self) -> str:
+        """The system against the best of the other methods by the first metric, in one sentence."""
+        metric = next(iter(self.rows[0].metrics))
+        best = max((row for row in self.rows if row.system_minus), key=lambda row: row.metrics[metric].mean)
+        d = best.system_minus
+        assert d is not None
+        verdict = "is ahead of" if d.above_zero else "is behind" if d.below_zero else "cannot be told apart from"
+        return (
+            f"By {LABELS[metric]} the {self.system} {verdict} {best.name}, the best of the others: "
+            f"{d.mean:+.4f} ({self.bootstrap.level:.0%} interval {interval(d, self.n_users)})."
         )
-    return {
-        "metrics": list(metrics),
-        "system": system,
-        "n_users": found[0].n_users,
-        "bootstrap": {"n_boot": N_BOOT, "seed": SEED, "level": LEVEL},
-        "rows": rows,
+
+
+def protocol_result(
+    data: DatasetInfo,
+    description: str,
+    user_id: IntArray,
+    values: Mapping[str, DoubleArray],
+    metrics: Sequence[str],
+    system: str,
+    facts: Mapping[str, Any],
+) -> ProtocolResult:
+    """user_id (E,) and values, (E, M) for each method, have a row for whatever is measured: a user or an event."""
+    found = bootstrap_means_of_each(user_id, values.values())
+    minus = {
+        name: bootstrap_means(user_id, values[system][:, :1] - of_method[:, :1]).estimates[0]
+        for name, of_method in values.items()
+        if name != system
     }
-
-
-def _cell(found: Any, column: int) -> dict[str, float]:
-    return {part: float(getattr(found, part)[column]) for part in ("mean", "low", "high")}
-
-
-def text_table(result: Mapping[str, Any]) -> str:
-    """Fixed width for a terminal; `result` is a `summary` with `data` and `says`, a sentence on the protocol."""
-    header, rows = _cells(result)
-    lines = [f"Data: {result['data']['label']}. {result['says']}", *_fixed_width([header, *rows]), finding(result)]
-    return "\n".join(_line(line, keep_spaces=True) for line in lines) + "\n"
-
-
-def markdown_table(result: Mapping[str, Any]) -> str:
-    """The same as a GitHub table, the system in bold."""
-    header, rows = _cells(result)
-    head = _markdown(f"Data: {result['data']['label']}. {result['says']}")
-    lines = _markdown_lines(header, rows, result["system"])
-    return "\n".join([head, "", *lines, "", _markdown(finding(result))]) + "\n"
-
-
-def finding(result: Mapping[str, Any]) -> str:
-    """The system against the best of the other methods by the first metric, in one sentence."""
-    metric = result["metrics"][0]
-    others = [row for row in result["rows"] if row["name"] != result["system"]]
-    best = max(others, key=lambda row: row["metrics"][metric]["mean"])
-    d = best["system_minus"]
-    verdict = "is ahead of" if d["low"] > 0 else "is behind" if d["high"] < 0 else "cannot be told apart from"
-    level = f"{result['bootstrap']['level']:.0%}"
-    return (
-        f"By {LABELS[metric]} the {result['system']} {verdict} {best['name']}, the best of the others: "
-        f"{d['mean']:+.4f} ({level} interval {d['low']:+.4f} to {d['high']:+.4f})."
+    rows = tuple(
+        ProtocolRow(name, dict(zip(metrics, means.estimates, strict=True)), minus.get(name))
+        for name, means in zip(values, found, strict=True)
     )
-
-
-def _cells(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and a row for each method: raw name, means, the interval of the first metric."""
-    first = result["metrics"][0]
-    header = ["Method", *(LABELS[name] for name in result["metrics"])]
-    rows = []
-    for row in result["rows"]:
-        cells = [f"{row['metrics'][name]['mean']:.4f}" for name in result["metrics"]]
-        cells[0] += f" [{row['metrics'][first]['low']:.4f}, {row['metrics'][first]['high']:.4f}]"
-        rows.append([row["name"], *cells])
-    return header, rows
+    return ProtocolResult(data, description, system, found[0].n_users, rows, facts, Bootstrap())

@@ -1,7 +1,4 @@
-"""The ranks that a model's metrics rest on, kept so that another model can be compared event by event.
-
-Stage: evaluate, compare, promote. In: the replay's frame of the full system. Out: `ranks.parquet`, and back a frame.
-Absent: the comparison itself (`bootstrap.paired_difference`), and who carries the file (`recsys.bundle`).
+"""The ranks that a model's metrics rest on, kept in `ranks.parquet` so that another model can be compared by event.
 
 A row a test event, by (user_id, timestamp, item_id): int64 ids, seconds UTC, and `rank`, int32, 1 is best, 0 is not in
 the list.

@@ -82,8 +82,8 @@ def pair(a: VersionInfo, b: VersionInfo, ranks: Callable[[int], pd.DataFrame]) -
         differences = paired_difference(of_b, of_a, PAIRED)
     except ValueError as error:
         return Pairing(problem=str(error))
-    if differences[NDCG].degenerate:
-        return Pairing(problem="All test events are of one user, which gives a difference no interval.")
+    if differences[NDCG].low is None:
+        return Pairing(problem=f"The test events are of {differences[NDCG].n_users} user(s), too few for an interval.")
     return Pairing(differences)
 
 
@@ -131,7 +131,7 @@ def _paired_verdict(a: VersionInfo, b: VersionInfo, found: PairedDifference) -> 
     )
     if is_worse(found):
         return f"Version {b.version} is worse than version {a.version}: {rests_on}"
-    if found.low > 0:
+    if found.above_zero:
         return f"Version {b.version} is better than version {a.version}: {rests_on}"
     return f"Versions {a.version} and {b.version} cannot be told apart: {rests_on}"
 

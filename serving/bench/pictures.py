@@ -7,7 +7,7 @@ Absent: files (`report`).
 from collections.abc import Mapping
 from typing import Any, Final
 
-from recsys.evaluation.plots import GRID, INK, LINES, MARKERS, MUTED, SINGLE, SYSTEM, WARNING, new_figure, png, words
+from recsys.evaluation.plots import GRID, INK, LINES, MARKERS, MUTED, SINGLE, SYSTEM, WARNING, finished, new_figure
 
 UNKNOWN: Final = {"name": "unknown", "synthetic": False}
 SHOWN: Final = ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "p99.9_ms")
@@ -60,8 +60,7 @@ def stages_png(inside: Mapping[str, Any], data: Mapping[str, Any]) -> bytes:
     )
     headline = inside["ranked"][inside["headline"]]
     note = f"Overhead with {inside['headline']} ranked: {headline['overhead']:.2f} times the bare library calls."
-    words(figure, "One answer in process, by stage", data, note)
-    return png(figure)
+    return finished(figure, "One answer in process, by stage", data["label"], note, synthetic=data["synthetic"])
 
 
 def clients_png(http: Mapping[str, Any], data: Mapping[str, Any]) -> bytes:
@@ -83,8 +82,13 @@ def clients_png(http: Mapping[str, Any], data: Mapping[str, Any]) -> bytes:
     axes.set_ylabel("milliseconds, logarithmic", color=MUTED)
     axes.grid(color=GRID)
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.02), frameon=False, fontsize=9, labelcolor=INK)
-    words(figure, "Closed loop over HTTP", data, "Each client waits for its answer before it asks again.")
-    return png(figure)
+    return finished(
+        figure,
+        "Closed loop over HTTP",
+        data["label"],
+        "Each client waits for its answer before it asks again.",
+        synthetic=data["synthetic"],
+    )
 
 
 def knee_png(sweep: Mapping[str, Any], data: Mapping[str, Any], budget_ms: float) -> bytes:
@@ -119,8 +123,7 @@ def knee_png(sweep: Mapping[str, Any], data: Mapping[str, Any], budget_ms: float
     shown = [line for line in lines if not line.get_label().startswith("_")]
     below = (0.01, 0.26 / figure.get_figheight())
     figure.legend(handles=shown, loc="lower left", ncols=5, bbox_to_anchor=below, frameon=False, fontsize=8.5)
-    words(figure, "Open loop at rising rates", data, note)
-    return png(figure)
+    return finished(figure, "Open loop at rising rates", data["label"], note, synthetic=data["synthetic"])
 
 
 def catalogue_png(catalogue: Mapping[str, Any], data: Mapping[str, Any]) -> bytes:
@@ -147,5 +150,4 @@ def catalogue_png(catalogue: Mapping[str, Any], data: Mapping[str, Any]) -> byte
         latency = world["http"]["latency"]
         note += f" Whole answer over HTTP, {world['n_items']:,} items: "
         note += f"p50 {latency['p50_ms']:.1f}, p99 {latency['p99_ms']:.1f} ms."
-    words(figure, "Larger catalogues: the index", data, note)
-    return png(figure)
+    return finished(figure, "Larger catalogues: the index", data["label"], note, synthetic=data["synthetic"])

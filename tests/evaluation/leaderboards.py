@@ -1,5 +1,4 @@
-"""Small leaderboards for the tests of tables, pictures and the page. Stage: tests. In: ranks by method. Out: the dict
-of `leaderboard`. Absent: a replay."""
+"""Small leaderboards for the tests of tables, pictures and the page."""
 
 from typing import Any
 
@@ -7,17 +6,26 @@ import numpy as np
 import pandas as pd
 
 from recsys.data.tables import DatasetInfo
-from recsys.evaluation.beyond_accuracy import BEYOND_ACCURACY
-from recsys.evaluation.leaderboard import MethodRanks, build_leaderboard
+from recsys.evaluation.beyond_accuracy import BeyondAccuracy
+from recsys.evaluation.leaderboard import Leaderboard, MethodRanks, build_leaderboard
 
 NASTY = """<script>alert("x")</script> & 'q' $\\frac{1 | {0} %s \x1b[31m 日本"""
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
+def info(name: str = "ml-1m", synthetic: bool = False) -> DatasetInfo:
+    return DatasetInfo(name, synthetic, "ml-1m", "a" * 64, 9, 10, 9)
+
+
 def make(
-    ranks: dict[str, tuple[str, list[int]]], *, name: str = "ml-1m", synthetic: bool = False, users: int = 4
-) -> dict[str, Any]:
-    """A leaderboard of eight events spread over `users` users, none of them cold, at histories of 1, 11, .., 71 events.
+    ranks: dict[str, tuple[str, list[int]]],
+    *,
+    name: str = "ml-1m",
+    synthetic: bool = False,
+    users: int = 8,
+    events: int = 8,
+) -> Leaderboard:
+    """Events spread over `users` users, none of them cold, at histories of 1, 11, .., 71 events.
 
     The beyond-accuracy measures of method m are m + 0.5, m + 1.5, ..; the second one has no diversity.
     """
@@ -36,13 +44,11 @@ def make(
     )
     kinds: dict[str, Any] = {"single": "single", "system": "system"}
     methods = []
-    for number, (title, (kind, values)) in enumerate(ranks.items()):
-        beyond: dict[str, float | None] = {name: number + i + 0.5 for i, name in enumerate(BEYOND_ACCURACY)}
-        if number == 1:
-            beyond["diversity@10"] = None
-        ranked = frame.assign(rank=np.array(values))
+    for m, (title, (kind, values)) in enumerate(ranks.items()):
+        beyond = BeyondAccuracy(m + 0.5, None if m == 1 else m + 1.5, m + 2.5, m + 3.5)
+        ranked = frame.assign(rank=np.array(values)).iloc[:events]
         methods.append(MethodRanks(title, ranked, np.arange(5), 10, beyond, kinds[kind], f"about {title}"))
-    return build_leaderboard(methods, DatasetInfo(name, synthetic, "ml-1m", "a" * 64, 9, 10, 9), 500, 999, n_boot=200)
+    return build_leaderboard(methods, info(name, synthetic), 500, 999, n_boot=200)
 
 
 TWO = {"popular": ("single", [3] * 8), "full": ("system", [1] * 8)}

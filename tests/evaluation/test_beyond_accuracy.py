@@ -11,7 +11,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, TITLE, USER_ID, YEAR
 from recsys.evaluation.beyond_accuracy import (
-    BEYOND_ACCURACY,
+    BeyondAccuracy,
     Items,
     Shown,
     gini,
@@ -92,25 +92,25 @@ def test_what_was_shown_adds_up_over_batches(items: Items) -> None:
     assert shown.times.tolist() == [flat.count(i) for i in range(7)]
     diverse = [d for d in map(diversity_by_pairs, lists) if not math.isnan(d)]
     assert len(diverse) == 2, "a list of items without genres and one of a single item have no pair"
-    assert shown.measure() == {
-        "novelty@10": pytest.approx(sum(math.log2(16 / (RATERS[i] + 1)) for i in flat) / len(flat)),
-        "diversity@10": pytest.approx(sum(diverse) / 2),
-        "popularity@10": pytest.approx(np.mean([100 * (rankdata(RATERS)[i] - 0.5) / 7 for i in flat])),
-        "gini@10": gini(np.bincount(flat, minlength=7)),
-    }
+    assert shown.measure() == BeyondAccuracy(
+        novelty=pytest.approx(sum(math.log2(16 / (RATERS[i] + 1)) for i in flat) / len(flat)),
+        diversity=pytest.approx(sum(diverse) / 2),
+        popularity=pytest.approx(np.mean([100 * (rankdata(RATERS)[i] - 0.5) / 7 for i in flat])),
+        gini=gini(np.bincount(flat, minlength=7)),
+    )
 
 
 def test_nothing_shown_has_no_measures(items: Items) -> None:
     shown = Shown(items)
-    assert shown.measure() == dict.fromkeys(BEYOND_ACCURACY)
+    assert shown.measure() == BeyondAccuracy(None, None, None, None)
     shown.add(np.array([[-1, -1]]))
-    assert shown.measure() == dict.fromkeys(BEYOND_ACCURACY)
+    assert shown.measure() == BeyondAccuracy(None, None, None, None)
 
 
 def test_a_catalogue_without_genres_has_no_diversity() -> None:
     shown = Shown(Items(catalogue([[], [], []]), np.array([1, 0, 0]), 1))
     shown.add(np.array([[0, 1, 2]]))
     measured = shown.measure()
-    assert measured["diversity@10"] is None
-    assert measured["novelty@10"] == pytest.approx(2 / 3)
-    assert measured["gini@10"] == 0.0
+    assert measured.diversity is None
+    assert measured.novelty == pytest.approx(2 / 3)
+    assert measured.gini == 0.0

@@ -1,10 +1,15 @@
 """The bootstrap against a brute-force loop, its coverage of a known truth, pairing by key, and every refusal."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from recsys.evaluation.bootstrap import (
+    MIN_USERS,
+    Estimate,
+    PairedDifference,
     bootstrap_means,
     bootstrap_means_of_each,
     paired_difference,
@@ -32,6 +37,12 @@ def brute_force(user_id: np.ndarray, values: np.ndarray, n_boot: int, seed: int)
     return np.array(means)
 
 
+def assert_estimates(estimates: Sequence[Estimate], values: np.ndarray, oracle: np.ndarray) -> None:
+    """Means of `values` (E, M) with the percentiles of the resampled means `oracle` (B, M)."""
+    expected = np.vstack([values.mean(axis=0), np.percentile(oracle, [2.5, 97.5], axis=0)])
+    np.testing.assert_allclose([[e.mean, e.low, e.high] for e in estimates], expected.T, rtol=1e-12, atol=1e-14)
+
+
 @pytest.fixture
 def sample() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(5)
@@ -43,21 +54,17 @@ def test_intervals_equal_brute_force(sample: tuple[np.ndarray, np.ndarray]) -> N
     user_id, values = sample
     oracle = brute_force(user_id, values, n_boot=200, seed=9)
     found = bootstrap_means(user_id, values, n_boot=200, seed=9)
-    np.testing.assert_allclose(found.mean, values.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(found.low, np.percentile(oracle, 2.5, axis=0), rtol=1e-12)
-    np.testing.assert_allclose(found.high, np.percentile(oracle, 97.5, axis=0), rtol=1e-12)
-    assert (found.n_events, found.n_users, found.degenerate) == (120, np.unique(user_id).size, False)
+    assert_estimates(found.estimates, values, oracle)
+    assert (found.n_events, found.n_users) == (120, np.unique(user_id).size)
 
 
 def test_methods_that_share_draws_equal_brute_force_each(sample: tuple[np.ndarray, np.ndarray]) -> None:
     user_id, values = sample
     each = bootstrap_means_of_each(user_id, (v for v in (values[:, :2], values[:, 2:])), n_boot=200, seed=9)
-    assert [len(found.mean) for found in each] == [2, 1]
+    assert [len(found.estimates) for found in each] == [2, 1]
     oracle = brute_force(user_id, values, n_boot=200, seed=9)
-    np.testing.assert_allclose(np.concatenate([f.mean for f in each]), values.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(np.concatenate([f.low for f in each]), np.percentile(oracle, 2.5, axis=0), rtol=1e-12)
-    np.testing.assert_allclose(np.concatenate([f.high for f in each]), np.percentile(oracle, 97.5, axis=0), rtol=1e-12)
-    assert {(f.n_events, f.n_users, f.degenerate) for f in each} == {(120, np.unique(user_id).size, False)}
+    assert_estimates([e for found in each for e in found.estimates], values, oracle)
+    assert {(f.n_events, f.n_users) for f in each} == {(120, np.unique(user_id).size)}
     with pytest.raises(ValueError, match="no method"):
         bootstrap_means_of_each(user_id, [])
 
@@ -66,7 +73,7 @@ def test_the_statistic_is_the_mean_over_events_not_over_users() -> None:
     """One user with three events of 1, one with a single 0: 3/4, not 1/2; the only resample means are 0, 3/4, 1."""
     values = np.array([[1.0], [1.0], [1.0], [0.0]])
     found = bootstrap_means(np.array([1, 1, 1, 2]), values)
-    assert found.mean.tolist() == [0.75]
+    assert found.estimates[0].mean == 0.75
     assert set(resampled_means(np.array([[3.0], [0.0]]), np.array([3, 1]), 100).ravel()) == {0.0, 0.75, 1.0}
 
 
@@ -74,9 +81,11 @@ def test_row_order_does_not_matter_and_the_seed_does(sample: tuple[np.ndarray, n
     user_id, values = sample
     first = bootstrap_means(user_id, values)
     shuffled = np.random.default_rng(0).permutation(len(user_id))
-    np.testing.assert_allclose(bootstrap_means(user_id[shuffled], values[shuffled]).low, first.low, rtol=1e-12)
-    np.testing.assert_array_equal(bootstrap_means(user_id, values).low, first.low)
-    assert (bootstrap_means(user_id, values, seed=1).low != first.low).all()
+    again = bootstrap_means(user_id[shuffled], values[shuffled])
+    assert [e.low for e in again.estimates] == pytest.approx([e.low for e in first.estimates], rel=1e-12)
+    assert bootstrap_means(user_id, values) == first
+    other = bootstrap_means(user_id, values, seed=1)
+    assert all(a.low != b.low for a, b in zip(first.estimates, other.estimates, strict=True))
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
@@ -87,20 +96,21 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     covered = naive = 0
     for world in range(200):
         values = rng.normal(size=60)[user_id] + rng.normal(size=480)
-        found = bootstrap_means(user_id, values[:, None], n_boot=300, seed=world)
-        covered += bool(found.low[0] <= 0 <= found.high[0])
-        alone = bootstrap_means(np.arange(480), values[:, None], n_boot=300, seed=world)
-        naive += bool(alone.low[0] <= 0 <= alone.high[0])
+        (found,) = bootstrap_means(user_id, values[:, None], n_boot=300, seed=world).estimates
+        covered += not (found.above_zero or found.below_zero)
+        (alone,) = bootstrap_means(np.arange(480), values[:, None], n_boot=300, seed=world).estimates
+        naive += not (alone.above_zero or alone.below_zero)
     assert 180 <= covered <= 199
     assert naive < 150
 
 
-def test_one_user_gives_a_flagged_point() -> None:
-    found = bootstrap_means(np.array([4, 4]), np.array([[0.25], [0.75]]))
-    assert found.degenerate
-    assert (found.low[0], found.mean[0], found.high[0]) == (0.5, 0.5, 0.5)
-    frame = events([4, 4], [1, 3])
-    assert paired_difference(frame, frame)["ndcg@10"].degenerate
+@pytest.mark.parametrize("users", range(1, MIN_USERS))
+def test_too_few_users_give_a_mean_and_no_claim(users: int) -> None:
+    ids = [*range(users), 0]
+    (found,) = bootstrap_means(np.array(ids), np.arange(users + 1.0)[:, None]).estimates
+    assert found == Estimate(users / 2, None, None)
+    better = paired_difference(events(ids, [1] * len(ids)), events(ids, [3] * len(ids)))["ndcg@10"]
+    assert better == PairedDifference(0.5, None, None, None, users + 1, users)
 
 
 def test_paired_difference_meets_by_key_not_by_position() -> None:
@@ -109,7 +119,7 @@ def test_paired_difference_meets_by_key_not_by_position() -> None:
     straight = paired_difference(a, b)["ndcg@10"]
     assert straight.mean == pytest.approx(-1 / 9, abs=1e-15)
     assert paired_difference(a.iloc[::-1], b.iloc[[1, 2, 0]])["ndcg@10"] == straight
-    assert (straight.n_events, straight.n_users, straight.degenerate) == (3, 2, False)
+    assert (straight.n_events, straight.n_users) == (3, 2)
 
 
 def test_paired_difference_equals_brute_force() -> None:
@@ -122,21 +132,18 @@ def test_paired_difference_equals_brute_force() -> None:
     ra, rb = a["rank"].to_numpy(), b["rank"].to_numpy()
     delta = np.column_stack([reciprocal_rank(ra) - reciprocal_rank(rb), ndcg_at(ra, 10) - ndcg_at(rb, 10)])
     oracle = brute_force(user_ids, delta, n_boot=150, seed=4)
-    for m, difference in enumerate(found.values()):
-        assert difference.mean == pytest.approx(delta[:, m].mean(), abs=1e-14)
-        assert difference.low == pytest.approx(np.percentile(oracle[:, m], 2.5), abs=1e-14)
-        assert difference.high == pytest.approx(np.percentile(oracle[:, m], 97.5), abs=1e-14)
-        assert difference.fraction_not_positive == (oracle[:, m] <= 0).mean()
+    assert_estimates([*found.values()], delta, oracle)
+    assert [d.fraction_not_positive for d in found.values()] == (oracle <= 0).mean(axis=0).tolist()
 
 
 def test_equal_methods_differ_by_exactly_nothing() -> None:
-    frame = events([1, 2, 3], [1, 5, 0])
+    frame = events([1, 2, 3, 4, 5], [1, 5, 0, 2, 3])
     found = paired_difference(frame, frame)["ndcg@10"]
     assert (found.mean, found.low, found.high, found.fraction_not_positive) == (0.0, 0.0, 0.0, 1.0)
 
 
 def test_a_method_that_is_always_better_is_never_not_positive() -> None:
-    found = paired_difference(events([1, 2, 3], [1, 1, 1]), events([1, 2, 3], [3, 3, 3]))["ndcg@10"]
+    found = paired_difference(events([1, 2, 3, 4, 5], [1] * 5), events([1, 2, 3, 4, 5], [3] * 5))["ndcg@10"]
     assert (found.mean, found.low, found.high, found.fraction_not_positive) == (0.5, 0.5, 0.5, 0.0)
 
 

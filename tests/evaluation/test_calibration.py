@@ -14,7 +14,9 @@ from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from recsys.evaluation.calibration import (
     BINS,
     TOP,
+    Calibration,
     Predicted,
+    Reliability,
     calibration_markdown,
     calibration_png,
     equal_mass_bins,
@@ -27,50 +29,48 @@ from recsys.features.item_stats import snapshots
 from recsys.features.prediction_points import PredictionPoints
 from recsys.recommender import RequestContext
 from tests import planted
-from tests.evaluation.leaderboards import PNG, TWO, make
-
-DATA = make(TWO)["data"]
+from tests.evaluation.leaderboards import PNG, info
 
 
 def test_measures_by_hand() -> None:
     predicted, happened = np.array([0.1, 0.2, 0.6, 0.9]), np.array([False, True, False, True])
     found = reliability(predicted, happened)
-    assert found["n"] == 4
-    assert found["base_rate"] == 0.5
-    assert found["mean_probability"] == pytest.approx(0.45)
-    assert found["log_loss"] == pytest.approx(-(math.log(0.9 * 0.2 * 0.4 * 0.9)) / 4)
-    assert found["log_loss_constant"] == pytest.approx(math.log(2))
-    assert found["brier"] == pytest.approx((0.1**2 + 0.8**2 + 0.6**2 + 0.1**2) / 4)
-    assert found["brier_constant"] == 0.25
-    assert found["auc"] == 0.75
-    assert found["ece"] == pytest.approx((0.1 + 0.8 + 0.6 + 0.1) / 4), "four examples, four bins"
+    assert found.n == 4
+    assert found.base_rate == 0.5
+    assert found.mean_probability == pytest.approx(0.45)
+    assert found.log_loss == pytest.approx(-(math.log(0.9 * 0.2 * 0.4 * 0.9)) / 4)
+    assert found.log_loss_constant == pytest.approx(math.log(2))
+    assert found.brier == pytest.approx((0.1**2 + 0.8**2 + 0.6**2 + 0.1**2) / 4)
+    assert found.brier_constant == 0.25
+    assert found.auc == 0.75
+    assert found.ece == pytest.approx((0.1 + 0.8 + 0.6 + 0.1) / 4), "four examples, four bins"
 
 
 def test_bins_hold_equally_many_neighbours() -> None:
     rng = np.random.default_rng(0)
     predicted, happened = rng.random(47), rng.random(47) < 0.3
     bins = equal_mass_bins(predicted, happened)
-    assert [b["n"] for b in bins] == [4, 4] + [3] * 13
+    assert [b.n for b in bins] == [4, 4] + [3] * 13
     order, start = sorted(range(47), key=lambda i: predicted[i]), 0
     ece = 0.0
     for b in bins:
-        part = order[start : start + b["n"]]
-        start += b["n"]
-        assert b["mean_probability"] == pytest.approx(sum(predicted[i] for i in part) / len(part))
-        assert b["share"] == pytest.approx(sum(bool(happened[i]) for i in part) / len(part))
+        part = order[start : start + b.n]
+        start += b.n
+        assert b.mean_probability == pytest.approx(sum(predicted[i] for i in part) / len(part))
+        assert b.share == pytest.approx(sum(bool(happened[i]) for i in part) / len(part))
         ece += abs(sum(predicted[i] - happened[i] for i in part)) / 47
-    assert reliability(predicted, happened)["ece"] == pytest.approx(ece)
+    assert reliability(predicted, happened).ece == pytest.approx(ece)
     assert len(bins) == BINS
 
 
 def test_the_wilson_interval_by_its_definition() -> None:
     """Its ends are the shares p at which the observed one is 1.96 standard errors of p away."""
     (only,) = equal_mass_bins(np.full(40, 0.2), np.arange(40) < 7, bins=1)
-    for end in (only["low"], only["high"]):
-        assert abs(only["share"] - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / 40))
+    for end in (only.low, only.high):
+        assert abs(only.share - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / 40))
     (none,) = equal_mass_bins(np.full(40, 0.2), np.zeros(40, dtype=bool), bins=1)
-    assert none["low"] == pytest.approx(0.0, abs=1e-12)
-    assert none["high"] > 0
+    assert none.low == pytest.approx(0.0, abs=1e-12)
+    assert none.high > 0
 
 
 def test_true_probabilities_are_reliable_and_sharpened_ones_are_not() -> None:
@@ -79,30 +79,28 @@ def test_true_probabilities_are_reliable_and_sharpened_ones_are_not() -> None:
     truth = 1 / (1 + np.exp(-logit))
     happened = rng.random(40_000) < truth
     honest, sharpened = reliability(truth, happened), reliability(1 / (1 + np.exp(-2 * logit)), happened)
-    assert honest["ece"] < 0.01
-    assert sharpened["ece"] > 0.05
-    assert honest["log_loss"] < min(sharpened["log_loss"], honest["log_loss_constant"])
-    assert honest["brier"] < sharpened["brier"]
-    assert honest["auc"] == pytest.approx(sharpened["auc"])
-    inside = [b["low"] <= b["mean_probability"] <= b["high"] for b in honest["bins"]]
+    assert honest.ece < 0.01
+    assert sharpened.ece > 0.05
+    assert honest.log_loss < min(sharpened.log_loss, honest.log_loss_constant)
+    assert honest.brier < sharpened.brier
+    assert honest.auc == pytest.approx(sharpened.auc)
+    inside = [b.low <= b.mean_probability <= b.high for b in honest.bins]
     assert sum(inside) >= BINS - 3
 
 
 @pytest.mark.parametrize("outcome", [False, True])
 def test_outcomes_that_are_all_the_same(outcome: bool) -> None:
     found = reliability(np.array([0.2, 0.4, 0.9]), np.array([outcome] * 3))
-    assert found["auc"] is None
-    assert found["log_loss_constant"] == 0.0
-    assert np.isfinite(found["log_loss"])
+    assert found.auc is None
+    assert found.log_loss_constant == 0.0
+    assert np.isfinite(found.log_loss)
 
 
 def test_nothing_measured_is_none_and_drawn_as_such() -> None:
-    found = Predicted().measured(DATA, {})
-    for name in ("watch", "like"):
-        assert found[name]["n"] == 0
-        assert {v for k, v in found[name].items() if k not in ("n", "bins")} == {None}
-    assert "| P(like) | 0 | - | - |" in calibration_markdown(found)
-    assert calibration_png(found).startswith(PNG)
+    found = Predicted().measured()
+    assert found == Calibration(Reliability(0), Reliability(0), 0)
+    assert "| P(like) | 0 | n/a | n/a |" in calibration_markdown(found, info())
+    assert calibration_png(found, info()).startswith(PNG)
 
 
 def test_a_replay_by_loops() -> None:
@@ -137,15 +135,15 @@ def test_a_replay_by_loops() -> None:
                 unranked += 1
             else:
                 like.append((p, rating >= 4))
-    found = predicted.measured(DATA, {})
-    assert found["n_events_not_ranked"] == unranked
-    for name, pairs in (("watch", watch), ("like", like)):
+    found = predicted.measured()
+    assert found.n_events_not_ranked == unranked
+    for measured, pairs in ((found.watch, watch), (found.like, like)):
         p, y = np.array([a for a, _ in pairs]), np.array([b for _, b in pairs])
-        assert found[name]["n"] == len(pairs) > 0
-        assert 0 < found[name]["base_rate"] == pytest.approx(y.mean())
-        assert found[name]["mean_probability"] == pytest.approx(p.mean(), rel=1e-5)
-        assert found[name]["log_loss"] == pytest.approx(-np.where(y, np.log(p), np.log1p(-p)).mean(), rel=1e-4)
-        assert found[name]["brier"] == pytest.approx(((p - y) ** 2).mean(), rel=1e-4)
+        assert measured.n == len(pairs) > 0
+        assert 0 < measured.base_rate == pytest.approx(y.mean())
+        assert measured.mean_probability == pytest.approx(p.mean(), rel=1e-5)
+        assert measured.log_loss == pytest.approx(-np.where(y, np.log(p), np.log1p(-p)).mean(), rel=1e-4)
+        assert measured.brier == pytest.approx(((p - y) ** 2).mean(), rel=1e-4)
 
 
 def test_events_of_one_second_and_what_is_not_ranked() -> None:
@@ -160,15 +158,15 @@ def test_events_of_one_second_and_what_is_not_ranked() -> None:
     )
     predicted = Predicted()
     predicted.observe(answer, np.array([0, 1]), PredictionPoints.from_events(events))
-    found = predicted.measured(DATA, {})
-    assert [(b["mean_probability"], b["share"]) for b in found["watch"]["bins"]] == [
+    found = predicted.measured()
+    assert [(b.mean_probability, b.share) for b in found.watch.bins] == [
         (0.0625, 0.0),
         (0.125, 0.0),
         (0.25, 0.0),
         (0.5, 1.0),
     ]
-    assert [(b["mean_probability"], b["share"]) for b in found["like"]["bins"]] == [(0.75, 1.0)]
-    assert found["n_events_not_ranked"] == 2
+    assert [(b.mean_probability, b.share) for b in found.like.bins] == [(0.75, 1.0)]
+    assert found.n_events_not_ranked == 2
 
 
 def test_files_are_written_whole_and_name_the_data(tmp_path: Path) -> None:
@@ -176,12 +174,13 @@ def test_files_are_written_whole_and_name_the_data(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     predicted._watch.append((rng.random(100), rng.random(100) < 0.5))
     about = {"command": "recsys train", "bundle": "b1"}
-    found = predicted.measured(make(TWO, name="worlds", synthetic=True)["data"], about)
-    png = write_calibration(tmp_path, found)
+    found, data = predicted.measured(), info("worlds", synthetic=True)
+    png = write_calibration(tmp_path, found, data, about)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["calibration.json", "calibration.md", "calibration.png"]
-    assert (tmp_path / "calibration.png").read_bytes() == png == calibration_png(found)
+    assert (tmp_path / "calibration.png").read_bytes() == png == calibration_png(found, data)
     assert png.startswith(PNG)
-    assert json.loads((tmp_path / "calibration.json").read_text()) == json.loads(json.dumps(found))
+    kept = json.loads((tmp_path / "calibration.json").read_text())
+    assert (kept["data"]["name"], kept["about"], kept["watch"]["ece"]) == ("worlds", about, found.watch.ece)
     text = (tmp_path / "calibration.md").read_text()
     assert text.startswith("# Calibration on worlds (synthetic, not MovieLens)")
     assert "| P(watch) | 100 | " in text

@@ -10,13 +10,14 @@ import pandas as pd
 import pytest
 
 from recsys.data.tables import DatasetInfo
-from recsys.evaluation.bootstrap import bootstrap_means
-from recsys.evaluation.leaderboard import MethodRanks, best_singles, build_leaderboard, save_leaderboard
+from recsys.evaluation.beyond_accuracy import BeyondAccuracy
+from recsys.evaluation.bootstrap import MIN_USERS, Estimate, bootstrap_means
+from recsys.evaluation.leaderboard import Leaderboard, MethodRanks, Segment, build_leaderboard, save_leaderboard
 from recsys.evaluation.metrics import METRICS
 
 INFO = DatasetInfo("planted", True, "ml-1m", "f" * 64, 100, 20, 10)
 T1, T2 = 500, 900
-BEYOND: dict[str, float | None] = {"novelty@10": 2.0, "diversity@10": None, "popularity@10": 80.0, "gini@10": 0.5}
+BEYOND = BeyondAccuracy(2.0, None, 80.0, 0.5)
 
 
 def method(name: str, ranks: list[int], kind: Any = "single", **columns: Any) -> MethodRanks:
@@ -37,56 +38,51 @@ def method(name: str, ranks: list[int], kind: Any = "single", **columns: Any) ->
     return MethodRanks(name, frame, np.array([10, 11, 11]), 20, BEYOND, kind, f"about {name}")
 
 
+METHODS = [
+    method("popular", [3, 0, 0, 11]),
+    method("merged", [1, 1, 0, 7], "system"),
+    method("full", [1, 3, 7, 0], "system"),
+]
+
+
 @pytest.fixture
-def leaderboard() -> dict[str, Any]:
-    methods = [
-        method("popular", [3, 0, 0, 11]),
-        method("merged", [1, 1, 0, 7], "system"),
-        method("full", [1, 3, 7, 0], "system"),
-    ]
-    return build_leaderboard(methods, INFO, T1, T2, n_boot=50, seed=3)
+def leaderboard() -> Leaderboard:
+    return build_leaderboard(METHODS, INFO, T1, T2, n_boot=50, seed=3)
 
 
-def cell(leaderboard: dict[str, Any], number: int, segment: str, metric: str) -> Any:
-    return leaderboard["methods"][number]["segments"][segment]["metrics"][metric]
+@pytest.mark.parametrize(
+    ("name", "segment", "metric", "expected"),
+    [
+        ("full", "all", "ndcg@10", (1 + 1 / 2 + 1 / 3 + 0) / 4),
+        ("full", "cold", "ndcg@10", 1.0),
+        ("full", "warm", "ndcg@10", (1 / 2 + 1 / 3) / 3),
+        ("full", "liked", "ndcg@10", (1 + 1 / 3) / 2),  # ratings 5 and 4
+        ("popular", "all", "hr@10", 0.25),
+        ("popular", "all", "recall@100", 0.5),
+        ("popular", "all", "mrr", (1 / 3 + 1 / 11) / 4),
+        ("full", "history 21-100", "ndcg@10", (1 / 3 + 0) / 2),
+        ("full", "return visit", "ndcg@10", 1 / 3),
+        ("full", "new user", "ndcg@10", (1 + 1 / 2) / 2),
+        ("popular", "new item", "recall@100", 1.0),
+        ("full", "rare item", "ndcg@10", (1 + 1 / 3) / 2),
+    ],
+)
+def test_means_by_segment(leaderboard: Leaderboard, name: str, segment: str, metric: str, expected: float) -> None:
+    cell = leaderboard.method(name).segments[segment].metrics[metric]
+    assert cell is not None
+    assert cell.mean == pytest.approx(expected)
+    assert (cell.low, cell.high) == (None, None), "two users give no interval"
 
 
-def test_means_by_segment(leaderboard: dict[str, Any]) -> None:
-    assert cell(leaderboard, 2, "all", "ndcg@10")["mean"] == pytest.approx((1 + 1 / 2 + 1 / 3 + 0) / 4)
-    assert cell(leaderboard, 2, "cold", "ndcg@10")["mean"] == 1.0
-    assert cell(leaderboard, 2, "warm", "ndcg@10")["mean"] == pytest.approx((1 / 2 + 1 / 3) / 3)
-    assert cell(leaderboard, 2, "liked", "ndcg@10")["mean"] == pytest.approx((1 + 1 / 3) / 2)  # ratings 5 and 4
-    assert cell(leaderboard, 0, "all", "hr@10")["mean"] == 0.25
-    assert cell(leaderboard, 0, "all", "recall@100")["mean"] == 0.5
-    assert cell(leaderboard, 0, "all", "mrr")["mean"] == pytest.approx((1 / 3 + 1 / 11) / 4)
-    assert cell(leaderboard, 2, "history 21-100", "ndcg@10")["mean"] == pytest.approx((1 / 3 + 0) / 2)
-    assert cell(leaderboard, 2, "return visit", "ndcg@10")["mean"] == pytest.approx(1 / 3)
-    assert cell(leaderboard, 2, "new user", "ndcg@10")["mean"] == pytest.approx((1 + 1 / 2) / 2)
-    assert cell(leaderboard, 0, "new item", "recall@100")["mean"] == 1.0
-    assert cell(leaderboard, 2, "rare item", "ndcg@10")["mean"] == pytest.approx((1 + 1 / 3) / 2)
-    assert leaderboard["methods"][0]["coverage@10"] == 0.1  # items 10 and 11 of 20
-    assert leaderboard["methods"][0]["beyond_accuracy"] == BEYOND
-
-
-def test_sizes_and_flags(leaderboard: dict[str, Any]) -> None:
-    sizes = {
-        name: (s["n_events"], s["n_users"], s["degenerate"])
-        for name, s in leaderboard["methods"][1]["segments"].items()
-    }
+def test_sizes_and_measures(leaderboard: Leaderboard) -> None:
+    sizes = {name: (s.n_events, s.n_users) for name, s in leaderboard.method("merged").segments.items()}
     assert sizes == {
-        "all": (4, 2, False),
-        "warm": (3, 2, False),
-        "cold": (1, 1, True),
-        "liked": (2, 2, False),
-        "history 1-5": (1, 1, True),
-        "history 6-20": (0, 0, False),
-        "history 21-100": (2, 1, True),
-        "history over 100": (0, 0, False),
-        "return visit": (1, 1, True),
-        "new user": (2, 1, True),
-        "new item": (1, 1, True),
-        "rare item": (2, 2, False),
+        **{"all": (4, 2), "warm": (3, 2), "cold": (1, 1), "liked": (2, 2), "history 1-5": (1, 1)},
+        **{"history 6-20": (0, 0), "history 21-100": (2, 1), "history over 100": (0, 0), "return visit": (1, 1)},
+        **{"new user": (2, 1), "new item": (1, 1), "rare item": (2, 2)},
     }
+    assert leaderboard.methods[0].coverage == 0.1  # items 10 and 11 of 20
+    assert leaderboard.methods[0].beyond_accuracy == BEYOND
 
 
 def test_intervals_are_those_of_each_method_and_segment_alone() -> None:
@@ -113,91 +109,85 @@ def test_intervals_are_those_of_each_method_and_segment_alone() -> None:
         "rare item": frame["raters"].between(1, 9),
         "all": frame.index >= 0,
     }
-    for number, of_method in enumerate(frames.values()):
+    for name, of_method in frames.items():
         for segment, rows in picked.items():
             part = of_method[rows]
             values = np.column_stack([measure(part["rank"].to_numpy()) for measure in METRICS.values()])
             alone = bootstrap_means(part["user_id"].to_numpy(), values, n_boot=100, seed=4)
-            for m, metric in enumerate(METRICS):
-                found = cell(leaderboard, number, segment, metric)
-                expected = (alone.mean[m], alone.low[m], alone.high[m])
-                assert (found["mean"], found["low"], found["high"]) == pytest.approx(expected, abs=1e-12)
-                assert found["low"] <= found["mean"] <= found["high"]
+            found = leaderboard.method(name).segments[segment].metrics.values()
+            for cell, expected in zip(found, alone.estimates, strict=True):
+                assert isinstance(cell, Estimate)
+                assert (cell.mean, cell.low, cell.high) == pytest.approx(
+                    (expected.mean, expected.low, expected.high), abs=1e-12
+                )
 
 
 def test_the_best_singles() -> None:
     ranks = {"b": [1, 0, 0, 0], "a": [1, 0, 0, 0], "worst": [0, 0, 0, 0], "best": [1, 1, 0, 0]}
     methods = [*(method(name, r) for name, r in ranks.items()), method("full", [1, 1, 1, 1], "system")]
-    leaderboard = build_leaderboard(methods, INFO, T1, T2, n_boot=5)
-    assert best_singles(leaderboard, 3) == ["best", "a", "b"]
+    assert build_leaderboard(methods, INFO, T1, T2, n_boot=5).best_singles(3) == ["best", "a", "b"]
     empty = build_leaderboard([replace(m, frame=m.frame.iloc[:0]) for m in methods], INFO, T1, T2, n_boot=5)
-    assert best_singles(empty, 2) == []
+    assert empty.best_singles(2) == []
 
 
-def test_the_last_system_is_compared_with_every_other_method(leaderboard: dict[str, Any]) -> None:
-    assert leaderboard["system"] == "full"
-    pairs = [(d["system"], d["other"], d["metric"]) for d in leaderboard["differences"]]
-    assert pairs == [("full", other, metric) for other in ("popular", "merged") for metric in ("ndcg@10", "hr@10")]
-    ndcg = leaderboard["differences"][0]
-    assert ndcg["mean"] == pytest.approx((1 / 2 + 1 / 2 + 1 / 3) / 4)
-    assert leaderboard["differences"][3]["mean"] == 0.0  # three hits each
-    assert ndcg["n_events"] == 4
+def test_the_last_system_is_compared_with_every_other_method(leaderboard: Leaderboard) -> None:
+    assert leaderboard.system == "full"
+    pairs = [(d.other, d.metric) for d in leaderboard.differences]
+    assert pairs == [(other, metric) for other in ("popular", "merged") for metric in ("ndcg@10", "hr@10")]
+    assert leaderboard.difference("popular").mean == pytest.approx((1 / 2 + 1 / 2 + 1 / 3) / 4)
+    assert leaderboard.difference("merged", "hr@10").mean == 0.0  # three hits each
+    assert leaderboard.difference("popular").n_events == 4
+
+
+@pytest.mark.parametrize("users", [1, MIN_USERS - 1, MIN_USERS])
+def test_too_few_users_support_no_claim(users: int) -> None:
+    ids = {"user_id": np.arange(8) % users, "timestamp": np.arange(8) + 901, "item_id": np.arange(8)}
+    frame = pd.DataFrame({**ids, "rating": 4.0, "n_history": 1, "gap_s": 1, "new_user": False, "raters": 1})
+    kinds: dict[str, Any] = {"single": 3, "system": 1}
+    methods: list[Any] = [
+        MethodRanks(kind, frame.assign(rank=rank), np.array([1]), 20, BEYOND, kind)  # type: ignore[arg-type]
+        for kind, rank in kinds.items()
+    ]
+    found = build_leaderboard(methods, INFO, T1, T2, n_boot=50).difference("single")
+    assert found.mean == 0.5
+    claims = (found.low, found.high, found.fraction_not_positive)
+    assert claims == ((0.5, 0.5, 0.0) if users >= MIN_USERS else (None, None, None))
+    assert found.above_zero == (users >= MIN_USERS)
 
 
 def test_a_system_may_be_named_and_none_may_be_there() -> None:
     methods = [method("a", [1, 1, 1, 1]), method("b", [3, 3, 3, 3])]
     alone = build_leaderboard(methods, INFO, T1, T2, n_boot=5)
-    assert (alone["system"], alone["differences"]) == (None, [])
-    named = build_leaderboard(methods, INFO, T1, T2, system="a", n_boot=5)
-    assert named["differences"][0]["mean"] == 0.5
+    assert (alone.system, alone.differences) == (None, ())
+    assert build_leaderboard(methods, INFO, T1, T2, system="a", n_boot=5).difference("b").mean == 0.5
 
 
-def test_row_order_does_not_matter(leaderboard: dict[str, Any]) -> None:
-    methods = [
-        method("popular", [3, 0, 0, 11]),
-        method("merged", [1, 1, 0, 7], "system"),
-        method("full", [1, 3, 7, 0], "system"),
-    ]
-    shuffled = [replace(m, frame=m.frame.sample(frac=1, random_state=i)) for i, m in enumerate(methods)]
+def test_row_order_does_not_matter(leaderboard: Leaderboard) -> None:
+    shuffled = [replace(m, frame=m.frame.sample(frac=1, random_state=i)) for i, m in enumerate(METHODS)]
     assert build_leaderboard(shuffled, INFO, T1, T2, n_boot=50, seed=3) == leaderboard
 
 
-def test_what_it_says_of_itself(leaderboard: dict[str, Any]) -> None:
-    assert leaderboard["version"] == 2
-    assert leaderboard["data"] == {
-        "name": "planted",
-        "label": "planted (synthetic, not MovieLens)",
-        "synthetic": True,
-        "fingerprint": "f" * 64,
-    }
-    assert leaderboard["bootstrap"] == {"n_boot": 50, "seed": 3, "level": 0.95}
-    assert (leaderboard["protocol"]["t2"], leaderboard["protocol"]["t2_utc"]) == (900, "1970-01-01 00:15:00 UTC")
-    assert "frozen at T2" in leaderboard["protocol"]["text"]
-
-
-def test_an_empty_segment_is_null_and_survives_json(tmp_path: Path) -> None:
-    leaderboard = build_leaderboard([method("a", [1, 2, 3, 4], n_history=7)], INFO, T1, T2, n_boot=5)
-    assert leaderboard["methods"][0]["segments"]["cold"] == {
-        "n_events": 0,
-        "n_users": 0,
-        "degenerate": False,
-        "metrics": dict.fromkeys(METRICS),
-    }
+def test_the_json_file_names_data_cutoffs_and_bootstrap(leaderboard: Leaderboard, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "leaderboard.json"
     save_leaderboard(leaderboard, path)
-    assert json.loads(path.read_text()) == leaderboard
-    assert "NaN" not in path.read_text()
-    with pytest.raises(ValueError, match="JSON"):
-        save_leaderboard({"bad": float("nan")}, path)
-    assert json.loads(path.read_text()) == leaderboard  # the old file is still whole
+    kept = json.loads(path.read_text())
+    label = "planted (synthetic, not MovieLens)"
+    assert kept["data"] == {"name": "planted", "label": label, "synthetic": True, "fingerprint": "f" * 64}
+    assert kept["bootstrap"] == {"n_boot": 50, "seed": 3, "level": 0.95}
+    assert (kept["protocol"]["t2"], kept["protocol"]["t2_utc"]) == (900, "1970-01-01 00:15:00 UTC")
+    assert "frozen at T2" in kept["protocol"]["text"]
+    cell = leaderboard.methods[0].overall["mrr"]
+    assert cell is not None
+    assert kept["methods"][0]["segments"]["all"]["metrics"]["mrr"] == {"mean": cell.mean, "low": None, "high": None}
 
 
-def test_no_event_at_all_gives_nulls_and_no_difference() -> None:
+def test_no_event_gives_no_figure_and_no_difference() -> None:
+    warm = build_leaderboard([method("a", [1, 2, 3, 4], n_history=7)], INFO, T1, T2, n_boot=5)
+    assert warm.methods[0].segments["cold"] == Segment(0, 0, dict.fromkeys(METRICS))
     methods = [method("a", [1, 2, 3, 4]), method("b", [1, 2, 3, 4], "system")]
-    leaderboard = build_leaderboard([replace(m, frame=m.frame.iloc[:0]) for m in methods], INFO, T1, T2, n_boot=5)
-    assert leaderboard["differences"] == []
-    assert cell(leaderboard, 0, "all", "mrr") is None
-    json.dumps(leaderboard, allow_nan=False)
+    empty = build_leaderboard([replace(m, frame=m.frame.iloc[:0]) for m in methods], INFO, T1, T2, n_boot=5)
+    assert empty.differences == ()
+    assert empty.methods[0].overall["mrr"] is None
 
 
 A = method("a", [1, 2, 3, 4])
@@ -230,8 +220,6 @@ def test_what_cannot_be_a_leaderboard_is_refused(
 def test_what_cannot_be_a_method_is_refused() -> None:
     with pytest.raises(ValueError, match="ranks of 'a' lack the columns rating, n_history, raters"):
         replace(A, frame=A.frame.drop(columns=["rating", "n_history", "raters"]))
-    with pytest.raises(ValueError, match=r"'a' needs the measures novelty@10, .*, not \['gini@10'\]"):
-        replace(A, beyond={"gini@10": 1.0})
     with pytest.raises(ValueError, match="kind of 'a' must be one of"):
         replace(A, kind="both")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"must lie in 0\.\.500"):

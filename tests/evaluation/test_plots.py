@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recsys.evaluation.plots import cohorts_png, importance_png, leaderboard_png, retrieval_png
-from tests.evaluation.leaderboards import NASTY, PNG, TWO, make
+from tests.evaluation.leaderboards import NASTY, PNG, TWO, info, make
 
 
 def test_pictures_are_the_same_bytes_each_time() -> None:
@@ -17,17 +17,14 @@ def test_pictures_are_the_same_bytes_each_time() -> None:
 
 def test_nothing_measured_is_drawn_as_such() -> None:
     """ "no events" in place of bars and dots."""
-    empty = make(TWO)
-    for method in empty["methods"]:
-        for segment in method["segments"].values():
-            segment.update(n_events=0, n_users=0, metrics=dict.fromkeys(segment["metrics"]))
+    empty = make(TWO, events=0)
     assert leaderboard_png(empty).startswith(PNG)
     assert leaderboard_png(empty) != leaderboard_png(make(TWO))
     assert cohorts_png(empty, list(TWO)).startswith(PNG)
 
 
 def test_synthetic_data_change_the_pictures() -> None:
-    plain, synthetic = make(TWO)["data"], make(TWO, synthetic=True)["data"]
+    plain, synthetic = info(), info(synthetic=True)
     ranks = {"a": np.array([1, 20, 0]), "b": np.array([0, 0, 0])}
     assert retrieval_png(ranks, plain) != retrieval_png(ranks, synthetic)
     assert importance_png({"f": 0.0}, plain) != importance_png({"f": 0.0}, synthetic)
@@ -35,11 +32,11 @@ def test_synthetic_data_change_the_pictures() -> None:
 
 
 def test_more_lines_and_features_than_colours_and_rows() -> None:
-    data = make(TWO)["data"]
+    data = info()
     assert retrieval_png({f"m{i}": np.array([i + 1]) for i in range(16)}, data).startswith(PNG)
     assert importance_png({f"f{i}": float(i) for i in range(40)}, data).startswith(PNG)
     many = make({f"m{i}": ("single", [i + 1] * 8) for i in range(9)})
-    assert cohorts_png(many, [m["name"] for m in many["methods"]]).startswith(PNG)
+    assert cohorts_png(many, [m.name for m in many.methods]).startswith(PNG)
 
 
 def test_a_nasty_name_is_drawn_as_text() -> None:
@@ -48,14 +45,14 @@ def test_a_nasty_name_is_drawn_as_text() -> None:
     for png in (
         leaderboard_png(leaderboard),
         cohorts_png(leaderboard, [NASTY]),
-        retrieval_png({NASTY: np.array([1, 0])}, leaderboard["data"]),
-        importance_png({NASTY: 1.0}, leaderboard["data"]),
+        retrieval_png({NASTY: np.array([1, 0])}, leaderboard.data),
+        importance_png({NASTY: 1.0}, leaderboard.data),
     ):
         assert png.startswith(PNG)
 
 
 def test_pictures_of_nothing_are_refused() -> None:
-    data = make(TWO)["data"]
+    data = info()
     with pytest.raises(ValueError, match="at least one method"):
         retrieval_png({}, data)
     with pytest.raises(ValueError, match="at least one event"):

@@ -3,7 +3,7 @@
 Stage: tests. Absent: the systems that are measured (tests/pipelines/test_protocols.py).
 """
 
-from typing import Any
+import json
 
 import numpy as np
 import pandas as pd
@@ -16,16 +16,15 @@ from recsys.evaluation.metrics import event_values
 from recsys.evaluation.protocols import (
     LIST_METRICS,
     RANK_METRICS,
-    finding,
+    ProtocolResult,
     item_folds,
     leave_last_out,
     list_values,
-    markdown_table,
+    protocol_result,
     rank_values,
     stratified_by_item,
-    summary,
-    text_table,
 )
+from tests.evaluation.leaderboards import info
 
 # ---- stratified
 
@@ -167,25 +166,29 @@ def test_rank_values_are_the_metrics_of_replay_and_hits_at_50() -> None:
 # ---- tables
 
 
-def measured(shift: float = 0.2, noise: float = 0.05) -> dict[str, Any]:
+def measured(shift: float = 0.2, noise: float = 0.05) -> ProtocolResult:
     """Two methods for 40 users; the system's NDCG@10 is `shift` above that of the other, more or less."""
     rng = np.random.default_rng(2)
     one = rng.random((40, len(LIST_METRICS)))
     other = one.copy()
     other[:, 0] -= shift + noise * rng.standard_normal(40)
-    found = summary(np.arange(40), {"a | <b>": other, "both": one}, LIST_METRICS, "both")
-    return {**found, "data": {"label": "planted"}, "says": "Made by hand."}
+    values = {"a | <b>": other, "both": one}
+    return protocol_result(info(), "Made by hand.", np.arange(40), values, LIST_METRICS, "both", {"n_train": 7})
 
 
-def test_summary_holds_means_intervals_and_differences() -> None:
-    result = measured()
-    other, system = result["rows"]
-    assert system["system_minus"] is None
-    minus = system["metrics"]["ndcg@10"]["mean"] - other["metrics"]["ndcg@10"]["mean"]
-    assert other["system_minus"]["mean"] == pytest.approx(minus, abs=1e-12)
-    assert other["system_minus"]["low"] < minus < other["system_minus"]["high"]
-    assert result["n_users"] == 40
-    assert list(system["metrics"]) == list(LIST_METRICS)
+def test_a_result_holds_means_intervals_and_differences() -> None:
+    found = measured()
+    other, system = found.rows
+    assert system.system_minus is None
+    minus = other.system_minus
+    assert minus is not None
+    difference = system.metrics["ndcg@10"].mean - other.metrics["ndcg@10"].mean
+    assert minus.mean == pytest.approx(difference, abs=1e-12)
+    assert minus.above_zero
+    assert found.n_users == 40
+    assert list(system.metrics) == list(LIST_METRICS)
+    kept = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert (kept["n_train"], kept["data"]["name"], kept["rows"][1]["name"]) == (7, "ml-1m", "both")
 
 
 @pytest.mark.parametrize(
@@ -193,16 +196,15 @@ def test_summary_holds_means_intervals_and_differences() -> None:
     [(0.2, 0.05, "is ahead of"), (-0.2, 0.05, "is behind"), (0.0, 0.5, "cannot be told apart from")],
 )
 def test_the_finding_follows_the_interval(shift: float, noise: float, verdict: str) -> None:
-    assert f"the both {verdict} a | <b>" in finding(measured(shift, noise))
+    assert f"the both {verdict} a | <b>" in measured(shift, noise).finding()
 
 
 def test_tables_name_data_rows_and_figures() -> None:
-    result = measured()
-    text, markdown = text_table(result), markdown_table(result)
-    ndcg = result["rows"][1]["metrics"]["ndcg@10"]
-    cell = f"{ndcg['mean']:.4f} [{ndcg['low']:.4f}, {ndcg['high']:.4f}]"
-    assert text.startswith("Data: planted. Made by hand.\n")
-    assert cell in next(line for line in text.splitlines() if line.startswith("both"))
-    assert f"| **both** | **{cell}** |" in markdown
-    assert "a \\| &lt;b>" in markdown
-    assert finding(result) in text
+    found = measured()
+    ndcg = found.rows[1].metrics["ndcg@10"]
+    cell = f"{ndcg.mean:.4f} [{ndcg.low:.4f}, {ndcg.high:.4f}]"
+    assert found.text().startswith("Data: ml-1m. Made by hand.\n")
+    assert cell in next(line for line in found.text().splitlines() if line.startswith("* both"))
+    assert f"| **both** | **{cell}** |" in found.markdown()
+    assert "a \\| &lt;b>" in found.markdown()
+    assert found.finding() in found.text()

@@ -1,60 +1,255 @@
-"""What lies in the folder of a report."""
+"""Tables to the character, the page, and what lies in the folder of a report."""
 
 import base64
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
+from recsys.evaluation.cohorts import SEGMENTS
+from recsys.evaluation.leaderboard import Leaderboard
 from recsys.evaluation.report import write_report
+from recsys.evaluation.report_html import Section, report_html, sections_html
 from recsys.evaluation.tables import (
+    Table,
     beyond_accuracy_markdown,
+    bundle_of,
     cohorts_markdown,
-    differences_table,
-    markdown_table,
-    text_table,
+    finding,
+    leaderboard_markdown,
+    leaderboard_text,
+    with_facts,
 )
-from tests.evaluation.leaderboards import PNG, TWO, make
+from tests.evaluation.leaderboards import NASTY, PNG, TWO, make
 
-TABLES = ["leaderboard.txt", "leaderboard.md", "cohorts.md", "beyond_accuracy.md"]
+FORMS: list[Callable[[Leaderboard], str]] = [
+    leaderboard_text,
+    leaderboard_markdown,
+    cohorts_markdown,
+    beyond_accuracy_markdown,
+]
+
+# ---- tables
+
+
+def test_the_terminal_table_to_the_character() -> None:
+    assert leaderboard_text(make(TWO)).splitlines() == [
+        "Data: ml-1m.",
+        "Test: 8 events of 8 users after 1970-01-01 00:16:39 UTC. In brackets: 95% bootstrap interval over users.",
+        "  Method                   NDCG@10                    HR@10     MRR  Recall@100  Recall@500  Coverage@10",
+        "-" * 104,
+        "  popular  0.5000 [0.5000, 0.5000]  1.0000 [1.0000, 1.0000]  0.3333      1.0000      1.0000       0.5000",
+        "* full     1.0000 [1.0000, 1.0000]  1.0000 [1.0000, 1.0000]  1.0000      1.0000      1.0000       0.5000",
+        finding(make(TWO)),
+        "",
+        "full minus each other method, on the same events:",
+        "  Compared with   Metric  Difference        95% interval  Not better",
+        "-" * 68,
+        "  popular        NDCG@10     +0.5000  +0.5000 to +0.5000     < 0.005",
+        "  popular          HR@10     +0.0000  +0.0000 to +0.0000       1.000",
+    ]
+    assert "No differences" in leaderboard_text(make({"a": ("single", [1] * 8)}))
+
+
+def test_the_markdown_table_marks_the_system_and_keeps_its_columns() -> None:
+    lines = leaderboard_markdown(make({"a|b": ("single", [3] * 8), "full": ("system", [1] * 8)})).splitlines()
+    assert lines[2] == "| Method | NDCG@10 | HR@10 | MRR | Recall@100 | Recall@500 | Coverage@10 |"
+    assert lines[4].startswith(r"| a\|b | 0.5000 [0.5000, 0.5000] |")
+    assert lines[5].startswith("| **full** | **1.0000 [1.0000, 1.0000]** |")
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines[2:6]} == {8}
+
+
+def test_cohorts_side_by_side_then_one_by_one() -> None:
+    text = cohorts_markdown(make({**TWO, "a|b": ("single", [0, 0, 3, 0, 0, 0, 0, 0])}))
+    lines = text.splitlines()
+    table = lines[lines.index("| Cohort | Events | Users | popular | full | a\\|b |") :][: 2 + len(SEGMENTS)]
+    assert table[2:] == [
+        "| all | 8 | 8 | 0.5000 | 1.0000 | 0.0625 |",
+        "| warm | 8 | 8 | 0.5000 | 1.0000 | 0.0625 |",
+        "| cold | 0 | 0 | n/a | n/a | n/a |",
+        "| liked | 8 | 8 | 0.5000 | 1.0000 | 0.0625 |",
+        "| history 1-5 | 1 | 1 | 0.5000 | 1.0000 | 0.0000 |",
+        "| history 6-20 | 1 | 1 | 0.5000 | 1.0000 | 0.0000 |",
+        "| history 21-100 | 6 | 6 | 0.5000 | 1.0000 | 0.0833 |",
+        "| history over 100 | 0 | 0 | n/a | n/a | n/a |",
+        "| return visit | 1 | 1 | 0.5000 | 1.0000 | 0.5000 |",
+        "| new user | 1 | 1 | 0.5000 | 1.0000 | 0.0000 |",
+        "| new item | 0 | 0 | n/a | n/a | n/a |",
+        "| rare item | 2 | 2 | 0.5000 | 1.0000 | 0.0000 |",
+    ]
+    assert [line[3:] for line in lines if line.startswith("## ")] == list(SEGMENTS)[1:]
+    assert "Cold (the user had no history): 0 events of 0 users" in text
+    assert "| **full** | **n/a** | **n/a** | **n/a** | **n/a** | **n/a** |" in text
+    assert "Coverage" not in text, "known over all events only"
+
+
+def test_beyond_accuracy_to_the_character() -> None:
+    assert beyond_accuracy_markdown(make(TWO)).splitlines()[4:] == [
+        "| Method | Coverage@10 | Novelty@10, bits | Diversity@10 | Popularity@10, percentile | Gini@10 |",
+        "|:--|--:|--:|--:|--:|--:|",
+        "| popular | 0.5 | 0.5 | 1.5 | 2.5 | 3.5 |",
+        "| **full** | **0.5** | **1.5** | **n/a** | **3.5** | **4.5** |",
+    ]
+
+
+def nasty() -> Leaderboard:
+    return make({NASTY: ("single", [3] * 8), NASTY + "2": ("system", [1] * 8)}, name=NASTY, synthetic=True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_nasty_name_stays_text(form: Callable[[Leaderboard], str]) -> None:
+    assert "\x1b" not in form(nasty())
+    assert form is leaderboard_text or "<script" not in form(nasty())
+
+
+@pytest.mark.parametrize(
+    ("ranks", "users", "says"),
+    [
+        ([1] * 8, 8, r"full reaches NDCG@10 1\.0000 .*retriever is popular at 0\.5000.*the system is ahead"),
+        ([0] * 8, 8, r"difference -0\.5000: the system is behind"),
+        ([1, 0, 3, 7, 1, 0, 3, 7], 8, "these data do not tell them apart"),
+        ([1] * 8, 1, "one user, and an interval needs at least 5"),
+        ([1] * 8, 3, "only 3 users, and an interval needs at least 5"),
+    ],
+)
+def test_the_finding_says_what_the_interval_allows(ranks: list[int], users: int, says: str) -> None:
+    methods = {"worse": ("single", [7] * 8), "popular": ("single", [3] * 8), "full": ("system", ranks)}
+    assert re.search(says, finding(make(methods, users=users)))
+
+
+def test_the_finding_without_a_system_or_without_events() -> None:
+    assert finding(make({"a": ("single", [3] * 8), "b": ("single", [1] * 8)})).startswith("Over all test events, b ")
+    assert finding(make(TWO, events=0)) == "There was no test event, so nothing was measured."
+
+
+def test_one_user_makes_no_claim_in_any_table() -> None:
+    board = make(TWO, users=1)
+    assert "0.5000 [one user]" in leaderboard_text(board)
+    rows = [line.split()[1:] for line in leaderboard_text(board).splitlines() if line.startswith("  popular  ")]
+    assert rows[1:] == [["NDCG@10", "+0.5000", "one", "user", "n/a"], ["HR@10", "+0.0000", "one", "user", "n/a"]]
+    assert "< 0." not in Page(report_html(board, {}, {}, {})).text
+
+
+def test_the_last_line_says_how_it_was_measured() -> None:
+    about = {"versions": "torch 2", "date (UTC)": "2020-01-01", "mood": "good", "code": "abc", "command": "recsys x"}
+    text = with_facts("# Table\n\n| a |\n", about)
+    line = "Measured: command: recsys x; code: abc; date (UTC): 2020-01-01; versions: torch 2."
+    assert text == f"# Table\n\n| a |\n\n{line}\n"
+    assert with_facts("# Table\n", {"mood": "good"}) == "# Table\n"
+    assert "<script" not in with_facts("", {"command": NASTY})
+
+
+@pytest.mark.parametrize(
+    ("about", "bundle"),
+    [
+        ({"bundle": "b.1_x-2"}, "b.1_x-2"),
+        ({"command": "c", "bundle": "b1", "code": "d"}, "b1"),
+        ({"command": "c", "code": "d"}, ""),
+        ({}, None),
+    ],
+)
+def test_the_bundle_is_read_from_the_last_line(about: dict[str, str], bundle: str | None) -> None:
+    assert bundle_of(with_facts("# Table\n", about)) == bundle
+    assert bundle_of(with_facts("# Table\n", about) + "\nMore.\n") is None
+    assert bundle_of("") is None
+
+
+# ---- the page
+
+
+class Page(HTMLParser):
+    """Tags, their attributes, and the text outside of them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page_of(board: Leaderboard, **options: Any) -> Page:
+    return Page(report_html(board, **{"pictures": {}, "about": {}, "stages": {}, **options}))
+
+
+def test_the_page_holds_facts_and_every_cohort_and_loads_nothing() -> None:
+    pictures = {"leaderboard": b"bars", "cohorts": b"dots"}
+    read = page_of(make(TWO), pictures=pictures, about={"Machine": "2 cores"}, stages={"data": 1.25, "train": 1000.0})
+    expected = ["Machine", "2 cores", "1,000.0", "1,001.2", "1970-01-01 00:16:39 UTC", "a" * 64, "Novelty@10, bits"]
+    assert all(text in read.text for text in (*expected, "Return visit: first events after a pause", *SEGMENTS))
+    assert [tag for tag, _ in read.tags].count("details") == len(SEGMENTS) - 1
+    images = [str(attributes["src"]) for tag, attributes in read.tags if tag == "img"]
+    assert images == [f"data:image/png;base64,{base64.b64encode(png).decode()}" for png in pictures.values()]
+    assert not {tag for tag, _ in read.tags} & {"script", "link", "iframe", "object", "a"}
+    boxes = [attributes.get("class") for tag, attributes in read.tags if tag == "div"]
+    assert boxes == ["wide"] * [tag for tag, _ in read.tags].count("table"), "each table scrolls in a box of its own"
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_the_banner_is_there_for_synthetic_data_only(synthetic: bool) -> None:
+    read = page_of(make(TWO, synthetic=synthetic))
+    assert any(attributes.get("class") == "banner" for _, attributes in read.tags) is synthetic
+    assert ("not results on MovieLens" in read.text.replace("\n", " ")) is synthetic
+
+
+def test_a_nasty_name_stays_text_on_every_page() -> None:
+    section = Section(NASTY, NASTY, table=Table([NASTY], [[NASTY]], NASTY), pairs={NASTY: NASTY})
+    pages = [
+        report_html(nasty(), {}, about={NASTY: NASTY}, stages={NASTY: 1.0}),
+        sections_html(NASTY, NASTY, NASTY, [section]),
+    ]
+    for text in pages:
+        assert "<script" not in text
+        read = Page(text)
+        assert all(tag != "script" for tag, _ in read.tags)
+        assert read.text.count('<script>alert("x")</script>') >= 8
+        assert len(read.text.split("$\\frac{1 | {0} %s")) > 8  # neither a format string nor a formula
+
+
+def test_a_section_of_nothing_is_left_out() -> None:
+    text = sections_html(
+        "Title", "ml-1m", "Found.", [Section("Empty", table=Table(["a"], [])), Section("Note", "Read")]
+    )
+    assert "Empty" not in text
+    assert "Note" in text
+
+
+# ---- the folder
 
 
 def test_every_table_and_picture_is_written(tmp_path: Path) -> None:
-    leaderboard = make(TWO)
+    board = make(TWO)
     page = write_report(
         tmp_path / "out",
-        leaderboard,
+        board,
         compared=["full", "popular"],
         retrieval_ranks={"popular": np.arange(1, 9)},
         importance={"retriever_score": 3.0, "age_days": 1.0},
-        about={"machine": "2 cores", "command": "recsys evaluate", "bundle": "b1", "p50 ms": 3},
+        about={"machine": "2 cores", "command": "recsys evaluate", "bundle": "b1"},
         stages={"data": 1.25, "train": 1000.0},
     )
-    assert page == tmp_path / "out" / "report.html"
     pictures = ["cohorts.png", "importance.png", "leaderboard.png", "retrieval.png"]
-    assert sorted(p.name for p in page.parent.iterdir()) == sorted([*pictures, *TABLES, "report.html"])
+    tables = ["beyond_accuracy.md", "cohorts.md", "leaderboard.md", "leaderboard.txt", "report.html"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted([*pictures, *tables])
     text = page.read_text(encoding="utf-8")
-    assert "recsys evaluate" in text
     for name in pictures:
         png = (page.parent / name).read_bytes()
         assert png.startswith(PNG)
-        width, height = np.frombuffer(png[16:24], dtype=">u4")
-        assert (width, height) > (1000, 300)
         assert base64.b64encode(png).decode("ascii") in text, name
-    said = {name: (page.parent / name).read_text(encoding="utf-8") for name in TABLES}
     facts = "\nMeasured: command: recsys evaluate; bundle: b1; machine: 2 cores.\n"
-    assert said["leaderboard.md"] == markdown_table(leaderboard) + facts
-    assert said["leaderboard.txt"].startswith(text_table(leaderboard))
-    assert differences_table(leaderboard) in said["leaderboard.txt"]
-    assert said["cohorts.md"] == cohorts_markdown(leaderboard) + facts
-    assert said["beyond_accuracy.md"] == beyond_accuracy_markdown(leaderboard) + facts
-
-
-def test_without_data_there_is_no_picture(tmp_path: Path) -> None:
-    write_report(tmp_path, make(TWO))
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["leaderboard.png", *TABLES, "report.html"])
-    assert (tmp_path / "leaderboard.md").read_text(encoding="utf-8") == markdown_table(make(TWO))
+    assert (page.parent / "leaderboard.md").read_text() == leaderboard_markdown(board) + facts
+    assert (page.parent / "leaderboard.txt").read_text() == leaderboard_text(board)
 
 
 def test_importing_the_report_loads_no_matplotlib() -> None:

@@ -213,7 +213,7 @@ def test_events_of_one_user_decide_nothing(registry: Registry, register: Registe
     a, b = register(ranks), register(ranks.assign(rank=0))
     comparison = registry.compare(a, b)
     assert comparison.worse is None
-    assert comparison.pairing.problem == "All test events are of one user, which gives a difference no interval."
+    assert comparison.pairing.problem == "The test events are of 1 user(s), too few for an interval."
 
 
 def test_altered_or_lost_ranks_are_not_compared(

@@ -1,7 +1,4 @@
-"""`recsys evaluate --protocol` on a small home: against lists made by hand, and what it may not read.
-
-Stage: tests. Absent: splits and metrics (tests/evaluation/test_protocols.py), quality.
-"""
+"""`recsys protocol` on a small home: against lists made by hand, and what it may not read."""
 
 import shutil
 from collections.abc import Iterator
@@ -47,7 +44,7 @@ def job_of(home: TrainedHome) -> Job:
 
 def evaluated(home: TrainedHome, protocol: str, *more: str | Path) -> tuple[str, str, dict[str, Any]]:
     """stdout, stderr and JSON of one run."""
-    code, out, err = said_by("evaluate", "--protocol", protocol, "--home", home.root, "--dataset", home.name, *more)
+    code, out, err = said_by("protocol", protocol, "--home", home.root, "--dataset", home.name, *more)
     assert code == 0, err
     return out, err, read_json(home.dataset.reports / f"protocol-{protocol}.json")
 
@@ -75,11 +72,11 @@ def test_the_table_goes_to_stdout_and_to_the_reports(
     assert all(name in out for name in names)
     page = (reports / "protocol-stratified.md").read_text(encoding="utf-8")
     assert f"| **{FULL_SYSTEM}** |" in page
-    assert page.splitlines()[-1].startswith("Measured: command: recsys evaluate --protocol stratified; code: ")
+    assert page.splitlines()[-1].startswith("Measured: command: recsys protocol stratified; code: ")
     assert "synthetic, not MovieLens" in out
     assert result["row_order"] == "tables"
     assert "rows in the order of the tables" in err
-    assert result["about"]["command"] == "recsys evaluate --protocol stratified"
+    assert result["about"]["command"] == "recsys protocol stratified"
 
 
 def test_popularity_is_that_of_a_count_by_hand(by_item: tuple[str, str, dict[str, Any]], home: TrainedHome) -> None:
@@ -121,12 +118,13 @@ def test_nothing_is_learnt_from_what_is_held_out(by_item: tuple[str, str, dict[s
     both = pd.concat([events[trains], held]).drop_duplicates([USER_ID, ITEM_ID]).sort_index()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stratified, "stratified_by_item", lambda _: trains[both.index.to_numpy()])
-        moved = stratified.measure(job, both)
+        measured = stratified.measure(job, both)
     result = by_item[2]
-    assert moved["settings"] == result["settings"]
-    assert moved["inner_ndcg@10"] == result["inner_ndcg@10"]
-    assert moved["ranker"] == result["ranker"]
-    assert mean(moved, FULL_SYSTEM, "ndcg@10") != mean(result, FULL_SYSTEM, "ndcg@10")
+    assert measured.facts["settings"] == result["settings"]
+    assert measured.facts["inner_ndcg@10"] == result["inner_ndcg@10"]
+    assert measured.facts["ranker"] == result["ranker"]
+    system = next(row for row in measured.rows if row.name == FULL_SYSTEM)
+    assert system.metrics["ndcg@10"].mean != mean(result, FULL_SYSTEM, "ndcg@10")
 
 
 def test_the_official_files_give_the_order_of_the_rows(home: TrainedHome) -> None:
@@ -242,21 +240,10 @@ def test_states_know_all_but_the_last_event_those_of_its_second_too(home: Traine
 # ---- what does not go together
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("--protocol", "stratified", "--dump", "ranks.parquet"), "--dump goes with --protocol replay"),
-        (("--protocol", "leave-last-out", "--data-dir", "."), "only matters to --protocol stratified"),
-        (("--data-dir", "."), "--data-dir goes with --protocol stratified"),
-    ],
-)
-def test_options_that_contradict_are_refused(home: TrainedHome, arguments: tuple[str, ...], says: str) -> None:
-    code, out, err = said_by("evaluate", "--home", home.root, "--dataset", home.name, *arguments)
+def test_what_does_not_go_together_is_refused(home: TrainedHome) -> None:
+    code, out, err = said_by("protocol", "leave-last-out", "--data-dir", ".", "--home", home.root, "-d", home.name)
     assert (code, out) == (2, "")
-    assert says in err
-
-
-def test_an_unknown_protocol_is_refused(home: TrainedHome) -> None:
-    assert said_by("evaluate", "--protocol", "coin", "--home", home.root)[0] == 2
-    with pytest.raises(protocols.ConfigError, match="take replay, stratified or leave-last-out"):
+    assert "--data-dir goes with the protocol stratified" in err
+    assert said_by("protocol", "coin", "--home", home.root)[0] == 2
+    with pytest.raises(protocols.ConfigError, match="take stratified or leave-last-out"):
         protocols.run(job_of(home), "coin")

@@ -1,13 +1,11 @@
-"""The studies on a small trained home: against the leaderboard, against sums by hand, and stopped half-way.
-
-Stage: tests. Absent: the re-rank itself (tests/ranking/test_diversity.py).
-"""
+"""The studies on a small trained home: against the leaderboard, against sums by hand, and stopped half-way."""
 
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,7 @@ from recsys.atomic_io import read_json, write_json
 from recsys.bundle import BundleFacts
 from recsys.columns import RETRIEVERS
 from recsys.errors import BundleError, DataError, MissingArtefactError
-from recsys.evaluation.bootstrap import EVENT_KEY
+from recsys.evaluation.bootstrap import EVENT_KEY, Estimate
 from recsys.evaluation.replay import FULL_SYSTEM
 from recsys.features.candidate import FEATURE_GROUPS, feature_names
 from recsys.settings import read_settings
@@ -77,10 +75,9 @@ def test_diversity_0_is_what_the_evaluate_stage_measured(
 ) -> None:
     first = curve[1]["rows"][0]
     assert first["diversity"] == 0.0
-    for name in ("ndcg@10", "hr@10"):
-        for part in ("mean", "low", "high"):
-            assert first[name][part] == pytest.approx(full["segments"]["all"]["metrics"][name][part], abs=EXACT)
-    assert first["coverage@10"] == full["coverage@10"]
+    for name, metric in (("ndcg", "ndcg@10"), ("hr", "hr@10")):
+        assert first[name] == pytest.approx(full["segments"]["all"]["metrics"][metric], abs=EXACT)
+    assert first["coverage"] == full["coverage"]
     assert first["beyond_accuracy"] == pytest.approx(full["beyond_accuracy"], abs=EXACT)
     assert first["difference"]["mean"] == first["difference"]["low"] == first["difference"]["high"] == 0.0
 
@@ -90,10 +87,10 @@ def test_each_degree_is_more_varied_and_its_difference_is_that_of_the_means(
 ) -> None:
     result = curve[1]
     assert [row["diversity"] for row in result["rows"]] == [0.0, 0.1, 0.2, 0.3, 0.5, 0.7]
-    variety = [row["beyond_accuracy"]["diversity@10"] for row in result["rows"]]
+    variety = [row["beyond_accuracy"]["diversity"] for row in result["rows"]]
     assert (np.diff(variety) > 0.005).all()
     for row in result["rows"]:
-        minus = row["ndcg@10"]["mean"] - result["rows"][0]["ndcg@10"]["mean"]
+        minus = row["ndcg"]["mean"] - result["rows"][0]["ndcg"]["mean"]
         assert row["difference"]["mean"] == pytest.approx(minus, abs=EXACT)
     after = home.events[home.events["timestamp"] > job_of(home).split.t2]
     assert (result["n_events"], result["n_users"]) == (len(after), after["user_id"].nunique())
@@ -116,22 +113,21 @@ def test_the_table_and_the_picture_are_written(curve: tuple[str, dict[str, Any]]
 
 
 def test_a_sample_says_that_it_is_one(curve: tuple[str, dict[str, Any]], home: TrainedHome) -> None:
-    result = diversity.run(job_of(home), 15)
-    assert (result["n_contexts"], result["n_contexts_in_window"]) == (15, curve[1]["n_contexts"])
-    said = diversity.markdown(result)
+    found = diversity.run(job_of(home), 15)
+    assert (found.n_contexts, found.n_contexts_in_window) == (15, curve[1]["n_contexts"])
+    said = diversity.markdown(found)
     assert f"at 15 moments, a random sample of the {curve[1]['n_contexts']:,} in the test window." in said
-    assert result["about"]["command"] == "recsys diversity --contexts 15"
     bundle = read_json(home.dataset.work / "evaluation.json")["bundle_id"]
     assert said.splitlines()[-1].startswith(f"Measured: command: recsys diversity --contexts 15; bundle: {bundle}; ")
 
 
-def test_the_finding_is_the_largest_degree_that_cannot_be_told_apart(curve: tuple[str, dict[str, Any]]) -> None:
-    result = curve[1]
-    cost = {d: {"mean": -0.1, "low": -0.2, "high": high} for d, high in ((0.1, 0.1), (0.2, 0.0), (0.3, -0.01))}
-    rows = [{**row, "difference": cost.get(row["diversity"], cost[0.3])} for row in result["rows"]]
-    assert diversity.finding({**result, "rows": rows}).startswith("Diversity 0.2 changes intra-list diversity from ")
-    rows = [{**row, "difference": cost[0.3]} for row in rows]
-    assert diversity.finding({**result, "rows": rows}) == "Every degree of diversity costs NDCG@10."
+def test_the_finding_is_the_largest_degree_that_cannot_be_told_apart(home: TrainedHome) -> None:
+    found = diversity.run(job_of(home), 15)
+    cost = {0.0: 0.0, 0.1: 0.1, 0.2: 0.0}
+    rows = [replace(row, difference=Estimate(-0.1, -0.2, cost.get(row.diversity, -0.01))) for row in found.rows]
+    assert diversity.finding(replace(found, rows=tuple(rows))).startswith("Diversity 0.2 changes intra-list diversity")
+    rows = [replace(row, difference=Estimate(-0.1, -0.2, -0.01)) for row in rows]
+    assert diversity.finding(replace(found, rows=tuple(rows))) == "Every degree of diversity costs NDCG@10."
 
 
 def test_items_without_genres_are_refused(home: TrainedHome) -> None:
@@ -175,7 +171,6 @@ def test_a_stopped_run_keeps_its_rows_and_goes_on(stopped: dict[str, Any], table
     assert set(stopped["rows"]) == {"everything", first_group}
     for name, row in stopped["rows"].items():
         assert table[1]["rows"][name] == row, "measured once"
-    assert set(table[1]["rows"]) == set(table[1]["order"])
 
 
 def test_everything_is_what_the_evaluate_stage_measured(
@@ -191,7 +186,7 @@ def test_everything_is_what_the_evaluate_stage_measured(
 def test_each_row_lacks_its_part(table: tuple[str, dict[str, Any]]) -> None:
     names = feature_names(RETRIEVERS)
     rows = table[1]["rows"]
-    assert table[1]["order"] == [
+    assert [*in_order(table[0])] == [
         "everything",
         *(f"without {name}" for name in RETRIEVERS),
         *(f"without features: {name}" for name in FEATURE_GROUPS),
@@ -199,11 +194,11 @@ def test_each_row_lacks_its_part(table: tuple[str, dict[str, Any]]) -> None:
     for name in RETRIEVERS:
         row = rows[f"without {name}"]
         assert row["n_features"] == len(names) - sum(n.startswith(f"{name}_") and n in _scores(name) for n in names)
-        assert (row["retriever"], row["group"]) == (name, None)
+        assert (row["variant"]["retriever"], row["variant"]["group"]) == (name, None)
     for group, pattern in FEATURE_GROUPS.items():
         row = rows[f"without features: {group}"]
         assert row["n_features"] == sum(re.fullmatch(pattern, n) is None for n in names) < len(names)
-        assert (row["retriever"], row["group"]) == (None, group)
+        assert (row["variant"]["retriever"], row["variant"]["group"]) == (None, group)
     for row in rows.values():
         for name, difference in row["differences"].items():
             minus = row["metrics"][name]["mean"] - rows["everything"]["metrics"][name]["mean"]
@@ -211,6 +206,11 @@ def test_each_row_lacks_its_part(table: tuple[str, dict[str, Any]]) -> None:
             assert difference["low"] <= difference["mean"] <= difference["high"]
     changed = [row for row in rows.values() if row["metrics"] != rows["everything"]["metrics"]]
     assert len(changed) == len(rows) - 1, "no part is without any effect"
+
+
+def in_order(said: str) -> list[str]:
+    """The first cells of the table."""
+    return [line.split(" | ")[0][2:] for line in said.splitlines() if line.startswith(("| everything", "| without"))]
 
 
 def _scores(retriever: str) -> set[str]:
@@ -224,7 +224,7 @@ def test_a_second_run_measures_nothing_unless_forced_or_the_identity_changed(
         raise RuntimeError("fitted")
 
     monkeypatch.setattr(ablation, "fit_boosted", refuse)
-    assert ablation.run(job_of(home))["rows"] == table[1]["rows"]
+    again = ablation.run(job_of(home))
     with pytest.raises(RuntimeError, match="fitted"):
         ablation.run(job_of(home), force=True)
     path = home.dataset.reports / "ablation.json"
@@ -240,19 +240,22 @@ def test_a_second_run_measures_nothing_unless_forced_or_the_identity_changed(
             ablation.run(job_of(home))
     assert not ranks.exists(), "ranks that no row may be compared with"
     ranks.write_bytes(kept)
-    assert ablation.run(job_of(home))["rows"] == table[1]["rows"]
+    assert ablation.run(job_of(home)) == again
 
 
 @pytest.mark.parametrize("stage", ["retrievers_t0", "retrievers_t1"])
 def test_other_retrievers_of_the_windows_are_another_run(
     stage: str, table: tuple[str, dict[str, Any]], home: TrainedHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert table, "everything is measured"
+
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("fitted")
 
     monkeypatch.setattr(ablation, "fit_boosted", refuse)
     ranks = next(home.dataset.work.glob("ablation.*.parquet"))
     kept = ranks.read_bytes()
+    again = ablation.run(job_of(home))
     changed = next(p for p in sorted((home.dataset.work / stage).rglob("*.json")))
     before = changed.read_bytes()
     changed.write_bytes(before + b" ")
@@ -260,16 +263,16 @@ def test_other_retrievers_of_the_windows_are_another_run(
         ablation.run(job_of(home))
     changed.write_bytes(before)
     ranks.write_bytes(kept)
-    assert ablation.run(job_of(home))["rows"] == table[1]["rows"]
+    assert ablation.run(job_of(home)) == again
 
 
 def test_a_run_that_measures_nothing_keeps_the_date_of_the_figures(
     table: tuple[str, dict[str, Any]], home: TrainedHome
 ) -> None:
-    path = home.dataset.reports / "ablation.json"
-    write_json(path, {**table[1], "about": {**table[1]["about"], "date (UTC)": "of old"}})
+    path, run = home.dataset.reports / "ablation.json", table[1]["run"]
+    write_json(path, {**table[1], "run": {**run, "about": {**run["about"], "date (UTC)": "of old"}}})
     said = said_by(home, "ablate")
-    assert f"Measured: command: recsys ablate; bundle: {table[1]['bundle_id']}; code: " in said.splitlines()[-1]
+    assert f"Measured: command: recsys ablate; bundle: {run['bundle_id']}; code: " in said.splitlines()[-1]
     assert "; date (UTC): of old; machine: " in said.splitlines()[-1]
     write_json(path, table[1])
     assert said_by(home, "ablate") == table[0]
@@ -280,8 +283,8 @@ def test_the_table_and_the_picture_of_the_ablation(table: tuple[str, dict[str, A
     assert (home.dataset.reports / "ablation.png").read_bytes().startswith(PNG)
     assert (home.dataset.reports / "ablation.md").read_text() == said
     lines = [line for line in said.splitlines() if line.startswith(("| everything", "| without"))]
-    assert [line.split(" | ")[0][2:] for line in lines] == result["order"]
-    for line, name in zip(lines, result["order"], strict=True):
+    assert set(in_order(said)) == set(result["rows"])
+    for line, name in zip(lines, in_order(said), strict=True):
         row = result["rows"][name]
         assert f" | {row['metrics']['ndcg@10']['mean']:.4f} [" in line
         assert (f"{row['differences']['ndcg@10']['mean']:+.4f}" in line) == (name != "everything")
@@ -298,13 +301,12 @@ def test_the_kept_ranks_are_those_of_every_event(table: tuple[str, dict[str, Any
 
 
 def test_the_finding_names_what_the_intervals_show() -> None:
-    def row(name: str, low: float, high: float) -> dict[str, Any]:
-        return {"name": name, "differences": {"ndcg@10": {"mean": (low + high) / 2, "low": low, "high": high}}}
-
-    rows = {
-        r["name"]: r for r in (row("everything", 0, 0), row("a", -0.3, -0.1), row("b", -0.1, 0.2), row("c", 0.1, 0.3))
+    intervals = {"everything": (0, 0), "a": (-0.3, -0.1), "b": (-0.1, 0.2), "c": (0.1, 0.3)}
+    rows: dict[str, Any] = {
+        name: SimpleNamespace(differences={"ndcg@10": Estimate((low + high) / 2, low, high)})
+        for name, (low, high) in intervals.items()
     }
-    said = ablation.finding({"order": [*rows], "rows": rows})
+    said = ablation.finding(rows)
     assert said == "NDCG@10 falls a (-0.2000). NDCG@10 rises c (+0.2000). For 1 of 3 rows the interval holds 0."
 
 
@@ -325,7 +327,7 @@ def test_every_feature_is_in_one_group() -> None:
     assert {"user_events", "user_popularity"} <= set(groups["user habits"])
 
 
-def test_a_blinkered_ranker_sees_its_columns_alone() -> None:
+def test_a_partial_ranker_sees_its_columns_alone() -> None:
     class Sum:
         feature_names = ("a", "c")
 
@@ -333,7 +335,7 @@ def test_a_blinkered_ranker_sees_its_columns_alone() -> None:
             assert rows.shape[1] == 2
             return rows @ np.array([1.0, 10.0], np.float32)
 
-    ranker = ablation.Blinkered(Sum(), ("a", "b", "c"), np.array([0, 2]))
+    ranker = ablation.PartialRanker(Sum(), ("a", "b", "c"), np.array([0, 2]))
     assert ranker.score(np.array([[1, 99, 2], [3, 99, 4]], np.float32)).tolist() == [21.0, 43.0]
 
 

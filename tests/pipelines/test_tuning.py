@@ -1,7 +1,4 @@
-"""The hyper-parameter search: stopped, continued, blind after T2, and through its command on a small trained home.
-
-Stage: tests. Absent: the objectives (`test_objectives`), how tuned settings are read (`test_config`), quality.
-"""
+"""The hyper-parameter search: stopped, continued, blind after T2, and through its command on a small trained home."""
 
 import shutil
 from collections.abc import Iterator
@@ -21,6 +18,7 @@ from pipelines.job import Job
 from pipelines.studies import objectives, tuning
 from pipelines.studies.cli import app
 from pipelines.studies.objectives import Past, RankerTrials
+from pipelines.studies.tuning_report import TuningStudy
 from pipelines.training import open_job
 from recsys.atomic_io import read_json, write_json
 from recsys.bundle import save_retrievers
@@ -77,8 +75,12 @@ def lines_of(job: Job) -> str:
     return "\n".join(job.lines)  # type: ignore[attr-defined]
 
 
-def values(result: dict[str, Any], part: str) -> list[float]:
-    return [trial["value"] for trial in result["parts"][part]["trials"]]
+def values(found: TuningStudy, part: str) -> list[float]:
+    return [trial.value for trial in found.parts[part].trials]
+
+
+def settings(found: TuningStudy, part: str) -> list[dict[str, Any]]:
+    return [trial.settings for trial in found.parts[part].trials]
 
 
 # Nothing after T2.
@@ -118,21 +120,22 @@ def test_what_lies_after_t2_changes_nothing(tmp_path: Path) -> None:
 def test_trial_0_is_the_default_and_settings_stay_in_their_space(tmp_path: Path) -> None:
     job = job_at(tmp_path)
     result = tuning.run(job, ["ials", "ease"], trials=4)
-    assert list(result["parts"]) == ["ease", "ials"]
-    for name, part in result["parts"].items():
-        assert part["trials"][0]["settings"] == job.config.retrievers[name]
-        assert len(part["trials"]) == 4
-        assert len({str(t["settings"]) for t in part["trials"]}) == 4
-        for trial in part["trials"]:
-            for key, value in trial["settings"].items():
+    assert list(result.parts) == ["ease", "ials"]
+    tuned = read_json(job.home.reports / "tuned.json")
+    for name, part in result.parts.items():
+        assert part.default.settings == job.config.retrievers[name]
+        assert len({str(tried) for tried in settings(result, name)}) == 4
+        for tried in settings(result, name):
+            for key, value in tried.items():
                 space = tuning.SPACES[name][key]
                 assert space.low <= value <= space.high  # type: ignore[attr-defined]
-        best = part["trials"][part["best"]]
-        assert best["value"] == max(values(result, name))
-        tuned = read_json(job.home.reports / "tuned.json")
-        assert tuned["retrievers"][name] == best["settings"]
-        assert tuned["about"]["validation"][name]["default"] == part["trials"][0]["value"]
-    assert read_json(job.home.reports / "tuning.json") == result
+        assert part.best.value == max(values(result, name))
+        assert tuned["retrievers"][name] == part.best.settings
+        assert tuned["about"]["validation"][name]["default"] == part.default.value
+    kept = read_json(job.home.reports / "tuning.json")["parts"]
+    assert {name: [t["value"] for t in part["trials"]] for name, part in kept.items()} == {
+        name: values(result, name) for name in result.parts
+    }
     page = (job.home.reports / "tuning.md").read_text(encoding="utf-8")
     assert "planted (synthetic, not MovieLens)" in page
     assert page.count("\n| 3 | ") == 2
@@ -172,9 +175,7 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(
     again = tuning.run(job, ["popularity"], trials=13)
     assert "popularity, 2 of 13 trials to do" in lines_of(job)
     assert calls == 12 + 2
-    assert [t["settings"] for t in again["parts"]["popularity"]["trials"]] == [
-        t["settings"] for t in whole["parts"]["popularity"]["trials"]
-    ]
+    assert settings(again, "popularity") == settings(whole, "popularity")
     tuning.run(job, ["popularity"], trials=13)
     assert "popularity has 13 trials, none to do" in lines_of(job)
     assert calls == 12 + 2
@@ -189,7 +190,7 @@ def test_a_default_that_was_interrupted_is_tried_again(tmp_path: Path, monkeypat
         with pytest.raises(KeyboardInterrupt):
             tuning.run(job_at(tmp_path), ["popularity"], trials=2)
     result = tuning.run(job_at(tmp_path), ["popularity"], trials=2)
-    assert result["parts"]["popularity"]["trials"][0]["settings"] == job_at(tmp_path).config.retrievers[POPULARITY]
+    assert result.parts["popularity"].default.settings == job_at(tmp_path).config.retrievers[POPULARITY]
 
 
 def test_minutes_are_shared_and_end_a_part(tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ def test_other_data_and_another_default_begin_a_new_study(tmp_path: Path) -> Non
     config = config_for(tables.events)
     config = replace(config, retrievers={**config.retrievers, POPULARITY: {"half_life_days": 3.0}})
     moved = tuning.run(job_at(tmp_path, config=config), ["popularity"], trials=2)
-    assert moved["parts"]["popularity"]["trials"][0]["settings"] == {"half_life_days": 3.0}
+    assert moved.parts["popularity"].default.settings == {"half_life_days": 3.0}
     assert len(values(tuning.run(job_at(tmp_path), ["popularity"], trials=1), "popularity")) == 3, "the first is kept"
 
 
@@ -223,15 +224,12 @@ def test_another_search_space_begins_a_new_study(tmp_path: Path, monkeypatch: py
 def test_fusion_begins_anew_where_its_retrievers_have_changed(tmp_path: Path) -> None:
     job = leave_retrievers(job_at(tmp_path))
     result = tuning.run(job, ["rrf_weights", "ease"], trials=3)
-    rrf_weights = result["parts"]["rrf_weights"]
-    assert rrf_weights["trials"][0]["settings"] == dict(job.config.recommender.rrf_weights)
-    assert (
-        read_json(job.home.reports / "tuned.json")["rrf_weights"]
-        == rrf_weights["trials"][rrf_weights["best"]]["settings"]
-    )
+    merge = result.parts["rrf_weights"]
+    assert merge.default.settings == dict(job.config.recommender.rrf_weights)
+    assert read_json(job.home.reports / "tuned.json")["rrf_weights"] == merge.best.settings
     more = tuning.run(job, ["ease"], trials=40)
-    best = more["parts"]["ease"]["best"]
-    assert (best == result["parts"]["ease"]["best"]) == ("rrf_weights" in more["parts"])
+    same = more.parts["ease"].best.settings == result.parts["ease"].best.settings
+    assert same == ("rrf_weights" in more.parts)
 
 
 def test_an_unknown_part_is_named(tmp_path: Path) -> None:
@@ -261,7 +259,7 @@ def test_a_part_that_cannot_run_is_refused_before_any_trial(
 
 def test_of_the_usual_parts_what_cannot_run_is_left_out(tmp_path: Path) -> None:
     job = job_at(tmp_path)
-    assert list(tuning.run(job, trials=1)["parts"]) == list(tuning.SINGLES)
+    assert list(tuning.run(job, trials=1).parts) == list(tuning.SINGLES)
     for part, lacks in (("rrf_weights", "retrievers_t1"), ("ranker", "retrievers_t0")):
         assert f"tune: {part} is left out. {job.work(lacks)} is not there. Run `recsys train` first." in lines_of(job)
 
@@ -283,13 +281,13 @@ def test_every_part_runs_on_what_train_left(home: TrainedHome) -> None:
     arguments = ["tune", "--home", str(home.root), "--dataset", home.name, "--trials", "2"]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0
-    result = read_json(home.dataset.reports / "tuning.json")
-    assert set(result["parts"]) == set(tuning.USUAL)
-    assert all(len(values(result, name)) == 2 for name in tuning.USUAL)
-    for name, part in result["parts"].items():
-        best, default = max(values(result, name)), values(result, name)[0]
-        row = f"| {name} | {part['objective']} | 2 | {part['seconds']:.1f} | {default:.4f} | {best:.4f} |"
-        assert row in done.stdout
+    parts = read_json(home.dataset.reports / "tuning.json")["parts"]
+    assert set(parts) == set(tuning.USUAL)
+    for name, part in parts.items():
+        default, other = (trial["value"] for trial in part["trials"])
+        row = next(line.split(" | ") for line in done.stdout.splitlines() if line.startswith(f"| {name} |"))
+        assert row[2] == "2"
+        assert row[4:6] == [f"{default:.4f}", f"{max(default, other):.4f}"]
     tuned = read_json(home.dataset.reports / "tuned.json")
     assert set(tuned) == {"about", "rrf_weights", "ranker", "retrievers"}
     assert set(tuned["rrf_weights"]) == set(RETRIEVERS)
@@ -327,48 +325,23 @@ def test_save_is_for_official_data(tmp_path: Path, saved: Path) -> None:
 
 
 def test_save_leaves_the_other_parts_with_their_facts(tmp_path: Path, saved: Path) -> None:
-    """Searches of three machines: none knows the studies of another."""
+    facts = {name: {"best": 0.25, "run": {"machine": f"of {name}"}} for name in ("ease", "popularity", "ranker")}
     earlier = {
         "retrievers": {"ease": {"power": 0.5}, "popularity": {"half_life_days": 3.0}},
         "ranker": {"leaves": 9},
-        "rrf_weights": {"ease": 0.7},
-        "about": {
-            "data": {"fingerprint": "0" * 64},
-            "run": {"machine": "the first"},
-            "validation": {
-                "ease": {"best": 0.25, "trials": 150},
-                "popularity": {"best": 0.125, "trials": 150},
-                "ranker": {"best": 0.5, "trials": 9, "run": {"machine": "an older one"}},
-            },
-        },
+        "about": {"data": {"fingerprint": "0" * 64}, "validation": facts},
     }
     write_json(saved, earlier)
     job = official(tmp_path / "second")
-    result = tuning.run(job, ["popularity"], trials=2, save=True)
+    found = tuning.run(job, ["popularity"], trials=2, save=True)
     content = read_json(saved)
-    found = result["parts"]["popularity"]
-    assert content["retrievers"] == {
-        "ease": {"power": 0.5},
-        "popularity": found["trials"][found["best"]]["settings"],
-    }
-    assert (content["ranker"], content["rrf_weights"]) == (earlier["ranker"], earlier["rrf_weights"])
+    assert content["retrievers"] == {"ease": {"power": 0.5}, "popularity": found.parts["popularity"].best.settings}
+    assert content["ranker"] == {"leaves": 9}
     assert content["about"]["data"]["fingerprint"] == "0" * 64
-    assert content["about"]["run"] == result["about"] != {"machine": "the first"}
-    facts = content["about"]["validation"]
-    assert facts["ease"] == {"best": 0.25, "trials": 150, "run": {"machine": "the first"}}
-    assert facts["ranker"] == {"best": 0.5, "trials": 9, "run": {"machine": "an older one"}}
-    assert facts["rrf_weights"] == {"run": {"machine": "the first"}}, "of it no more was known"
-    assert facts["popularity"]["trials"] == 2
-    assert "run" not in facts["popularity"]
-    assert "kept from earlier searches: ease, rrf_weights, ranker, as found" in lines_of(job)
-    third = official(tmp_path / "third")
-    tuning.run(third, ["covisitation"], trials=1, save=True)
-    again = read_json(saved)["about"]["validation"]
-    assert again["popularity"] == {**facts["popularity"], "run": result["about"]}
-    assert {name: again[name] for name in ("ease", "ranker", "rrf_weights")} == {
-        name: facts[name] for name in ("ease", "ranker", "rrf_weights")
-    }
-    assert set(read_json(saved)["retrievers"]) == {"ease", "popularity", "covisitation"}
+    validation = content["about"]["validation"]
+    assert {name: validation[name] for name in ("ease", "ranker")} == {n: facts[n] for n in ("ease", "ranker")}
+    assert (validation["popularity"]["trials"], validation["popularity"]["run"]) == (2, found.run.about)
+    assert "kept from earlier searches: ease, ranker" in lines_of(job)
 
 
 def test_save_takes_only_the_parts_that_were_named(tmp_path: Path, saved: Path) -> None:
@@ -376,7 +349,7 @@ def test_save_takes_only_the_parts_that_were_named(tmp_path: Path, saved: Path) 
     tuning.run(official(tmp_path), ["ease"], trials=1)
     job = official(tmp_path)
     result = tuning.run(job, ["popularity"], trials=1, save=True)
-    assert list(result["parts"]) == ["ease", "popularity"]
+    assert list(result.parts) == ["ease", "popularity"]
     assert set(read_json(saved)["retrievers"]) == set(read_json(saved)["about"]["validation"]) == {"popularity"}
     assert "not saved, because this command did not name them: ease" in lines_of(job)
 
