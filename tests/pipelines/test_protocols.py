@@ -27,15 +27,14 @@ from tests.pipelines.conftest import said_by
 
 
 @pytest.fixture(scope="module")
-def home(trained_home: TrainedHome, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedHome]:
+def home(world_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedHome]:
     """A home with the tables alone: neither protocol needs a trained model."""
-    root = tmp_path_factory.mktemp("protocols") / "home"
-    shutil.copytree(trained_home.dataset.data, root / trained_home.name / "data")
+    home = TrainedHome(tmp_path_factory.mktemp("protocols") / "home", world_files)
     with pytest.MonkeyPatch.context() as patch:
         use_small_settings(patch)
-        smaller = {name: grid[:2] for name, grid in stratified.GRID.items()}
-        patch.setattr(stratified, "GRID", smaller)
-        yield TrainedHome(root, trained_home.raw)
+        patch.setattr(stratified, "GRID", {name: grid[:2] for name, grid in stratified.GRID.items()})
+        assert home.run("data", "--data-dir", str(world_files), "--dataset", home.name) == 0
+        yield home
 
 
 def job_of(home: TrainedHome) -> Job:
