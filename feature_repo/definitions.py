@@ -1,13 +1,12 @@
-"""What Feast knows: two entities, three views, and one feature service for each of the two request stages.
+"""What Feast knows: two entities, two views, and one feature service for each of the two request stages.
 
-Stage: features; registered by `FeatureStore.apply` or `feast apply`. In: RECSYS_FEATURES, the absolute path of one
-data set's `features` folder. Out: the objects in the registry; both tracks ask for a service by its name. Absent:
-any feature of user and candidate together (`recsys.features.candidate` computes those in both tracks), and any
-on-demand view: they cost 14 to 76 ms for the candidates of one request.
+`recsys.feature_store` registers these objects, and both tracks ask for a service by its name. Features of user and item
+together are computed in both tracks by `recsys.features.candidate`; on-demand views would cost 14 to 76 ms for the
+candidates of one request.
 
-Feast imports every `.py` below this folder, so this stays the only one. Nobody imports it from Python. The folder
-comes from the environment because the DuckDB store takes paths as they stand: a relative one would depend on the
-working directory, and an absolute one here would tie the repository to one machine and one data set.
+Feast imports every `.py` below this folder, so this stays the only one. Nobody imports it from Python. The DuckDB store
+takes paths as they stand, so that the folder of one data set's tables comes from outside: `recsys` hands it in as
+FEATURES_FOLDER, and the `feast` command finds it in the environment as RECSYS_FEATURES.
 """
 
 import os
@@ -28,13 +27,10 @@ from recsys.columns import (
     RANKING_SERVICE,
     RETRIEVAL_SERVICE,
     USER_ID,
-    USER_SEEN_VIEW,
     USER_STATE_VIEW,
 )
 
-if "RECSYS_FEATURES" not in os.environ:
-    raise RuntimeError("Set RECSYS_FEATURES to the `features` folder of one data set; see feature_store.yaml.")
-FEATURES = Path(os.environ["RECSYS_FEATURES"])
+FEATURES = Path(globals().get("FEATURES_FOLDER") or os.environ["RECSYS_FEATURES"])
 
 # A state never expires. Who rated three films ten years ago and comes back today still liked them; a limit would turn
 # that user cold without a word, and Feast would enforce it offline only: a difference between training and serving.
@@ -71,24 +67,21 @@ user_state = FeatureView(
         Field(name=GENDER, dtype=String),
         Field(name=AGE, dtype=Int64),
         Field(name=OCCUPATION, dtype=String),
+        # The newest row of a user alone tells these: the rest of the history, and how far it knows the event table.
+        Field(name="older_item_ids", dtype=Array(Int64)),
+        Field(name="older_ratings", dtype=Array(Float32)),
+        Field(name="older_timestamps", dtype=Array(Int64)),
+        Field(name="through_seq", dtype=Int64),
     ],
 )
 
-# Every item of the whole history, for the filter of a request. Only the newest row of a user is kept: the past ones
-# would grow with the square of a history, and offline the events table answers the same question.
-user_seen = FeatureView(
-    name=USER_SEEN_VIEW,
-    entities=[user],
-    ttl=NEVER,
-    source=parquet(USER_SEEN_VIEW),
-    schema=[Field(name=USER_ID, dtype=Int64), Field(name="seen_item_ids", dtype=Array(Int64))],
-)
-
-# A row stamped D 00:00 UTC holds the ratings before D; a prediction on day D may read it.
+# A row stamped D 00:00 UTC holds the ratings before D; a prediction on day D may read it. Read offline alone: the
+# service holds the statistics of all items in memory, and 500 of them cost 54 ms a request online.
 item_stats = FeatureView(
     name=ITEM_STATS_VIEW,
     entities=[item],
     ttl=NEVER,
+    online=False,
     source=parquet(ITEM_STATS_VIEW),
     schema=[
         Field(name=ITEM_ID, dtype=Int64),
@@ -104,5 +97,5 @@ item_stats = FeatureView(
     ],
 )
 
-retrieval = FeatureService(name=RETRIEVAL_SERVICE, features=[user_state, user_seen])
+retrieval = FeatureService(name=RETRIEVAL_SERVICE, features=[user_state])
 ranking = FeatureService(name=RANKING_SERVICE, features=[item_stats])

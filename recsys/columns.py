@@ -33,9 +33,8 @@ LIKED_RATING: Final = 4.0  # a rating of at least this is a `liked` event
 
 # Names in the Feast registry. Both tracks ask for a FeatureService by name; nobody imports the definitions.
 USER_STATE_VIEW: Final = "user_state"
-USER_SEEN_VIEW: Final = "user_seen"
 ITEM_STATS_VIEW: Final = "item_stats"
-RETRIEVAL_SERVICE: Final = "retrieval"  # user_state + user_seen: the one row that a request reads
+RETRIEVAL_SERVICE: Final = "retrieval"  # user_state: the one row that a request reads
 RANKING_SERVICE: Final = "ranking"  # item_stats: what ranking needs beyond the user's row
 
 # Names of the retrieval retrievers, in the order in which they appear in features and tables.

@@ -65,6 +65,7 @@ class Settings(BaseSettings):
             online_store=self.online_store,
             redis_connection=self.redis_connection,
             registry_path=self.registry_path,
+            events_url=self.events_url,
         )
 
     def event_table(self, home: DatasetWorkspace) -> EventTable:

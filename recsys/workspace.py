@@ -10,8 +10,8 @@ Absent: the environment (`recsys.settings` reads it) and the contents of the fil
         data/                     events.parquet items.parquet users.parquet dataset.json [quarantine.csv]
         raw/                      the official files as downloaded or generated
         training_set/             the event table's ratings that the last training learnt from
-        features/                 Parquet tables that Feast reads; history.parquet: every user's whole history
-        feast/                    Feast's registry and online store, the users' locks, how far the log was read
+        features/                 Parquet tables that Feast reads
+        feast/                    Feast's registry and online store
         stages/                   one JSON file a finished stage: its inputs' fingerprint, its seconds
         work/                     what stages hand to one another
         bundles/                  one folder a bundle

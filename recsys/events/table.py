@@ -86,9 +86,9 @@ class EventTable:
     Every failure of the database is a StoreError. The table is made on first use.
     """
 
-    def __init__(self, url: sa.URL) -> None:
-        """`url` as `sqlite_url` or `sqlalchemy.make_url` gives it. Nothing is opened yet."""
-        self.url = url
+    def __init__(self, url: sa.URL | str) -> None:
+        """Nothing is opened yet. A file's path becomes a URL by `sqlite_url`."""
+        self.url = sa.make_url(url)
         self._engine: sa.Engine | None = None
         self._opening = threading.Lock()
 

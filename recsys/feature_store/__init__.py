@@ -1,8 +1,7 @@
 """Feast behind one class: the feature tables, their point-in-time reads, and the state that a request reads."""
 
 from recsys.feature_store.config import FeatureStoreConfig
-from recsys.feature_store.latest import Latest, history_path
 from recsys.feature_store.store import FeatureStore
-from recsys.feature_store.tables import write_feature_tables
+from recsys.feature_store.tables import table_path, write_feature_tables
 
-__all__ = ["FeatureStore", "FeatureStoreConfig", "Latest", "history_path", "write_feature_tables"]
+__all__ = ["FeatureStore", "FeatureStoreConfig", "table_path", "write_feature_tables"]

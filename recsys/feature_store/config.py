@@ -1,26 +1,22 @@
-"""Where one data set's feature store lives, and how Feast is told.
-
-Stage: features and serving. In: a `DatasetWorkspace`, the `feature_repo` folder, and servers if there are any. Out:
-Feast's own configuration object; the variables with which the `feast` command sees the same store. Absent: the
-environment (whoever builds this object reads it) and any connection.
-"""
+"""Where one data set's feature store lives, and how Feast is told."""
 
 import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import Any, Final, Literal
 
+import yaml  # type: ignore[import-untyped]
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from recsys.atomic_io import read_json
 from recsys.errors import ConfigError
-from recsys.feature_store.importing import import_feast
 from recsys.workspace import DatasetWorkspace
 
 # Without them a call to a machine that went away without a word takes a quarter of an hour, or has no end. redis-py
 # tries four times with pauses, so that with them a call takes up to some twenty seconds.
 TIME_LIMITS_S: Final = {"socket_timeout": 2, "socket_connect_timeout": 1}
-# scheme, then user and password as SQLAlchemy reads them, host and port, database
-REGISTRY_ADDRESS: Final = re.compile(r"([\w+]+://)(?:[^:/]*(?::[^@]*)?@)?([\w.:\[\]-]*)(/[\w./-]*)?")
 
 
 @dataclass(frozen=True)
@@ -31,8 +27,9 @@ class FeatureStoreConfig:
     repo              the `feature_repo` folder
     online_store      "sqlite" (embedded) or "redis"
     redis_connection  "host:port[,option=value...]"; needed for "redis", an error otherwise. May hold a password, as the
-                      next may: neither is written anywhere (`address` is)
+                      next two may: none of them is written anywhere (`address` is)
     registry_path     database URL of a shared registry (postgresql+psycopg://...); None is SQLite in the home
+    events_url        of a shared event table; None is the home's own
     """
 
     home: DatasetWorkspace
@@ -40,6 +37,7 @@ class FeatureStoreConfig:
     online_store: Literal["sqlite", "redis"] = "sqlite"
     redis_connection: str | None = None
     registry_path: str | None = None
+    events_url: str | None = None
 
     def __post_init__(self) -> None:
         if self.online_store not in ("sqlite", "redis"):
@@ -52,13 +50,18 @@ class FeatureStoreConfig:
 
     @property
     def project(self) -> str:
-        """Feast's project: the data set's name and eight digits of the home's path.
+        """Feast's project: the data set's name and eight digits that say which data its rows are made of.
 
-        Two homes that share a Redis or a PostgreSQL thereby never read each other's rows. Processes that share a
-        home must see it under one path, which the absolute paths in the registry ask for anyway.
+        These are the data set's files and, where a server may hold rows of several homes, the event table. Homes with
+        the same data and one shared event table share their rows; a data set that takes the place of another begins
+        without any.
         """
+        info = self.home.data / "dataset.json"
+        made_of = [read_json(info)["fingerprint"] if info.exists() else ""]
+        if self.online_store == "redis" or self.registry_path is not None:
+            made_of.append(_shown(self.events_url) if self.events_url else str(self.home.root.resolve()))
         readable = re.sub(r"[^0-9a-zA-Z]+", "_", self.home.name).strip("_")
-        return f"recsys_{readable}_{hashlib.sha256(str(self.home.root.resolve()).encode()).hexdigest()[:8]}"
+        return f"recsys_{readable}_{hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]}"
 
     @property
     def address(self) -> str:
@@ -69,8 +72,7 @@ class FeatureStoreConfig:
             servers = [part for part in parts if "=" not in part][:1]  # Feast takes the first
             found.append(",".join([*servers, *(part for part in parts if part.startswith("db="))]))
         if self.registry_path is not None:
-            told = REGISTRY_ADDRESS.match(self.registry_path)
-            found.append("".join(told.groups("")) if told else "an unknown registry")
+            found.append(_shown(self.registry_path))
         return " ".join(found)
 
     @property
@@ -83,34 +85,45 @@ class FeatureStoreConfig:
         """The embedded online store; None where Redis keeps it."""
         return None if self.online_store == "redis" else self.home.feast.resolve() / "online.db"
 
-    def variables(self, online_file: Path | None = None) -> dict[str, str]:
-        """What `feature_store.yaml` and `definitions.py` leave open; also the environment for the `feast` command."""
+    @property
+    def registry_url(self) -> str:
+        if self.registry_path:
+            return self.registry_path
+        return URL.create("sqlite", database=str(self.registry_file)).render_as_string(hide_password=False)
+
+    def variables(self) -> dict[str, str]:
+        """What `feature_store.yaml` and `definitions.py` leave open: the environment for the `feast` command."""
         return {
             "RECSYS_FEAST_PROJECT": self.project,
-            "RECSYS_FEAST_REGISTRY": self.registry_path or f"sqlite:///{self.registry_file}",
-            "RECSYS_FEAST_ONLINE": str(online_file or self.online_file or ""),
+            "RECSYS_FEAST_REGISTRY": self.registry_url,
+            "RECSYS_FEAST_ONLINE": str(self.online_file or ""),
             "RECSYS_FEATURES": str(self.home.features.resolve()),
         }
 
-    def feast_config(self, online_file: Path | None = None) -> Any:
-        """Feast's RepoConfig: the YAML with its variables filled, and Redis in place of SQLite where asked.
+    def feast_config(self) -> Any:
+        """Feast's RepoConfig: the YAML with this home's values in place of its variables, and Redis where asked."""
+        from feast import RepoConfig
 
-        `online_file` puts SQLite elsewhere (`materialize` builds beside). The environment is not touched.
-        """
-        import yaml  # type: ignore[import-untyped]
-
-        text = (self.repo / "feature_store.yaml").read_text(encoding="utf-8")
-        uncommented = re.sub(r"(?m)^#.*$", "", text)
-        raw = yaml.safe_load(Template(uncommented).substitute(self.variables(online_file)))
+        raw = yaml.safe_load((self.repo / "feature_store.yaml").read_text(encoding="utf-8"))
+        raw["project"] = self.project
+        raw["registry"]["path"] = self.registry_url
+        raw["online_store"]["path"] = str(self.online_file)
         if self.online_store == "redis":
-            # Feast's Redis refuses a row that is not newer, by whole seconds: of two ratings in one second it would
-            # lose the second. Without that check the last write wins, as in SQLite, and `push_state` keeps order.
-            raw["online_store"] = {
-                "type": "redis",
-                "connection_string": with_time_limits(self.redis_connection or ""),
-                "skip_dedup": True,
-            }
-        return import_feast().RepoConfig(repo_path=self.repo, **raw)
+            # Feast's Redis refuses a row that is not newer. A user's newest row keeps the time of the last event while
+            # it learns of others, so that every row must be written: skip_dedup.
+            connection = with_time_limits(self.redis_connection or "")
+            raw["online_store"] = {"type": "redis", "connection_string": connection, "skip_dedup": True}
+        return RepoConfig(repo_path=self.repo, **raw)
+
+
+def _shown(url: str) -> str:
+    """A database's address without user, password and options."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return "an unknown database"
+    plain = URL.create(parsed.drivername, host=parsed.host, port=parsed.port, database=parsed.database)
+    return plain.render_as_string()
 
 
 def with_time_limits(redis_connection: str) -> str:

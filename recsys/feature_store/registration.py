@@ -1,106 +1,105 @@
-"""Bring the registry to what `definitions.py` says.
+"""Feast opened for one home, with its registry brought to what `definitions.py` says.
 
-Stage: features. In: Feast's store and a `FeatureStoreConfig`. Out: entities, views and services in the registry, and
-the online tables they need; objects that the definitions no longer name are removed. Absent: data.
+Only the pipeline registers a data set (`create`). A reader that finds it registered with other definitions, or with the
+paths of the place that the home was copied from, brings it up to date. Processes of one home take turns.
 
-The definitions are run afresh each time. Feast's own loader imports them as a module, which Python keeps: a second
-home in the same process would silently be registered with the first one's Parquet files.
+The definitions are run afresh each time. Feast's own loader imports them as a module, which Python keeps: a second home
+in the same process would silently be registered with the first one's Parquet files.
 """
 
-import os
+import fcntl
+import logging
 import runpy
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+import sqlite3
+import warnings
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
 
-from recsys.atomic_io import fingerprint_value
+from recsys.atomic_io import fingerprint_value, locked_folder
+from recsys.errors import StoreError
 from recsys.feature_store.config import FeatureStoreConfig
 
-FINGERPRINT_TAG = "definitions"
-_ENVIRONMENT_LOCK = threading.Lock()
+DEFINITIONS_TAG: Final = "definitions"  # of the project: what was registered, so that it cannot outlive the registry
+
+log = logging.getLogger(__name__)
 
 
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for as long as the definitions run, one home at a time, and put back what was there."""
-    with _ENVIRONMENT_LOCK:
-        before = {name: os.environ.get(name) for name in variables}
-        os.environ.update(variables)
+def open_feast(config: FeatureStoreConfig, *, create: bool = False) -> Any:
+    """Feast's store. Raises StoreError where the data set is not registered and `create` is False."""
+    registry = config.registry_file
+    if create:
+        config.home.feast.mkdir(parents=True, exist_ok=True)
+    elif registry is not None and not registry.exists():
+        raise StoreError(f"No feature registry at {registry}. Run `recsys train` first.")
+    from feast import FeatureStore
+
+    # Feast makes deprecations visible when it is imported; this one is ibis's, about DuckDB, on every read.
+    warnings.filterwarnings("ignore", r"fetch_arrow_table\(\) is deprecated", DeprecationWarning)
+    with locked_folder(config.home.feast, fcntl.LOCK_EX):  # opening may make the registry's tables
+        if create:
+            for path in (registry, config.online_file):
+                if path is not None:
+                    set_aside_if_damaged(path)
+        feast_store = FeatureStore(config=config.feast_config())
         try:
-            yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+            _register(feast_store, config, create)
+        except BaseException:
+            close_feast(feast_store)
+            raise
+        return feast_store
 
 
-def load_definitions(config: FeatureStoreConfig) -> Any:
-    """Run `definitions.py` for one home; returns Feast's RepoContents."""
+def _register(feast_store: Any, config: FeatureStoreConfig, create: bool) -> None:
+    """Apply the definitions, unless the registry and the online store have them already."""
+    definitions, features = config.repo / "definitions.py", str(config.home.features.resolve())
+    tag = fingerprint_value([definitions.read_text(encoding="utf-8"), features])
+    registered = {project.name: project.tags.get(DEFINITIONS_TAG) for project in feast_store.list_projects()}
+    if config.project not in registered and not create:
+        raise StoreError(
+            f"The registry does not know project {config.project}: the data set was prepared anew, or the home was "
+            "moved. Run `recsys train --only features --force`."
+        )
+    online = config.online_file
+    if registered.get(config.project) == tag and (online is None or online.exists()):
+        return
     from feast import Entity, FeatureService, FeatureView, Project
-    from feast.repo_contents import RepoContents
 
-    with _environment(config.variables()):
-        objects = list(runpy.run_path(str(config.repo / "definitions.py")).values())
-    views = [x for x in objects if isinstance(x, FeatureView)]
-    return RepoContents(
-        projects=[Project(name=config.project)],
-        data_sources=[view.batch_source for view in views],
-        entities=[x for x in objects if isinstance(x, Entity)],
-        feature_views=views,
-        feature_services=[x for x in objects if isinstance(x, FeatureService)],
-        on_demand_feature_views=[],
-        stream_feature_views=[],
-        label_views=[],
-        permissions=[],
-    )
+    found = list(runpy.run_path(str(definitions), {"FEATURES_FOLDER": features}).values())
+    objects = [x for x in found if isinstance(x, Entity | FeatureView | FeatureService)]
+    sources = [x.batch_source for x in objects if isinstance(x, FeatureView)]
+    feast_store.apply([Project(name=config.project, tags={DEFINITIONS_TAG: tag}), *sources, *objects])
+    feast_store.refresh_registry()
 
 
-def fingerprint(contents: Any) -> str:
-    """SHA-256 over all that the definitions say; equal for equal definitions of one home.
+def close_feast(feast_store: Any) -> None:
+    """Close the registry's database connections. SQLite's online file is closed once nobody holds `feast_store`."""
+    for name in ("write_engine", "read_engine"):
+        engine = getattr(feast_store.registry, name, None)
+        if engine is not None:
+            engine.dispose()
 
-    Feast's own comparison calls every registered object changed: it includes moments and materialisation intervals.
+
+def set_aside_if_damaged(path: Path) -> bool:
+    """Rename a file that is no whole SQLite database to `<name>.damaged`, over an older one; whether it was.
+
+    What is in it can be made again. Raises sqlite3.OperationalError where nobody can tell, as while it is locked.
     """
-    views = [
-        {
-            "name": view.name,
-            "entities": view.entities,
-            "ttl": view.ttl.total_seconds(),
-            "online": view.online,
-            "fields": [(field.name, str(field.dtype)) for field in view.schema],
-            "path": view.batch_source.path,
-            "stamps": [view.batch_source.timestamp_field, view.batch_source.created_timestamp_column],
-        }
-        for view in contents.feature_views
-    ]
-    entities = [(entity.name, entity.join_key, str(entity.value_type)) for entity in contents.entities]
-    services = [(x.name, [part.name for part in x.feature_view_projections]) for x in contents.feature_services]
-    return fingerprint_value([views, entities, services])
-
-
-def register(feast_store: Any, config: FeatureStoreConfig) -> bool:
-    """Apply the definitions, unless the registry holds the same already; True where it did not.
-
-    The fingerprint of what was applied is a tag of the project, so it cannot outlive the registry that it speaks of.
-    """
-    from feast.repo_operations import extract_objects_for_apply_delete
-
-    contents = load_definitions(config)
-    project = contents.projects[0]
-    project.tags = {FINGERPRINT_TAG: fingerprint(contents)}
-    online_there = config.online_file is None or config.online_file.exists()
-    registered = {found.name: found.tags for found in feast_store.list_projects()}
-    if online_there and registered.get(project.name, {}).get(FINGERPRINT_TAG) == project.tags[FINGERPRINT_TAG]:
+    if not path.exists() or _whole(path):
         return False
-    _, gone, _, _ = extract_objects_for_apply_delete(config.project, feast_store.registry, contents)
-    everything = [
-        *contents.projects,
-        *contents.data_sources,
-        *contents.entities,
-        *contents.feature_views,
-        *contents.feature_services,
-    ]
-    feast_store.apply(everything, objects_to_delete=gone, partial=False)
+    for suffix in ("-wal", "-shm", "-journal"):  # a journal would be played into the new file
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    aside = path.with_name(f"{path.name}.damaged")
+    path.replace(aside)
+    log.warning("%s is damaged; it is made again, and the old file is now %s", path, aside.name)
     return True
+
+
+def _whole(path: Path) -> bool:
+    with closing(sqlite3.connect(path)) as connection:
+        try:
+            return [row[0] for row in connection.execute("PRAGMA quick_check")] == ["ok"]
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:
+            return False

@@ -1,18 +1,14 @@
-"""The Parquet tables behind the three views, and the way back from their columns to `UserState`.
+"""The Parquet tables behind the two views, and the way back from their columns to `UserState`.
 
-Stage: features. In: `Histories`, the snapshot table of `item_stats`, the moments whose states are wanted, and what the
-event log knows beyond. Out: `user_state.parquet`, `user_seen.parquet`, `item_stats.parquet`, and `history.parquet`
-(`latest`), each written beside and renamed. Absent: Feast; these are plain files that it reads.
-
-Rows are sorted by key and stamp, those that hold logged events after all others; stamps are UTC microseconds, because
-Feast's DuckDB store fails on nanoseconds. A `user_state` row stamped s holds all of the user's events with timestamp
-<= s that were known when it was `created`.
+These are plain files, each written beside and renamed, that Feast reads. Rows are sorted by key and stamp; stamps are
+UTC microseconds, because Feast's DuckDB store fails on nanoseconds. A `user_state` row stamped s holds all of the
+user's events with timestamp <= s. Only a user's newest row tells what is older than the window, and how far the event
+table is in it: past rows with whole histories would grow with the square of a history.
 
 Shapes: R rows, U users, L = HISTORY_LENGTH.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.arrays import IntArray
+from recsys.arrays import BoolArray, IntArray
 from recsys.atomic_io import replacing_file
 from recsys.columns import (
     AGE,
@@ -33,12 +29,9 @@ from recsys.columns import (
     OCCUPATION,
     TIMESTAMP,
     USER_ID,
-    USER_SEEN_VIEW,
     USER_STATE_VIEW,
 )
 from recsys.errors import StoreError
-from recsys.event_log import BEGINNING
-from recsys.feature_store.latest import Latest, write_history
 from recsys.features.histories import Histories
 from recsys.features.item_stats import DECAYED
 from recsys.features.state import HISTORY_LENGTH, UserState
@@ -58,11 +51,16 @@ STATE_FIELDS = [
     (AGE, pa.int64()),
     (OCCUPATION, pa.string()),
 ]
-STATE_COLUMNS = tuple(name for name, _ in STATE_FIELDS)
-SEEN_COLUMN = "seen_item_ids"
+NEWEST_FIELDS = [
+    ("older_item_ids", pa.list_(pa.int64())),
+    ("older_ratings", pa.list_(pa.float32())),
+    ("older_timestamps", pa.list_(pa.int64())),
+    ("through_seq", pa.int64()),
+]
+PAST_STATE_COLUMNS = tuple(name for name, _ in STATE_FIELDS)
+STATE_COLUMNS = (*PAST_STATE_COLUMNS, *(name for name, _ in NEWEST_FIELDS))
 
-STATE_SCHEMA = pa.schema([(USER_ID, pa.int64()), *_STAMPS, *STATE_FIELDS])
-SEEN_SCHEMA = pa.schema([(USER_ID, pa.int64()), *_STAMPS, (SEEN_COLUMN, pa.list_(pa.int64()))])
+STATE_SCHEMA = pa.schema([(USER_ID, pa.int64()), *_STAMPS, *STATE_FIELDS, *NEWEST_FIELDS])
 STATS_SCHEMA = pa.schema(
     [
         (ITEM_ID, pa.int64()),
@@ -90,28 +88,18 @@ def write_feature_tables(
     histories: Histories,
     item_snapshots: pd.DataFrame,
     state_contexts: pd.DataFrame,
-    latest: Latest | None = None,
+    through_seq: int = 0,
 ) -> None:
-    """Write all three tables, and every user's whole history.
+    """Write both tables.
 
     Of every user: an empty state with the profile, stamped one second before the first event (before the first event
-    of all for somebody without any); the newest state; and for each (user_id, timestamp) of `state_contexts` the
-    state just before that moment, stamped by its last event. Rows asked for twice are written once.
-
-    `histories` are those of the data set. Where the event log knows more, `latest` has it: the newest states and the
-    seen items are made from that, and a state that a logged event moved is `created` when it was received. Raises
-    StoreError for a context of a user whom `histories` does not hold.
+    of all for somebody without any); the newest state, which knows the event table up to `through_seq`; and for each
+    (user_id, timestamp) of `state_contexts` the state just before that moment, stamped by its last event. Rows asked
+    for twice are written once. Raises StoreError for a context of a user whom `histories` does not hold.
     """
-    latest = latest or Latest(histories, pd.DataFrame(), {}, BEGINNING)
-    first_stamps = _first_stamps(histories)
     user_idx, ends = _state_rows(histories, state_contexts)
-    past = _state_batches(histories, first_stamps, *_before_moved(histories, latest, user_idx, ends))
-    moved_idx, moved_ends = _moved_rows(histories, latest)
-    now_stamps = _first_stamps(latest.histories)
-    moved = _state_batches(latest.histories, now_stamps, moved_idx, moved_ends, latest.received)
-    _write(table_path(home, USER_STATE_VIEW), STATE_SCHEMA, chain(past, moved))
-    _write(table_path(home, USER_SEEN_VIEW), SEEN_SCHEMA, iter([_seen_table(latest, now_stamps)]))
-    write_history(home, latest.histories, latest.position)
+    states = _state_batches(histories, user_idx, ends, through_seq)
+    _write(table_path(home, USER_STATE_VIEW), STATE_SCHEMA, states)
     stats = item_snapshots.sort_values([ITEM_ID, EVENT_TIMESTAMP], kind="stable")
     rows = pa.Table.from_pandas(stats[STATS_SCHEMA.names], STATS_SCHEMA, preserve_index=False)
     _write(table_path(home, ITEM_STATS_VIEW), STATS_SCHEMA, iter([rows]))
@@ -162,49 +150,9 @@ def _row_stamps(histories: Histories, first_stamps: IntArray, user_idx: IntArray
     return np.where(known, last, first_stamps[user_idx])
 
 
-def _moved_rows(histories: Histories, latest: Latest) -> tuple[IntArray, IntArray]:
-    """Rows of `latest.histories`, as users and positions: the newest state of every user with logged events, and an
-    empty state before it for those of whom the data set holds none."""
-    now = latest.histories
-    user_ids = np.array(sorted(latest.received), dtype=np.int64)
-    user_idx = now.user_idx(user_ids)
-    base_idx = histories.user_idx(user_ids)
-    no_score = user_idx[(base_idx < 0) | (np.diff(histories.offset)[base_idx] == 0)] if len(user_ids) else user_idx
-    rows = np.concatenate(
-        [np.stack([no_score, now.offset[no_score]]), np.stack([user_idx, now.offset[user_idx + 1]])], 1
-    )
-    return rows[0], rows[1]
-
-
-def _before_moved(
-    histories: Histories, latest: Latest, user_idx: IntArray, ends: IntArray
-) -> tuple[IntArray, IntArray]:
-    """The data set's rows, without those that a moved user's newest state replaces: of its own second, or the empty
-    one of somebody without events that happens to be stamped later."""
-    if not latest.received:
-        return user_idx, ends
-    now = latest.histories
-    moved_ids = np.array(sorted(latest.received), dtype=np.int64)
-    base_idx, now_idx = histories.user_idx(moved_ids), now.user_idx(moved_ids)
-    newest = np.full(len(histories.user_ids), np.iinfo(np.int64).max)
-    newest[base_idx[base_idx >= 0]] = now.timestamps[now.offset[now_idx + 1] - 1][base_idx >= 0]
-    kept = _row_stamps(histories, _first_stamps(histories), user_idx, ends) < newest[user_idx]
-    return user_idx[kept], ends[kept]
-
-
-def _created(stamps: IntArray, user_ids: IntArray, received: Mapping[int, int]) -> IntArray:
-    """(R,) seconds UTC: the stamp, or the later reception of a user's last logged event."""
-    return np.array([max(s, received.get(u, s)) for s, u in zip(stamps.tolist(), user_ids.tolist(), strict=True)])
-
-
-def _state_batches(
-    histories: Histories,
-    first_stamps: IntArray,
-    user_idx: IntArray,
-    ends: IntArray,
-    received: Mapping[int, int] | None = None,
-) -> Iterator[Any]:
+def _state_batches(histories: Histories, user_idx: IntArray, ends: IntArray, through_seq: int) -> Iterator[Any]:
     """The rows as Arrow tables of ROWS_PER_GROUP each, so that the gathered histories stay small in memory."""
+    first_stamps = _first_stamps(histories)
     profile = histories.users.reindex(histories.user_ids)
     gender = profile[GENDER].fillna("").to_numpy(object)
     age = profile[AGE].fillna(0).to_numpy(np.int64)
@@ -212,52 +160,50 @@ def _state_batches(
     for low in range(0, len(user_idx), ROWS_PER_GROUP):
         user, end = user_idx[low : low + ROWS_PER_GROUP], ends[low : low + ROWS_PER_GROUP]
         start = histories.offset[user]
-        offsets, flat = _ranges(np.maximum(start, end - HISTORY_LENGTH), end)
-        stamps = _row_stamps(histories, first_stamps, user, end)
-        created = (
-            stamps
-            if received is None
-            else np.where(end > start, _created(stamps, histories.user_ids[user], received), stamps)
-        )
+        newest = end == histories.offset[user + 1]
+        stamps = _stamps(_row_stamps(histories, first_stamps, user, end))
+        window, older = _positions(histories, user, start, end, newest)
         columns = {
             USER_ID: histories.user_ids[user],
-            EVENT_TIMESTAMP: _stamps(stamps),
-            CREATED_TIMESTAMP: _stamps(created),
-            "history_item_ids": pa.ListArray.from_arrays(offsets, histories.item_ids[flat]),
-            "history_ratings": pa.ListArray.from_arrays(offsets, histories.ratings[flat]),
-            "history_timestamps": pa.ListArray.from_arrays(offsets, histories.timestamps[flat]),
-            "n_events": end - start,
+            EVENT_TIMESTAMP: stamps,
+            CREATED_TIMESTAMP: stamps,
+            **_history_columns(histories, "history", *window),
+            "n_events": histories.item_cumsum[end] - histories.item_cumsum[start],
             "n_liked": (histories.liked_cumsum[end] - histories.liked_cumsum[start]).astype(np.int64),
             "rating_sum": histories.rating_cumsum[end] - histories.rating_cumsum[start],
             "rating_square_sum": histories.square_cumsum[end] - histories.square_cumsum[start],
             GENDER: gender[user],
             AGE: age[user],
             OCCUPATION: occupation[user],
+            **_history_columns(histories, "older", *older),
+            "through_seq": np.where(newest, through_seq, 0),
         }
         yield pa.table(columns, schema=STATE_SCHEMA)
 
 
-def _seen_table(latest: Latest, first_stamps: IntArray) -> Any:
-    """One row a user: every item rated so far, ascending, stamped like the newest state."""
-    histories = latest.histories
-    counts = np.diff(histories.offset)
-    owner = np.repeat(np.arange(len(counts)), counts)
-    order = np.lexsort((histories.item_ids, owner))
-    owner, items = owner[order], histories.item_ids[order]
-    fresh = np.ones(len(items), dtype=bool)
-    fresh[1:] = (owner[1:] != owner[:-1]) | (items[1:] != items[:-1])
-    seen_counts = np.bincount(owner[fresh], minlength=len(counts))
-    offsets = pa.array(np.append(0, np.cumsum(seen_counts)), pa.int32())
-    stamps = _row_stamps(histories, first_stamps, np.arange(len(counts)), histories.offset[1:])
-    return pa.table(
-        {
-            USER_ID: histories.user_ids,
-            EVENT_TIMESTAMP: _stamps(stamps),
-            CREATED_TIMESTAMP: _stamps(_created(stamps, histories.user_ids, latest.received)),
-            SEEN_COLUMN: pa.ListArray.from_arrays(offsets, items[fresh]),
-        },
-        schema=SEEN_SCHEMA,
-    )
+def _history_columns(histories: Histories, prefix: str, bounds: Any, positions: IntArray) -> dict[str, Any]:
+    return {
+        f"{prefix}_item_ids": pa.ListArray.from_arrays(bounds, histories.item_ids[positions]),
+        f"{prefix}_ratings": pa.ListArray.from_arrays(bounds, histories.ratings[positions]),
+        f"{prefix}_timestamps": pa.ListArray.from_arrays(bounds, histories.timestamps[positions]),
+    }
+
+
+def _positions(
+    histories: Histories, user: IntArray, start: IntArray, end: IntArray, newest: BoolArray
+) -> tuple[tuple[Any, IntArray], tuple[Any, IntArray]]:
+    """Of each row the events of the window and, for a newest row, the older ones: list offsets and positions."""
+    split = np.maximum(start, end - HISTORY_LENGTH)
+    if not histories.repeats[user].any():
+        return _ranges(split, end), _ranges(start, np.where(newest, split, start))
+    known = [histories.window(a, b) for a, b in zip(start, end, strict=True)]
+    windows = [positions[-HISTORY_LENGTH:] for positions in known]
+    older = [p[:-HISTORY_LENGTH] if is_newest else p[:0] for p, is_newest in zip(known, newest, strict=True)]
+    return _lists(windows), _lists(older)
+
+
+def _lists(parts: Sequence[IntArray]) -> tuple[Any, IntArray]:
+    return pa.array(np.append(0, np.cumsum([len(part) for part in parts])), pa.int32()), np.concatenate(parts)
 
 
 def _ranges(starts: IntArray, ends: IntArray) -> tuple[Any, IntArray]:
@@ -278,41 +224,30 @@ def _stamps(seconds: IntArray) -> Any:
 
 
 def states_from_columns(user_ids: Sequence[int], columns: Mapping[str, Sequence[Any]]) -> list[UserState]:
-    """One state a row from STATE_COLUMNS; a row whose `n_events` is null is an empty state without profile."""
+    """One state a row from STATE_COLUMNS or PAST_STATE_COLUMNS; a row without `n_events` is an empty state."""
     states = []
     for row, user_id in enumerate(user_ids):
         if columns["n_events"][row] is None:
             states.append(UserState(user_id))
             continue
+        value = {name: values[row] for name, values in columns.items()}
         states.append(
             UserState(
                 user_id=user_id,
-                item_ids=tuple(columns["history_item_ids"][row]),
-                ratings=tuple(columns["history_ratings"][row]),
-                timestamps=tuple(columns["history_timestamps"][row]),
-                n_events=int(columns["n_events"][row]),
-                n_liked=int(columns["n_liked"][row]),
-                rating_sum=float(columns["rating_sum"][row]),
-                rating_square_sum=float(columns["rating_square_sum"][row]),
-                gender=columns[GENDER][row],
-                age=int(columns[AGE][row]),
-                occupation=columns[OCCUPATION][row],
+                item_ids=tuple(value["history_item_ids"]),
+                ratings=tuple(value["history_ratings"]),
+                timestamps=tuple(value["history_timestamps"]),
+                n_events=int(value["n_events"]),
+                n_liked=int(value["n_liked"]),
+                rating_sum=float(value["rating_sum"]),
+                rating_square_sum=float(value["rating_square_sum"]),
+                older_item_ids=tuple(value.get("older_item_ids", ())),
+                older_ratings=tuple(value.get("older_ratings", ())),
+                older_timestamps=tuple(value.get("older_timestamps", ())),
+                gender=value[GENDER],
+                age=int(value[AGE]),
+                occupation=value[OCCUPATION],
+                through_seq=int(value.get("through_seq", 0)),
             )
         )
     return states
-
-
-def columns_of_state(state: UserState) -> dict[str, Any]:
-    """The inverse, for one state: STATE_COLUMNS by name."""
-    return {
-        "history_item_ids": list(state.item_ids),
-        "history_ratings": list(state.ratings),
-        "history_timestamps": list(state.timestamps),
-        "n_events": state.n_events,
-        "n_liked": state.n_liked,
-        "rating_sum": state.rating_sum,
-        "rating_square_sum": state.rating_square_sum,
-        GENDER: state.gender,
-        AGE: state.age,
-        OCCUPATION: state.occupation,
-    }

@@ -1,21 +1,23 @@
 """Every user's state at any moment, computed in one go from the events table.
 
-Stage: features; training and replay. In: events, users, the catalogue. Out: `StateBatch`es as of B (user, moment)
-pairs, and the rows of the tables that Feast keeps. Absent: the online fold (`state.state_after`); the two are held
-equal by a property test.
+`states_at` gives `StateBatch`es as of B (user, moment) pairs to training and replay; `stored_state` one row of what
+Feast keeps. Both equal the fold of the same events (`state.fold`), which a property test holds. Users who rated an item
+again follow the rule of `repeats`; everybody else's window is a slice.
 
-Shapes: E events, B contexts, L = HISTORY_LENGTH.
+Shapes: E events, U users, B contexts, L = HISTORY_LENGTH.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from recsys.arrays import DoubleArray, FloatArray, IntArray
+from recsys.arrays import BoolArray, DoubleArray, FloatArray, IntArray
 from recsys.columns import AGE, GENDER, ITEM_ID, LIKED_RATING, OCCUPATION, RATING, TIMESTAMP, USER_ID
 from recsys.features.catalogue import Catalogue
+from recsys.features.repeats import previous_of_pair
 from recsys.features.state import HISTORY_LENGTH, StateBatch, UserState
 
 
@@ -26,7 +28,10 @@ class Histories:
     user_ids  (U,) ascending; every user of the users table and of the events
     offset    (U + 1,)
     item_idx, item_ids, ratings, timestamps   (E,)
-    rating_cumsum, square_cumsum, liked_cumsum   (E + 1,), exclusive
+    next_of_pair  (E,) position at which the same user rates the same item again; E where that never happens
+    repeats   (U,) True for users who rated an item again
+    item_cumsum, rating_cumsum, square_cumsum, liked_cumsum   (E + 1,), exclusive: what each event adds to the user's
+              sums; a repeat adds the difference to the rating that it replaces
     profile   (U, 3)
     """
 
@@ -38,6 +43,9 @@ class Histories:
     item_ids: IntArray
     ratings: FloatArray
     timestamps: IntArray
+    next_of_pair: IntArray
+    repeats: BoolArray
+    item_cumsum: IntArray
     rating_cumsum: DoubleArray
     square_cumsum: DoubleArray
     liked_cumsum: DoubleArray
@@ -45,11 +53,16 @@ class Histories:
 
     @classmethod
     def from_tables(cls, catalogue: Catalogue, events: pd.DataFrame, users: pd.DataFrame) -> "Histories":
-        """Every event's item must be in the catalogue (the data stage has seen to it)."""
+        """Every event's item must be in the catalogue. Of equal (user, timestamp, item) the later row counts."""
         events = events.sort_values([USER_ID, TIMESTAMP, ITEM_ID], kind="stable")
-        user_ids = np.union1d(users[USER_ID].to_numpy(np.int64), events[USER_ID].to_numpy(np.int64))
+        owners, item_ids = events[USER_ID].to_numpy(np.int64), events[ITEM_ID].to_numpy(np.int64)
+        user_ids = np.union1d(users[USER_ID].to_numpy(np.int64), owners)
         ratings = events[RATING].to_numpy(np.float32)
-        exact = ratings.astype(np.float64)
+        stars = ratings.astype(np.float64)
+        previous = previous_of_pair(owners, item_ids)
+        again = np.flatnonzero(previous >= 0)
+        next_of_pair = np.full(len(events), len(events), dtype=np.int64)
+        next_of_pair[previous[again]] = again
         encoded = catalogue.profiles.encode(
             users[GENDER].fillna("").tolist(),
             users[AGE].to_numpy(np.float64, na_value=np.nan),
@@ -61,14 +74,17 @@ class Histories:
             catalogue=catalogue,
             users=users.set_index(USER_ID),
             user_ids=user_ids,
-            offset=np.append(np.searchsorted(events[USER_ID].to_numpy(np.int64), user_ids), len(events)),
-            item_idx=catalogue.to_idx(events[ITEM_ID].to_numpy(np.int64)),
-            item_ids=events[ITEM_ID].to_numpy(np.int64),
+            offset=np.append(np.searchsorted(owners, user_ids), len(events)),
+            item_idx=catalogue.to_idx(item_ids),
+            item_ids=item_ids,
             ratings=ratings,
             timestamps=events[TIMESTAMP].to_numpy(np.int64),
-            rating_cumsum=np.append(0.0, np.cumsum(exact)),
-            square_cumsum=np.append(0.0, np.cumsum(exact**2)),
-            liked_cumsum=np.append(0.0, np.cumsum(exact >= LIKED_RATING)),
+            next_of_pair=next_of_pair,
+            repeats=np.isin(user_ids, owners[again]),
+            item_cumsum=np.append(0, np.cumsum(previous < 0)),
+            rating_cumsum=_cumsum_of_latest(stars, previous),
+            square_cumsum=_cumsum_of_latest(stars**2, previous),
+            liked_cumsum=_cumsum_of_latest((stars >= LIKED_RATING).astype(np.float64), previous),
             profile=profile,
         )
 
@@ -80,13 +96,24 @@ class Histories:
         position = np.minimum(np.searchsorted(self.user_ids, ids), len(self.user_ids) - 1)
         return np.where(self.user_ids[position] == ids, position, -1)
 
+    @cached_property
+    def _order(self) -> tuple[IntArray, int, int]:
+        """(E,) ascending numbers, user * span + time - earliest; the earliest timestamp; the span."""
+        earliest, latest = (int(self.timestamps.min()), int(self.timestamps.max())) if len(self.timestamps) else (0, 0)
+        span = latest - earliest + 2
+        owner = np.repeat(np.arange(len(self.user_ids)), np.diff(self.offset))
+        return owner * span + self.timestamps - earliest, earliest, span
+
     def ends_before(self, user_idx: IntArray, now: IntArray) -> IntArray:
         """(B,) position after each user's last event with timestamp < now (strict)."""
-        ends = np.empty(len(user_idx), dtype=np.int64)
-        for row, (user, moment) in enumerate(zip(user_idx, now, strict=True)):
-            low, high = self.offset[user], self.offset[user + 1]
-            ends[row] = low + np.searchsorted(self.timestamps[low:high], moment, side="left")
-        return ends
+        order, earliest, span = self._order
+        moment = np.clip(now, earliest, earliest + span - 1) - earliest
+        return np.searchsorted(order, user_idx * span + moment, side="left")
+
+    def window(self, start: int, end: int) -> IntArray:
+        """Positions of what counts of a user's events from `start` to before `end`, oldest first."""
+        positions = np.arange(start, end)
+        return positions[self.next_of_pair[start:end] >= end]
 
     def states_at(self, user_ids: npt.ArrayLike, now: npt.ArrayLike) -> StateBatch:
         """States as of B moments: each knows its user's events with timestamp < now. Unknown users are cold."""
@@ -103,6 +130,10 @@ class Histories:
         positions = ends[:, None] - HISTORY_LENGTH + np.arange(HISTORY_LENGTH)[None, :]  # (B, L)
         valid = positions >= starts[:, None]
         gather = np.where(valid, positions, 0)
+        for row in np.flatnonzero(self.repeats[safe]):
+            window = self.window(starts[row], ends[row])[-HISTORY_LENGTH:]
+            valid[row] = np.arange(HISTORY_LENGTH) >= HISTORY_LENGTH - len(window)
+            gather[row, HISTORY_LENGTH - len(window) :] = window
         if len(self.timestamps) == 0:
             return replace(_cold(moments), profile=np.where(known[:, None], self.profile[safe], 0))
         return StateBatch(
@@ -110,7 +141,7 @@ class Histories:
             item_idx=np.where(valid, self.item_idx[gather], -1),
             ratings=np.where(valid, self.ratings[gather], np.float32(0)),
             timestamps=np.where(valid, self.timestamps[gather], 0),
-            n_events=(ends - starts).astype(np.float64),
+            n_events=(self.item_cumsum[ends] - self.item_cumsum[starts]).astype(np.float64),
             n_liked=self.liked_cumsum[ends] - self.liked_cumsum[starts],
             rating_sum=self.rating_cumsum[ends] - self.rating_cumsum[starts],
             rating_square_sum=self.square_cumsum[ends] - self.square_cumsum[starts],
@@ -119,9 +150,11 @@ class Histories:
         )
 
     def stored_state(self, user_idx: int, end: int) -> UserState:
-        """The row that Feast keeps for one user once the events before position `end` are known."""
+        """The newest state of one user once the events before position `end` are known."""
         start = int(self.offset[user_idx])
-        window = slice(max(start, end - HISTORY_LENGTH), end)
+        known = self.window(start, end)
+        split = max(len(known) - HISTORY_LENGTH, 0)
+        older, window = known[:split], known[split:]
         user_id = int(self.user_ids[user_idx])
         row = self.users.loc[user_id] if user_id in self.users.index else None
         return UserState(
@@ -129,18 +162,23 @@ class Histories:
             item_ids=tuple(self.item_ids[window].tolist()),
             ratings=tuple(self.ratings[window].tolist()),
             timestamps=tuple(self.timestamps[window].tolist()),
-            n_events=end - start,
+            n_events=len(known),
             n_liked=int(self.liked_cumsum[end] - self.liked_cumsum[start]),
             rating_sum=float(self.rating_cumsum[end] - self.rating_cumsum[start]),
             rating_square_sum=float(self.square_cumsum[end] - self.square_cumsum[start]),
+            older_item_ids=tuple(self.item_ids[older].tolist()),
+            older_ratings=tuple(self.ratings[older].tolist()),
+            older_timestamps=tuple(self.timestamps[older].tolist()),
             gender="" if row is None or pd.isna(row[GENDER]) else str(row[GENDER]),
             age=0 if row is None or pd.isna(row[AGE]) else int(row[AGE]),
             occupation="" if row is None or pd.isna(row[OCCUPATION]) else str(row[OCCUPATION]),
         )
 
-    def seen_ids(self, user_idx: int, end: int) -> IntArray:
-        """Raw ids of every item that the user rated before position `end`, ascending."""
-        return np.unique(self.item_ids[self.offset[user_idx] : end])
+
+def _cumsum_of_latest(values: DoubleArray, previous: IntArray) -> DoubleArray:
+    """(E + 1,) exclusive running sums in which a repeat adds its difference to the rating that it replaces."""
+    replaced = np.where(previous >= 0, values[previous], 0.0) if len(values) else values
+    return np.append(0.0, np.cumsum(values - replaced))
 
 
 def _cold(moments: IntArray) -> StateBatch:

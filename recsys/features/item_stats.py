@@ -1,12 +1,14 @@
 """Statistics of each item at day ends.
 
-Stage: features; both tracks. In: the events table. Out: a sparse snapshot table (a row for each item and day on
-which it was rated) that Feast keeps, and `ItemStats`, the dense arrays as of one day that features and service
-read. Absent: who asks for which day (`recsys.training_table`, `recsys.evaluation.replay`, the service).
+`snapshots` makes a sparse table from the events, a row for each item and day on which it was rated, that Feast keeps.
+`ItemStats` are the dense arrays as of one day that features and service read. Who asks for which day is decided
+elsewhere (`recsys.training_table`, `recsys.evaluation.replay`, the service).
 
 A snapshot stamped D 00:00 UTC holds the events with timestamp < D 00:00. A prediction at t reads, for every
 item, its last snapshot stamped at or before the start of t's day, so it never sees its own day. Decayed counts
 are stored as of their snapshot and decayed further on reading, up to the as-of day.
+
+A user counts once for an item (`repeats`): a repeated rating moves that user's contribution to the new day.
 
 Shapes: N items, H = len(HALF_LIVES_DAYS).
 """
@@ -20,8 +22,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from recsys.arrays import DoubleArray, FloatArray, IntArray
-from recsys.columns import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, LIKED_RATING, RATING, TIMESTAMP
+from recsys.columns import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, LIKED_RATING, RATING, TIMESTAMP, USER_ID
 from recsys.features.catalogue import Catalogue
+from recsys.features.repeats import previous_of_pair
 
 SECONDS_PER_DAY = 86_400
 HALF_LIVES_DAYS = (7, 30, 365)
@@ -59,25 +62,30 @@ def snapshots(events: pd.DataFrame) -> pd.DataFrame:
 
     Columns: item_id, event_timestamp and created (UTC, microseconds), and STATS_COLUMNS: `snapshot_day` (the day that
     starts where this one ends), counts and sums since the beginning, `decayed_*d` (ratings counted with weight
-    2^(-age / half-life), age in whole days), `first_rated` and `last_rated` (seconds UTC). Sorted by (item_id, day).
+    2^(-age / half-life), age in whole days), `first_rated` and `last_rated` (seconds UTC, of any rating). Sorted by
+    (item_id, day).
     """
-    day = day_of(events[TIMESTAMP].to_numpy()) + 1
-    rating = events[RATING].to_numpy(np.float64)
+    events = events.sort_values(TIMESTAMP, kind="stable")
+    users, items, times = (events[name].to_numpy(np.int64) for name in (USER_ID, ITEM_ID, TIMESTAMP))
+    day, stars = day_of(times) + 1, events[RATING].to_numpy(np.float64)
+    liked = (stars >= LIKED_RATING).astype(np.int64)
     frame = pd.DataFrame(
-        {
-            ITEM_ID: events[ITEM_ID].to_numpy(np.int64),
-            "snapshot_day": day,
-            "n": 1,
-            "liked": (rating >= LIKED_RATING).astype(np.int64),
-            "stars": rating,
-            "first": events[TIMESTAMP].to_numpy(np.int64),
-            "last": events[TIMESTAMP].to_numpy(np.int64),
-        }
+        {ITEM_ID: items, "snapshot_day": day, "n": 1, "liked": liked, "stars": stars, "first": times, "last": times}
     )
+    previous = previous_of_pair(users, items)
+    again = np.flatnonzero(previous >= 0)
+    replaced = previous[again]
+    frame.loc[again, "n"] = 0
+    frame.loc[again, "liked"] -= liked[replaced]
+    frame.loc[again, "stars"] -= stars[replaced]
+    half_lives = np.asarray(HALF_LIVES_DAYS, dtype=np.float64)
+    weight = np.ones((len(frame), len(HALF_LIVES_DAYS)))
+    weight[again] -= np.exp2(-(day[again] - day[replaced])[:, None] / half_lives)
+    for column, name in enumerate(DECAYED):
+        frame[name] = weight[:, column]
+    sums = dict.fromkeys(("n", "liked", "stars", *DECAYED), "sum")
     daily = (
-        frame.groupby([ITEM_ID, "snapshot_day"], sort=True)
-        .agg({"n": "sum", "liked": "sum", "stars": "sum", "first": "min", "last": "max"})
-        .reset_index()
+        frame.groupby([ITEM_ID, "snapshot_day"], sort=True).agg({**sums, "first": "min", "last": "max"}).reset_index()
     )
     by_item = daily.groupby(ITEM_ID, sort=False)
     stamp = pd.to_datetime(daily["snapshot_day"] * SECONDS_PER_DAY, unit="s", utc=True).astype("datetime64[us, UTC]")
@@ -95,7 +103,7 @@ def snapshots(events: pd.DataFrame) -> pd.DataFrame:
         }
     )
     decayed = _decayed_counts(
-        daily[ITEM_ID].to_numpy(np.int64), daily["snapshot_day"].to_numpy(np.int64), daily["n"].to_numpy(np.float64)
+        daily[ITEM_ID].to_numpy(np.int64), daily["snapshot_day"].to_numpy(np.int64), daily[list(DECAYED)].to_numpy()
     )
     for column, name in enumerate(DECAYED):
         out[name] = decayed[:, column]
@@ -103,7 +111,7 @@ def snapshots(events: pd.DataFrame) -> pd.DataFrame:
 
 
 def _decayed_counts(items: IntArray, days: IntArray, counts: DoubleArray) -> DoubleArray:
-    """(rows, H) running decayed counts for rows sorted by (item, day)."""
+    """(rows, H) running decayed counts for rows sorted by (item, day); `counts` (rows, H) is what each day adds."""
     out = np.empty((len(items), len(HALF_LIVES_DAYS)))
     half_lives = np.asarray(HALF_LIVES_DAYS, dtype=np.float64)
     running = np.zeros(len(HALF_LIVES_DAYS))

@@ -1,37 +1,15 @@
 """What only a file can do to the event table: be damaged, locked, in an odd place, read-only, or on a full disk."""
 
-import os
 import sqlite3
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from recsys.errors import StoreError
 from recsys.events import EventTable, sqlite_url
-from tests.stores.native import MISSING, REQUIRED
+from tests.mounts import read_only, resize, small_disk
 
 from .test_table import event
-
-
-def mounted(*arguments: str) -> None:
-    done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        why = f"nothing can be mounted here: {done.stderr.strip()}"
-        if os.environ.get(REQUIRED) == "1":
-            pytest.fail(f"{why}; root may ({REQUIRED}=1 asks for it)", pytrace=False)
-        MISSING.append(why)
-        pytest.skip(why)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted("-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder))
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("name", ["why?x", "a%41b", 'it\'s "so" # 100 % ü'])
@@ -66,37 +44,33 @@ def test_another_writer_is_waited_for_and_then_reported(tmp_path: Path, monkeypa
     table.close()
 
 
-def test_a_full_disk_refuses_and_loses_nothing(small_disk: Path) -> None:
-    table = EventTable(sqlite_url(small_disk / "events.db"))
-    number = 0
-    with pytest.raises(StoreError, match="failed: (database or disk is full|disk I/O error)"):
-        while True:
-            table.append([event(number)])
-            number += 1
-    assert number > 10
-    assert [e.item_id for e in table.read()] == list(range(number))
-    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
-    assert not table.append([event(number)])[0].repeated
-    table.close()
+def test_a_full_disk_refuses_and_loses_nothing(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        table = EventTable(sqlite_url(disk / "events.db"))
+        acknowledged: list[int] = []
 
+        def fill() -> None:
+            while True:
+                table.append([event(len(acknowledged))])
+                acknowledged.append(len(acknowledged))
 
-@pytest.fixture
-def read_only(tmp_path: Path) -> Iterator[Path]:
-    """A folder that may not be written; a file in it was made before."""
-    folder = tmp_path / "home"
-    table = EventTable(sqlite_url(folder / "events.db"))
-    table.append([event(1)])
-    table.close()
-    mounted("--bind", str(folder), str(folder))
-    subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], check=True)
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        with pytest.raises(StoreError, match=r"failed: (database or disk is full|disk I/O error)"):
+            fill()
+        assert len(acknowledged) > 10
+        assert [e.item_id for e in table.read()] == acknowledged
+        resize(disk, "4m")
+        assert not table.append([event(len(acknowledged))])[0].repeated
+        table.close()
 
 
 @pytest.mark.parametrize(("name", "count"), [("events.db", 1), ("none.db", 0)])
-def test_a_read_only_home_can_be_read(read_only: Path, name: str, count: int) -> None:
-    table = EventTable(sqlite_url(read_only / name))
-    assert (table.count(), len(table.after(1, 0)), table.safe_seq(), len(list(table.read()))) == (count,) * 4
-    with pytest.raises(StoreError, match="readonly database"):
-        table.append([event(2)])
-    table.close()
+def test_a_read_only_home_can_be_read(tmp_path: Path, name: str, count: int) -> None:
+    made = EventTable(sqlite_url(tmp_path / "home" / "events.db"))
+    made.append([event(1)])
+    made.close()
+    with read_only(tmp_path / "home") as home:
+        table = EventTable(sqlite_url(home / name))
+        assert (table.count(), len(table.after(1, 0)), table.safe_seq(), len(list(table.read()))) == (count,) * 4
+        with pytest.raises(StoreError, match="readonly database"):
+            table.append([event(2)])
+        table.close()

@@ -55,7 +55,7 @@ def test_an_id_used_for_another_event_is_refused_with_its_whole_batch(table: Eve
 
 def test_a_batch_is_stored_whole_or_not_at_all(table: EventTable) -> None:
     broken = NewEvent("broken", 1, 1, None, 4.0, 100, 100.0)  # type: ignore[arg-type]
-    with pytest.raises(StoreError, match="The event table at .* failed: "):
+    with pytest.raises(StoreError, match=r"The event table at .* failed: "):
         table.append([event(1), broken, event(2)])
     assert table.count() == 0
 

@@ -1,7 +1,4 @@
-"""What a configuration tells of its servers: to whom it connects, for how long, and what of it may be shown.
-
-Stage: tests. Absent: what contradicts itself, and Feast's own form (`test_registration`).
-"""
+"""What a configuration says of its servers: whom it connects to, for how long, and what of it may be shown."""
 
 from pathlib import Path
 
@@ -28,12 +25,12 @@ def config_of(tmp_path: Path, redis: str | None = None, registry: str | None = N
         (None, "postgresql+psycopg://s3cret@db/feast?password=s3cret", "sqlite postgresql+psycopg://db/feast"),
         (
             None,
-            "postgresql+psycopg://u:s3:c/r?e%40t@[::1]:5432/f?a=b@s3cret",
+            "postgresql+psycopg://u:s3:c%2Fr%3Fe%40t@[::1]:5432/f?a=b%40s3cret",
             "sqlite postgresql+psycopg://[::1]:5432/f",
         ),
-        (None, "postgresql+psycopg://db/feast?user=u&password=s3@cret", "sqlite postgresql+psycopg://db/feast"),
-        (None, "postgresql+psycopg:///feast?host=/run&password=s3@cret", "sqlite postgresql+psycopg:///feast"),
-        (None, "s3cret", "sqlite an unknown registry"),
+        (None, "postgresql+psycopg://db/feast?user=u&password=s3%40cret", "sqlite postgresql+psycopg://db/feast"),
+        (None, "postgresql+psycopg:///feast?host=/run&password=s3%40cret", "sqlite postgresql+psycopg:///feast"),
+        (None, "s3cret", "sqlite an unknown database"),
     ],
 )
 def test_an_address_says_which_store_and_no_secret(

@@ -1,16 +1,20 @@
 """The same feature by every way: computed from events, read as of a past moment, read online."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from recsys.columns import ITEM_ID, TIMESTAMP, USER_ID
-from recsys.features.item_stats import STATS_COLUMNS, ItemStats, ItemStatsTimeline
-from recsys.features.state import HISTORY_LENGTH, StateBatch, state_batch
+from recsys.features.item_stats import ItemStats, ItemStatsTimeline
+from recsys.features.state import HISTORY_LENGTH, StateBatch, UserState, state_batch
 
-from .feature_worlds import DAY, T0, World
+from .feature_worlds import DAY, T0, World, newest
+
+
+def past(state: UserState) -> UserState:
+    """Without what a row of a past moment leaves out."""
+    return replace(state, older_item_ids=(), older_ratings=(), older_timestamps=())
 
 
 def _same_batch(ours: StateBatch, expected: StateBatch, *, seen: bool) -> None:
@@ -33,7 +37,7 @@ def test_past_states_equal_the_batch_computation(seeded: World) -> None:
     contexts = contexts.sample(frac=1, random_state=0)
     users, nows = contexts[USER_ID].to_numpy(), contexts[TIMESTAMP].to_numpy()
     states = seeded.store.historical_states(users, nows)
-    ours = state_batch(seeded.catalogue, states, [()] * len(states), nows)
+    ours = state_batch(seeded.catalogue, states, nows)
     _same_batch(ours, seeded.histories.states_at(users, nows), seen=False)
     assert (ours.n_events > HISTORY_LENGTH).any()  # the window was outgrown, or this test shows less than it says
 
@@ -43,18 +47,20 @@ def test_past_states_equal_the_rows_that_a_fold_would_have_stored(seeded: World)
     users, nows = contexts[USER_ID].to_numpy(), contexts[TIMESTAMP].to_numpy()
     rows = seeded.histories.user_idx(users)
     ends = seeded.histories.ends_before(rows, nows)
-    expected = [seeded.histories.stored_state(int(u), int(e)) for u, e in zip(rows, ends, strict=True)]
+    expected = [past(seeded.histories.stored_state(int(u), int(e))) for u, e in zip(rows, ends, strict=True)]
     assert seeded.store.historical_states(users, nows) == expected
 
 
-def test_online_states_equal_past_states_just_after_the_end(seeded: World) -> None:
+def test_online_states_are_the_newest_and_equal_past_states_just_after_the_end(seeded: World) -> None:
     """Every user of the users table, those without events among them."""
     users = seeded.histories.user_ids
-    found = seeded.store.online_states(users.tolist())
-    past = seeded.store.historical_states(users, seeded.end)
-    assert [row[0] for row in found if row] == past
-    ours = state_batch(seeded.catalogue, past, [row[1] for row in found if row], seeded.end)
+    found = [state for state in seeded.store.online_states(users.tolist()) if state]
+    assert found == [newest(seeded, int(user)) for user in users]
+    assert [past(state) for state in found] == seeded.store.historical_states(users, seeded.end)
+    ours = state_batch(seeded.catalogue, found, seeded.end)
     _same_batch(ours, seeded.histories.states_at(users, seeded.end), seen=True)
+    assert seeded.histories.repeats.any()
+    assert any(state.older_item_ids for state in found)
 
 
 def test_item_statistics_equal_the_timeline_for_every_item_and_day(seeded: World) -> None:
@@ -71,14 +77,3 @@ def test_item_statistics_equal_the_timeline_for_every_item_and_day(seeded: World
         rows = together[together["day"] == day]
         _same_stats(ItemStats.from_rows(seeded.catalogue, rows, day), expected)
         _same_stats(seeded.store.item_stats_as_of(seeded.catalogue, day), expected)
-
-
-def test_item_statistics_online_are_the_newest_snapshots(planted: World) -> None:
-    feast_store = planted.store._registered()
-    answer = feast_store.get_online_features(
-        features=feast_store.get_feature_service("ranking"), entity_rows=[{ITEM_ID: 1}, {ITEM_ID: 40}]
-    ).to_dict()
-    newest = planted.snapshots[planted.snapshots[ITEM_ID] == 1].iloc[-1]
-    for name in STATS_COLUMNS:
-        assert answer[name][0] == pytest.approx(newest[name], abs=0), name
-        assert answer[name][1] is None

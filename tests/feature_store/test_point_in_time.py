@@ -53,7 +53,7 @@ def test_three_candidates_of_one_request_stay_three_with_a_user_view_first(plant
     """What Dask, Feast's default store, gives back as one row."""
     moment = pd.Timestamp(T0 + DAY, unit="s", tz="UTC").as_unit("us")
     asked = pd.DataFrame({ROW_ID: [0, 1, 2], USER_ID: 1, ITEM_ID: [1, 2, 40], EVENT_TIMESTAMP: moment})
-    job = planted.store._open().get_historical_features(
+    job = planted.store._opened().get_historical_features(
         entity_df=asked, features=["user_state:n_events", "item_stats:n_ratings"]
     )
     out = job.to_df().sort_values(ROW_ID)
@@ -141,7 +141,7 @@ def test_a_store_that_loses_rows_never_reaches_the_caller(planted: World, monkey
         def to_arrow(self) -> pa.Table:
             return pa.table({name: [] for name in (ROW_ID, USER_ID, *_state_columns())})
 
-    store = planted.store._registered()
+    store = planted.store._opened()
     monkeypatch.setattr(store, "get_historical_features", lambda **_: Losing())
     with pytest.raises(StoreError, match="gave 0 rows for 1 asked"):
         planted.store.historical_states([1], [T0])

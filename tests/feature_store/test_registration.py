@@ -1,6 +1,7 @@
 """The definitions, the configuration, and what the `feast` command sees."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,68 +10,85 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from recsys.columns import ITEM_STATS_VIEW, TIMESTAMP, USER_ID, USER_SEEN_VIEW, USER_STATE_VIEW
+from recsys.columns import ITEM_STATS_VIEW, TIMESTAMP, USER_ID, USER_STATE_VIEW
 from recsys.errors import ConfigError, StoreError
 from recsys.feature_store import FeatureStore, FeatureStoreConfig, write_feature_tables
-from recsys.feature_store.registration import load_definitions
-from recsys.feature_store.tables import SEEN_SCHEMA, STATE_SCHEMA, STATS_SCHEMA
-from recsys.features.item_stats import STATS_COLUMNS
+from recsys.feature_store.registration import open_feast
+from recsys.feature_store.tables import STATE_SCHEMA, STATS_SCHEMA
 from recsys.workspace import DatasetWorkspace
 
 from .feature_worlds import REPO, T0, World, build
 
 
+def registered(world: World) -> Any:
+    """Feast's store as another process opens it."""
+    return open_feast(world.store.config)
+
+
 def test_the_definitions_say_what_the_tables_hold(planted: World) -> None:
     from feast.type_map import feast_value_type_to_pa
 
-    views = {view.name: view for view in load_definitions(planted.store.config).feature_views}
-    for name, schema in (
-        (USER_STATE_VIEW, STATE_SCHEMA),
-        (USER_SEEN_VIEW, SEEN_SCHEMA),
-        (ITEM_STATS_VIEW, STATS_SCHEMA),
-    ):
-        declared = {f.name: feast_value_type_to_pa(f.dtype.to_value_type()) for f in views[name].schema}
-        written = {field.name: field.type for field in schema if not pa.types.is_timestamp(field.type)}
-        assert declared == written
-        assert views[name].ttl.total_seconds() == 0
-    assert set(STATS_COLUMNS) < set(STATS_SCHEMA.names)
+    views = {view.name: view for view in registered(planted).list_feature_views()}
+    for name, schema in ((USER_STATE_VIEW, STATE_SCHEMA), (ITEM_STATS_VIEW, STATS_SCHEMA)):
+        fields = {field.name: feast_value_type_to_pa(field.dtype.to_value_type()) for field in views[name].schema}
+        held = {field.name: field.type for field in schema if field.name not in ("event_timestamp", "created")}
+        assert fields == held, name
+        assert pq.read_schema(planted.home.features / f"{name}.parquet").equals(schema)
 
 
 def test_applying_again_changes_nothing_and_keeps_the_online_rows(planted: World) -> None:
-    before = planted.store.online_state(1)
-    assert planted.store.apply() is False
-    after = planted.store.online_state(1)
-    assert before is not None
-    assert after is not None
-    assert before[0] == after[0]
+    def changed() -> Any:
+        return registered(planted).get_project(planted.store.config.project).last_updated_timestamp
+
+    before, state = changed(), planted.store.online_state(1)
+    planted.store.apply()
+    assert changed() == before
+    assert planted.store.online_state(1) == state
 
 
-def test_a_changed_definition_is_applied_and_a_removed_one_is_removed(tmp_path: Path) -> None:
+def test_a_changed_definition_reaches_whoever_opens_the_store(tmp_path: Path) -> None:
     world = build(tmp_path, [(1, 3, 4.0, T0)])
     world.store.close()
     repo = tmp_path / "repo"
-    repo.mkdir()
-    (repo / "feature_store.yaml").write_text((REPO / "feature_store.yaml").read_text())
+    shutil.copytree(REPO, repo)
     text = (REPO / "definitions.py").read_text()
-    (repo / "definitions.py").write_text(
-        text.replace("ranking = FeatureService", "_ = FeatureService").replace("name=RANKING_SERVICE", "name='another'")
-    )
+    (repo / "definitions.py").write_text(text + 'another = FeatureService(name="another", features=[item_stats])\n')
     store = FeatureStore(FeatureStoreConfig(world.home, repo))
-    assert store.apply() is True
-    assert sorted(s.name for s in store._registered().list_feature_services()) == ["another", "retrieval"]
-    assert store.apply() is False
+    assert store.online_state(1) is not None
+    names = sorted(service.name for service in open_feast(store.config).list_feature_services())
+    assert names == ["another", "ranking", "retrieval"]
     store.close()
 
 
-def test_the_environment_is_as_it_was(planted: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RECSYS_FEATURES", "mine")
-    monkeypatch.delenv("RECSYS_FEAST_PROJECT", raising=False)
-    before = dict(os.environ)
-    load_definitions(planted.store.config)
-    assert dict(os.environ) == before
+def test_three_processes_register_one_new_home_at_once(tmp_path: Path) -> None:
+    world = build(tmp_path, [(1, 3, 4.0, T0)])
+    world.store.close()
+    shutil.rmtree(world.home.feast)
+    program = (
+        "import sys, time; from pathlib import Path; import feast\n"
+        "from recsys.feature_store import FeatureStore, FeatureStoreConfig\n"
+        "from recsys.workspace import DatasetWorkspace\n"
+        "store = FeatureStore(FeatureStoreConfig(DatasetWorkspace(Path(sys.argv[1]), 'planted'), Path(sys.argv[2])))\n"
+        "print('ready', flush=True); sys.stdin.readline(); store.apply()\n"
+    )
+    command = [sys.executable, "-c", program, str(world.home.root), str(REPO)]
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    processes = [subprocess.Popen(command, text=True, **pipes) for _ in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    said = []
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        said.append(process.communicate(timeout=120)[1])
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    world.store.materialize()
+    assert world.store.online_state(1) is not None
+    world.store.close()
 
 
 def test_nothing_calls_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +110,7 @@ def test_the_feast_command_registers_the_same(planted: World, tmp_path: Path) ->
     home.feast.mkdir()
     config = FeatureStoreConfig(home, REPO)
     done = subprocess.run(
-        [str(Path(sys.executable).with_name("feast")), "-c", str(REPO), "apply"],
+        [sys.executable, "-c", "from feast.cli.cli import cli; cli()", "-c", str(REPO), "apply"],
         env={**os.environ, **config.variables(), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
@@ -104,7 +122,7 @@ def test_the_feast_command_registers_the_same(planted: World, tmp_path: Path) ->
     store.materialize()
     found = store.online_state(1)
     assert found is not None
-    assert found[0].item_ids == (3, 1, 2, 4)
+    assert found.item_ids == (3, 1, 2, 4)
     store.close()
 
 

@@ -60,7 +60,7 @@ def histories() -> StateBatch:
         rating_sum=states[0].rating_sum + 250.0,
         rating_square_sum=states[0].rating_square_sum + 900.0,
     )
-    return state_batch(CATALOGUE, states, [[], [], []], NOW)
+    return state_batch(CATALOGUE, states, NOW)
 
 
 def signals() -> CandidateSignals:

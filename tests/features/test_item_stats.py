@@ -1,7 +1,7 @@
-"""Daily item statistics against loops over the events. Stage: features. Absent: Feast's join."""
+"""Daily item statistics against loops over the events."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -48,12 +48,13 @@ class Row:
     item: int
     stars: float
     time: int
+    user: int | None = None  # None: somebody of their own
 
 
 def frame(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(
         {
-            USER_ID: np.arange(len(rows), dtype=np.int64),
+            USER_ID: np.array([1_000 + n if r.user is None else r.user for n, r in enumerate(rows)], dtype=np.int64),
             ITEM_ID: np.array([r.item for r in rows], dtype=np.int64),
             RATING: np.array([r.stars for r in rows], dtype=np.float32),
             TIMESTAMP: np.array([r.time for r in rows], dtype=np.int64),
@@ -73,14 +74,15 @@ def sparse_rows(seed: int = 0) -> list[Row]:
 
 
 def oracle(rows: Sequence[Row], item: int, day: int) -> dict[str, float]:
-    """What is known of one item at the start of `day`."""
-    past = [r for r in rows if r.item == item and r.time < day * DAY]
+    """What is known of one item at the start of `day`: of each user the latest rating."""
+    known = sorted((r for r in rows if r.item == item and r.time < day * DAY), key=lambda r: r.time)
+    past = list({(n if r.user is None else -r.user): r for n, r in enumerate(known, start=1)}.values())
     out = {
         "n_ratings": len(past),
         "n_liked": sum(r.stars >= 4.0 for r in past),
         "rating_sum": sum(r.stars for r in past),
-        "first_rated": min((r.time for r in past), default=0),
-        "last_rated": max((r.time for r in past), default=0),
+        "first_rated": min((r.time for r in known), default=0),
+        "last_rated": max((r.time for r in known), default=0),
     }
     for name, half_life in zip(DECAYED, HALF_LIVES_DAYS, strict=True):
         # a day's ratings have age 0 at the end of that day
@@ -117,6 +119,16 @@ def test_the_timeline_equals_the_loop_on_every_day_and_long_after() -> None:
             for name in ("n_ratings", "n_liked", "rating_sum", "first_rated", "last_rated"):
                 assert getattr(stats, name)[row] == expected[name], (day, item, name)
             np.testing.assert_allclose(stats.decayed[row], [expected[n] for n in DECAYED], rtol=1e-5)
+
+
+def test_a_user_counts_once_however_often_they_rate_an_item() -> None:
+    few = [replace(row, user=1 + n % 3) for n, row in enumerate(sparse_rows(seed=1))]
+    rows = [*few, *sparse_rows(seed=2), *(Row(16, 5.0, (D0 + 9) * DAY + n, user=7) for n in range(500))]
+    table = snapshots(frame(rows))
+    for record in table.to_dict("records"):
+        for name, value in oracle(rows, record[ITEM_ID], record["snapshot_day"]).items():
+            assert record[name] == pytest.approx(value, rel=1e-9, abs=1e-9), name
+    assert table[table[ITEM_ID] == 16]["n_ratings"].max() < 60
 
 
 def test_a_day_never_sees_itself_and_midnight_belongs_to_the_day_that_begins() -> None:

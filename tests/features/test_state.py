@@ -1,15 +1,19 @@
-"""The stored state: the fold, the batch, and that they are the same. Stage: features. Absent: Feast."""
+"""The stored state: the fold, the batch, and that they are the same, repeats included."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, RATING, TIMESTAMP, TITLE, USER_ID, YEAR
 from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
-from recsys.features.state import HISTORY_LENGTH, Event, StateBatch, UserState, state_after, state_batch
+from recsys.features.state import HISTORY_LENGTH, Event, StateBatch, UserState, fold, state_after, state_batch
 
 USERS = pd.DataFrame(
     {
@@ -43,11 +47,14 @@ def histories(events: list[Event], user: int = 7, catalogue: Catalogue = CATALOG
     return Histories.from_tables(catalogue, frame, USERS)
 
 
-def fold(events: list[Event], state: UserState | None = None) -> UserState:
-    state = state or UserState(7, **PROFILE)  # type: ignore[arg-type]
-    for event in events:
-        state = state_after(state, event)
-    return state
+def known_by(events: Sequence[Event]) -> UserState:
+    return fold(UserState(7, **PROFILE), events)  # type: ignore[arg-type]
+
+
+def newest(h: Histories) -> UserState:
+    """Of user 7 once every event is known."""
+    row = int(h.user_idx([7])[0])
+    return h.stored_state(row, int(h.offset[row + 1]))
 
 
 def assert_same(left: StateBatch, right: StateBatch) -> None:
@@ -60,44 +67,69 @@ def assert_same(left: StateBatch, right: StateBatch) -> None:
             np.testing.assert_array_equal(a, b, err_msg=name)
 
 
-events_lists = st.lists(
+# Few items and seconds: many repeats, equal times, and histories that outgrow the window.
+received = st.lists(
     st.builds(
         Event,
-        item_id=st.integers(10, 129),
+        item_id=st.integers(10, 129) | st.integers(10, 14),
         rating=st.integers(1, 10).map(lambda s: s / 2),
-        timestamp=st.integers(1_000, 1_060),
+        timestamp=st.integers(1_000, 1_040),
     ),
-    max_size=3 * HISTORY_LENGTH // 2,
-    unique_by=lambda e: (e.timestamp, e.item_id),
+    max_size=2 * HISTORY_LENGTH,
 )
 
 
-@settings(max_examples=60, deadline=None)
-@given(events=events_lists, data=st.data())
-def test_folding_in_any_order_equals_the_batch_computation(events: list[Event], data: st.DataObject) -> None:
+@settings(max_examples=150, deadline=None)
+@given(events=received, data=st.data())
+def test_folding_in_any_split_equals_the_batch_computation(events: list[Event], data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(events)), max_size=4)))
+    state = known_by([])
+    for low, high in pairwise([0, *cuts, len(events)]):
+        state = fold(state, events[low:high])
+    assert state == newest(histories(events))
+    assert fold(state, events) == state  # what is known already changes nothing
+
+
+@settings(max_examples=100, deadline=None)
+@given(events=received, data=st.data())
+def test_the_order_of_reception_matters_for_equal_times_alone(events: list[Event], data: st.DataObject) -> None:
+    order = data.draw(st.permutations(range(len(events))))
+    by_time: dict[tuple[int, int], list[Event]] = defaultdict(list)
+    for e in events:
+        by_time[e.item_id, e.timestamp].append(e)
+    arrived = [by_time[e.item_id, e.timestamp].pop(0) for e in (events[i] for i in order)]
+    assert known_by(arrived) == known_by(events)
+
+
+@settings(max_examples=100, deadline=None)
+@given(events=received, moment=st.integers(999, 1_042))
+def test_a_state_as_of_any_moment_equals_the_fold_of_what_was_known(events: list[Event], moment: int) -> None:
+    folded = known_by([e for e in events if e.timestamp < moment])
+    batch = histories(events).states_at([9, 7], moment)
+    assert_same(batch.rows(slice(1, 2)), state_batch(CATALOGUE, [folded], moment))
+    assert batch.cold.tolist()[0]
+
+
+def test_a_repeated_rating_replaces_the_one_before_it() -> None:
+    events = [Event(11, 2.0, 10), Event(12, 4.0, 20), Event(11, 5.0, 30), Event(11, 1.0, 30), Event(12, 1.0, 5)]
     h = histories(events)
-    arrived = data.draw(st.permutations(events))
-    moment = data.draw(st.integers(999, 1_062))
-    known = [e for e in arrived if e.timestamp < moment]
-    folded = fold(known)
-    end = int(h.ends_before(np.array([0]), np.array([moment]))[0])
-    assert folded == h.stored_state(0, end)
-    seen = [e.item_id for e in known]
-    assert h.seen_ids(0, end).tolist() == sorted(set(seen))
-    assert_same(state_batch(CATALOGUE, [folded], [seen], moment), h.states_at([7], moment))
+    assert h.states_at(np.full(3, 7), np.array([21, 30, 31])).rating_sum.tolist() == [6.0, 6.0, 5.0]
+    state = newest(h)
+    assert (state.item_ids, state.ratings, state.timestamps) == ((12, 11), (4.0, 1.0), (20, 30))
+    assert (state.n_events, state.n_liked, state.rating_sum, state.rating_square_sum) == (2, 1, 5.0, 17.0)
+    assert known_by(events) == state
 
 
-@settings(max_examples=20, deadline=None)
-@given(events=events_lists)
-def test_an_event_delivered_twice_counts_once_while_it_is_in_the_window(events: list[Event]) -> None:
-    kept = events[:HISTORY_LENGTH]
-    once = fold(kept)
-    again = [Event(e.item_id, 0.5, e.timestamp) for e in kept]
-    assert fold(again, once) is once
+def test_a_repeat_makes_room_in_the_window() -> None:
+    events = [Event(10 + i, 3.0, i) for i in range(HISTORY_LENGTH + 1)]
+    again = [*events, Event(10 + HISTORY_LENGTH, 1.0, 500)]
+    batch = histories(again).states_at([7], 501)
+    assert batch.item_idx[0].tolist() == list(range(1, HISTORY_LENGTH + 1))
+    assert known_by(again).older_item_ids == (10,)
 
 
 def test_values_of_a_state_worked_out_by_hand() -> None:
-    state = fold([Event(12, 4.0, 200), Event(11, 3.5, 200), Event(13, 5.0, 100)])
+    state = known_by([Event(12, 4.0, 200), Event(11, 3.5, 200), Event(13, 5.0, 100)])
     assert state == UserState(
         7,
         item_ids=(13, 11, 12),
@@ -124,22 +156,30 @@ def test_the_moment_itself_is_not_known() -> None:
     assert at_200.now.tolist() == [200]
 
 
-def test_the_window_keeps_the_last_events_and_the_sums_keep_all() -> None:
+def test_the_window_keeps_the_last_events_and_the_older_ones_stay_known() -> None:
     events = [Event(10 + i, 1.0 if i < 36 else 5.0, i) for i in range(100)]
-    state = fold(events)
+    state = known_by(events)
     assert state.item_ids == tuple(range(10 + 36, 110))
+    assert state.older_item_ids == tuple(range(10, 46))
+    assert state.seen_item_ids == tuple(range(10, 110))
     assert (state.n_events, state.n_liked, state.rating_sum, state.rating_square_sum) == (100, 64, 356.0, 1636.0)
     older = state_after(state, Event(120, 2.0, -5))
-    assert older.item_ids == state.item_ids
+    assert (older.item_ids, older.older_item_ids[0]) == (state.item_ids, 120)
     assert (older.n_events, older.rating_sum) == (101, 358.0)
     batch = histories(events).states_at([7], 1_000)
     assert len(batch.seen_idx[0]) == 100
     assert batch.item_idx[0].tolist() == list(range(36, 100))
 
 
-def test_a_item_that_the_catalogue_does_not_hold_leaves_the_window_but_not_the_sums() -> None:
-    state = fold([Event(11, 4.0, 1), Event(5_000, 3.0, 2), Event(12, 2.0, 3)])
-    batch = state_batch(CATALOGUE, [state], [[11, 5_000, 12]], 10)
+def test_a_fold_says_nothing_about_the_table_and_keeps_the_profile() -> None:
+    state = replace(known_by([]), through_seq=17)
+    assert fold(state, [Event(11, 4.0, 1)]).through_seq == 17
+    assert fold(state, []) is state
+
+
+def test_an_item_that_the_catalogue_does_not_hold_leaves_the_window_but_not_the_sums() -> None:
+    state = known_by([Event(11, 4.0, 1), Event(5_000, 3.0, 2), Event(12, 2.0, 3)])
+    batch = state_batch(CATALOGUE, [state], 10)
     assert batch.item_idx[0, -3:].tolist() == [-1, 1, 2]
     assert batch.ratings[0, -3:].tolist() == [0.0, 4.0, 2.0]
     assert batch.timestamps[0, -3:].tolist() == [0, 1, 3]
@@ -147,24 +187,12 @@ def test_a_item_that_the_catalogue_does_not_hold_leaves_the_window_but_not_the_s
     assert (batch.n_events[0], batch.rating_sum[0]) == (3.0, 9.0)
 
 
-def test_what_the_window_shows_counts_as_seen_even_if_the_list_of_seen_items_lags() -> None:
-    batch = state_batch(CATALOGUE, [fold([Event(11, 4.0, 1)])], [[15]], 10)
-    assert batch.seen_idx[0].tolist() == [1, 5]
-
-
-def test_seen_items_come_in_any_order_twice_or_unknown_and_leave_once_in_the_order_of_rows() -> None:
-    """15 is row 5 and 11 row 1; 999 is no item."""
-    batch = state_batch(CATALOGUE, [fold([Event(11, 4.0, 1)]), UserState(8)], [np.array([15, 999, 11, 15]), ()], 10)
-    assert [seen.tolist() for seen in batch.seen_idx] == [[1, 5], []]
-    assert all(seen.dtype == np.int64 for seen in batch.seen_idx)
-
-
 def test_profiles_reach_the_batch_by_both_ways() -> None:
     h = histories([Event(11, 4.0, 1)])
     batch = h.states_at([7, 9, 55], 100)
     assert batch.profile.tolist() == [[1, 2, 1], [0, 0, 0], [0, 0, 0]]
     stored = [h.stored_state(i, int(h.offset[i + 1])) for i in range(2)]
-    assert state_batch(CATALOGUE, stored, [[], []], 100).profile.tolist() == [[1, 2, 1], [0, 0, 0]]
+    assert state_batch(CATALOGUE, stored, 100).profile.tolist() == [[1, 2, 1], [0, 0, 0]]
     assert (stored[1].gender, stored[1].age, stored[1].occupation) == ("", 0, "")
 
 
@@ -201,7 +229,7 @@ def test_no_events_at_all_and_no_users_at_all() -> None:
         ),
         USERS.iloc[:0],
     )
-    assert_same(nobody.states_at([7], 5), state_batch(CATALOGUE, [UserState(7)], [[]], 5))
+    assert_same(nobody.states_at([7], 5), state_batch(CATALOGUE, [UserState(7)], 5))
     assert nobody.user_idx([7]).tolist() == [-1]
 
 
@@ -211,8 +239,3 @@ def test_rows_restricts_and_reorders_every_field() -> None:
     assert len(chosen) == 2
     assert_same(chosen, histories([Event(11, 4.0, 1), Event(12, 2.0, 5)]).states_at([7, 7], [3, 9]))
     assert_same(batch.rows(slice(1, 3)), batch.rows(np.array([1, 2])))
-
-
-def test_states_and_seen_lists_must_match_in_number() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        state_batch(CATALOGUE, [UserState(7)], [], 5)

@@ -1,45 +1,45 @@
-"""100,000 random events, in any order and some of them twice: online equals offline for everybody, on both stores.
+"""Random events in any order, items rated again and events sent twice: online equals offline for everybody.
 
-Half of the events are the data set. The rest arrive through the event log in an order without meaning, in parts; each
-part is put on top of the store as the service does it when it starts. Then the tables are written from data set and
-log together, and everything is compared: the definition, the online store, and Feast's point-in-time read.
+Half of the events are the data set. The rest arrives through the event table. At any time, the base row and the user's
+later events fold to the state of all events; and after the feature tables are made again the base row alone is it.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import pandas as pd
 import pytest
 
 from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, RATING, TIMESTAMP, TITLE, USER_ID, YEAR
-from recsys.event_log import LoggedEvent
-from recsys.feature_store import FeatureStore, FeatureStoreConfig, Latest, write_feature_tables
+from recsys.events import RATING_KIND, EventTable, NewEvent, sqlite_url
+from recsys.feature_store import FeatureStore, FeatureStoreConfig, write_feature_tables
 from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
-from recsys.features.item_stats import STATS_COLUMNS, ItemStatsTimeline, snapshots
-from recsys.features.state import HISTORY_LENGTH, UserState
-from recsys.features.state_merge import distinct_rows
+from recsys.features.item_stats import ItemStatsTimeline, snapshots
+from recsys.features.state import HISTORY_LENGTH, Event, UserState, fold
 from recsys.workspace import DatasetWorkspace
 
 REPO = Path(__file__).parents[2] / "feature_repo"
-EVENTS, USERS, ITEMS, PARTS = 100_000, 600, 3_000, 8
+EVENTS, USERS, ITEMS = 20_000, 200, 700
 T0, YEARS = 11_000 * 86_400, 3 * 365 * 86_400
 NO_CONTEXTS = pd.DataFrame({USER_ID: [], TIMESTAMP: []}, dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Arrivals:
-    """base: the data set, sorted. parts: what arrives, in order of arrival, duplicates of both among them."""
+    """base: the data set. arriving: what the event table receives, in that order."""
 
     catalogue: Catalogue
     users: pd.DataFrame
     base: pd.DataFrame
-    parts: list[pd.DataFrame]
+    arriving: pd.DataFrame
+
+    def histories(self, arrived: int) -> Histories:
+        everything = pd.concat([self.base, self.arriving.iloc[:arrived]])
+        return Histories.from_tables(self.catalogue, everything, self.users)
 
 
 @pytest.fixture(scope="module")
@@ -55,106 +55,84 @@ def arrivals() -> Arrivals:
         }
     )
     is_base = rng.random(EVENTS) < 0.5
-    base = distinct_rows(events[is_base])
-    again = events.sample(5_000, random_state=1)
-    contradicting = again.assign(**{RATING: (rng.integers(1, 11, len(again)) / 2).astype(np.float32)})
-    arriving = pd.concat([events[~is_base], again, contradicting.iloc[:500]]).sample(frac=1, random_state=2)
+    again = events.sample(1_000, random_state=1)
+    again[RATING] = (rng.integers(1, 11, len(again)) / 2).astype(np.float32)  # of the same second, with other stars
     listed = np.arange(1, USERS - 20)  # twenty more rate than the users table knows
-    users = pd.DataFrame(
-        {
-            USER_ID: listed,
-            GENDER: np.where(listed % 2, "F", "M"),
-            AGE: pd.array(18 + listed % 50, dtype="Int32"),
-            OCCUPATION: np.where(listed % 3, "artist", "doctor"),
-        }
-    )
-    items = pd.DataFrame(
-        {
-            ITEM_ID: np.arange(1, ITEMS + 1),
-            TITLE: "Film",
-            YEAR: pd.array([1999] * ITEMS, dtype="Int32"),
-            GENRES: [["Drama"]] * ITEMS,
-        }
-    )
-    cuts = np.linspace(0, len(arriving), PARTS + 1).astype(int)
-    parts = [arriving.iloc[low:high] for low, high in pairwise(cuts)]
-    return Arrivals(Catalogue.from_tables(items, users), users, base, parts)
+    users = pd.DataFrame({USER_ID: listed, GENDER: "F", AGE: 30, OCCUPATION: np.where(listed % 3, "artist", "doctor")})
+    items = pd.DataFrame({ITEM_ID: np.arange(1, ITEMS + 1), TITLE: "Film", YEAR: 1999, GENRES: [["Drama"]] * ITEMS})
+    arriving = pd.concat([events[~is_base], again]).sample(frac=1, random_state=2)
+    return Arrivals(Catalogue.from_tables(items, users), users, events[is_base], arriving)
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", "redis and postgresql"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FeatureStore]:
     given: dict[str, Any] = {}
-    if request.param == "redis":
+    if request.param != "sqlite":
         address = request.getfixturevalue("redis_server").connection
-        given = {"online_store": "redis", "redis_connection": address}
+        events_url = request.getfixturevalue("postgres_server").database()
+        given = {"online_store": "redis", "redis_connection": address, "events_url": events_url}
     store = FeatureStore(FeatureStoreConfig(DatasetWorkspace(tmp_path / "random", "random"), REPO, **given))
     yield store
     store.close()
 
 
-def append(folder: Path, part: pd.DataFrame, number: int) -> None:
-    folder.mkdir(exist_ok=True)
-    received = T0 + YEARS + number * 86_400
-    with (folder / f"events-part{number}.jsonl").open("wb") as handle:
-        for place, (user, item, rating, timestamp) in enumerate(part.itertuples(index=False)):
-            event = LoggedEvent(f"{number}-{place}", user, item, rating, timestamp, received, "bundle")
-            handle.write(orjson.dumps(asdict(event)) + b"\n")
+@pytest.fixture
+def table(store: FeatureStore) -> Iterator[EventTable]:
+    table = EventTable(store.config.events_url or sqlite_url(store.config.home.event_file))
+    yield table
+    table.close()
 
 
-def rows(store: FeatureStore, user_ids: list[int]) -> list[tuple[UserState, list[int]]]:
-    found = store.online_states(user_ids)
-    return [(row[0], row[1].tolist()) for row in found if row is not None]
+def send(table: EventTable, rows: pd.DataFrame) -> None:
+    events = [
+        NewEvent(f"{n}-{u}", int(u), int(i), RATING_KIND, float(r), int(t), T0 + YEARS)
+        for n, (u, i, r, t) in zip(rows.index, rows.itertuples(index=False), strict=True)
+    ]
+    for low in range(0, len(events), 500):
+        table.append(events[low : low + 500])
+        table.append(events[low : low + 100])  # whoever had no answer sends again
 
 
-def test_online_equals_offline_for_every_user_and_feature(
-    arrivals: Arrivals, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def present(store: FeatureStore, table: EventTable, user_ids: list[int]) -> list[UserState]:
+    """As a request has them: the base row, and the user's later events."""
+    out = []
+    for user_id, base in zip(user_ids, store.online_states(user_ids), strict=True):
+        state = base or UserState(user_id)
+        later = table.after(user_id, state.through_seq)
+        assert not later or base is None or later[0].seq > base.through_seq
+        folded = fold(state, [Event(e.item_id, e.value or 0.0, e.occurred_at) for e in later])
+        out.append(replace(folded, through_seq=0))
+    return out
+
+
+def newest(histories: Histories) -> list[UserState]:
+    return [histories.stored_state(u, int(end)) for u, end in enumerate(histories.offset[1:])]
+
+
+def test_online_equals_offline_for_every_user(arrivals: Arrivals, store: FeatureStore, table: EventTable) -> None:
+    arriving, half = arrivals.arriving.reset_index(drop=True), len(arrivals.arriving) // 2
     home = store.config.home
-    made_anew: list[int] = []
-    whole = store.whole_state
-    monkeypatch.setattr(store, "whole_state", lambda profile: made_anew.append(profile.user_id) or whole(profile))
-    histories = Histories.from_tables(arrivals.catalogue, arrivals.base, arrivals.users)
-    write_feature_tables(home, histories, snapshots(arrivals.base), NO_CONTEXTS)
-    store.apply()
-    store.materialize()
-    moved = 0
-    for number, part in enumerate(arrivals.parts):
-        append(home.events, part, number)
-        moved += store.catch_up()
-    assert USERS < len(made_anew) < moved - USERS, "both ways of moving a state were to be shown"
+    for taken, arrived in ((0, half), (half, len(arriving)), (len(arriving), len(arriving))):
+        histories = arrivals.histories(taken)
+        everything = pd.concat([arrivals.base, arriving.iloc[:taken]])
+        write_feature_tables(home, histories, snapshots(everything), NO_CONTEXTS, table.safe_seq())
+        store.apply()
+        store.materialize()
+        send(table, arriving.iloc[taken:arrived])
+        truth = arrivals.histories(arrived)
+        assert present(store, table, truth.user_ids.tolist()) == newest(truth)
+    assert truth.repeats.sum() > USERS / 2
+    assert max(state.n_events for state in newest(truth)) > 3 * HISTORY_LENGTH
+    assert [s and s.through_seq for s in store.online_states(truth.user_ids.tolist())] == [table.safe_seq()] * len(
+        truth.user_ids
+    )
 
-    # the definition: everything that arrived by either way, sorted, each key once
-    everything = distinct_rows(pd.concat([arrivals.base, *arrivals.parts]))
-    assert EVENTS * 0.99 < len(everything) <= EVENTS
-    truth = Histories.from_tables(arrivals.catalogue, everything, arrivals.users)
-    user_ids = truth.user_ids.tolist()
-    ends = [int(end) for end in truth.offset[1:]]
-    expected = [(truth.stored_state(u, end), truth.seen_ids(u, end).tolist()) for u, end in enumerate(ends)]
-    assert max(state.n_events for state, _ in expected) > 10 * HISTORY_LENGTH
-    assert rows(store, user_ids) == expected
-
-    # the batch step, and with it Feast's reads as of a moment after everything
-    latest = Latest.of(histories, arrivals.base, arrivals.users, home.events)
-    write_feature_tables(home, histories, snapshots(latest.known), NO_CONTEXTS, latest)
-    now = T0 + YEARS + (PARTS + 1) * 86_400
-    assert store.historical_states(user_ids, now) == [state for state, _ in expected]
-    store.materialize()
-    assert rows(store, user_ids) == expected
-    _same_statistics(store, arrivals.catalogue, latest, now // 86_400)
-
-
-def _same_statistics(store: FeatureStore, catalogue: Catalogue, latest: Latest, day: int) -> None:
-    """Items too: online, as of `day` through Feast, and from the events."""
-    offline = store.historical_item_stats(pd.DataFrame({ITEM_ID: catalogue.item_ids, "day": day}))
-    feast_store = store._registered()
-    online = feast_store.get_online_features(
-        features=feast_store.get_feature_service("ranking"),
-        entity_rows=[{ITEM_ID: int(i)} for i in catalogue.item_ids],
-    ).to_dict()
-    for name in STATS_COLUMNS:
-        np.testing.assert_array_equal(np.array(online[name], dtype=np.float64), offline[name].to_numpy(), name)
-    dense = store.item_stats_as_of(catalogue, day)
-    computed = ItemStatsTimeline(catalogue, snapshots(latest.known)).as_of(day)
-    np.testing.assert_array_equal(dense.n_ratings, computed.n_ratings)
-    np.testing.assert_array_equal(dense.rating_sum, computed.rating_sum)
-    np.testing.assert_array_equal(dense.decayed, computed.decayed)
+    # the offline reads as of a moment after everything say the same
+    now = T0 + YEARS + 86_400
+    past = store.historical_states(truth.user_ids, now)
+    assert [s.item_ids for s in past] == [s.item_ids for s in newest(truth)]
+    assert [s.rating_sum for s in past] == [s.rating_sum for s in newest(truth)]
+    dense = store.item_stats_as_of(arrivals.catalogue, now // 86_400)
+    computed = ItemStatsTimeline(arrivals.catalogue, snapshots(everything)).as_of(now // 86_400)
+    for name in ("n_ratings", "rating_sum", "decayed", "first_rated", "last_rated"):
+        np.testing.assert_array_equal(getattr(dense, name), getattr(computed, name), name)
