@@ -13,7 +13,6 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -150,7 +149,8 @@ class _Study:
         self._events = test_events(job.tables.events, bundle.facts.trained_through)
         self._full: TrainingTable | None = None
         settings = [asdict(job.config.ranker), asdict(job.config.recommender)]
-        retrievers = [_digest(job.work(stage)) for stage, _, _ in rankers.windows_t2(job)]
+        saved = [sorted(job.work(stage).rglob("*")) for stage, _, _ in rankers.windows_t2(job)]
+        retrievers = [fingerprint_files(path for path in paths if path.is_file()) for paths in saved]
         self._key = fingerprint_value([bundle.facts.bundle_id, retrievers, code_fingerprint(), settings])
         self._run = StudyRun(job.tables.info, about("recsys ablate"), bundle.facts.bundle_id)
         # The ranks of every event with everything, which each row is compared with.
@@ -227,12 +227,6 @@ class _Study:
             progress=self.job.progress("ablate: contexts replayed"),
         )
         return full.frame[[*EVENT_KEY, RANK]]
-
-
-def _digest(folder: Path) -> str:
-    """Of the names and bytes of every file below."""
-    files = [p for p in folder.rglob("*") if p.is_file()]
-    return fingerprint_value(sorted([str(p.relative_to(folder)), fingerprint_files([p])] for p in files))
 
 
 def columns_without(names: Sequence[str], group: str) -> IntArray:

@@ -8,6 +8,7 @@ Shapes: N items, G genres, B lists of a batch, k places of a list.
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 
 from recsys.arrays import DoubleArray, IntArray
 from recsys.features.catalogue import Catalogue
@@ -50,9 +51,8 @@ def popularity_percentile(raters: IntArray) -> DoubleArray:
     >>> popularity_percentile(np.array([9, 0, 0, 4])).tolist()
     [87.5, 25.0, 25.0, 62.5]
     """
-    ordered = np.sort(raters)
-    fewer, through = (np.searchsorted(ordered, raters, side=side) for side in ("left", "right"))
-    return 50.0 * (fewer + through) / max(len(raters), 1)
+    percentile: DoubleArray = 100.0 * (rankdata(raters) - 0.5) / max(len(raters), 1)
+    return percentile
 
 
 def gini(shown: IntArray) -> float | None:

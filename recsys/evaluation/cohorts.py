@@ -6,6 +6,7 @@ new user.
 Shapes: E events, N items.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,27 +26,24 @@ RATERS: Final = "raters"  # users who rated the item up to T2
 FACTS: Final = (N_HISTORY, GAP_S, NEW_USER, RATERS)
 
 RARE: Final = 9  # a rare item has at most this many raters, and at least one
-HISTORY_BRACKETS: Final = {
-    "history 1-5": (1, 5),
-    "history 6-20": (6, 20),
-    "history 21-100": (21, 100),
-    "history over 100": (101, np.inf),
+
+Rule = Callable[[pd.DataFrame], "pd.Series[bool]"]
+# Name, meaning and rule of every segment, in the order of the tables.
+_RULES: Final[dict[str, tuple[str, Rule]]] = {
+    "all": ("all events", lambda e: e[N_HISTORY] >= 0),
+    "warm": ("the user had a history", lambda e: e[N_HISTORY] > 0),
+    "cold": ("the user had no history", lambda e: e[N_HISTORY] == 0),
+    "liked": (f"the user rated the item {LIKED_RATING:g} or more", lambda e: e[RATING] >= LIKED_RATING),
+    "history 1-5": ("the user's history held 1 to 5 events", lambda e: e[N_HISTORY].between(1, 5)),
+    "history 6-20": ("the user's history held 6 to 20 events", lambda e: e[N_HISTORY].between(6, 20)),
+    "history 21-100": ("the user's history held 21 to 100 events", lambda e: e[N_HISTORY].between(21, 100)),
+    "history over 100": ("the user's history held more than 100 events", lambda e: e[N_HISTORY] > 100),
+    "return visit": ("first events after a pause of more than an hour", lambda e: e[GAP_S] > SESSION_GAP_S),
+    "new user": ("the user has no event up to T2", lambda e: e[NEW_USER].astype(bool)),
+    "new item": ("nobody rated the item up to T2", lambda e: e[RATERS] == 0),
+    "rare item": (f"1 to {RARE} users rated the item up to T2", lambda e: e[RATERS].between(1, RARE)),
 }
-# Name and meaning of every segment, in the order of the tables.
-SEGMENTS: Final = {
-    "all": "all events",
-    "warm": "the user had a history",
-    "cold": "the user had no history",
-    "liked": f"the user rated the item {LIKED_RATING:g} or more",
-    "history 1-5": "the user's history held 1 to 5 events",
-    "history 6-20": "the user's history held 6 to 20 events",
-    "history 21-100": "the user's history held 21 to 100 events",
-    "history over 100": "the user's history held more than 100 events",
-    "return visit": "first events after a pause of more than an hour",
-    "new user": "the user has no event up to T2",
-    "new item": "nobody rated the item up to T2",
-    "rare item": f"1 to {RARE} users rated the item up to T2",
-}
+SEGMENTS: Final = {name: meaning for name, (meaning, _) in _RULES.items()}
 
 
 @dataclass(frozen=True)
@@ -71,16 +69,4 @@ class Trained:
 
 def segment_masks(events: pd.DataFrame) -> dict[str, BoolArray]:
     """(E,) for each of SEGMENTS, in their order. `events` has a rating and FACTS."""
-    n_history, raters = events[N_HISTORY].to_numpy(), events[RATERS].to_numpy()
-    masks: dict[str, BoolArray] = {
-        "all": np.ones(len(events), dtype=bool),
-        "warm": n_history > 0,
-        "cold": n_history == 0,
-        "liked": events[RATING].to_numpy() >= LIKED_RATING,
-        **{name: (n_history >= low) & (n_history <= high) for name, (low, high) in HISTORY_BRACKETS.items()},
-        "return visit": events[GAP_S].to_numpy() > SESSION_GAP_S,
-        "new user": events[NEW_USER].to_numpy(dtype=bool),
-        "new item": raters == 0,
-        "rare item": (raters >= 1) & (raters <= RARE),
-    }
-    return {name: masks[name] for name in SEGMENTS}
+    return {name: rule(events).to_numpy(dtype=bool) for name, (_, rule) in _RULES.items()}

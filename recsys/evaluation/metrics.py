@@ -16,13 +16,6 @@ from recsys.arrays import DoubleArray, IntArray
 LIST_LENGTH: Final = 500  # a method returns at most this many items; nothing is known of ranks beyond
 
 
-def check_k(k: int) -> int:
-    """`k` itself. Raises ValueError unless it is a whole number from 1 to LIST_LENGTH."""
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= LIST_LENGTH:
-        raise ValueError(f"k must be a whole number from 1 to {LIST_LENGTH} (the length of a list), not {k!r}.")
-    return int(k)
-
-
 def check_rank(rank: IntArray) -> IntArray:
     """`rank` itself. Raises ValueError unless it is one-dimensional, of whole numbers from 0 to LIST_LENGTH."""
     rank = np.asarray(rank)
@@ -52,7 +45,7 @@ def hit_at(rank: IntArray, k: int) -> DoubleArray:
     >>> hit_at(np.array([1, 10, 11, 0]), 10).tolist()
     [1.0, 1.0, 0.0, 0.0]
     """
-    rank, k = check_rank(rank), check_k(k)
+    rank = check_rank(rank)
     return ((rank >= 1) & (rank <= k)).astype(np.float64)
 
 
@@ -124,7 +117,7 @@ def recall_curve(rank: IntArray, ks: Iterable[int]) -> DoubleArray:
     if not rank.size:
         raise ValueError("A recall curve needs at least one event.")
     within = np.cumsum(np.bincount(rank[rank >= 1], minlength=LIST_LENGTH + 1))  # events with 1 <= rank <= index
-    return within[[check_k(k) for k in ks]] / rank.size
+    return within[list(ks)] / rank.size
 
 
 def coverage(shown_items: IntArray, n_catalogue: int) -> float:

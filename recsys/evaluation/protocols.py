@@ -50,31 +50,19 @@ def stratified_by_item(item_id: IntArray, share: float = TRAIN_SHARE, seed: int 
     """
     if not 0 < share < 1:
         raise ValueError(f"the share that trains must lie between 0 and 1, got {share}")
-    drawn = np.random.RandomState(seed).random_sample(len(item_id))
-    return _place_in_item(item_id, drawn)[1] <= share
+    drawn = pd.Series(np.random.RandomState(seed).random_sample(len(item_id))).groupby(item_id)
+    trains: BoolArray = (drawn.rank() / drawn.transform("size") <= share).to_numpy()
+    return trains
 
 
 def item_folds(item_id: IntArray, n_folds: int, seed: int) -> IntArray:
     """(E,) fold of each event, 0 .. n_folds - 1: the events of each item are dealt out in random order, starting at a
     random fold. Every fold is then about 1 / n_folds of each item, and every event is held out once."""
     rng = np.random.default_rng(seed)
-    place, _ = _place_in_item(item_id, rng.random(len(item_id)))
+    place = pd.Series(rng.random(len(item_id))).groupby(item_id).rank().to_numpy(np.int64)
     _, item = np.unique(item_id, return_inverse=True)
     first = rng.integers(0, n_folds, int(item.max(initial=-1)) + 1)
     return np.asarray((place - 1 + first[item]) % n_folds, dtype=np.int64)
-
-
-def _place_in_item(item_id: IntArray, drawn: DoubleArray) -> tuple[IntArray, DoubleArray]:
-    """(E,) place of each event among those of its item, by ascending draw, 1 is first; and place / their number."""
-    order = np.lexsort([drawn, item_id])
-    ordered = item_id[order]
-    start = np.searchsorted(ordered, ordered, side="left")
-    count = np.searchsorted(ordered, ordered, side="right") - start
-    place = np.empty(len(item_id), dtype=np.int64)
-    place[order] = np.arange(len(ordered)) - start + 1
-    share = np.empty(len(item_id))
-    share[order] = place[order] / count
-    return place, share
 
 
 @dataclass(frozen=True)
@@ -93,12 +81,9 @@ def leave_last_out(events: pd.DataFrame) -> LastOut:
     Source: W.-C. Kang, J. McAuley, Self-Attentive Sequential Recommendation, ICDM 2018, section IV-A. Raises DataError
     where nobody has FEWEST_EVENTS events.
     """
-    order = np.lexsort([events[name].to_numpy() for name in (ITEM_ID, TIMESTAMP, USER_ID)])
-    user = events[USER_ID].to_numpy()[order]
-    after = np.searchsorted(user, user, side="right") - np.arange(len(user)) - 1  # events of the user that follow
-    count = np.searchsorted(user, user, side="right") - np.searchsorted(user, user, side="left")
-    from_end = np.empty(len(events), dtype=np.int64)
-    from_end[order] = np.where(count >= FEWEST_EVENTS, after, FEWEST_EVENTS)
+    by_user = events.sort_values([USER_ID, TIMESTAMP, ITEM_ID]).groupby(USER_ID)[USER_ID]
+    from_end = by_user.cumcount(ascending=False).where(by_user.transform("size") >= FEWEST_EVENTS, FEWEST_EVENTS)
+    from_end = from_end.reindex(events.index)
     if not (from_end == 0).any():
         raise DataError(f"Nobody has {FEWEST_EVENTS} events, so there is no last one to leave out. Take more data.")
     return LastOut(events[from_end > 1], events[from_end == 1], events[from_end == 0])

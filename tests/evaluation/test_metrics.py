@@ -9,7 +9,6 @@ from recsys.evaluation.metrics import (
     LABELS,
     LIST_LENGTH,
     METRICS,
-    check_k,
     check_rank,
     coverage,
     event_values,
@@ -70,10 +69,6 @@ def test_event_values_has_a_column_for_each_metric_in_order() -> None:
     assert set(METRICS) < set(LABELS)
 
 
-def test_no_event_gives_no_value() -> None:
-    assert event_values(np.array([], dtype=np.int64)).shape == (0, len(METRICS))
-
-
 def test_recall_curve_equals_the_mean_of_hits() -> None:
     ks = [1, 10, 11, 100, 500]
     assert recall_curve(RANK, ks).tolist() == [hit_at(RANK, k).mean() for k in ks]
@@ -82,18 +77,6 @@ def test_recall_curve_equals_the_mean_of_hits() -> None:
 def test_coverage_counts_each_item_once() -> None:
     assert coverage(np.array([5, 5, 9, 2]), 12) == 0.25
     assert coverage(np.array([], dtype=np.int64), 12) == 0.0
-
-
-@pytest.mark.parametrize("k", [0, -1, LIST_LENGTH + 1, 10.0, True, "10", None])
-def test_k_outside_the_list_is_refused(k: object) -> None:
-    with pytest.raises(ValueError, match=r"k must be a whole number from 1 to 500"):
-        check_k(k)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="k must be"):
-        recall_curve(RANK, [k])  # type: ignore[list-item]
-
-
-def test_k_may_be_a_numpy_integer() -> None:
-    assert check_k(np.int64(10)) == 10  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rank", [np.array([1.0]), np.array([[1]]), np.array([True])])

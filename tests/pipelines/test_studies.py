@@ -108,8 +108,8 @@ def test_the_table_and_the_picture_are_written(curve: tuple[str, dict[str, Any]]
     lines = [line for line in said.splitlines() if re.match(r"\| \d", line)]
     assert len(lines) == 6
     for line, row in zip(lines, result["rows"], strict=True):
-        assert line.startswith(f"| {row['diversity']:g} | {row['ndcg@10']['mean']:.4f} [")
-        assert f"| {row['beyond_accuracy']['diversity@10']:.3f} |" in line
+        assert line.startswith(f"| {row['diversity']:g} | {row['ndcg']['mean']:.4f} [")
+        assert f"| {row['beyond_accuracy']['diversity']:.3f} |" in line
 
 
 def test_a_sample_says_that_it_is_one(curve: tuple[str, dict[str, Any]], home: TrainedHome) -> None:
