@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from recsys.feature_store import FeatureStore
-from serving.bench.outage import store_away
+from tests.faults.soak import store_away
 from serving.event_log import EventLog
 
 from .serving_world import DATASET, ServingWorld, build

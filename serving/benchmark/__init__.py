@@ -1,0 +1,1 @@
+"""How fast answers are: `recsys bench latency` and `recsys bench freshness` (docs/latency.md)."""

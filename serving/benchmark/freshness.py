@@ -1,0 +1,82 @@
+"""From an accepted rating to a list that knows it: users rate the first item of their list and ask again at once."""
+
+import asyncio
+import json
+import sqlite3
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from recsys.errors import RecsysError
+from recsys.events import EventTable, sqlite_url
+from serving.benchmark.connection import request_bytes
+from serving.benchmark.load import Pool
+from serving.benchmark.percentiles import Percentiles
+from serving.benchmark.service import recommendation_path
+
+TIMEOUT_S, TRIES = 15.0, 100  # of a request; lists asked for until one knows the rating
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """post: a rating, until it is accepted. fresh: from then until a list without the rated item is there. stale: lists
+    that still held it; none where the service keeps its promise. unanswered: lists that did not come, or were made
+    without the user's state."""
+
+    post: Percentiles
+    fresh: Percentiles
+    stale: int
+    unanswered: int
+
+
+def scratch_events(folder: Path, own: EventTable) -> str:
+    """URL of an empty event table in `folder` that counts on from the service's own: a service that uses it takes a
+    benchmark's ratings for its latest events, and they are gone with the folder."""
+    table = EventTable(sqlite_url(folder / "events.db"))
+    table.count()  # makes the table
+    table.close()
+    with closing(sqlite3.connect(folder / "events.db")) as connection, connection:
+        connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('events', ?)", (own.safe_seq(),))
+    return table.url.render_as_string(hide_password=False)
+
+
+def measure(url: str, user_ids: list[int], *, n: int, api_key: str | None) -> Freshness:
+    """`n` ratings, one after the other, of the users in turn. Raises RecsysError where one is not accepted."""
+    return asyncio.run(_measure(url, user_ids, n, api_key))
+
+
+async def _measure(url: str, user_ids: list[int], n: int, api_key: str | None) -> Freshness:
+    key = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
+    post_ms, fresh_ms, stale, unanswered = list[float](), list[float](), 0, 0
+    # What is accepted over one connection is asked for over another.
+    with closing(Pool(url)) as posts, closing(Pool(url)) as lists:
+        for user_id in (user_ids[i % len(user_ids)] for i in range(n)):
+            if not (before := await _list(lists, user_id)):
+                unanswered += 1
+                continue
+            body = json.dumps({"user_id": user_id, "item_id": before[0], "rating": 4.0}).encode()
+            begun = time.monotonic()
+            response, _ = await posts.ask(request_bytes("POST", "/v1/events", posts.host, body, key), TIMEOUT_S)
+            accepted = time.monotonic()
+            if response.status != 201:
+                raise RecsysError(f"{url} did not accept a rating: {response.status} {response.body[:200].decode()}")
+            post_ms.append((accepted - begun) * 1e3)
+            for _ in range(TRIES):
+                items = await _list(lists, user_id)
+                if items and before[0] not in items:
+                    fresh_ms.append((time.monotonic() - accepted) * 1e3)
+                    break
+                stale, unanswered = stale + bool(items), unanswered + (not items)
+    post, fresh = Percentiles.of(post_ms), Percentiles.of(fresh_ms)
+    if post is None or fresh is None:
+        raise RecsysError(f"No rating reached a list of {url}: {stale} lists without it, {unanswered} not made.")
+    return Freshness(post, fresh, stale, unanswered)
+
+
+async def _list(pool: Pool, user_id: int) -> list[int]:
+    """Empty where there is no list, or one that was made without the user's state."""
+    response, _ = await pool.ask(request_bytes("GET", recommendation_path(user_id), pool.host), TIMEOUT_S)
+    answer = json.loads(response.body)
+    made = response.status == 200 and "user_state" not in answer["degraded"]
+    return [int(item["item_id"]) for item in answer["items"]] if made else []
