@@ -239,7 +239,7 @@ def models_promote(
     """Make a version the champion, whatever the gate said."""
     job = _job(dataset, _settings(home))
     info = job.registry.promote(version)
-    print(f"version {info.version} of {job.registry.model_name} is champion; a running service loads it on restart")
+    print(f"version {info.version} of {job.registry.model_name} is champion; a running service swaps within seconds")
 
 
 @models.command("rollback")
@@ -247,7 +247,7 @@ def models_rollback(dataset: Dataset = None, home: HomeFolder = None) -> None:
     """Make the previous champion champion again."""
     job = _job(dataset, _settings(home))
     info = job.registry.rollback()
-    print(f"version {info.version} of {job.registry.model_name} is champion again")
+    print(f"version {info.version} of {job.registry.model_name} is champion again; a running service swaps to it")
 
 
 def _settings(home: Path | None) -> "Settings":

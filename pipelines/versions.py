@@ -1,7 +1,4 @@
-"""`recsys models list` and `recsys models compare`: the registry as text.
-
-Stage: the edge. In: the registry. Out: lines on stdout. Absent: any change to the registry.
-"""
+"""`recsys models list` and `recsys models compare`: the registry as text."""
 
 import typer
 
@@ -48,8 +45,6 @@ def print_comparison(job: Job, a: str, b: str, *, fail_if_worse: bool = False) -
         typer.echo(f"{m.name:24} {left:>14} {right:>14} {change:>12}{interval}")
     for p in comparison.parameters:
         typer.echo(f"setting {p.name}: {p.a} -> {p.b}")
-    if comparison.pairing.problem:
-        typer.echo(f"not compared event by event, so that only a large difference shows: {comparison.pairing.problem}")
     typer.echo(comparison.verdict)
     if fail_if_worse and comparison.worse is None:
         raise RegistryError(f"--fail-if-worse has nothing to decide by: {comparison.pairing.problem}")

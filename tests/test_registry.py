@@ -4,6 +4,7 @@ Longer than other files: all tests share one empty database, which MLflow takes 
 """
 
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
@@ -21,9 +22,9 @@ from typing import Any
 import pytest
 
 from recsys.atomic_io import replacing_folder
+from recsys.bundle import FORMAT
 from recsys.errors import BundleError, RegistryError
-from recsys.promotion_gate import judge
-from recsys.registry import Registry, VersionInfo, model_name_for
+from recsys.registry import Registry, model_name_for
 from recsys.registry.backend import Backend, load_mlflow
 from recsys.registry.records import fingerprint_folder, flat_parameters, version_info
 
@@ -34,9 +35,17 @@ Make = Callable[..., Path]
 def write_bundle(folder: Path, bundle_id: str, *, role: str = "production", ndcg: float = 0.2, **changes: Any) -> Path:
     """A bundle as far as the registry looks into one, with files in a sub-folder that it must not look into."""
     manifest: dict[str, Any] = {
-        "format": 1,
+        "format": FORMAT,
         "bundle_id": bundle_id,
-        "dataset": {"name": "demo", "synthetic": True, "layout": "ml-1m", "fingerprint": "a" * 64, "n_events": 9},
+        "dataset": {
+            "name": "demo",
+            "synthetic": True,
+            "layout": "ml-1m",
+            "fingerprint": "a" * 64,
+            "n_events": 9,
+            "n_items": 1,
+            "n_users": 1,
+        },
         "trained_through": 1_000_000_000,
         "role": role,
         "sibling_id": f"{bundle_id}-t2" if role == "production" else None,
@@ -49,6 +58,7 @@ def write_bundle(folder: Path, bundle_id: str, *, role: str = "production", ndcg
         },
         "parameters": {"ranker": {"leaves": 31}, "seed": 7},
         "created_utc": "2026-11-21T00:00:00Z",
+        "files": {},
     }
     place = folder / bundle_id
     (place / "index").mkdir(parents=True)
@@ -97,13 +107,12 @@ def test_register_keeps_everything_and_names_the_challenger(
 ) -> None:
     picture = tmp_path / "leaderboard.png"
     picture.write_bytes(b"png")
-    bundle, sibling = make("b1"), make("b1-t2", role="evaluation")
+    parameters = {"ranker": {"leaves": 31}, "tower": {"dims": [64, 32], "note": "x" * 600}, "seed": 8}
+    bundle, sibling = make("b1", parameters=parameters), make("b1-t2", role="evaluation")
     info = registry.register(
         bundle,
         evaluation_dir=sibling,
         report_files=[picture],
-        parameters={"tower": {"dims": [64, 32], "note": "x" * 600}, "seed": 8},
-        metrics={"train_s": 12.5},
         tags={"machine": "laptop"},
     )
     assert info == registry.resolve("challenger") == registry.resolve(1) == registry.resolve("v1")
@@ -120,9 +129,8 @@ def test_register_keeps_everything_and_names_the_challenger(
     assert run.data.params["ranker.leaves"] == "31"
     assert run.data.params["seed"] == "8"
     assert run.data.params["tower.dims"] == "[64, 32]"
-    assert len(run.data.params["tower.note"]) == 500
     assert run.data.params["tower.note"].startswith("xxx")
-    assert "(600 characters, sha256 " in run.data.params["tower.note"]
+    assert "... sha256 " in run.data.params["tower.note"]
     assert run.data.metrics == {
         "ndcg_at_10": 0.2,
         "ndcg_at_10.low": pytest.approx(0.18),
@@ -131,7 +139,6 @@ def test_register_keeps_everything_and_names_the_challenger(
         "retrieval_ndcg_at_10.low": 0.09,
         "retrieval_ndcg_at_10.high": 0.11,
         "latency_p99_ms": 10.0,
-        "train_s": 12.5,
     }
     assert run.data.tags["recsys.fingerprint"] == "a" * 64
     assert run.data.tags["recsys.code_version"] == "0.1.0+abc"
@@ -157,18 +164,18 @@ def test_challenger_moves_to_the_newest_and_versions_are_newest_first(registry: 
 def test_two_long_values_that_differ_at_the_end_stay_different() -> None:
     first, second = (flat_parameters({"p": "x" * 9_000 + end})["p"] for end in "ab")
     assert first != second
-    assert len(first) == 500
+    assert len(first) <= 500
 
 
 def test_register_refuses_what_is_not_a_bundle(registry: Registry, make: Make, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"is not a bundle: its bundle\.json cannot be read"):
+    with pytest.raises(BundleError, match="holds no bundle"):
         registry.register(tmp_path)
     with pytest.raises(BundleError, match="is a bundle for evaluation; one for production is wanted here"):
         registry.register(make("b1-t2", role="evaluation"))
-    with pytest.raises(BundleError, match=r"lacks dataset\.fingerprint\. Build the bundle again"):
+    with pytest.raises(BundleError, match="cannot be read"):
         registry.register(make("b2", dataset={"name": "demo", "synthetic": False}))
     (make("b3") / "bundle.json").write_text("[]")
-    with pytest.raises(BundleError, match="lacks bundle_id, dataset"):
+    with pytest.raises(BundleError, match="cannot be read"):
         registry.register(tmp_path / "built" / "b3")
     with pytest.raises(BundleError, match=r"bundle_id '\.\./x' cannot name a folder"):
         registry.register(rename(make("b4"), "../x"))
@@ -181,18 +188,6 @@ def rename(bundle: Path, bundle_id: str) -> Path:
     manifest = json.loads((bundle / "bundle.json").read_text())
     (bundle / "bundle.json").write_text(json.dumps(manifest | {"bundle_id": bundle_id}))
     return bundle
-
-
-def test_register_checks_reports_before_it_starts(registry: Registry, make: Make, tmp_path: Path) -> None:
-    bundle = make("b1")
-    with pytest.raises(RegistryError, match=r"No such report: .*absent\.png"):
-        registry.register(bundle, report_files=[tmp_path / "absent.png"])
-    for folder in ("x", "y"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "same.png").touch()
-    with pytest.raises(RegistryError, match="Two reports have the same file name"):
-        registry.register(bundle, report_files=[tmp_path / "x" / "same.png", tmp_path / "y" / "same.png"])
-    assert registry.versions() == []
 
 
 def test_a_failure_while_registering_leaves_a_failed_run_and_no_version(
@@ -296,8 +291,6 @@ def test_judge_records_the_gate_and_promotes_nothing(registry: Registry, make: M
     assert champion(registry) == 1
     assert registry.judge("champion", latency_budget_ms=50).checks[0].name == "sane_metrics"
     assert registry.resolve(1).gate == "passed"
-    registry.record_gate(2, judge(registry.resolve(2).measured, None, latency_budget_ms=50))
-    assert registry.resolve(2).gate == "passed"
 
 
 # -- look up --------------------------------------------------------------------------------------------------------
@@ -440,60 +433,35 @@ def test_a_moved_home_still_serves_and_registers(registry: Registry, make: Make,
 # -- compare --------------------------------------------------------------------------------------------------------
 
 
-def registered(registry: Registry, *bundles: Path) -> list[VersionInfo]:
-    return [registry.register(bundle) for bundle in bundles]
-
-
-def test_compare_tells_metrics_parameters_and_verdict(registry: Registry, make: Make) -> None:
-    registered(
-        registry,
-        make("b1", ndcg=0.20),
-        make("b2", ndcg=0.25, parameters={"ranker": {"leaves": 63}, "seed": 7, "new": True}),
-        make("b3", ndcg=0.21),
-    )
-    better = registry.compare(1, 2)
-    assert (better.a.version, better.b.version, better.comparable) == (1, 2, True)
-    assert [(p.name, p.a, p.b) for p in better.parameters] == [("new", None, "true"), ("ranker.leaves", "31", "63")]
-    assert [(m.name, m.difference, m.separate) for m in better.metrics] == [
-        ("latency_p99_ms", 0.0, None),
-        ("ndcg@10", pytest.approx(0.05), True),
-        ("retrieval_ndcg@10", 0.0, False),
+def test_compare_gives_no_verdict_without_ranks(registry: Registry, make: Make) -> None:
+    registry.register(make("b1", ndcg=0.20))
+    registry.register(make("b2", ndcg=0.25, parameters={"ranker": {"leaves": 63}, "seed": 7, "new": True}))
+    found = registry.compare(1, 2)
+    assert (found.a.version, found.b.version, found.worse) == (1, 2, None)
+    assert [(p.name, p.a, p.b) for p in found.parameters] == [("new", None, "true"), ("ranker.leaves", "31", "63")]
+    assert [(m.name, m.difference) for m in found.metrics] == [
+        ("latency_p99_ms", 0.0),
+        ("ndcg@10", pytest.approx(0.05)),
+        ("retrieval_ndcg@10", 0.0),
     ]
-    assert better.verdict == (
-        "Version 2 is better than version 1: their intervals do not overlap."
-        " NDCG@10 on demo (synthetic, not MovieLens): 0.2500 against 0.2000."
-    )
-    assert registry.compare(2, 1).verdict.startswith("Version 1 is worse than version 2")
-    assert registry.compare(1, 3).verdict == (
-        "Versions 1 and 3 cannot be told apart: their intervals overlap."
-        " NDCG@10 on demo (synthetic, not MovieLens): 0.2100 against 0.2000."
-    )
+    assert found.verdict.startswith("No verdict, because the two cannot be compared event by event: ")
 
 
 def test_compare_refuses_a_verdict_over_different_data(registry: Registry, make: Make) -> None:
-    grown = {"name": "demo", "synthetic": True, "fingerprint": "b" * 64}
-    renamed = {"name": "ml-1m", "synthetic": False, "fingerprint": "c" * 64}
-    registered(registry, make("b1"), make("b2", ndcg=0.5, dataset=grown), make("b3", dataset=renamed))
-    result = registry.compare(1, 2)
-    assert not result.comparable
-    assert [m.separate for m in result.metrics] == [None, None, None]
-    assert result.verdict == (
-        "Not comparable: both were measured on demo (synthetic, not MovieLens), but version 1 on data aaaaaaaaaaaa and"
-        " version 2 on data bbbbbbbbbbbb; the differences say nothing."
-    )
-    assert registry.compare(1, 3).verdict == (
-        "Not comparable: version 1 was measured on demo (synthetic, not MovieLens), version 3 on ml-1m."
-    )
-
-
-def test_compare_without_the_metric_or_its_interval(registry: Registry, make: Make) -> None:
-    registered(registry, make("b1"), make("b2", metrics={"hr@10": 0.5}), make("b3", metrics={"ndcg@10": 0.5}))
-    lacking = registry.compare(1, 2)
-    assert ("hr@10", None) in [(m.name, m.a) for m in lacking.metrics]
-    assert lacking.verdict == "No verdict: NDCG@10 on demo (synthetic, not MovieLens) is not known of both versions."
-    assert registry.compare(1, 3).verdict == (
-        "No verdict: NDCG@10 on demo (synthetic, not MovieLens) has no interval in at least one version."
-    )
+    grown = {
+        "name": "demo",
+        "synthetic": True,
+        "layout": "x",
+        "fingerprint": "b" * 64,
+        "n_events": 1,
+        "n_items": 1,
+        "n_users": 1,
+    }
+    registry.register(make("b1"))
+    registry.register(make("b2", ndcg=0.5, dataset=grown))
+    found = registry.compare(1, 2)
+    assert found.worse is None
+    assert "version 1 was measured on demo (synthetic, not MovieLens) (data aaaaaaaaaaaa)" in found.verdict
 
 
 # -- surroundings ---------------------------------------------------------------------------------------------------
@@ -509,8 +477,39 @@ def test_an_unreachable_server_is_an_error_within_seconds(tmp_path: Path, make: 
         assert "in the registry at http://***@127.0.0.1:9: " in str(caught.value)
         assert "Check that the server runs" in str(caught.value)
         assert "secret" not in str(caught.value)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60  # not the minutes that MLflow would take
     assert not (tmp_path / "unused").exists()
+
+
+def test_a_read_only_registry_is_read_and_not_written(
+    registry: Registry, make: Make, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.register(make("b1"))
+    registry.promote(1)
+    (home / ".lock").unlink()
+    (home / ".lock").mkdir()  # what cannot be opened for writing, even by root
+
+    def refused(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self.name == ".lock":
+            raise OSError(errno.EROFS, "Read-only file system", str(self))
+        return opened(self, *arguments, **options)
+
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", refused)
+    reader = Registry(None, home, NAME)
+    assert [v.aliases for v in reader.versions()] == [("champion",)]
+    assert reader.download("champion", tmp_path / "to").name == "b1"
+
+
+@pytest.mark.parametrize("name", ["why?x", "a%41b", "a home"])
+def test_a_home_of_any_name_holds_its_registry(name: str, make: Make, tmp_path: Path, empty_database: Path) -> None:
+    home = tmp_path / name / "mlflow"
+    home.mkdir(parents=True)
+    shutil.copyfile(empty_database, home / "mlflow.db")
+    before = {p.name for p in tmp_path.iterdir()} | {"built"}
+    Registry(None, home, NAME).register(make("b1"))
+    assert Registry(None, home, NAME).look_up("challenger").bundle_id == "b1"
+    assert {p.name for p in tmp_path.iterdir()} == before
 
 
 def test_a_file_that_is_no_database_is_an_error_within_seconds(tmp_path: Path) -> None:

@@ -1,9 +1,6 @@
 """The model registry: bundles by version, which of them serves, and how two of them differ.
 
-Stage: register, promote, serve, retrain. In: bundle folders. Out: versions with aliases `champion` and
-`challenger`, and verified copies of bundles. Absent: what is inside a bundle (`recsys.bundle`) and whether one
-deserves promotion (`recsys.promotion_gate`). MLflow is imported in `backend` alone, and only when a
-registry is first used.
+`Registry` (in `store`) is the door. MLflow is imported in `backend` alone, and only when a registry is first used.
 """
 
 from recsys.registry.compare import Comparison, MetricDifference, Pairing, ParameterDifference

@@ -1,8 +1,7 @@
 """Which version has an alias, asked of MLflow's own SQLite file: 1 ms, where importing MLflow alone takes 2 s.
 
-Stage: serve. In: the embedded database, a model's name and an alias. Out: VersionInfo, or None where MLflow has to be
-asked. Absent: writing, servers, and any truth of its own. MLflow owns these tables; only a revision of its schema
-that is known here is read, and a test holds each answer against MLflow's.
+MLflow owns these tables: only a revision of its schema that is known here is read, and a test holds each answer
+against MLflow's.
 """
 
 import logging

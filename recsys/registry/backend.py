@@ -1,10 +1,9 @@
 """The one place that touches MLflow: how a client is opened, locked, and what its errors become.
 
-Stage: register, promote, serve, retrain. In: a tracking URI or None, and the registry's folder. Out: an
-`MlflowClient`, and RegistryError for whatever goes wrong in it. Absent: versions and aliases (`store`), and MLflow's
-global state: every call names its URI, so that two registries in one process never mix.
+MLflow's global state stays untouched: every call names its URI, so that two registries in one process never mix.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -12,17 +11,17 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from recsys.errors import RegistryError
+from recsys.events import sqlite_url
 
-# MLflow takes these from the environment only, so this is the one environment write in `recsys` (the environment
-# is *read* in `recsys.settings`). Telemetry is off whatever was set: its client starts on `import mlflow` and would
-# call home. The others are defaults that a person may override: MLflow's own (120 s, 7 retries with growing
-# pauses) make a command hang for minutes when a server is down.
+# MLflow takes these from the environment only, so this is the one environment write in `recsys`. Telemetry is off
+# whatever was set: its client starts on `import mlflow` and would call home. The others a person may override: MLflow's
+# own (120 s, 7 retries) make a command hang for minutes when a server is down.
 _ALWAYS: Final = {"MLFLOW_DISABLE_TELEMETRY": "true"}
 _DEFAULTS: Final = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
@@ -40,7 +39,9 @@ class Backend:
         self.folder = folder.resolve()
         self.is_default = tracking_uri is None
         self.database = self.folder / "mlflow.db"  # where the store is the embedded one
-        self.uri = tracking_uri or f"sqlite:///{self.database}"
+        # For "sqlite:" MLflow makes the folder itself, and gets the name wrong where the URL has an escape in it.
+        embedded = sqlite_url(self.database).set(drivername="sqlite+pysqlite")
+        self.uri = tracking_uri or embedded.render_as_string(hide_password=False)
         self.is_server = self.uri.startswith(("http://", "https://"))
         self._client: Any = None
 
@@ -59,8 +60,6 @@ class Backend:
         """The MlflowClient; a new database is created with its tables (2 s). Call it inside `speaking`."""
         if self._client is None:
             mlflow = load_mlflow()
-            if not self.is_server:
-                self.folder.mkdir(parents=True, exist_ok=True)
             with warnings.catch_warnings(), self.locked():
                 # Raised by SQLAlchemy 2.1 where MLflow configures its tables; nothing of ours can avoid it.
                 warnings.filterwarnings("ignore", message="The ``noload`` loader strategy is deprecated")
@@ -70,14 +69,18 @@ class Backend:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes of this machine out of the same folder. MLflow's read-then-write of aliases and the
-        creation of its tables are not atomic on a database; a server is left to order its own requests.
+        creation of its tables are not atomic on a database; a server orders its own requests. Nobody writes to a folder
+        that is read-only, so nobody has to be kept out of it.
         """
-        if self.is_server:
-            yield
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # released when the file closes, also by a process that dies
+        with ExitStack() as held:
+            if not self.is_server:
+                try:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    handle = held.enter_context((self.folder / ".lock").open("w"))
+                    fcntl.flock(handle, fcntl.LOCK_EX)  # released when the file closes, also by a process that dies
+                except OSError as error:
+                    if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM) or not self.exists:
+                        raise
             yield
 
     @contextmanager
@@ -106,11 +109,8 @@ class Backend:
                 yield client
 
     def experiment_id(self, name: str, artifacts: Path) -> str:
-        """The experiment to put a run into, created when missing.
-
-        An experiment's artifact location is absolute and cannot be changed. Where the default store was moved since,
-        or somebody deleted the experiment in MLflow's pages, a new one is made: "name (2)".
-        """
+        """The experiment to put a run into, created when missing. Its artifact location is absolute and cannot be
+        changed: where the default store was moved since, or somebody deleted it, a new one is made: "name (2)"."""
         location = None if self.is_server else artifacts.as_uri()
         number, numbered = 1, name
         while True:
@@ -169,7 +169,7 @@ class Backend:
 
 
 def load_mlflow() -> Any:
-    """Import MLflow (2 s), no_score and without telemetry."""
+    """Import MLflow (2 s), without its chatter and telemetry."""
     os.environ.update(_ALWAYS)
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)

@@ -1,8 +1,5 @@
-"""What the registry keeps of a bundle, and how it fits into MLflow's names and lengths.
-
-Stage: register. In: `bundle.json` and MLflow's entities. Out: VersionInfo, and flat dictionaries that MLflow
-accepts. Absent: MLflow itself, and any file of a bundle but `bundle.json`.
-"""
+"""What the registry keeps of a bundle, and how it fits into MLflow's names and lengths. Knows no MLflow itself, and
+no file of a bundle but `bundle.json`."""
 
 import hashlib
 import json
@@ -14,13 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from recsys.atomic_io import read_json
+from recsys.bundle import BundleFacts, read_facts
 from recsys.columns import CHAMPION
 from recsys.errors import BundleError
 from recsys.evaluation.ranks import RANKS_FILE
 from recsys.promotion_gate import NDCG, GateResult, Interval, Measured, intervals
 
-_MANIFEST: Final = "bundle.json"
-_NEEDED: Final = ("bundle_id", "dataset", "trained_through", "role", "sibling_id", "code_version", "metrics")
 _LONGEST_PARAMETER: Final = 500  # what every MLflow server accepts; newer ones take more
 _TAG: Final = "recsys."
 METRICS_TAG: Final = _TAG + "metrics"
@@ -72,23 +68,14 @@ class VersionInfo:
         return Measured(name, self.dataset, self.fingerprint, self.metrics)
 
 
-def read_bundle(folder: Path, role: str) -> dict[str, Any]:
-    """`bundle.json` of a bundle with the given role. Raises BundleError where it is not one."""
-    try:
-        manifest = read_json(folder / _MANIFEST)
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{folder} is not a bundle: its {_MANIFEST} cannot be read ({error}).") from error
-    missing = [key for key in _NEEDED if not isinstance(manifest, dict) or key not in manifest]
-    if not missing:
-        dataset = manifest["dataset"]
-        missing = [f"dataset.{key}" for key in ("name", "synthetic", "fingerprint") if key not in dataset]
-    if missing:
-        raise BundleError(f"{folder / _MANIFEST} lacks {', '.join(missing)}. Build the bundle again.")
-    if manifest["role"] != role:
-        raise BundleError(f"{folder} is a bundle for {manifest['role']}; one for {role} is wanted here.")
-    if not is_folder_name(manifest["bundle_id"]):
-        raise BundleError(f"{folder / _MANIFEST}: bundle_id {manifest['bundle_id']!r} cannot name a folder.")
-    return dict(manifest)
+def facts_of(folder: Path, role: str) -> BundleFacts:
+    """The facts of a bundle with the given role. Raises BundleError where it is not one."""
+    facts = read_facts(folder)
+    if facts.role != role:
+        raise BundleError(f"{folder} is a bundle for {facts.role}; one for {role} is wanted here.")
+    if not is_folder_name(facts.bundle_id):
+        raise BundleError(f"{folder}: bundle_id {facts.bundle_id!r} cannot name a folder.")
+    return facts
 
 
 def is_folder_name(bundle_id: str) -> bool:
@@ -106,27 +93,22 @@ def fingerprint_folder(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def version_tags(manifest: Mapping[str, Any]) -> dict[str, str]:
+def version_tags(bundle: Path, facts: BundleFacts, evaluation: Path | None) -> dict[str, str]:
     """What `versions` must know without fetching the bundle, as tags of the model version."""
-    dataset = manifest["dataset"]
     tags = {
-        _TAG + "bundle_id": manifest["bundle_id"],
-        _TAG + "dataset": dataset["name"],
-        _TAG + "synthetic": json.dumps(bool(dataset["synthetic"])),
-        _TAG + "fingerprint": dataset["fingerprint"],
-        _TAG + "trained_through": str(manifest["trained_through"]),
-        _TAG + "code_version": manifest["code_version"],
-        METRICS_TAG: json.dumps(manifest["metrics"], sort_keys=True),
+        "bundle_id": facts.bundle_id,
+        "dataset": facts.dataset.name,
+        "synthetic": json.dumps(facts.dataset.synthetic),
+        "fingerprint": facts.dataset.fingerprint,
+        "trained_through": str(facts.trained_through),
+        "code_version": facts.code_version,
+        "metrics": json.dumps(facts.metrics, sort_keys=True),
+        "bundle_sha256": fingerprint_folder(bundle),
+        "evaluation_id": facts.sibling_id if evaluation else None,
+        "evaluation_sha256": fingerprint_folder(evaluation) if evaluation else None,
+        "ranks_sha256": read_json(bundle / "bundle.json")["files"].get(RANKS_FILE),
     }
-    ranks_sha256 = manifest.get("files", {}).get(RANKS_FILE)
-    return tags if ranks_sha256 is None else tags | {_TAG + "ranks_sha256": ranks_sha256}
-
-
-def content_tags(bundle_sha256: str, evaluation_id: str | None, evaluation_sha256: str | None) -> dict[str, str]:
-    tags = {_TAG + "bundle_sha256": bundle_sha256}
-    if evaluation_id is not None and evaluation_sha256 is not None:
-        tags |= {_TAG + "evaluation_id": evaluation_id, _TAG + "evaluation_sha256": evaluation_sha256}
-    return tags
+    return {_TAG + name: value for name, value in tags.items() if value is not None}
 
 
 def gate_tag(result: GateResult) -> tuple[str, str]:
@@ -162,8 +144,8 @@ def version_info(entity: Any, aliases: Mapping[str, int]) -> VersionInfo | None:
 
 
 def flat_parameters(parameters: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Nested parameters by dotted name. A long value keeps its start, its length and its SHA-256, so that two long
-    values which differ stay different; the whole value is in `bundle.json`.
+    """Nested parameters by dotted name. A long value keeps its start and its SHA-256, so that two which differ stay
+    different; the whole value is in `bundle.json`.
 
     >>> flat_parameters({"ranker": {"leaves": 31, "metric": "ndcg@10"}, "retrievers": ["ease"], "seed": None})
     {'ranker.leaves': '31', 'ranker.metric': 'ndcg@10', 'retrievers': '["ease"]', 'seed': 'null'}
@@ -175,8 +157,7 @@ def flat_parameters(parameters: Mapping[str, object], prefix: str = "") -> dict[
             continue
         text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
         if len(text) > _LONGEST_PARAMETER:
-            end = f"... ({len(text)} characters, sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]})"
-            text = text[: _LONGEST_PARAMETER - len(end)] + end
+            text = f"{text[: _LONGEST_PARAMETER - 80]}... sha256 {hashlib.sha256(text.encode()).hexdigest()}"
         flat[mlflow_name(prefix + name)] = text
     return flat
 

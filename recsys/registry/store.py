@@ -1,8 +1,5 @@
 """Versions of a data set's model: register, look up, fetch, promote, roll back.
 
-Stage: register, promote, serve, retrain. In: bundle folders, versions or aliases. Out: VersionInfo and verified
-copies. Absent: MLflow's set-up and errors (`backend`), the content of a bundle, the decision of the gate.
-
 What lies where: one MLflow run a training, with the artifacts `bundle/`, `evaluation_bundle/` and `reports/`; one
 model version pointing at `bundle/`; the earlier champions, oldest first, as a tag of the registered model.
 """
@@ -34,6 +31,7 @@ _HISTORY: Final = "recsys.champion_history"
 _LONGEST_HISTORY: Final = 200  # a registered model's tag holds 5000 characters
 _BUNDLE: Final = "bundle"
 _EVALUATION: Final = "evaluation_bundle"
+_SECOND: Final = "There is only one: `recsys train --seed 8` makes a second."
 
 
 class Registry:
@@ -50,48 +48,44 @@ class Registry:
         self.model_name = model_name
         self._backend = Backend(tracking_uri, folder)
 
-    # -- writing ------------------------------------------------------------------------------------------------
-
     def register(
         self,
         bundle_dir: Path,
         *,
         evaluation_dir: Path | None = None,
         report_files: Sequence[Path] = (),
-        parameters: Mapping[str, object] | None = None,
-        metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> VersionInfo:
         """Store a production bundle, its sibling and its reports, and call the new version `challenger`.
 
-        `parameters` and `metrics` are added to those in `bundle.json`. A failure leaves a run marked FAILED and no
-        version. Raises BundleError where a folder is not the bundle that it should be.
+        A failure leaves a run marked FAILED and no version. Raises BundleError where a folder is not the bundle that it
+        should be.
         """
-        manifest = records.read_bundle(bundle_dir, "production")
-        evaluation_id = _sibling_id(manifest, evaluation_dir)
-        _check_reports(report_files)
-        sha = fingerprint_folder(bundle_dir)
-        evaluation_sha = fingerprint_folder(evaluation_dir) if evaluation_dir else None
-        known = records.version_tags(manifest) | records.content_tags(sha, evaluation_id, evaluation_sha)
-        flat = records.flat_parameters({**manifest.get("parameters", {}), **(parameters or {})})
-        numbers = records.flat_metrics({**manifest["metrics"], **(metrics or {})})
-        all_tags = {**known, **(tags or {})}
+        facts = records.facts_of(bundle_dir, "production")
+        sibling = records.facts_of(evaluation_dir, "evaluation") if evaluation_dir else None
+        if sibling is not None and sibling.bundle_id != facts.sibling_id:
+            raise BundleError(
+                f"{evaluation_dir} holds {sibling.bundle_id}, but the sibling of {facts.bundle_id} is"
+                f" {facts.sibling_id}: their metrics would be mixed up. Register a pair of one training."
+            )
+        all_tags = {**records.version_tags(bundle_dir, facts, evaluation_dir), **(tags or {})}
+        of_run = {
+            name: value for name, value in all_tags.items() if name != records.METRICS_TAG
+        }  # it has them as metrics
         with self._backend.writing("register a bundle") as client:
             experiment_id = self._backend.experiment_id(self.model_name, self._artifacts)
-            run = client.create_run(experiment_id, run_name=manifest["bundle_id"])
+            run = client.create_run(experiment_id, run_name=facts.bundle_id)
             run_id = run.info.run_id
             try:
-                # the metrics tag serves `versions`; a run has them as metrics
-                self._backend.log(
-                    run_id, flat, numbers, {k: v for k, v in all_tags.items() if k != records.METRICS_TAG}
-                )
+                parameters, metrics = records.flat_parameters(facts.parameters), records.flat_metrics(facts.metrics)
+                self._backend.log(run_id, parameters, metrics, of_run)
                 client.log_artifacts(run_id, str(bundle_dir), _BUNDLE)
                 if evaluation_dir:
                     client.log_artifacts(run_id, str(evaluation_dir), _EVALUATION)
                 for path in report_files:
                     client.log_artifact(run_id, str(path), "reports")
-                retriever = f"{run.info.artifact_uri}/{_BUNDLE}"
-                version = self._backend.create_version(self.model_name, retriever, run_id, all_tags)
+                source = f"{run.info.artifact_uri}/{_BUNDLE}"
+                version = self._backend.create_version(self.model_name, source, run_id, all_tags)
             except BaseException:
                 with suppress(Exception):  # what follows is the error to report, not one more from the same cause
                     client.set_terminated(run_id, "FAILED")
@@ -114,15 +108,9 @@ class Registry:
             latency_budget_ms=latency_budget_ms,
             paired=pair(champion, challenger, self.ranks).differences.get(NDCG) if champion else None,
         )
-        self.record_gate(challenger.version, result)
+        with self._backend.writing("record the gate") as client:
+            client.set_model_version_tag(self.model_name, str(challenger.version), *records.gate_tag(result))
         return result
-
-    def record_gate(self, ref: str | int, result: GateResult) -> None:
-        """Keep a gate's result with a version, so that `versions` shows it."""
-        version = self.resolve(ref).version
-        key, text = records.gate_tag(result)
-        with self._backend.writing("record a gate's result") as client:
-            client.set_model_version_tag(self.model_name, str(version), key, text)
 
     def promote(self, ref: str | int) -> VersionInfo:
         """Make a version the champion, and remember the one before. Does not ask the gate: a person may overrule it.
@@ -162,14 +150,12 @@ class Registry:
             if not earlier:
                 raise RegistryError(
                     f"Version {current} of {self.model_name} has no earlier champion to roll back to."
-                    " Promote the version that you want by its number."
+                    f" {_SECOND if len(present) == 1 else 'Promote the version that you want by its number.'}"
                 )
             target = earlier.pop()
             client.set_registered_model_alias(self.model_name, CHAMPION, str(target))
             self._write_history(client, earlier)
         return self.resolve(target)
-
-    # -- reading ------------------------------------------------------------------------------------------------
 
     def versions(self) -> list[VersionInfo]:
         """All versions, newest first; empty where nothing was registered yet."""
@@ -203,16 +189,16 @@ class Registry:
                 return info
         if number.isdecimal():
             have = ", ".join(str(i.version) for i in reversed(versions))
-            raise RegistryError(f"{self.model_name} has no version {number}. It has {have}.")
+            more = f" {_SECOND}" if len(versions) == 1 else ""
+            raise RegistryError(f"{self.model_name} has no version {number}. It has {have}.{more}")
         aliases = ", ".join(sorted(f"{alias} ({i.version})" for i in versions for alias in i.aliases)) or "none"
         raise RegistryError(
             f"{self.model_name} has no version called {text!r}. Its aliases: {aliases}."
-            " Promote a version, or name one by its number."
+            f" {_SECOND if len(versions) == 1 else 'Promote a version, or name one by its number.'}"
         )
 
     def look_up(self, alias: str) -> VersionInfo:
-        """As `resolve`, for a service that starts, or looks again every few seconds: in the embedded store without
-        MLflow, where that can be (`alias`)."""
+        """As `resolve`, in milliseconds where the store is the embedded one (`alias`)."""
         found = quick_look(self._backend.database, self.model_name, alias) if self._backend.is_default else None
         return found or self.resolve(alias)
 
@@ -239,11 +225,8 @@ class Registry:
         return place
 
     def ranks(self, ref: str | int) -> pd.DataFrame:
-        """The rank of every test event that a version's metrics rest on (`recsys.evaluation.ranks`).
-
-        Fetches that one file of the bundle. Raises RegistryError where the version was registered without it, or the
-        stored file is not what was registered.
-        """
+        """The rank of every test event that a version's metrics rest on (`recsys.evaluation.ranks`): that one file of
+        its bundle, verified. Raises RegistryError where the version was registered without it."""
         info = self.resolve(ref)
         if info.ranks_sha256 is None:
             raise RegistryError(
@@ -255,7 +238,6 @@ class Registry:
             if hashlib.sha256(path.read_bytes()).hexdigest() != info.ranks_sha256:
                 raise RegistryError(
                     f"The stored ranks of version {info.version} of {self.model_name} were altered ({path})."
-                    " Register that version again."
                 )
             return read_ranks(path)
 
@@ -267,8 +249,6 @@ class Registry:
         pairing = pair(first, second, self.ranks)
         return compare(first, second, runs[0].data.params, runs[1].data.params, pairing)
 
-    # -- parts --------------------------------------------------------------------------------------------------
-
     @property
     def _artifacts(self) -> Path:
         """Where a store without a server keeps the runs' artifacts."""
@@ -276,14 +256,14 @@ class Registry:
 
     def _fetch(self, info: VersionInfo, part: str, sha: str, place: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
-            retriever = self._stored(info, part, scratch)
-            if fingerprint_folder(retriever) != sha:
+            stored = self._stored(info, part, scratch)
+            if fingerprint_folder(stored) != sha:
                 raise RegistryError(
                     f"The stored bundle of version {info.version} of {self.model_name} was altered or is incomplete"
-                    f" ({retriever}). Roll back, or register it again."
+                    f" ({stored}). Roll back, or register it again."
                 )
             with replacing_folder(place) as beside:
-                shutil.copytree(retriever, beside, dirs_exist_ok=True)
+                shutil.copytree(stored, beside, dirs_exist_ok=True)
 
     def _stored(self, info: VersionInfo, part: str, scratch: str) -> Path:
         """A file or folder of a version's run: where it lies, or below `scratch` where a server had to send it."""
@@ -303,23 +283,3 @@ def _aliases(model: Any) -> dict[str, int]:
 def _history(model: Any) -> list[int]:
     """The earlier champions, oldest first."""
     return [int(version) for version in json.loads(model.tags.get(_HISTORY, "[]"))]
-
-
-def _sibling_id(manifest: Mapping[str, Any], evaluation_dir: Path | None) -> str | None:
-    if evaluation_dir is None:
-        return None
-    sibling_id = str(records.read_bundle(evaluation_dir, "evaluation")["bundle_id"])
-    if sibling_id != manifest["sibling_id"]:
-        raise BundleError(
-            f"{evaluation_dir} holds {sibling_id}, but the sibling of {manifest['bundle_id']} is"
-            f" {manifest['sibling_id']}: their metrics would be mixed up. Register a pair of one training."
-        )
-    return sibling_id
-
-
-def _check_reports(paths: Sequence[Path]) -> None:
-    missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
-        raise RegistryError(f"No such report: {', '.join(missing)}. Make the reports before registering.")
-    if len({path.name for path in paths}) < len(paths):
-        raise RegistryError("Two reports have the same file name: one would replace the other.")
