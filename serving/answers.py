@@ -23,13 +23,13 @@ import numpy.typing as npt
 from recsys.arrays import FloatArray, IntArray
 from recsys.errors import ConfigError, StoreError
 from recsys.features.state import StateBatch, state_batch
+from recsys.monitoring.prediction_log import AnsweredRequest, PredictionLog
 from recsys.recommender import Filters, Recommendations, RequestContext
 from serving.explain import Explainer
 from serving.known import Known
 from serving.model import ServedModel
 from serving.observability.metrics import Metrics
 from serving.paging import LONGEST_LIST, Header, Rest
-from serving.prediction_log import PredictionLog
 from serving.settings import ServiceSettings
 
 STATE, RANKING, RETRIEVAL, EXPLAIN = "user_state", "ranking", "retrieval", "explain"
@@ -105,7 +105,26 @@ class Answers:
         items = self._items(model, ranked, wanted.k)
         if wanted.explain:
             self._explain(model, call, states, found, wanted, items)
-        self._predictions.offer(call, model, [user_id], states, found, [ranked.item_idx[: wanted.k]], wanted)
+        self._predictions.offer(
+            AnsweredRequest(
+                request_id=call.request_id,
+                user_id=user_id,
+                state_seq=known.state.through_seq,
+                received_at=self._clock() - call.elapsed_ms() / 1e3,
+                now=int(states.now[0]),
+                bundle_id=model.bundle.facts.bundle_id,
+                version=model.version,
+                statistics_day=model.stats.day,
+                item_ids=model.catalogue.to_ids(ranked.item_idx[: wanted.k]),
+                k=wanted.k,
+                list_length=wanted.length,
+                recommendations=found,
+                feature_names=model.recommender.feature_names,
+                diversity=wanted.diversity,
+                filters=wanted.filters,
+                degraded=tuple(call.degraded),
+            )
+        )
         self._count(ranked.cold)
         rest = None
         if wanted.paginate and len(ranked.item_idx) > wanted.k:
@@ -137,7 +156,22 @@ class Answers:
             rest.retrievers[shown],
             header.cold_start,
         )
-        self._predictions.offer_page(call, header, rest.item_ids[shown], header.shown + 1, k)
+        self._predictions.offer(
+            AnsweredRequest(
+                request_id=call.request_id,
+                user_id=header.user_id,
+                state_seq=None,
+                received_at=self._clock() - call.elapsed_ms() / 1e3,
+                now=int(self._clock()),
+                bundle_id=header.bundle_id,
+                version=header.version,
+                statistics_day=model.stats.day,
+                item_ids=rest.item_ids[shown],
+                k=k,
+                list_length=k,
+                first_position=header.shown + 1,
+            )
+        )
         self._metrics.count("pages")
         body = {
             "request_id": call.request_id,

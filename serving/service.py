@@ -15,7 +15,7 @@ import numpy as np
 from recsys.errors import StoreError
 from recsys.feature_store import FeatureStore
 from recsys.features.state import Event, UserState, state_after
-from recsys.monitoring.prediction_log import predictions_folder
+from recsys.monitoring.prediction_log import PredictionLog, predictions_folder
 from recsys.recommender import Filters
 from serving.answers import STATE, Answers, Body, Call, Wanted, about
 from serving.champion import Champion
@@ -24,7 +24,6 @@ from serving.known import Known
 from serving.model import ServedModel, freeze_gc
 from serving.observability.metrics import Metrics
 from serving.paging import Rest, decode, encode, key_of
-from serving.prediction_log import PredictionLog
 from serving.problems import ProblemError
 from serving.schemas import (
     EventBatch,

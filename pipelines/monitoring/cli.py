@@ -1,18 +1,12 @@
-"""The commands that look back on what was served: skew, logs.
+"""The commands that look back on what was served: skew, logs."""
 
-Stage: the edge. In: argv and `recsys.settings`. Out: calls into the checks, text on stdout (results) and stderr
-(progress). Absent: logic. Heavy libraries are imported inside the commands, so that `--help` answers at once.
-"""
-
-import sys
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipelines.cli import Dataset, HomeFolder
-from recsys.evaluation.about import command_line
 
 app = typer.Typer(no_args_is_help=True)
 logs = typer.Typer(no_args_is_help=True, help="What was answered and what happened next. Example: `recsys logs join`.")
@@ -25,7 +19,7 @@ def skew(
     since: Annotated[
         datetime | None, typer.Option(help="Only answers received since this moment, UTC. Default: all.")
     ] = None,
-    most: Annotated[int | None, typer.Option(min=1, help="Look at so many calls at most, the oldest first.")] = None,
+    most: Annotated[int | None, typer.Option(min=1, help="At most so many answers, the oldest first.")] = None,
     max_mismatch: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the answers that may differ without exit code 1.")
     ] = 0.0,
@@ -34,49 +28,40 @@ def skew(
         typer.Option(
             min=0,
             max=1,
-            help="Share of the answers that may lack a comparison of features without exit code 1. Further pages and "
-            "answers to a history of the request, which never have one, do not count.",
+            help="Share of the answers that may lack features to compare without exit code 1. Further pages and "
+            "answers to a history of the request, which never have any, do not count.",
         ),
     ] = 0.5,
     max_psi: Annotated[
         float | None, typer.Option(min=0, help="Fail where a feature's PSI exceeds this. Default: it only warns.")
     ] = None,
-    drift: Annotated[
-        bool, typer.Option("--drift/--no-drift", help="Compare distributions with the ranker's training contexts too.")
-    ] = True,
+    drift: Annotated[bool, typer.Option("--drift/--no-drift", help="Compare distributions with training too.")] = True,
     home: HomeFolder = None,
 ) -> None:
-    """Recompute the features of logged answers from raw events and compare them to the bit.
+    """Recompute logged answers from the data set and the event table, and compare them to the bit.
 
-    Names what differs and the likely cause. Writes skew.txt, skew.json and skew.html to the data set's reports. Ends
-    with exit code 1 where more differs than is allowed, or less could be compared.
+    Names the features that differ, in how many answers, and where most. Writes skew.txt and skew.json to the data set's
+    reports. Ends with exit code 1 where more differs than is allowed, or less could be compared.
 
     Example: `recsys skew --since 2026-11-21`
     """
     import os
-    from datetime import UTC
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the service: sums depend on how they are cut
-    from pipelines.monitoring import skew as checking
-    from pipelines.monitoring import skew_report
-    from pipelines.training import open_job
+    from pipelines.monitoring.run import check_home, write
     from recsys.settings import read_settings
 
-    job = open_job(dataset, read_settings(home))
-    result = checking.run(
-        job,
-        since=0 if since is None else int(since.replace(tzinfo=since.tzinfo or UTC).timestamp()),
-        most=most,
-        drift=drift,
-        command=command_line(sys.argv[1:]),
-    )
-    checking.write(job, result)
-    print(skew_report.text(result), end="")
-    job.report(f"report: {job.home.reports / 'skew.html'}")
-    failed = checking.failures(result, most_mismatches=max_mismatch, most_left_out=max_left_out, most_psi=max_psi)
-    for why in failed:
+    moment = 0.0 if since is None else since.replace(tzinfo=since.tzinfo or UTC).timestamp()
+    settings = read_settings(home)
+    chosen = settings.paths().choose(dataset or settings.dataset)
+    report = check_home(chosen, settings, since=moment, most=most, drift=drift)
+    write(report, chosen.reports)
+    typer.echo(report.text(), nl=False)
+    typer.echo(f"report: {chosen.reports / 'skew.json'}", err=True)
+    failures = report.failures(max_mismatch=max_mismatch, max_left_out=max_left_out, max_psi=max_psi)
+    for why in failures:
         typer.echo(f"recsys skew: {why}", err=True)
-    if failed:
+    if failures:
         raise typer.Exit(1)
 
 
@@ -91,7 +76,7 @@ def join(
     ] = 24.0,
     home: HomeFolder = None,
 ) -> None:
-    """Join logged answers with later events: labelled impressions, with the columns of the ranker's training table.
+    """Join logged answers with later events: labelled impressions, with the features that the ranker saw.
 
     Prints how many were watched or rated, by position.
 
@@ -106,8 +91,7 @@ def join(
     settings = read_settings(home)
     chosen = settings.paths().choose(dataset or settings.dataset)
     target = out or chosen.reports / "impressions.parquet"
-    summary = joined(
-        predictions_folder(chosen), chosen.events, target, until=int(time.time()), horizon_s=int(horizon_hours * 3_600)
-    )
-    print(summary.text(), end="")
+    folder, horizon_s = predictions_folder(chosen), int(horizon_hours * 3_600)
+    summary = joined(folder, settings.event_table(chosen), target, until=int(time.time()), horizon_s=horizon_s)
+    typer.echo(summary.text(), nl=False)
     typer.echo(f"written to {target}", err=True)

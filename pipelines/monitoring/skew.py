@@ -1,299 +1,265 @@
 """`recsys skew`: does what was served equal what should have been served?
 
-Stage: monitoring. In: the prediction log, the raw events, the bundles, and the ranker's contexts for the
-distributions. Out: `reports/skew.json`, `skew.txt` and `skew.html`. Absent: how an answer is computed again
-(`recsys.monitoring.recompute`), and any repair.
-
-Two questions. Equality: every feature of every logged answer, recomputed from raw events as of its moment, is the same
-to the bit. Distribution: the features of what is shown today look like those of what the ranker, after its training,
-would have shown in the contexts that it learnt from. The first has one right answer. The second moves with the users:
-it warns.
+Two questions. Equality: every logged value, recomputed (`recompute`), is the same to the bit. It has one right answer,
+and the report says which values differ, in how many answers, and where most. Drift: the features of what is shown today
+look like those of what the same ranker shows at the prediction points that it learnt from. That moves with the users,
+so it only warns.
 """
 
-import itertools
-import time
-from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+import pandas as pd
 
-from pipelines import retrievers
-from pipelines.job import Job
-from recsys.atomic_io import write_json
-from recsys.bundle import Bundle, load_bundle
+from pipelines.monitoring.recompute import ANSWER, BY_DESIGN, Recomputed, Recomputer
+from recsys.arrays import BoolArray
+from recsys.columns import ITEM_ID
 from recsys.errors import DataError
-from recsys.evaluation.about import about
-from recsys.evaluation.leaderboard import data_of
-from recsys.features.item_stats import ItemStatsTimeline, snapshots
-from recsys.features.prediction_points import PredictionPoints
-from recsys.monitoring.comparison import Comparison
-from recsys.monitoring.diagnosis import Finding, diagnose, mismatching_groups, verdict
-from recsys.monitoring.drift import Drift, drift_by_feature
-from recsys.monitoring.events import logged_events
-from recsys.monitoring.prediction_log import MICROSECONDS, Prediction, n_logged, predictions_folder, read_predictions
-from recsys.monitoring.raw_events import RawEvents
-from recsys.monitoring.recompute import BY_DESIGN, Group, Recomputer, left_out, whole_calls
-from recsys.ranking.ranker import Ranker
-from recsys.recommender import Recommender
-from recsys.training_table import retrieve_contexts
+from recsys.monitoring.drift import Drift
+from recsys.monitoring.prediction_log import NONE, feature_columns
 
-CHUNK: Final = 250  # calls whose states are made together
-OTHER_BUNDLES: Final = 8  # the newest ones, tried as the one that really answered
-RETRIEVERS_STAGE: Final = "retrievers_t2"  # what the last ranker's candidates were retrieved by
-REFERENCE_CONTEXTS: Final = 400
-SHIFTED: Final = 0.2  # PSI
-Columns = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
+CHECKED: Final = (
+    *("shown", "position", ITEM_ID, "score", "watch_probability", "like_probability", "propensity"),
+    *("now", "statistics_day"),
+)
+SHIFTED: Final = 0.2  # PSI above which a distribution is called shifted
+SMALLEST_SAMPLE: Final = 200  # answers below which distributions say nothing
+LISTED: Final = 25
 
 
-def run(
-    job: Job,
-    *,
-    since: int = 0,
-    most: int | None = None,
-    drift: bool = True,
-    command: str = "recsys skew",
-) -> dict[str, Any]:
-    """Check the answers received since a moment (seconds UTC), at most `most` of them, and return what `skew.json`
-    holds.
+@dataclass(frozen=True)
+class Difference:
+    """How one logged value differs from its recomputation.
 
-    Raises DataError where nothing was logged since.
+    name      a feature, or a column of the prediction log; "shown" is the number of items
+    answers   in how many answers; rows: for how many shown items
+    largest   absolute difference where both are numbers, with the request and the item where it was, and both values
     """
-    started = time.perf_counter()
-    raw = RawEvents(job.tables, logged_events(job.home.events))
-    recomputer = Recomputer(raw, lambda bundle_id: _bundle(job, bundle_id))
-    shown = _Shown()
-    comparison = Comparison()
-    calls = whole_calls(read_predictions(predictions_folder(job.home), since_us=since * MICROSECONDS))
-    with threadpool_limits(1):
-        seen = _compare(job, recomputer, comparison, itertools.islice(calls, most), shown)
-        if not seen:
-            raise DataError(
-                f"{predictions_folder(job.home)} holds no answers of that time. Start the service with `recsys serve` "
-                "and ask it something."
+
+    name: str
+    answers: int
+    rows: int
+    largest: float
+    request_id: str
+    item_id: int
+    logged: float
+    recomputed: float
+
+
+@dataclass(frozen=True)
+class FeatureDrift(Drift):
+    """Of one feature."""
+
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class SkewReport:
+    """answers      logged answers that were looked at
+    compared     those that were computed again; unranked: the ones among them that say they were not ranked
+    differing    compared answers in which anything differs
+    values       feature values that were compared
+    left_out     answers by why they could not be compared
+    drift        of each feature, the largest PSI first; empty for the reason `no_drift`
+    """
+
+    data: str
+    answers: int
+    compared: int
+    unranked: int
+    differing: int
+    values: int
+    left_out: dict[str, int]
+    bundles: dict[str, int]
+    differences: tuple[Difference, ...]
+    drift: tuple[FeatureDrift, ...] = ()
+    no_drift: str = ""
+    about: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        return self.differing / max(self.compared, 1)
+
+    @property
+    def uncompared_share(self) -> float:
+        """Of the answers that could have been compared, those without features to compare."""
+        troubled = sum(n for why, n in self.left_out.items() if why not in BY_DESIGN)
+        return (troubled + self.unranked) / max(troubled + self.compared, 1)
+
+    def failures(self, *, max_mismatch: float, max_left_out: float, max_psi: float | None) -> list[str]:
+        """Why the check fails, a sentence each. That nothing differs says little where little was compared."""
+        out = []
+        if not self.compared:
+            out.append("no answer could be compared")
+        elif self.uncompared_share > max_left_out:
+            share = f"{self.uncompared_share:.2%}"
+            out.append(f"{share} of the answers have no features to compare, at most {max_left_out:.2%} may")
+        if self.share > max_mismatch:
+            out.append(f"{self.share:.2%} of the answers differ, at most {max_mismatch:.2%} may")
+        if max_psi is not None and self.no_drift:
+            out.append(f"distributions could not be compared: {self.no_drift}")
+        if max_psi is not None and (high := [d for d in self.drift if d.psi > max_psi]):
+            out.append(f"{len(high)} features have a PSI above {max_psi:g}, first {high[0].name}: {high[0].psi:.2f}")
+        return out
+
+    def text(self) -> str:
+        lines = [f"Data: {self.data}", self.headline()]
+        if self.left_out:
+            lines += ["", "Not compared:", *(f"{n:>8,}  {why}" for why, n in self.left_out.items())]
+        if self.unranked:
+            lines += ["", f"Compared without features: {self.unranked:,} answers that say they were not ranked."]
+        if self.differences:
+            lines += ["", f"{'answers':>8} {'share':>8} {'items':>8} {'largest':>10}  what differs, and where most"]
+        for d in self.differences[:LISTED]:
+            share = d.answers / self.compared
+            where = f"{d.request_id}, item {d.item_id}: logged {d.logged:.9g}, recomputed {d.recomputed:.9g}"
+            lines.append(f"{d.answers:>8,} {share:>8.2%} {d.rows:>8,} {d.largest:>10.3g}  {d.name} ({where})")
+        shifted = [d for d in self.drift if d.psi > SHIFTED]
+        if self.no_drift:
+            lines += ["", f"Distributions were not compared: {self.no_drift}."]
+        elif self.drift:
+            lines += [
+                "",
+                f"{len(shifted)} of {len(self.drift)} features have a PSI above {SHIFTED:g} against what the ranker "
+                "shows at the points that it learnt from. Other users and another time move them too: this warns.",
+            ]
+        if shifted:
+            lines += [f"{'PSI':>8} {'KS':>8}  feature"]
+            lines += [f"{d.psi:>8.3f} {'n/a' if d.ks is None else f'{d.ks:.3f}':>8}  {d.name}" for d in shifted]
+        return "\n".join(lines) + "\n"
+
+    def headline(self) -> str:
+        if not self.compared:
+            return f"None of {self.answers:,} logged answers could be compared."
+        if not self.differing:
+            return (
+                f"{self.compared:,} answers with {self.values:,} feature values equal their recomputation to the bit."
             )
-        findings = diagnose(recomputer, comparison, _other_bundles(job))
-        found, why_not = _drift(job, recomputer, shown) if drift else ({}, "not asked for")
-    seconds = time.perf_counter() - started
-    result = _result(comparison, findings, found, why_not)
-    return {
-        "data": data_of(job.tables.info),
-        "about": about(command),
-        "answers": seen,
-        "seconds": round(seconds, 1),
-        **result,
-    }
+        return f"{self.differing:,} of {self.compared:,} answers ({self.share:.2%}) differ from their recomputation."
 
 
-def write(job: Job, result: dict[str, Any]) -> None:
-    """The report as JSON, text and one page, below the data set's reports."""
-    from pipelines.monitoring import skew_report
-    from recsys.atomic_io import replacing_file
+@dataclass
+class Sample:
+    """Features of what was shown, by the bundle that showed it, for the distributions."""
 
-    write_json(job.home.reports / "skew.json", result)
-    for name, text in (("skew.txt", skew_report.text(result)), ("skew.html", skew_report.page(result))):
-        with replacing_file(job.home.reports / name) as beside:
-            beside.write_text(text, encoding="utf-8")
+    parts: dict[str, list[pd.DataFrame]] = field(default_factory=dict)
 
+    def add(self, rows: pd.DataFrame) -> None:
+        features = feature_columns(rows)
+        ranked = rows[rows[features].notna().any(axis=1)] if features else rows.iloc[:0]
+        for bundle_id, shown in ranked.groupby("bundle_id"):
+            self.parts.setdefault(str(bundle_id), []).append(shown.dropna(axis=1, how="all"))
 
-# -- equality ----------------------------------------------------------------------------------------------------------
-
-
-class _Shown:
-    """Features of what was shown, for the distributions: all of it, as float32."""
-
-    def __init__(self) -> None:
-        self._parts: dict[tuple[str, tuple[str, ...]], list[Any]] = {}
-        self.most_shown = 0
-
-    def add(self, prediction: Prediction) -> None:
-        if prediction.features is not None:
-            key = (prediction.bundle_id, prediction.feature_names)
-            self._parts.setdefault(key, []).append(prediction.features)
-            self.most_shown = max(self.most_shown, len(prediction.item_ids))
-
-    def of_the_most_used(self) -> tuple[str, Columns] | None:
-        """The bundle that showed most, and its features by name."""
-        if not self._parts:
+    def of_the_most_used(self) -> tuple[str, pd.DataFrame] | None:
+        """The bundle that showed most, with its rows."""
+        if not self.parts:
             return None
-        (bundle_id, names), parts = max(self._parts.items(), key=lambda pair: len(pair[1]))
-        rows = np.concatenate(parts)
-        rows = rows[~np.isnan(rows).all(axis=1)]
-        return bundle_id, {name: rows[:, column] for column, name in enumerate(names)}
+        bundle_id = max(self.parts, key=lambda name: sum(map(len, self.parts[name])))
+        return bundle_id, pd.concat(self.parts[bundle_id], ignore_index=True)
 
 
-def _compare(job: Job, recomputer: Recomputer, comparison: Comparison, calls: Iterable[Group], shown: _Shown) -> int:
-    """Compare call by call; returns how many answers there were."""
-    tell = job.progress("skew: answers")
-    total = n_logged(predictions_folder(job.home))
-    seen = 0
-    for chunk in _chunks(calls):
-        comparable: list[Group] = []
-        for group in chunk:
-            seen += len(group)
-            for prediction in group:
-                shown.add(prediction)
-            why = _left_out(recomputer, group)
-            if why is None:
-                comparable.append(group)
-            else:
-                comparison.left_out[why] += len(group)
-        for call in recomputer.recompute(comparable):
-            comparison.add(call, recomputer.raw.newest_day_for(call[0].prediction))
-        tell(seen, max(total, seen))
-    return seen
+def check(
+    recomputer: Recomputer, frames: Iterable[pd.DataFrame], data: str, statistics_seq: int, most: int | None = None
+) -> tuple[SkewReport, Sample]:
+    """Compare the answers in `frames` (`read_answers`), at most `most` of them.
+
+    `statistics_seq` stands for that of answers whose log does not know it: what the last training took. Raises
+    DataError where there are no answers.
+    """
+    seen = compared = unranked = differing = values = 0
+    left_out, bundles = Counter[str](), Counter[str]()
+    found: dict[str, list[Difference]] = {}
+    sample = Sample()
+    for frame in frames:
+        rows = frame.assign(statistics_seq=frame["statistics_seq"].replace(NONE, statistics_seq))
+        rows["answer"] = rows.groupby(ANSWER, sort=False).ngroup()
+        rows = rows if most is None else rows[rows["answer"] < most - seen]
+        sample.add(rows.drop(columns="answer"))
+        answers = rows.drop_duplicates("answer").set_index("answer")
+        why = recomputer.left_out(answers.assign(first_position=answers["position"]))
+        left_out.update(why[why != ""])
+        seen += len(answers)
+        chosen = rows[rows["answer"].isin(answers.index[why == ""])].drop(columns="answer")
+        for batch in recomputer.recompute(chosen):
+            wrong, part = _differing(batch, recomputer)
+            compared += part.logged["answer"].nunique()
+            unranked += part.logged.loc[part.logged["degraded"].str.contains("ranking"), "answer"].nunique()
+            differing += part.logged.loc[wrong.any(axis=1), "answer"].nunique()
+            values += len(part.logged) * len([name for name in wrong if name not in CHECKED])
+            bundles.update(part.logged.drop_duplicates("answer")["bundle_id"])
+            for difference in _differences(wrong, part):
+                found.setdefault(difference.name, []).append(difference)
+        if most is not None and seen >= most:
+            break
+    if not seen:
+        raise DataError("The prediction log holds no answers of that time. Start `recsys serve` and ask it something.")
+    differences = sorted(map(_sum, found.values()), key=lambda d: (-d.answers, d.name))
+    report = SkewReport(
+        data, seen, compared, unranked, differing, values, dict(left_out.most_common()), dict(bundles.most_common()),
+        tuple(differences),
+    )  # fmt: skip
+    return report, sample
 
 
-def _chunks(calls: Iterable[Group]) -> Iterator[list[Group]]:
-    iterator = iter(calls)
-    while chunk := list(itertools.islice(iterator, CHUNK)):
-        yield chunk
-
-
-def _left_out(recomputer: Recomputer, group: Group) -> str | None:
-    if len(group) < group[0].batch:
-        return "other answers of its call are not in the log"
-    reasons = [why for why in map(left_out, group) if why is not None]
-    if reasons:
-        return reasons[0]
-    if recomputer.recommender(group[0].bundle_id) is None:
-        return f"its bundle {group[0].bundle_id} is gone"
-    return None
-
-
-def _bundle(job: Job, bundle_id: str) -> Bundle:
-    """From the home, else from the registry. Raises RecsysError where neither has it."""
-    folder = job.home.bundles / bundle_id
-    if not folder.exists():
-        for version in job.registry.versions():
-            if version.bundle_id == bundle_id:
-                folder = job.registry.download(version, job.home.bundles)
-    return load_bundle(folder, ranker_threads=1)
-
-
-def _other_bundles(job: Job) -> list[str]:
-    """The newest bundles of the home, by name, which begins with the moment of its making after the data set's name."""
-    return sorted((path.name for path in job.home.bundles.glob("*/") if not path.name.startswith(".")), reverse=True)[
-        :OTHER_BUNDLES
-    ]
-
-
-# -- distribution ------------------------------------------------------------------------------------------------------
-
-
-def _drift(job: Job, recomputer: Recomputer, shown: _Shown) -> tuple[dict[str, Drift], str]:
-    """PSI and KS by feature; where they cannot be had, nothing and why."""
-    current = shown.of_the_most_used()
-    if current is None:
-        return {}, "no answer was ranked"
-    bundle_id, columns = current
-    recommender = recomputer.recommender(bundle_id)
-    if recommender is None or recommender.ranker is None:
-        return {}, f"the bundle {bundle_id} is gone"
-    if set(columns) != set(recommender.feature_names):
-        return {}, f"the bundle {bundle_id} has other features than the answers in its name"
-    if not job.work(RETRIEVERS_STAGE).exists():
-        return {}, f"{job.work(RETRIEVERS_STAGE)}, which made the ranker's training rows, is gone; run `recsys train`"
-    reference = _training_rows(job, recommender.ranker, shown.most_shown)
-    if set(columns) != set(reference):
-        return {}, "the ranker was trained on other retrievers than are configured now"
-    return drift_by_feature(reference, columns), ""
-
-
-def _training_rows(job: Job, ranker: Ranker, k: int) -> Columns:
-    """Features of the k items that the ranker puts first in a sample of the contexts from which the last ranker
-    learnt, retrieved by the retrievers that it learnt with. All of its rows would be no reference: nobody is shown rank
-    200."""
-    contexts = PredictionPoints.from_events(
-        job.window(job.split.t2, job.split.end), most=REFERENCE_CONTEXTS, seed=job.config.ranker.seed
-    )
-    states = job.histories.states_at(contexts.user_id, contexts.timestamp)
-    recommender = Recommender(job.catalogue, retrievers.load(job, RETRIEVERS_STAGE), None, job.config.recommender)
-    timeline = ItemStatsTimeline(job.catalogue, snapshots(job.tables.events))
-    parts = []
-    for part in retrieve_contexts(recommender, contexts, states, job.progress("skew: training contexts")):
-        features = recommender.features(states.rows(part.rows), part.candidates, timeline.as_of(part.day))
-        for rows, idx in zip(features, part.candidates.item_idx, strict=True):
-            present = rows[idx[: len(rows)] >= 0]
-            parts.append(present[np.argsort(-ranker.score(present), kind="stable")[:k]])
-    first = np.concatenate(parts)
-    return {name: first[:, column] for column, name in enumerate(recommender.feature_names)}
-
-
-# -- result ------------------------------------------------------------------------------------------------------------
-
-
-def _result(
-    comparison: Comparison, findings: list[Finding], found: dict[str, Drift], why_no_drift: str
-) -> dict[str, Any]:
-    def differences(of: dict[str, Any]) -> list[dict[str, Any]]:
-        rows = [
-            {
-                "name": name,
-                "answers": d.answers,
-                "share": d.answers / max(comparison.compared, 1),
-                "values": d.values,
-                "largest": d.largest,
-                "example": d.example,
-            }
-            for name, d in of.items()
+def _differing(part: Recomputed, recomputer: Recomputer) -> tuple[pd.DataFrame, Recomputed]:
+    """Which values differ. The last bit may depend on how many users a matrix holds: requests that differ are computed
+    again alone, as they were served."""
+    wrong = _compare(part)
+    suspects = part.logged.loc[wrong.any(axis=1), "request_id"].unique()
+    if len(suspects) and part.logged["request_id"].nunique() > 1:
+        chosen = part.logged["request_id"].isin(suspects)
+        again = [
+            alone
+            for _, rows in part.logged[chosen].groupby("request_id", sort=False)
+            for alone in recomputer.recompute(rows.drop(columns=["answer", "shown"]))
         ]
-        return sorted(rows, key=lambda row: (-row["answers"], row["name"]))
-
-    troubled = sum(n for why, n in comparison.left_out.items() if why not in BY_DESIGN)
-    shifted = [name for name, d in found.items() if d.psi > SHIFTED]
-    return {
-        "compared": comparison.compared,
-        "values": comparison.values,
-        "mismatching": comparison.mismatching,
-        "share": comparison.share,
-        "unranked": comparison.unranked,
-        "left_out": dict(comparison.left_out.most_common()),
-        "left_out_share": (troubled + comparison.unranked) / max(troubled + comparison.compared, 1),
-        "bundles": dict(comparison.bundles.most_common()),
-        "days_behind": {str(days): n for days, n in sorted(comparison.days_behind.items())},
-        "features": differences(comparison.features),
-        "facts": differences(comparison.facts),
-        "groups": mismatching_groups(comparison),
-        "verdict": verdict(findings, comparison),
-        "findings": [{"says": f.says, "share": f.share} for f in findings],
-        "drift": [
-            {
-                "name": name,
-                "psi": d.psi,
-                "ks": None if np.isnan(d.ks) else d.ks,
-                "missing": list(d.missing),
-                "edges": list(d.edges),
-                "expected": list(d.expected),
-                "actual": list(d.actual),
-            }
-            for name, d in found.items()
-        ],
-        "shifted": shifted,
-        "no_drift_because": why_no_drift,
-        "threshold_psi": SHIFTED,
-    }
+        expected = pd.concat([part.expected[~chosen], *(alone.expected for alone in again)]).loc[part.logged.index]
+        part = Recomputed(part.logged, expected)
+        wrong = _compare(part)
+    return wrong, part
 
 
-def failures(
-    result: dict[str, Any], *, most_mismatches: float, most_left_out: float, most_psi: float | None
-) -> list[str]:
-    """Why the check fails, a sentence each; empty where it passes. Where little could be compared, that nothing differs
-    says little."""
+def _compare(part: Recomputed) -> pd.DataFrame:
+    """A column for each value that the log or the recomputation has: True where they differ."""
+    features = [name for name in part.expected if name not in CHECKED]
+    extra = [name for name in feature_columns(part.logged) if name not in (*features, "answer", "shown")]
+    wrong = {}
+    for name in [*CHECKED, *features]:
+        logged = part.logged[name] if name in part.logged else pd.Series(np.nan, part.logged.index)
+        wrong[name] = _different(logged, part.expected[name])
+    for name in extra:  # logged, but no feature of this bundle
+        wrong[name] = part.logged[name].notna().to_numpy()
+    return pd.DataFrame(wrong, index=part.logged.index)
+
+
+def _different(logged: "pd.Series[float]", expected: "pd.Series[float]") -> BoolArray:
+    """Floats are equal when their bits are, and NaN equals NaN: a tolerance would hide what this check is for."""
+    if expected.dtype.kind != "f":
+        return np.asarray(logged.to_numpy() != expected.to_numpy())
+    a, b = (np.ascontiguousarray(values, np.float32) for values in (logged, expected))
+    return np.asarray((a.view(np.int32) != b.view(np.int32)) & ~(np.isnan(a) & np.isnan(b)))
+
+
+def _differences(wrong: pd.DataFrame, part: Recomputed) -> list[Difference]:
     out = []
-    if not result["compared"]:
-        out.append("no answer could be compared")
-    elif result["left_out_share"] > most_left_out:
-        out.append(
-            f"{result['left_out_share']:.2%} of the answers have no features that could be compared, at most "
-            f"{most_left_out:.2%} may"
-        )
-    if result["share"] > most_mismatches:
-        out.append(f"{result['share']:.2%} of the answers differ, at most {most_mismatches:.2%} may")
-    if most_psi is not None and (high := [d for d in result["drift"] if d["psi"] > most_psi]):
-        out.append(
-            f"{len(high)} features have a PSI above {most_psi:g}, first {high[0]['name']} with {high[0]['psi']:.2f}"
-        )
-    if most_psi is not None and not result["drift"]:
-        out.append(f"distributions could not be compared: {result['no_drift_because']}")
+    for name in wrong.columns[wrong.any(axis=0)]:
+        logged = part.logged.loc[wrong[name]]
+        said = logged[name] if name in logged else pd.Series(np.nan, logged.index)
+        should = part.expected.loc[wrong[name], name] if name in part.expected else pd.Series(np.nan, logged.index)
+        apart = np.abs(said.to_numpy(np.float64) - should.to_numpy(np.float64))
+        worst = int(np.nan_to_num(apart, nan=-1.0).argmax())
+        largest = float(np.nan_to_num(apart[worst]))
+        row = logged.iloc[worst]
+        answers = int(logged["answer"].nunique())
+        where = (str(row["request_id"]), int(row[ITEM_ID]), float(said.iloc[worst]), float(should.iloc[worst]))
+        out.append(Difference(str(name), answers, len(logged), largest, *where))
     return out
+
+
+def _sum(parts: list[Difference]) -> Difference:
+    worst = max(parts, key=lambda d: d.largest)
+    counts = {"answers": sum(d.answers for d in parts), "rows": sum(d.rows for d in parts)}
+    return Difference(**{**worst.__dict__, **counts})

@@ -1,1 +1,1 @@
-"""What was served, held against what should have been: the prediction log, its recomputation, drift."""
+"""What was served: the log of answers, and how far two samples of a feature lie apart."""

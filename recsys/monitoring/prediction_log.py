@@ -1,134 +1,223 @@
-"""The prediction log: what every answer was made from and what it showed, as Parquet by the hour.
+"""The prediction log: what every answer was made from and what it showed, as Parquet files by the hour.
 
-Stage: serving writes (`serving.prediction_log`); the join with later events and the skew check read. In: one
-`Prediction` an answer. Out: an Arrow schema, files, and `Prediction`s back, equal to the bit. Absent: the thread that
-writes, the features' meaning, what happened afterwards.
+    HOME/<dataset>/predictions/2026-11-21T16/<writer>-000001.parquet     a row for each item shown
 
-    HOME/<dataset>/predictions/
-      predictions-2026-11-21T16.parquet          one finished hour (UTC), a row an answer
-      parts/predictions-2026-11-21T16-*.parquet  what has been flushed of hours that are not finished
+A row holds what is known of the answer, the item with its position, score and probabilities, and the features that the
+ranker saw, each a column of its own name. Any reader of Parquet opens the folder as one table (`pyarrow.dataset`,
+DuckDB with `union_by_name`); `read_answers` gives it in parts.
 
-Lists that belong together have the same length, so that pandas (`explode`) and DuckDB (`unnest`) open them in parallel:
-`item_ids`, `scores`, `features`, ... have an element for each item shown; `candidate_*` one for each ranked candidate.
-
-Shapes: k items shown, K ranked candidates, S retrievers, F features.
+An answer never waits for its log: `offer` appends to a bounded buffer, and a thread writes a part once a minute, beside
+its place, then renamed. Lost, and counted, are answers that find the buffer full and parts that the disk refuses. A
+killed process loses what it had not written yet; `close` loses nothing.
 """
 
-import fcntl
-import hashlib
+import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+import os
+import threading
+import time
+import zlib
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.arrays import FloatArray, IntArray
-from recsys.atomic_io import locked_folder
-from recsys.columns import USER_ID
+from recsys.atomic_io import replacing_file
+from recsys.columns import ITEM_ID, USER_ID
 from recsys.errors import DataError
+from recsys.recommender import Filters, Recommendations
 from recsys.workspace import DatasetWorkspace
 
-PARTS: Final = "parts"
-MERGED_FROM: Final = b"recsys.parts"  # file metadata: names of the parts that an hour's file holds
-MICROSECONDS: Final = 1_000_000
+LOGGED: Final = "predictions.logged"  # on disk
+DROPPED: Final = "predictions.dropped"  # the buffer was full
+FAILED: Final = "predictions.failed"  # the disk refused a part
+REMOVED: Final = "predictions.files_removed"  # by the bounds on bytes and days
+
+LONGEST_FILTERS: Final = 4_000  # characters of JSON; longer filters are not kept, and the skew check skips the answer
+LOOK_S: Final = 0.2  # how often the thread looks at the buffer
+TIDY_S: Final = 60.0
+ROWS_AT_ONCE: Final = 20_000  # rows that `read_answers` holds in memory, some 2,000 answers
+NONE: Final = -1  # stands for a missing user_id, state_seq or statistics_seq in what `read_answers` returns
+HOUR: Final = "%Y-%m-%dT%H"
 log = logging.getLogger(__name__)
 
-_FLOATS = pa.list_(pa.float32())
-SCHEMA: Final = pa.schema(
-    [
-        ("request_id", pa.string()),
-        ("now", pa.int64()),
-        ("received", pa.timestamp("us", tz="UTC")),
-        (USER_ID, pa.int64()),
-        ("bundle_id", pa.string()),
-        ("version", pa.int64()),
-        ("item_statistics_day", pa.int64()),
-        ("row", pa.int64()),
-        ("batch", pa.int64()),
-        ("k", pa.int64()),
-        ("list_length", pa.int64()),
-        ("diversity", pa.float64()),
-        ("filters_given", pa.bool_()),
-        ("filters", pa.string()),
-        ("degraded", pa.list_(pa.string())),
-        ("n_events", pa.int64()),
-        ("last_event", pa.int64()),
-        ("retriever_names", pa.list_(pa.string())),
-        ("feature_names", pa.list_(pa.string())),
-        ("candidate_ids", pa.list_(pa.int64())),
-        ("candidate_scores", pa.list_(_FLOATS)),
-        ("candidate_ranks", pa.list_(pa.list_(pa.int32()))),
-        ("item_ids", pa.list_(pa.int64())),
-        ("positions", pa.list_(pa.int64())),
-        ("scores", _FLOATS),
-        ("watch_probabilities", _FLOATS),
-        ("like_probabilities", _FLOATS),
-        ("propensities", _FLOATS),
-        ("features", pa.list_(_FLOATS)),
-    ]
+_OF_ANSWER: Final = (
+    ("request_id", pa.string()),
+    ("received", pa.timestamp("us", tz="UTC")),
+    ("now", pa.int64()),
+    (USER_ID, pa.int64()),
+    ("state_seq", pa.int64()),
+    ("bundle_id", pa.string()),
+    ("version", pa.int64()),
+    ("statistics_day", pa.int64()),
+    ("statistics_seq", pa.int64()),
+    ("k", pa.int64()),
+    ("list_length", pa.int64()),
+    ("diversity", pa.float64()),
+    ("filters", pa.string()),
+    ("degraded", pa.string()),
 )
+_OF_ITEM: Final = (
+    (ITEM_ID, pa.int64()),
+    ("position", pa.int64()),
+    ("score", pa.float32()),
+    ("watch_probability", pa.float32()),
+    ("like_probability", pa.float32()),
+    ("propensity", pa.float32()),
+)
+COLUMNS: Final = tuple(name for name, _ in (*_OF_ANSWER, *_OF_ITEM))  # every other column of a part is a feature
 
 
-@dataclass(slots=True)  # not frozen, which would make it four times as long to make, and requests make it
-class Prediction:
-    """One answer. Nobody changes one.
+@dataclass(frozen=True, slots=True)
+class AnsweredRequest:
+    """One user's answer, as the service hands it over.
 
-    now                   moment that the state was used for, seconds UTC
-    received_us           when the request arrived, microseconds UTC
-    user_id               None where the request brought its history along: nothing of that is kept
-    item_statistics_day   the day that the statistics of items were said to be of
-    row, batch            place among the users that were answered in one call, and their number: floats may differ in
-                          the last bit between batches of different sizes
-    k, list_length        items asked for, and how long a list was made for it and for further pages
-    filters               as JSON, None where none were given or where they are too long to keep
-    degraded              what was left out; then `features` or the candidates may be missing
-    n_events, last_event  of the state that was used, last_event in seconds UTC and None for a cold user; both None for
-                          a further page of a list, which has no features and no candidates either
-    candidate_ids (K,), candidate_scores (K, S), candidate_ranks (K, S), 0 where a retriever did not return the item:
-                          the ranker was given, in merged order; K = 0 where retrieval was left out
-    item_ids, scores, watch_probabilities, like_probabilities   (k,) what was shown, best first; NaN where unknown
-    positions             (k,) place of each shown item in the list, 1 is first
-    propensities          (k,) probability with which the policy shows this item at this position; 1 as long as the
-                          answer is a function of its inputs
-    features              (k, F) float32, exactly what the ranker saw of what was shown; None where it did not run
+    user_id          None where the request brought its history along: nothing of that is kept
+    state_seq        the newest event of the event table that the user's state knew, 0 for none; None where the answer
+                     was made without the user's state, or is a further page of a list
+    received_at      when the request arrived, seconds UTC
+    now              moment that the state was used for, seconds UTC
+    statistics_day   day of the item statistics
+    statistics_seq   the last event of the event table that those statistics may hold; None where unknown
+    k, list_length   items asked for, and how long a list was made for it and for further pages
+    degraded         parts that the answer was given without
+    item_ids         (k,) what was shown, best first, from position `first_position` of the list
+    recommendations  what `Recommender.recommend` returned, and the row of this user in it; None for a cold-start list
+                     or a further page
+    feature_names    of the ranker's features
     """
 
     request_id: str
-    now: int
-    received_us: int
     user_id: int | None
+    state_seq: int | None
+    received_at: float
+    now: int
     bundle_id: str
     version: int
-    item_statistics_day: int
-    row: int
-    batch: int
+    statistics_day: int
+    item_ids: IntArray
     k: int
     list_length: int
-    diversity: float
-    filters_given: bool
-    filters: str | None
-    degraded: tuple[str, ...]
-    n_events: int | None
-    last_event: int | None
-    retriever_names: tuple[str, ...]
-    feature_names: tuple[str, ...]
-    candidate_ids: IntArray
-    candidate_scores: FloatArray
-    candidate_ranks: npt.NDArray[np.int32]
-    item_ids: IntArray
-    positions: IntArray
+    recommendations: Recommendations | None = None
+    row: int = 0
+    feature_names: tuple[str, ...] = ()
+    statistics_seq: int | None = None
+    diversity: float = 0.0
+    filters: Filters = field(default_factory=Filters)
+    degraded: tuple[str, ...] = ()
+    first_position: int = 1
+
+
+@dataclass(slots=True)
+class _Kept:
+    """An answer with copies of its rows: its arrays are larger than that, and may be used again."""
+
+    answer: AnsweredRequest
     scores: FloatArray
-    watch_probabilities: FloatArray
-    like_probabilities: FloatArray
-    propensities: FloatArray
-    features: FloatArray | None
+    watch: FloatArray
+    like: FloatArray
+    features: FloatArray | None  # (k, F)
+
+
+class PredictionLog:
+    """Safe to share between threads; each worker has its own, over one folder.
+
+    share                 of the answers to log, chosen by a hash of the request id; 0 logs none
+    capacity              answers that may wait, some 5 kB each
+    flush_answers, flush_s   a part is written at whichever comes first
+    most_bytes, most_days    bounds of the folder; the oldest files go first
+    count                 told the names above and how often: `Metrics.count`
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        share: float = 1.0,
+        capacity: int = 5_000,
+        flush_answers: int = 1_000,
+        flush_s: float = 60.0,
+        most_bytes: int = 2 * 1024**3,
+        most_days: float = 30.0,
+        count: Callable[[str, int], None] = lambda _name, _times: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._folder, self._share, self._capacity = folder, share, capacity
+        self._flush_answers, self._flush_s = flush_answers, flush_s
+        self._most_bytes, self._most_days = most_bytes, most_days
+        self._count, self._clock = count, clock
+        # Not a `queue.Queue`, whose lock and wake-ups cost a request milliseconds under load. Appending is atomic.
+        self._waiting: deque[_Kept] = deque()
+        self._writer = f"{os.getpid()}-{time.time_ns():x}"  # process numbers come again, in containers always
+        self._parts = 0
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
+        self._thread.start()
+
+    def offer(self, answer: AnsweredRequest) -> bool:
+        """Hand over an answer; False where it is not in the sample or the buffer is full. Never waits."""
+        if not sampled(answer.request_id, self._share):
+            return False
+        if len(self._waiting) >= self._capacity:
+            self._count(DROPPED, 1)
+            return False
+        self._waiting.append(_kept(answer))
+        return True
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Write what waits, then stop. What cannot be written within the time is lost."""
+        self._closing.set()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        flushed = tidied = time.monotonic()
+        while True:
+            closing = self._closing.wait(LOOK_S)
+            now = time.monotonic()
+            while self._waiting and (
+                closing or len(self._waiting) >= self._flush_answers or now - flushed >= self._flush_s
+            ):
+                self._flush()
+            flushed = now if not self._waiting else flushed
+            if closing or now - tidied >= TIDY_S:
+                self._tidy()
+                tidied = now
+            if closing:
+                return
+
+    def _flush(self) -> None:
+        """Write up to `flush_answers` answers: a part for each hour and each set of features among them."""
+        groups: dict[tuple[str, tuple[str, ...]], list[_Kept]] = defaultdict(list)
+        for _ in range(min(self._flush_answers, len(self._waiting))):
+            kept = self._waiting.popleft()
+            hour = datetime.fromtimestamp(kept.answer.received_at, UTC).strftime(HOUR)
+            groups[hour, kept.answer.feature_names if kept.features is not None else ()].append(kept)
+        for (hour, names), kept_ones in groups.items():
+            self._parts += 1
+            try:
+                write_part(self._folder / hour / f"{self._writer}-{self._parts:06}.parquet", kept_ones, names)
+                self._count(LOGGED, len(kept_ones))
+            except Exception as error:  # a bug of ours must not end the thread, and with it the log
+                cause = None if isinstance(error, OSError) else error
+                log.error("%d answers are not in the prediction log: %s", len(kept_ones), error, exc_info=cause)
+                self._count(FAILED, len(kept_ones))
+
+    def _tidy(self) -> None:
+        try:
+            if removed := remove_oldest(self._folder, self._clock(), self._most_bytes, self._most_days):
+                self._count(REMOVED, removed)
+        except OSError as error:
+            log.error("the oldest files of the prediction log were not removed: %s", error)
 
 
 def predictions_folder(home: DatasetWorkspace) -> Path:
@@ -136,175 +225,127 @@ def predictions_folder(home: DatasetWorkspace) -> Path:
 
 
 def sampled(request_id: str, share: float) -> bool:
-    """Whether an answer belongs to the sample: decided by its id alone, so that a smaller share is part of a larger.
+    """Whether an answer belongs to the sample; a smaller share is part of a larger one.
 
     >>> [sampled("5b1f0c9e", share) for share in (0.0, 0.1, 0.5, 1.0)]
     [False, False, False, True]
     """
-    if share >= 1.0:
-        return True  # a request's time for nothing
-    digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * 2**64
+    return share >= 1.0 or zlib.crc32(request_id.encode()) < share * 2**32
 
 
-def hour_of(received_us: int) -> str:
-    """As in the names of the files.
+def remove_oldest(folder: Path, now: float, most_bytes: int, most_days: float) -> int:
+    """Remove the oldest files until the rest fits, and the oldest hour if it is too old; returns how many.
 
-    >>> hour_of(1_795_276_800_000_000)
-    '2026-11-21T16'
+    One hour a call, because a clock may be wrong: a year ahead for ten minutes, it costs ten hours of the log.
     """
-    return datetime.fromtimestamp(received_us // MICROSECONDS, UTC).strftime("%Y-%m-%dT%H")
+    files = sorted(folder.glob("*/*"))
+    sizes = [path.stat().st_size for path in files]
+    total, removed = sum(sizes), 0
+    for path, size in zip(files, sizes, strict=True):
+        oldest = path.parent == files[0].parent and _began(path.parent) + 3_600 <= now - most_days * 86_400
+        if not oldest and total <= most_bytes:
+            break
+        path.unlink(missing_ok=True)
+        total, removed = total - size, removed + 1
+        with suppress(OSError):  # it holds more, or another worker was faster
+            path.parent.rmdir()
+    return removed
 
 
-def to_table(predictions: Sequence[Prediction]) -> Any:
-    """An Arrow table with SCHEMA, a row for each."""
-    arrays = {
-        name: pa.array([getattr(p, name) for p in predictions], SCHEMA.field(name).type)
-        for name in PLAIN
-        if name not in NAMES
+def write_part(path: Path, kept: Sequence[_Kept], feature_names: tuple[str, ...]) -> None:
+    """Some answers that were ranked by the same features, as one synced file."""
+    answers = [each.answer for each in kept]
+    lengths = [len(answer.item_ids) for answer in answers]
+    rows = pa.array(np.repeat(np.arange(len(answers)), lengths))
+    made: dict[str, Callable[[AnsweredRequest], Any]] = {
+        "received": lambda answer: round(answer.received_at * 1e6),
+        "filters": lambda answer: _as_text(answer.filters),
+        "degraded": lambda answer: ",".join(answer.degraded),
     }
-    for name in NAMES:
-        arrays[name] = _repeated([getattr(p, name) for p in predictions], SCHEMA.field(name).type)
-    arrays["received"] = pa.array([p.received_us for p in predictions], SCHEMA.field("received").type)
-    for name in LISTS:
-        arrays[name] = _lists([getattr(p, name) for p in predictions], SCHEMA.field(name).type.value_type)
-    for name in MATRICES:
-        arrays[name] = _matrices([getattr(p, name) for p in predictions], SCHEMA.field(name).type.value_type.value_type)
-    return pa.table([arrays[name] for name in SCHEMA.names], schema=SCHEMA)
+    table = {
+        name: pa.array(list(map(made.get(name, attrgetter(name)), answers)), kind).take(rows)
+        for name, kind in _OF_ANSWER
+    }
+    firsts = np.array([answer.first_position for answer in answers], dtype=np.int64)
+    starts = np.cumsum(lengths) - lengths
+    table[ITEM_ID] = pa.array(np.concatenate([answer.item_ids for answer in answers]), pa.int64())
+    table["position"] = pa.array(np.arange(sum(lengths)) + np.repeat(firsts - starts, lengths))
+    for name, attribute in (("score", "scores"), ("watch_probability", "watch"), ("like_probability", "like")):
+        table[name] = pa.array(np.concatenate([getattr(each, attribute) for each in kept]), pa.float32())
+    # Every item is shown with certainty, as long as an answer is a function of its inputs.
+    table["propensity"] = pa.array(np.ones(sum(lengths), dtype=np.float32))
+    if feature_names:
+        features = np.concatenate([each.features for each in kept if each.features is not None])
+        table |= {name: pa.array(features[:, column]) for column, name in enumerate(feature_names)}
+    with replacing_file(path) as beside:
+        pq.write_table(pa.table(table), beside, compression="zstd")
+        with beside.open("rb") as handle:
+            os.fsync(handle.fileno())
 
 
-def from_table(table: Any) -> list[Prediction]:
-    """The way back. Floats are equal to the bit."""
-    parts: dict[str, list[Any]] = {name: table[name].to_pylist() for name in PLAIN}
-    parts["received_us"] = table["received"].cast(pa.int64()).to_pylist()
-    for name in ("degraded", "retriever_names", "feature_names"):
-        parts[name] = [tuple(values) for values in parts[name]]
-    for name in LISTS:
-        parts[name] = _unlisted(table[name])
-    for name in MATRICES:
-        width = "retriever_names" if name.startswith("candidate") else "feature_names"
-        parts[name] = _unmatrixed(table[name], [len(names) for names in parts[width]])
-    names = [field.name for field in fields(Prediction)]
-    return [Prediction(**{n: parts[n][row] for n in names}) for row in range(table.num_rows)]
+def read_answers(folder: Path, *, since: float = 0.0) -> Iterator[pd.DataFrame]:
+    """The logged rows received since a moment (seconds UTC), in parts of whole answers, an hour after another.
 
-
-@contextmanager
-def unmerged(folder: Path) -> Iterator[None]:
-    """While it lasts no hour is merged, so that every answer stays where `log_files` found it. Waits for a merge under
-    way. Files may go all the same, the oldest first, because the bounds of the folder wait for nobody."""
-    with locked_folder(folder / PARTS, fcntl.LOCK_SH):
-        yield
-
-
-def log_files(folder: Path) -> list[Path]:
-    """Every file with answers, finished hours and parts that no finished hour holds yet, by name."""
-    hours = sorted(folder.glob("predictions-*.parquet"))
-    held = {name for path in hours for name in merged_from(path)}
-    parts = [path for path in (folder / PARTS).glob("predictions-*.parquet") if path.name not in held]
-    return sorted([*hours, *parts], key=lambda path: path.name)
-
-
-def merged_from(hour: Path) -> list[str]:
-    """Names of the parts that an hour's file was made of."""
-    with _opened(hour) as file:
-        return [] if file is None else parts_in(file.schema_arrow)
-
-
-def parts_in(schema: Any) -> list[str]:
-    """The same of a file's schema."""
-    return str((schema.metadata or {}).get(MERGED_FROM, b"").decode()).split()
-
-
-def n_logged(folder: Path) -> int:
-    """Answers in the log, from the files' own counts."""
-    total = 0
-    with unmerged(folder):
-        for path in log_files(folder):
-            with _opened(path) as file:
-                total += 0 if file is None else int(file.metadata.num_rows)
-    return total
-
-
-def read_predictions(
-    folder: Path, *, since_us: int = 0, until_us: int = 2**62, batch: int = 500
-) -> Iterator[list[Prediction]]:
-    """The logged answers received in [since, until), file by file, at most `batch` in memory at once.
-
-    Nothing is merged until the last one was read (`unmerged`). Raises DataError for a file that cannot be read.
+    Missing ids are NONE; features that a row was not ranked by are NaN. Raises DataError for an unreadable file.
     """
-    with unmerged(folder):
-        for path in log_files(folder):
-            with _opened(path) as file:
-                for part in () if file is None else file.iter_batches(batch):
-                    chosen = from_table(pa.table(part))
-                    yield [p for p in chosen if since_us <= p.received_us < until_us]
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """None where the file has been removed since it was listed. Raises DataError where it cannot be read."""
-    file = None
-    try:
+    waiting: list[pd.DataFrame] = []
+    for path in sorted(folder.glob("*/*.parquet")):
+        if _began(path.parent) + 3_600 <= since:
+            continue
         try:
-            file = pq.ParquetFile(path)
+            table = pq.read_table(path, partitioning=None)
         except FileNotFoundError:
-            log.warning("%s has been removed; its answers are left out", path)
-        yield file
-    except (OSError, pa.ArrowException, KeyError) as error:
-        advice = "move it out of the folder to go on without its answers."
-        raise DataError(f"{path} cannot be read ({error}); {advice}") from error
-    finally:
-        if file is not None:
-            file.close()
+            log.warning("%s has been removed meanwhile; its answers are left out", path)
+            continue
+        except (OSError, pa.ArrowException) as error:
+            advice = "Move it out of the folder to go on without its answers."
+            raise DataError(f"{path} cannot be read ({error}). {advice}") from error
+        for name in (USER_ID, "state_seq", "statistics_seq"):
+            table = table.set_column(table.schema.get_field_index(name), name, table[name].fill_null(NONE))
+        frame = table.to_pandas()
+        waiting.append(frame[frame["received"] >= pd.Timestamp(since, unit="s", tz="UTC")])
+        if sum(map(len, waiting)) >= ROWS_AT_ONCE:
+            yield pd.concat(waiting, ignore_index=True)
+            waiting = []
+    if any(map(len, waiting)):
+        yield pd.concat(waiting, ignore_index=True)
 
 
-LISTS: Final = (
-    *("candidate_ids", "item_ids", "positions", "scores"),
-    *("watch_probabilities", "like_probabilities", "propensities"),
-)
-MATRICES: Final = ("candidate_scores", "candidate_ranks", "features")
-NAMES: Final = ("retriever_names", "feature_names")  # the same in nearly every row
-PLAIN: Final = tuple(name for name in SCHEMA.names if name not in (*LISTS, *MATRICES, "received"))
+def feature_columns(frame: pd.DataFrame) -> list[str]:
+    """The columns of `read_answers` that are features."""
+    return [name for name in frame.columns if name not in COLUMNS]
 
 
-def _repeated(rows: Sequence[tuple[str, ...]], kind: Any) -> Any:
-    """Few distinct values, each converted once."""
-    distinct = {row: place for place, row in enumerate(dict.fromkeys(rows))}
-    return pa.array([list(row) for row in distinct], kind).take(pa.array([distinct[row] for row in rows], pa.int64()))
+def filters_of(text: str) -> Filters:
+    """What a row holds in `filters`."""
+    given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(text).items()}
+    return Filters(**given)
 
 
-def _lists(rows: Sequence[npt.NDArray[Any]], value: Any) -> Any:
-    offsets = np.append(0, np.cumsum([len(row) for row in rows])).astype(np.int32)
-    flat = np.concatenate(rows) if rows else np.empty(0)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, value))
+def _as_text(filters: Filters) -> str | None:
+    """JSON; None where it is too long to keep."""
+    text = json.dumps({} if filters == Filters() else asdict(filters))
+    return text if len(text) <= LONGEST_FILTERS else None
 
 
-def _matrices(rows: Sequence[npt.NDArray[Any] | None], value: Any) -> Any:
-    """Lists of lists; None becomes null."""
-    given = [row for row in rows if row is not None]
-    widths = np.repeat([row.shape[1] for row in given], [len(row) for row in given]) if given else np.empty(0)
-    flat = np.concatenate([row.reshape(-1) for row in given]) if given else np.empty(0)
-    inner_offsets = pa.array(np.append(0, np.cumsum(widths)).astype(np.int32))
-    inner = pa.ListArray.from_arrays(inner_offsets, pa.array(flat, value))
-    offsets = np.append(0, np.cumsum([0 if row is None else len(row) for row in rows])).astype(np.int32)
-    missing = pa.array([row is None for row in rows], pa.bool_())
-    return pa.ListArray.from_arrays(pa.array(offsets), inner, mask=missing)
+def _kept(answer: AnsweredRequest) -> _Kept:
+    found, row, n = answer.recommendations, answer.row, len(answer.item_ids)
+    answer = replace(answer, recommendations=None, item_ids=answer.item_ids.copy())
+    if found is None:
+        nothing = np.full(n, np.nan, dtype=np.float32)
+        return _Kept(answer, nothing, nothing, nothing, None)
+    features = None
+    if found.features is not None:
+        position = found.position[row, :n]
+        features = found.features[row].take(position, axis=0, mode="clip")  # a copy
+        features[position >= found.features.shape[1]] = np.nan  # further down than the ranker looks
+    watch, like = found.watch_probability[row, :n].copy(), found.like_probability[row, :n].copy()
+    return _Kept(answer, found.scores[row, :n].copy(), watch, like, features)
 
 
-def _unlisted(column: Any) -> list[npt.NDArray[Any]]:
-    column = column.combine_chunks()
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    return np.split(flat, np.cumsum(column.value_lengths().to_numpy())[:-1]) if len(column) else []
-
-
-def _unmatrixed(column: Any, widths: Sequence[int]) -> list[npt.NDArray[Any] | None]:
-    column = column.combine_chunks()
-    flat = column.flatten().flatten().to_numpy(zero_copy_only=False)
-    lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    out: list[npt.NDArray[Any] | None] = []
-    start = 0
-    for row, (length, width) in enumerate(zip(lengths, widths, strict=True)):
-        end = start + int(length) * width
-        out.append(flat[start:end].reshape(int(length), width) if column[row].is_valid else None)
-        start = end
-    return out
+def _began(hour: Path) -> float:
+    """When the hour of a folder began, seconds UTC; a folder of another name is taken to be of now, and stays."""
+    try:
+        return datetime.strptime(hour.name, HOUR).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return float("inf")

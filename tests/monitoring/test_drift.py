@@ -1,0 +1,40 @@
+"""Distances between two samples: by hand, and at the edges."""
+
+import numpy as np
+import pytest
+
+from recsys.monitoring.drift import SMALLEST, drift, drift_by_feature
+
+
+def test_psi_by_hand() -> None:
+    """Quarters against shares of .5, .25, .25 and nothing, which counts as SMALLEST."""
+    expected = 0.25 * np.log(2) + (SMALLEST - 0.25) * np.log(SMALLEST / 0.25)
+    assert drift([1, 2, 3, 4], [1, 1, 2, 3], bins=4).psi == pytest.approx(expected, rel=1e-12)
+
+
+def test_missing_values_are_a_bin() -> None:
+    found = drift([1, 2, np.nan, np.nan], [1, 2, 1, 2], bins=2)
+    assert found.missing == (0.5, 0.0)
+    assert found.ks == 0.0, "of the values that are there nothing moved"
+    assert found.psi > 0.2
+    assert drift([np.nan, np.nan], [1.0]).ks is None
+
+
+@pytest.mark.parametrize(("current", "ks"), [([3, 3], 0.0), ([4, 4], 1.0)])
+def test_a_constant_has_one_bin(current: list[float], ks: float) -> None:
+    found = drift([3, 3, 3], current)
+    assert (found.psi, found.ks) == (0.0, ks)
+
+
+def test_features_come_in_the_order_of_their_shift() -> None:
+    rng = np.random.default_rng(0)
+    still, moved = (rng.normal(at, 1, 500).astype(np.float32) for at in (0.0, 3.0))
+    found = drift_by_feature({"a": still, "b": still, "gone": still}, {"a": still, "b": moved, "new": still})
+    assert list(found) == ["b", "a"]
+    assert (found["a"].psi, found["a"].ks) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("samples", [([], [1.0]), ([1.0], [])])
+def test_an_empty_sample_has_no_distance(samples: tuple[list[float], list[float]]) -> None:
+    with pytest.raises(ValueError, match="at least one value each"):
+        drift(*samples)
