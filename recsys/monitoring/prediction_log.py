@@ -44,9 +44,8 @@ FAILED: Final = "predictions.failed"  # the disk refused a part
 REMOVED: Final = "predictions.files_removed"  # by the bounds on bytes and days
 
 LONGEST_FILTERS: Final = 4_000  # characters of JSON; longer filters are not kept, and the skew check skips the answer
-LOOK_S: Final = 0.2  # how often the thread looks at the buffer
-TIDY_S: Final = 60.0
-ROWS_AT_ONCE: Final = 20_000  # rows that `read_answers` holds in memory, some 2,000 answers
+LOOK_S, TIDY_S = 0.2, 60.0  # how often the thread looks at the buffer, and at the bounds of the folder
+ROWS_AT_ONCE: Final = 20_000  # rows that `read_answers` holds in memory
 NONE: Final = -1  # stands for a missing user_id, state_seq or statistics_seq in what `read_answers` returns
 HOUR: Final = "%Y-%m-%dT%H"
 log = logging.getLogger(__name__)
@@ -175,7 +174,7 @@ class PredictionLog:
         return True
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Write what waits, then stop. What cannot be written within the time is lost."""
+        """Write what waits, within the time, then stop."""
         self._closing.set()
         self._thread.join(timeout_s)
 
@@ -346,6 +345,6 @@ def _kept(answer: AnsweredRequest) -> _Kept:
 def _began(hour: Path) -> float:
     """When the hour of a folder began, seconds UTC; a folder of another name is taken to be of now, and stays."""
     try:
-        return datetime.strptime(hour.name, HOUR).replace(tzinfo=UTC).timestamp()
+        return datetime.strptime(f"{hour.name}+0000", f"{HOUR}%z").timestamp()
     except ValueError:
         return float("inf")
