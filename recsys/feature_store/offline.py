@@ -1,21 +1,17 @@
-"""Point-in-time reads through Feast, with every row accounted for.
+"""Past rows of a feature table: of each key the newest one at or before a moment.
 
-Stage: ranking's training table, and the service's item statistics. In: Feast's store, a feature service by name,
-keys and moments. Out: the features of each, in the order asked. Absent: what the moments mean (`store` decides
-between strict and not) and any join of our own.
+Feast's DuckDB join pairs every row asked for with all rows of its key before it keeps one, so that time and memory grow
+with the square of a history. A training table asks for each user and item at many moments; beyond a few rows they are
+searched for in the same sorted file, and a random sample is held against Feast's join, exactly.
 
-Feast returns rows in any order, and its default store loses some. So every row carries an id through the join and is
-matched by it; a row lost, doubled or with another key is a StoreError, never a shifted feature.
-
-Feast's DuckDB join pairs each row asked for with all past rows of its key before it keeps one. Time and memory grow
-with that product, so equal rows are asked for once, and the rest in parts of bounded size.
+Feast returns rows in any order, and its default store (Dask) loses some. So every row carries an id through the join
+and is matched by it; a row lost, doubled or with another key is a StoreError, never a shifted feature.
 """
 
 import threading
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -26,58 +22,64 @@ from recsys.arrays import IntArray
 from recsys.columns import EVENT_TIMESTAMP
 from recsys.errors import StoreError
 
-ROW_ID = "row_id"
+ROW_ID: Final = "row_id"
+MOST_BY_FEAST: Final = 500  # rows; a user's state pairs with hundreds of others, of 1.3 kB each
+ADVICE: Final = "Run `recsys train --only features --force`."
 
 # ibis keeps one DuckDB connection a process, whatever the home; it must not be used by two threads at once.
 _DUCKDB_LOCK = threading.Lock()
 
 
-class HistoricalStore(Protocol):
-    """The part of `feast.FeatureStore` that is used here."""
-
-    def get_feature_service(self, name: str) -> Any: ...
-
-    def get_historical_features(self, entity_df: Any, features: Any) -> Any: ...
-
-
-def point_in_time(
-    feast_store: HistoricalStore,
+def past_rows(
+    feast_store: Any,
     service: str,
     source: Path,
     key: str,
     keys: IntArray,
     moments_us: IntArray,
     columns: Sequence[str],
-    max_pairs: int,
 ) -> Any:
     """Arrow table of `columns`, row i from the newest row of `keys[i]` stamped at or before `moments_us[i]`.
 
-    Null where there is no such row. `source` is the Parquet file behind the service; it tells how many rows each key
-    has, and thereby where to cut: no part pairs more than about `max_pairs` rows (one row asked for may exceed it).
+    Null where there is no such row. `source` is the file behind the feature service. Up to `MOST_BY_FEAST` rows are
+    Feast's own answer; of more, a sample of that size is, and a difference is a StoreError.
     """
+    if len(keys) <= MOST_BY_FEAST:
+        return join_by_feast(feast_store, service, key, keys, moments_us, columns)
+    found = search(source, key, keys, moments_us, columns)
+    sample = np.random.default_rng(len(keys)).choice(len(keys), MOST_BY_FEAST, replace=False)
+    checked = join_by_feast(feast_store, service, key, keys[sample], moments_us[sample], columns)
+    for name in columns:
+        if found[name].take(sample).to_pylist() != checked[name].to_pylist():
+            raise StoreError(f"Feast's answer for {service!r} differs from the table's in {name}. {ADVICE}")
+    return found
+
+
+def search(source: Path, key: str, keys: IntArray, moments_us: IntArray, columns: Sequence[str]) -> Any:
+    """The same from the file. Raises StoreError where it is not sorted by key and stamp or has two rows of one key and
+    stamp: which of them is the newer is Feast's to say."""
+    table = pq.read_table(source, columns=list(dict.fromkeys([key, EVENT_TIMESTAMP, *columns])))
+    row_keys = table[key].to_numpy()
+    stamps = table[EVENT_TIMESTAMP].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
+    # One number for key and stamp: both are replaced by their ranks, because the raw ones do not fit into 64 bits.
+    known_keys, known_stamps = np.unique(row_keys), np.unique(stamps)
+    step = len(known_stamps) + 1
+    place = np.searchsorted(known_keys, row_keys) * step + np.searchsorted(known_stamps, stamps) + 1
+    if (np.diff(place) <= 0).any():
+        raise StoreError(f"{source} is not sorted by {key} and time. {ADVICE}")
+    asked = np.searchsorted(known_keys, keys) * step + np.searchsorted(known_stamps, moments_us, side="right")
+    found = np.searchsorted(place, asked, side="right") - 1
+    same_key = (found >= 0) & (row_keys[np.maximum(found, 0)] == keys) if len(row_keys) else np.zeros(len(keys), bool)
+    return table.select(list(columns)).take(pa.array(found, mask=~same_key))
+
+
+def join_by_feast(
+    feast_store: Any, service: str, key: str, keys: IntArray, moments_us: IntArray, columns: Sequence[str]
+) -> Any:
+    """The same by Feast's point-in-time join; equal rows are asked for once."""
     asked, inverse = np.unique(np.stack([keys, moments_us], axis=1).reshape(-1, 2), axis=0, return_inverse=True)
-    pairs = np.cumsum(_rows_of_keys(source, key, asked[:, 0]))
-    cuts = np.searchsorted(pairs, np.arange(0, pairs[-1] if len(pairs) else 0, max_pairs), side="right")
-    parts = [
-        _one_part(feast_store, service, key, asked[low:high], columns)
-        for low, high in pairwise([*cuts, len(asked)])
-        if high > low
-    ]
-    if not parts:
+    if not len(asked):
         return pa.table({name: pa.array([]) for name in columns})
-    return pa.concat_tables(parts, promote_options="permissive").take(inverse.reshape(-1))
-
-
-def _rows_of_keys(source: Path, key: str, asked: IntArray) -> IntArray:
-    """How many rows the file holds of each key asked for; at least 1, so that every row costs something."""
-    known, counts = np.unique(pq.read_table(source, columns=[key])[key].to_numpy(), return_counts=True)
-    if not len(known):
-        return np.ones(len(asked), dtype=np.int64)
-    position = np.minimum(np.searchsorted(known, asked), len(known) - 1)
-    return np.where(known[position] == asked, counts[position], 1)
-
-
-def _one_part(feast_store: HistoricalStore, service: str, key: str, asked: IntArray, columns: Sequence[str]) -> Any:
     frame = pd.DataFrame(
         {
             ROW_ID: np.arange(len(asked)),
@@ -92,13 +94,10 @@ def _one_part(feast_store: HistoricalStore, service: str, key: str, asked: IntAr
         out = job.to_arrow()
     missing = {ROW_ID, key, *columns} - set(out.column_names)
     if missing:
-        raise StoreError(
-            f"Feature service {service!r} returned no column {sorted(missing)[0]!r}; the registry is older than the "
-            "code. Run `recsys train --only features --force`."
-        )
+        raise StoreError(f"Feature service {service!r} returned no column {sorted(missing)[0]!r}. {ADVICE}")
     out = out.take(np.argsort(out[ROW_ID].to_numpy(), kind="stable"))
     _check(service, frame, out, key)
-    return out.select(list(columns))
+    return out.select(list(columns)).take(inverse.reshape(-1))
 
 
 def _check(service: str, asked: pd.DataFrame, out: Any, key: str) -> None:

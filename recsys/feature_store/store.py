@@ -19,14 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys.arrays import DoubleArray, IntArray
+from recsys.arrays import IntArray
 from recsys.atomic_io import locked_folder
 from recsys.columns import ITEM_ID, ITEM_STATS_VIEW, RANKING_SERVICE, RETRIEVAL_SERVICE, USER_ID, USER_STATE_VIEW
 from recsys.errors import RecsysError, StoreError
-from recsys.feature_store.as_of import newest_rows
 from recsys.feature_store.config import FeatureStoreConfig
 from recsys.feature_store.materialization import fill_online_store, written_ahead
-from recsys.feature_store.offline import point_in_time
+from recsys.feature_store.offline import past_rows
 from recsys.feature_store.registration import close_feast, open_feast
 from recsys.feature_store.tables import PAST_STATE_COLUMNS, STATE_COLUMNS, states_from_columns, table_path
 from recsys.features.catalogue import Catalogue
@@ -34,9 +33,6 @@ from recsys.features.item_stats import SECONDS_PER_DAY, STATS_COLUMNS, ItemStats
 from recsys.features.state import UserState
 
 MICROSECONDS = 1_000_000
-STATE_PAIRS = 200_000  # a pair carries a history of up to L events, about 1.3 kB
-STATS_PAIRS = 5_000_000
-STATS_BY_FEAST = 10_000  # pairs of item and day; beyond it Feast's join is checked, not waited for
 ONLINE_CHUNK = 1_000  # users of one read
 
 
@@ -84,60 +80,31 @@ class FeatureStore:
         newest row before. Cold, without profile, where every row lies later. What is older than the window is
         left out.
         """
-        self._need_tables()
         ids = np.asarray(user_ids, dtype=np.int64)
         moments = np.broadcast_to(np.asarray(nows, dtype=np.int64), ids.shape)
-        with self._failing("Past states could not be read", "Run `recsys train --only features --force`."):
-            table = point_in_time(
-                self._opened(),
-                RETRIEVAL_SERVICE,
-                table_path(self.config.home, USER_STATE_VIEW),
-                USER_ID,
-                ids,
-                moments * MICROSECONDS - 1,
-                PAST_STATE_COLUMNS,
-                STATE_PAIRS,
-            )
-            return states_from_columns(ids.tolist(), {name: _values(table[name]) for name in PAST_STATE_COLUMNS})
+        before = moments * MICROSECONDS - 1
+        table = self._past(RETRIEVAL_SERVICE, USER_STATE_VIEW, USER_ID, ids, before, PAST_STATE_COLUMNS)
+        return states_from_columns(ids.tolist(), {name: _values(table[name]) for name in PAST_STATE_COLUMNS})
 
     def historical_item_stats(self, pairs: pd.DataFrame) -> pd.DataFrame:
         """The last snapshot of each item that a prediction on each day may read; `pairs` has item_id and day.
 
         Row i answers row i: item_id, day and STATS_COLUMNS as float64, NaN for an item not yet rated by then. A
         snapshot stamped at the start of the day itself counts: it holds what happened before it.
-
-        Up to STATS_BY_FEAST pairs are Feast's join. More are searched for in the same file (`as_of`), and a random
-        sample of that size is held against Feast's join, exactly; a difference is a StoreError.
         """
-        self._need_tables()
         items, days = pairs[ITEM_ID].to_numpy(np.int64), pairs["day"].to_numpy(np.int64)
-        with self._failing("Past item statistics could not be read", "Run `recsys train --only features --force`."):
-            if len(items) <= STATS_BY_FEAST:
-                stats = self._stats_by_feast(items, days)
-            else:
-                path = table_path(self.config.home, ITEM_STATS_VIEW)
-                moments = days * SECONDS_PER_DAY * MICROSECONDS
-                stats = _floats(newest_rows(path, ITEM_ID, items, moments, STATS_COLUMNS))
-                sample = np.random.default_rng(len(items)).choice(len(items), STATS_BY_FEAST, replace=False)
-                for name, values in self._stats_by_feast(items[sample], days[sample]).items():
-                    if not np.array_equal(values, stats[name][sample], equal_nan=True):
-                        advice = "Run `recsys train --only features --force`."
-                        raise StoreError(f"Feast's past item statistics differ from the table's in {name}. {advice}")
+        start = days * SECONDS_PER_DAY * MICROSECONDS
+        table = self._past(RANKING_SERVICE, ITEM_STATS_VIEW, ITEM_ID, items, start, STATS_COLUMNS)
+        stats = {name: table[name].cast(pa.float64()).to_numpy() for name in STATS_COLUMNS}
         return pd.DataFrame({ITEM_ID: items, "day": days, **stats})
 
-    def _stats_by_feast(self, items: IntArray, days: IntArray) -> dict[str, DoubleArray]:
-        return _floats(
-            point_in_time(
-                self._opened(),
-                RANKING_SERVICE,
-                table_path(self.config.home, ITEM_STATS_VIEW),
-                ITEM_ID,
-                items,
-                days * SECONDS_PER_DAY * MICROSECONDS,
-                STATS_COLUMNS,
-                STATS_PAIRS,
-            )
-        )
+    def _past(
+        self, service: str, view: str, key: str, keys: IntArray, moments_us: IntArray, columns: Sequence[str]
+    ) -> Any:
+        self._need_tables()
+        source = table_path(self.config.home, view)
+        with self._failing("Past features could not be read", "Run `recsys train --only features --force`."):
+            return past_rows(self._opened(), service, source, key, keys, moments_us, columns)
 
     def item_stats_as_of(self, catalogue: Catalogue, day: int) -> ItemStats:
         """Statistics of all items for a prediction on `day`: one offline read, ten times cheaper than online."""
@@ -205,11 +172,6 @@ class FeatureStore:
             raise StoreError(
                 f"{what} for {self.config.home.name}: {type(error).__name__}: {error}. {advice}"
             ) from error
-
-
-def _floats(table: Any) -> dict[str, DoubleArray]:
-    """STATS_COLUMNS by name, NaN for null."""
-    return {name: table[name].cast(pa.float64()).to_numpy() for name in STATS_COLUMNS}
 
 
 def _values(column: Any) -> list[Any]:
