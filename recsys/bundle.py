@@ -46,7 +46,7 @@ from recsys.retrieval.tensor_file import map_tensors
 
 FORMAT = 2
 TRIAL_S = 300.0  # a large bundle is read whole
-_NOT_FINITE_IN_TREES = re.compile(rb"^(leaf_value|threshold)=.*(nan|inf)", re.MULTILINE | re.IGNORECASE)
+_NOT_FINITE_IN_TREES = re.compile(rb"^(leaf_value=.*(nan|inf)|threshold=.*nan)", re.MULTILINE | re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -1,99 +1,71 @@
-"""The FastAPI app: one factory, the model loaded while it runs.
+"""The FastAPI app, and uvicorn's ordinary processes around it.
 
-Stage: serving. In: `ServiceSettings`. Out: an app. Absent: any global app and any work at import.
-
-The model is loaded on a thread of its own, so that `/healthz` answers at once and `/readyz` as soon as it is true.
-Other origins get no CORS permission unless `allowed_origins` names them.
+`create_app` only puts parts together. A worker loads its model before it listens, so no connection ever reaches one
+that cannot answer. Other origins get no CORS permission unless `allowed_origins` names them.
 """
 
-import asyncio
 import gc
 import logging
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 
-from serving import problems, routes
-from serving.access import Access
-from serving.admission import Admission
-from serving.edge import Edge, Gate
-from serving.observability import tracing
+from recsys.errors import RecsysError
+from serving.http import problems, routes
+from serving.http.access import Access
+from serving.http.connections import connection_limit
+from serving.http.middleware import BodyLimitMiddleware, RequestMiddleware
+from serving.http.openapi import completed
+from serving.observability import logs, tracing
 from serving.observability.metrics import Metrics
-from serving.openapi import completed
-from serving.service import Service
+from serving.recommending.service import Service
 from serving.settings import ServiceSettings
 
 PAGE = Path(__file__).parent / "page"
+FIRST_READ_S = 30.0
+RESTART_PAUSE_S = 5.0  # before a worker that cannot start makes room for its successor
 log = logging.getLogger(__name__)
 
 
-def create_app(
-    settings: ServiceSettings,
-    load: Callable[[ServiceSettings, Metrics], Service] = Service.load,
-    on_failure: Callable[[Exception], None] = lambda _: None,
-    metrics: Metrics | None = None,
-) -> FastAPI:
-    """`on_failure` hears why the model could not be loaded; the app itself then stays not ready.
-
-    Raises ConfigError for settings that would open writes to a network without a key.
-    """
+def create_app(settings: ServiceSettings, service: Service) -> FastAPI:
+    """An app around a service that is loaded."""
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        def work() -> None:
-            started = time.perf_counter()
-            gc.disable()  # it would walk what is loaded a dozen times; `freeze_gc` does once
-            try:
-                service = load(settings, app.state.metrics)
-                app.state.metrics = service.metrics
-                app.state.service = service
-                service.champion.start()
-                log.info("ready after %.1f s", time.perf_counter() - started)
-            except Exception as error:
-                log.error("the model could not be loaded: %s", error)
-                on_failure(error)
-            finally:
-                gc.enable()
-
-        loading = threading.Thread(target=work, name="load-model")
-        loading.start()
-        try:
-            yield
-        finally:
-            await asyncio.to_thread(loading.join)
-            app.state.admission.close()
-            if app.state.service is not None:
-                await asyncio.to_thread(app.state.service.champion.close)
-                app.state.service.close()
-            if app.state.tracing is not None:
-                await asyncio.to_thread(app.state.tracing.close)
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        for store in await service.snapshots.failing(FIRST_READ_S):
+            log.error("the %s cannot be read; answers go on without what it holds, and say so", store)
+        service.champion.start()
+        yield
+        service.close()
+        if spans is not None:
+            spans.close()
 
     app = FastAPI(
         title="recsys",
         summary="Two-stage item recommendations.",
-        description="Errors are RFC 9457 problem details. Ids are those of MovieLens; times are seconds UTC.",
+        description="Errors are RFC 9457 problem details. Ids are those of the data set; times are seconds UTC.",
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,
     )
-    app.state.service = None
-    app.state.draining = False
-    app.state.tracing = tracing.build(app, settings.otel_endpoint, version("recsys"))
-    app.state.metrics = metrics or Metrics()
-    app.state.admission = Admission(
-        threads=settings.threads,
-        io_threads=settings.io_threads,
-        max_queue=settings.max_queue,
-        max_wait_ms=settings.budget_ms * settings.last_share,  # who is let in shall be answered in full
-        metrics=lambda: app.state.metrics,
-    )
+    app.state.service = service
+    spans = tracing.build(app, settings.otel_endpoint, version("recsys"))
     problems.install(app)
     app.include_router(routes.api)
     app.include_router(routes.health)
@@ -103,9 +75,8 @@ def create_app(
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html")
 
-    app.openapi = completed(app.openapi, settings)  # type: ignore[method-assign]
-    access = Access(settings, lambda: app.state.metrics)
-    app.add_middleware(Gate, access=access, max_body_bytes=settings.max_body_bytes, body_s=settings.body_s)
+    app.openapi = completed(app.openapi, keyed=settings.api_key is not None)  # type: ignore[method-assign]
+    app.add_middleware(BodyLimitMiddleware, access=Access(settings, service.metrics))
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -114,6 +85,84 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-API-Key", "X-Request-ID"],
             expose_headers=["Retry-After", "Server-Timing", "X-Request-ID"],
         )
-    # Added last, so outermost.
-    app.add_middleware(Edge, tracing=app.state.tracing)
+    app.add_middleware(  # added last, so outermost
+        RequestMiddleware,
+        metrics=service.metrics,
+        max_in_flight=settings.max_in_flight,
+        tracing=spans,
+    )
     return app
+
+
+def create_app_from_environment() -> FastAPI:
+    """What uvicorn calls in each worker process."""
+    settings = ServiceSettings.from_environment()
+    configure_logs(settings)
+    if multiprocessing.parent_process() is None:
+        return create_app(settings, _loaded(settings))
+    threading.Thread(target=_stop_with_parent, name="watch-parent", daemon=True).start()
+    try:
+        return create_app(settings, _loaded(settings))
+    except RecsysError as error:  # the others go on; uvicorn starts another in the place of this one
+        log.error("this worker cannot start: %s", error)
+        time.sleep(RESTART_PAUSE_S)
+        sys.exit(1)
+
+
+def run(settings: ServiceSettings) -> None:
+    """Serve until SIGTERM or Ctrl-C; what is in flight then is answered. Raises RecsysError where the champion cannot
+    be served."""
+    configure_logs(settings)
+    run_uvicorn = partial(
+        uvicorn.run, "serving.app:create_app_from_environment", factory=True, **uvicorn_options(settings)
+    )
+    if settings.workers == 1:
+        run_uvicorn()
+        return
+    Service.check(settings)  # so that a model which nobody can load ends the command, and not workers in turn
+    with tempfile.TemporaryDirectory(prefix="recsys-metrics-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # where the workers share their metrics
+        run_uvicorn()
+
+
+def uvicorn_options(settings: ServiceSettings) -> dict[str, Any]:
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "workers": settings.workers,
+        "http": "serving.http.connections:LimitedProtocol",
+        "ws": "none",
+        "lifespan": "on",
+        "backlog": connection_limit() // 2,  # what the kernel accepts at once must find descriptors
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,  # uvicorn would believe X-Forwarded-For of whoever connects from this machine
+        "timeout_keep_alive": settings.keep_alive_s,
+        "timeout_graceful_shutdown": settings.shutdown_s,
+        "timeout_worker_healthcheck": 30,
+    }
+
+
+def configure_logs(settings: ServiceSettings) -> None:
+    secrets = [] if settings.api_key is None else [settings.api_key.get_secret_value()]
+    logs.configure(settings.log_format, settings.log_level, secrets)
+
+
+def _loaded(settings: ServiceSettings) -> Service:
+    started = time.perf_counter()
+    gc.disable()  # it would walk what is loaded a dozen times
+    service = Service.load(settings, Metrics())
+    gc.enable()
+    gc.collect()
+    gc.freeze()  # what is there stays, and need not be walked during requests
+    log.info("ready after %.1f s", time.perf_counter() - started)
+    return service
+
+
+def _stop_with_parent() -> None:
+    """A worker whose supervisor was killed must not go on alone, on a port that nobody owns."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        signal.raise_signal(signal.SIGTERM)

@@ -1,16 +1,9 @@
-"""The command of the online track: serve.
-
-Stage: the edge. In: argv and `recsys.settings`. Out: a running service. Absent: logic. Heavy
-libraries are imported inside the commands, so that `--help` answers at once.
-"""
+"""The command of the online track: serve. Heavy libraries are imported inside it, so that `--help` answers at once."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from serving.settings import ServiceSettings
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -63,53 +56,41 @@ def serve(
     Example: `recsys serve --dataset ml-100k --port 8080 --workers 2`
     """
     import os
+    import signal
     import socket
+    import sys
 
     from recsys.errors import RecsysError
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # FAISS's and BLAS' threads read it when they are first loaded
-    settings = _settings(
-        dataset,
-        home,
-        host=host,
-        port=port,
-        budget_ms=budget_ms,
-        reload_s=reload_s,
-        rate_per_s=rate,
-        burst=burst,
-        allowed_origins=allow_origin,
-    )
-    from serving.access import check_exposed, check_origins
+    from serving.settings import ServiceSettings, hand_down
 
-    check_exposed(settings)
-    check_origins(settings.allowed_origins)
+    options: dict[str, Any] = {
+        "home": None if home is None else str(home),
+        "dataset": dataset,
+        "host": host,
+        "port": port,
+        "workers": workers,
+        "budget_ms": budget_ms,
+        "reload_s": reload_s,
+        "rate_per_s": rate,
+        "burst": burst,
+        "allowed_origins": allow_origin,
+        "log_format": log_format,
+        "log_level": log_level,
+    }
+    settings = ServiceSettings.choose(**options)
     shown = f"[{host}]" if ":" in host else host
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:  # before anything slow: a port that is taken is told at once
-        listening.bind((host, port))
-    except OSError as error:
-        listening.close()
-        raise RecsysError(f"Cannot listen on {shown}:{port}: {error.strerror}. Choose another --port.") from error
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:  # before anything slow: a port that is taken is told at once
+            tried.bind((host, port))
+        except OSError as error:
+            raise RecsysError(f"Cannot listen on {shown}:{port}: {error.strerror}. Choose another --port.") from error
+    hand_down(options)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn drains first, then raises the signal again
+    from serving.app import run
 
-    with listening:
-        from serving import workers as processes
-
-        start = processes.Start(settings, log_format, log_level)
-        start.configure_logs()
-        address = f"http://{shown}:{listening.getsockname()[1]}/"
-        typer.echo(f"recsys: {settings.home.name} at {address} (ready when it says so; Ctrl-C stops it)", err=True)
-        if workers == 1:
-            processes.serve(start, listening)
-        else:
-            processes.supervise(start, listening, workers)
-        typer.echo("recsys: service stopped", err=True)
-
-
-def _settings(dataset: str | None, home: Path | None, **options: object) -> "ServiceSettings":
-    """The environment's settings with the command's on top. Raises ConfigError where no such data set is there."""
-    from recsys.settings import read_settings
-    from serving.settings import ServiceSettings
-
-    settings = read_settings(home)
-    return ServiceSettings.build(settings, settings.paths().choose(dataset or settings.dataset), **options)
+    typer.echo(f"recsys: {settings.home.name} at http://{shown}:{port}/ (Ctrl-C stops it)", err=True)
+    run(settings)
+    typer.echo("recsys: service stopped", err=True)

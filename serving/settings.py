@@ -1,64 +1,64 @@
 """What the service is told once, before it starts.
 
-Stage: serving. In: `recsys.settings.Settings` and the options of a command. Out: `ServiceSettings`. Absent: the
-environment, which only `recsys.settings` reads, and any connection.
+`recsys serve` builds it from the environment's settings and its own options. Workers are processes of their own, which
+build it again: the options travel in OPTIONS_VARIABLE, secrets stay in the variables where they came from.
 """
 
+import ipaddress
+import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
+from recsys.errors import ConfigError
+from recsys.events.table import EventTable
 from recsys.feature_store.config import FeatureStoreConfig
-from recsys.settings import Settings
+from recsys.settings import Settings, read_settings
 from recsys.workspace import DatasetWorkspace
+
+OPTIONS_VARIABLE = "SERVE_OPTIONS"
 
 
 class ServiceSettings(BaseModel):
-    """host, port        where it listens; only this machine unless told otherwise
-    default_k, max_k    answers a request
-    max_history         events that a request may bring along
-    budget_ms           time of one answer, queueing included; the shares below are parts of it
-    state_share         by then the user's state is read, or the answer goes on without it; a file is read to its end
+    """host, port          where it listens; only this machine unless told otherwise
+    budget_ms           time of one answer, waiting included; the shares below are parts of it
+    state_share         by then the user's state is read, or the answer goes on without it
     retrieval_share     by then features begin, or the answer keeps the order of retrieval
-    explain_share       by then explanations are expected to be made, or their contributions are left out
+    explain_share       by then explanations are made; those that are not stay without contributions
     last_share          after that not even retrieval begins: the cold-start list, computed at start
-    threads             that compute answers; 0: the event loop does, one answer a turn, which is faster (ADR 0028)
-    io_threads          events and reads of the store at once
-    max_queue           requests that may wait for each of the two; the next one is told to come back
+    max_in_flight       requests of one worker at once; the next one is told to come back
     predictions_share   of the answers that are logged with their features (`prediction_log`); 0 logs none
     predictions_bytes, predictions_days   bounds of that log; the oldest files go first
     reload_s            how often the champion's alias is looked at; 0 never
     api_key             for writes and /v1/admin; needed beyond this machine
     rate_per_s, burst   requests of one client; None is 100 and 200 beyond this machine, no limit on it; 0 is no limit
     otel_endpoint       where spans are sent (`tracing`); nowhere by default
-    body_s              a body must have arrived by then
     keep_alive_s        how long a connection may be idle
-    drain_s, shutdown_s when told to stop: answers go on that long, closing connections; then what is in flight is given
-                        that long to end
+    shutdown_s          when told to stop, what is in flight is given that long to end
     allowed_origins     whose pages may read answers (CORS), as "https://example.org"; nobody's by default
+    log_format, log_level   text or json; debug, info, warning or error
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     home: DatasetWorkspace
+    events: EventTable
     registry_folder: Path
     tracking_uri: str | None = None
     feature_store: FeatureStoreConfig
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65_535)
-    default_k: int = Field(default=10, ge=1)
-    max_k: int = Field(default=100, ge=1)
-    max_history: int = Field(default=1_000, ge=1)
-    max_body_bytes: int = Field(default=1_000_000, ge=1_000)
+    workers: int = Field(default=1, ge=1)
     budget_ms: float = Field(default=50.0, gt=0)
     state_share: float = Field(default=0.4, gt=0, le=1)
     retrieval_share: float = Field(default=0.85, gt=0, le=1)
     explain_share: float = Field(default=0.8, gt=0, le=1)
     last_share: float = Field(default=0.8, gt=0, le=1)
-    threads: int = Field(default=0, ge=0)
-    io_threads: int = Field(default=4, ge=1)
-    max_queue: int = Field(default=64, ge=1)
+    max_in_flight: int = Field(default=64, ge=1)
     predictions_share: float = Field(default=1.0, ge=0, le=1)
     predictions_bytes: int = Field(default=2 * 1024**3, ge=1)
     predictions_days: float = Field(default=30.0, gt=0)
@@ -67,22 +67,87 @@ class ServiceSettings(BaseModel):
     rate_per_s: float | None = Field(default=None, ge=0)
     burst: int | None = Field(default=None, ge=1)
     otel_endpoint: str | None = None
-    body_s: float = Field(default=10.0, gt=0)
     keep_alive_s: int = Field(default=30, ge=1)
-    drain_s: float = Field(default=0.5, ge=0)
     shutdown_s: int = Field(default=10, ge=1)
     allowed_origins: tuple[str, ...] = ()
+    log_format: str = "text"
+    log_level: str = "info"
+
+    @field_validator("api_key")
+    @classmethod
+    def _key_fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        text = "" if key is None else key.get_secret_value()
+        if not text.isascii() or not text.isprintable() or text != text.strip():
+            raise ValueError("the key must be ASCII without spaces around it: a header can carry nothing else")
+        return key
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins_as_browsers_send_them(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            parts = urlsplit(origin)
+            if (
+                parts.scheme not in ("http", "https")
+                or not parts.netloc
+                or origin != f"{parts.scheme}://{parts.netloc}"
+            ):
+                raise ValueError(f"{origin!r} is no origin; write it as https://example.org or http://localhost:3000")
+        return origins
+
+    @model_validator(mode="after")
+    def _not_open_to_a_network(self) -> "ServiceSettings":
+        if self.api_key is None and not is_loopback(self.host):
+            raise ValueError(
+                f"the service would listen on {self.host}, beyond this machine, and take events from anybody; "
+                "set RECSYS_API_KEY to a long random text, or listen on 127.0.0.1"
+            )
+        return self
 
     @classmethod
     def build(cls, settings: Settings, home: DatasetWorkspace, **options: Any) -> "ServiceSettings":
-        """From the environment's settings, the chosen data set, and those options that were given (not None)."""
+        """From the environment's settings, the chosen data set, and those options that were given (not None). Raises
+        ConfigError for a value that cannot be."""
         given = {name: value for name, value in options.items() if value is not None}
-        return cls(
-            home=home,
-            registry_folder=settings.paths().mlflow,
-            tracking_uri=settings.mlflow_tracking_uri,
-            feature_store=settings.feature_store(home),
-            api_key=settings.api_key,
-            otel_endpoint=settings.otel_endpoint,
-            **given,
-        )
+        try:
+            return cls(
+                home=home,
+                events=settings.event_table(home),
+                registry_folder=settings.paths().mlflow,
+                tracking_uri=settings.mlflow_tracking_uri,
+                feature_store=settings.feature_store(home),
+                api_key=settings.api_key,
+                otel_endpoint=settings.otel_endpoint,
+                **given,
+            )
+        except ValidationError as error:
+            first = error.errors(include_input=False)[0]
+            name = (
+                {"api_key": "RECSYS_API_KEY: "}.get(str(first["loc"][0]), f"{first['loc'][0]}: ")
+                if first["loc"]
+                else ""
+            )
+            raise ConfigError(f"{name}{first['msg'].removeprefix('Value error, ')}.") from None
+
+    @classmethod
+    def choose(cls, home: str | Path | None, dataset: str | None, **options: Any) -> "ServiceSettings":
+        """For a data set of this home. Raises ConfigError where there is none."""
+        settings = read_settings(None if home is None else Path(home))
+        return cls.build(settings, settings.paths().choose(dataset or settings.dataset), **options)
+
+    @classmethod
+    def from_environment(cls) -> "ServiceSettings":
+        """As `hand_down` left them for this process."""
+        return cls.choose(**json.loads(os.environ.get(OPTIONS_VARIABLE, '{"home": null, "dataset": null}')))
+
+
+def hand_down(options: Mapping[str, Any]) -> None:
+    """Leave the arguments of `ServiceSettings.choose` for the worker processes that this one starts."""
+    os.environ[OPTIONS_VARIABLE] = json.dumps(dict(options))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or name reaches this machine only. A name that is not `localhost` is not resolved: False."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

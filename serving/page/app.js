@@ -23,16 +23,16 @@ function notice(text) {
   at("notice").hidden = !text;
 }
 
-function bare(movie) {
-  const ending = ` (${movie.year})`;
-  return movie.year !== null && movie.title.endsWith(ending) ? movie.title.slice(0, -ending.length) : movie.title;
+function bare(item) {
+  const ending = ` (${item.year})`;
+  return item.year !== null && item.title.endsWith(ending) ? item.title.slice(0, -ending.length) : item.title;
 }
 
-function row(rank, movie, detail) {
+function row(rank, item, detail) {
   const line = element("li");
   line.append(element("span", "rank", rank));
-  const title = element("span", "title", bare(movie));
-  if (movie.year !== null) title.append(element("span", "year", ` ${movie.year}`));
+  const title = element("span", "title", bare(item));
+  if (item.year !== null) title.append(element("span", "year", ` ${item.year}`));
   line.append(title);
   line.append(element("span", "detail", detail));
   return line;
@@ -42,34 +42,34 @@ function stars(rating) {
   return "★".repeat(Math.floor(rating)) + (rating % 1 ? "½" : "");
 }
 
-function rater(movie) {
+function rater(item) {
   const box = element("fieldset", "rate");
-  box.setAttribute("aria-label", `Rate ${movie.title}`);
+  box.setAttribute("aria-label", `Rate ${item.title}`);
   for (let rating = 1; rating <= 5; rating += 1) {
     const button = element("button", "", "★");
     button.type = "button";
     button.title = `${rating} of 5`;
     button.setAttribute("aria-label", `${rating} of 5 stars`);
-    button.addEventListener("click", () => rate(movie, rating));
+    button.addEventListener("click", () => rate(item, rating));
     box.append(button);
   }
   return box;
 }
 
-const sourceNames = {
+const retrieverNames = {
   two_tower: "two-tower", ease: "EASE", ials: "iALS", item_knn: "item-kNN", covisitation: "co-visitation", popularity: "popularity",
 };
 const partNames = {
   user_state: "the user’s newest history", ranking: "ranking", retrieval: "retrieval", explain: "the numbers behind “why”",
 };
 
-function chance(movie) {
+function chance(item) {
   const line = element("span", "chance");
   const meter = element("meter");
-  meter.value = movie.like_probability;
+  meter.value = item.like_probability;
   meter.setAttribute("aria-hidden", "true");
-  const like = `${Math.round(100 * movie.like_probability)} % would like it`;
-  line.append(meter, `${like}, ${(100 * movie.watch_probability).toFixed(1)} % watch it next`);
+  const like = `${Math.round(100 * item.like_probability)} % would like it`;
+  line.append(meter, `${like}, ${(100 * item.watch_probability).toFixed(1)} % watch it next`);
   return line;
 }
 
@@ -91,7 +91,7 @@ function how(explanation) {
     table.append(line);
   };
   const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(3);
-  for (const found of explanation.found_by) add(`found by ${sourceNames[found.source] || found.source}`, `at place ${found.rank}`, "");
+  for (const found of explanation.found_by) add(`found by ${retrieverNames[found.retriever] || found.retriever}`, `at place ${found.rank}`, "");
   for (const part of explanation.contributions || []) {
     add(part.feature.replaceAll("_", " "), part.value === null ? "unknown" : part.value.toFixed(3), signed(part.contribution));
   }
@@ -103,12 +103,12 @@ function how(explanation) {
   return more;
 }
 
-function recommended(movie) {
-  const found = movie.sources.map((name) => sourceNames[name] || name).join(", ");
-  const line = row(movie.rank, movie, movie.genres.join(" · ") + (found ? ` — found by ${found}` : ""));
-  line.append(rater(movie));
-  if (movie.like_probability !== null) line.append(chance(movie));
-  if (movie.explanation) line.append(why(movie.explanation), how(movie.explanation));
+function recommended(item) {
+  const found = item.retrievers.map((name) => retrieverNames[name] || name).join(", ");
+  const line = row(item.rank, item, item.genres.join(" · ") + (found ? ` — found by ${found}` : ""));
+  line.append(rater(item));
+  if (item.like_probability !== null) line.append(chance(item));
+  if (item.explanation) line.append(why(item.explanation), how(item.explanation));
   return line;
 }
 
@@ -158,7 +158,7 @@ async function show(user) {
   at("items").replaceChildren();
   page(answer, path);
   at("items-note").textContent = answer.items.length === 0
-    ? "No movie passes these filters."
+    ? "Nothing passes these filters."
     : `${answer.cold_start ? "A newcomer’s list" : "None of them rated before"}, in ${answer.timings_ms.total.toFixed(1)} ms.`;
   at("answer").hidden = false;
   at("json").href = asked;
@@ -187,13 +187,13 @@ async function submit() {
   }
 }
 
-async function rate(movie, rating) {
+async function rate(item, rating) {
   try {
     const user = at("user").value.trim();
     await ask("/v1/events", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ user_id: Number(user), movie_id: movie.movie_id, rating }),
+      body: JSON.stringify({ user_id: Number(user), item_id: item.item_id, rating }),
     });
     await submit();
   } catch (error) {
@@ -203,7 +203,7 @@ async function rate(movie, rating) {
 
 function card(model) {
   const line = at("model");
-  line.replaceChildren("Data: ", element("strong", "", model.dataset.label), `, ${model.n_movies.toLocaleString("en")} movies. `);
+  line.replaceChildren("Data: ", element("strong", "", model.dataset.label), `, ${model.n_items.toLocaleString("en")} movies. `);
   if (model.ndcg_at_10) {
     const { mean, low, high } = model.ndcg_at_10;
     line.append("Measured NDCG@10 ", element("strong", "", mean.toFixed(4)));

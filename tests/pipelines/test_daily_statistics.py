@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -13,10 +12,11 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from recsys.event_log import LoggedEvent
+from recsys.events import NewEvent
 from recsys.settings import Settings
 from serving.app import create_app
-from serving.event_log import EventLog
+from serving.observability.metrics import Metrics
+from serving.recommending.service import Service
 from serving.settings import ServiceSettings
 from tests.conftest import TrainedHome, use_small_settings
 from tests.serving.serving_client import running
@@ -39,11 +39,7 @@ def client(home: TrainedHome, request: pytest.FixtureRequest) -> Iterator[httpx.
     """A service that looks for news every so many seconds; never, if not told otherwise."""
     reload_s = getattr(request, "param", 0.0)
     settings = ServiceSettings.build(Settings(home=home.root), home.dataset, budget_ms=60_000.0, reload_s=reload_s)
-    with running(create_app(settings)) as client:
-        for _ in range(600):
-            if client.get("/readyz").status_code == 200:
-                break
-            threading.Event().wait(0.1)
+    with running(create_app(settings, Service.load(settings, Metrics())), settings) as client:
         yield client
 
 
@@ -120,5 +116,7 @@ def _log_a_rating(home: TrainedHome, item: int) -> tuple[int, int]:
     raters = set(home.events.loc[home.events["item_id"] == item, "user_id"])
     user = next(int(user) for user in home.users["user_id"] if user not in raters)
     moment = int(time.time()) - 2 * DAY
-    EventLog(home.dataset.events).append(LoggedEvent("one", user, item, 5.0, moment, moment, "a-bundle"))
+    table = Settings(home=home.root).event_table(home.dataset)
+    table.append([NewEvent("one", user, item, "rating", 5.0, moment, moment)])
+    table.close()
     return user, moment

@@ -1,65 +1,64 @@
-"""One trained home for all tests of serving; a service and a client over it for each test, its events forgotten after.
+"""One trained home for all tests of serving; for each test a service and a client over it, with an event table of its
+own and a store in memory."""
 
-Stage: tests of serving. Absent: the world itself (`serving_world`).
-"""
-
-import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
-from serving.champion import Champion
+from recsys.events import EventTable, sqlite_url
+from serving.model_lifecycle.champion import Champion
+from serving.model_lifecycle.served_model import ServedModel, registry_of
 from serving.observability.metrics import Metrics
-from serving.service import Service
+from serving.recommending.service import Service
+from serving.settings import ServiceSettings
 
+from .in_memory_store import InMemoryStore
 from .serving_client import connected
 from .serving_world import ServingWorld, build
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> ServingWorld:
-    return build(tmp_path_factory.mktemp("home"))
+    return build(tmp_path_factory.mktemp("home"), feature_store=False)
 
 
 @pytest.fixture(scope="session")
-def loaded(world: ServingWorld) -> Iterator[Service]:
-    """As `recsys serve` loads it, once."""
-    service = Service.load(world.settings, Metrics())
-    yield service
-    service.close()
-    service.store.close()
+def model(world: ServingWorld) -> ServedModel:
+    registry = registry_of(world.settings)
+    store = InMemoryStore(world.states, world.timeline)
+    return ServedModel.load(world.settings, store, registry, registry.look_up("champion"), world.end + 86_400)  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def service(world: ServingWorld, loaded: Service) -> Iterator[Service]:
-    """A fresh service over the loaded model, a day after the last event; what it records is undone."""
-    shutil.rmtree(world.home.events, ignore_errors=True)
-    metrics = Metrics()
-    champion = Champion(world.settings, loaded.store, metrics, loaded.champion.model)
-    fresh = Service(world.settings, champion, loaded.store, metrics, clock=lambda: world.end + 86_400.0)
-    pushed: dict[int, object] = {}
-    push, push_many = loaded.store.push_state, loaded.store.push_states
-
-    def remember(state, seen, *, stamped):  # type: ignore[no-untyped-def]
-        pushed.setdefault(state.user_id, loaded.store.online_state(state.user_id))
-        push(state, seen, stamped=stamped)
-
-    def remember_many(rows):  # type: ignore[no-untyped-def]
-        for state, _ in rows:
-            pushed.setdefault(state.user_id, loaded.store.online_state(state.user_id))
-        push_many(rows)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loaded.store, "push_state", remember)
-        patch.setattr(loaded.store, "push_states", remember_many)
-        yield fresh
-    for before in list(pushed.values()):  # what was pending may be moved in the background still
-        if before is not None:
-            push(before[0], before[1], stamped=before[0].timestamps[-1])  # type: ignore[index]
+def store(world: ServingWorld) -> InMemoryStore:
+    return InMemoryStore(dict(world.states), world.timeline)
 
 
 @pytest.fixture
-def client(world: ServingWorld, service: Service) -> Iterator[httpx.Client]:
-    with connected(world.settings, service) as open_client:
+def settings(world: ServingWorld, tmp_path: Path) -> ServiceSettings:
+    return world.settings.model_copy(update={"events": EventTable(sqlite_url(tmp_path / "events.db"))})
+
+
+@pytest.fixture
+def service(
+    world: ServingWorld, settings: ServiceSettings, store: InMemoryStore, model: ServedModel
+) -> Iterator[Service]:
+    """A day after the last event of the data set."""
+    fresh = service_of(settings, store, model, world)
+    yield fresh
+    fresh.close()
+
+
+@pytest.fixture
+def client(settings: ServiceSettings, service: Service) -> Iterator[httpx.Client]:
+    with connected(settings, service) as open_client:
         yield open_client
+
+
+def service_of(settings: ServiceSettings, store: InMemoryStore, model: ServedModel, world: ServingWorld) -> Service:
+    metrics = Metrics()
+    clock = lambda: world.end + 86_400.0  # noqa: E731
+    champion = Champion(settings, store, metrics, model, clock)  # type: ignore[arg-type]
+    return Service(settings, champion, store, metrics, clock)  # type: ignore[arg-type]

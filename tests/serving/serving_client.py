@@ -1,8 +1,4 @@
-"""A client over real HTTP: uvicorn on a thread of the test's process.
-
-Stage: tests of serving. In: an app or a `Service`. Out: an `httpx.Client`. Absent: Starlette's TestClient, which warns
-about the httpx that everything else here uses.
-"""
+"""A client over real HTTP: uvicorn, as `recsys serve` configures it, on a thread of the test's process."""
 
 import threading
 import time
@@ -13,15 +9,16 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from serving.app import create_app
-from serving.service import Service
+from serving.app import create_app, uvicorn_options
+from serving.recommending.service import Service
 from serving.settings import ServiceSettings
 
 
 @contextmanager
-def running(app: FastAPI) -> Iterator[httpx.Client]:
-    """A client of the app, over real HTTP: uvicorn on a thread and a free port."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="on"))
+def running(app: FastAPI, settings: ServiceSettings) -> Iterator[httpx.Client]:
+    """A client of the app on a free port."""
+    options = uvicorn_options(settings) | {"host": "127.0.0.1", "port": 0, "workers": 1, "timeout_keep_alive": 2}
+    server = uvicorn.Server(uvicorn.Config(app, **options))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -39,10 +36,5 @@ def running(app: FastAPI) -> Iterator[httpx.Client]:
 
 @contextmanager
 def connected(settings: ServiceSettings, service: Service) -> Iterator[httpx.Client]:
-    """A client of an app around `service`, once it is ready."""
-    with running(create_app(settings, lambda *_: service)) as client:
-        until = time.monotonic() + 20
-        while client.get("/readyz").status_code != 200:
-            assert time.monotonic() < until
-            time.sleep(0.005)
+    with running(create_app(settings, service), settings) as client:
         yield client

@@ -1,7 +1,5 @@
-"""A whole trained home, small: 60 users, 80 items, two tastes, a bundle and its champion in a registry.
-
-Stage: tests of serving. In: a folder. Out: `ServingWorld`. Absent: quality; the models are barely trained.
-"""
+"""A whole trained home, small: 60 users, 80 items, two tastes, a bundle and its champion in a registry. The models are
+barely trained: quality is no subject here."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from recsys.feature_store import FeatureStore, write_feature_tables
 from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, snapshots
+from recsys.features.state import UserState
 from recsys.ranking.calibration import Isotonic, Platt, Probabilities
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 from recsys.recommender import Recommender, RecommenderSettings
@@ -41,9 +40,11 @@ SLOW_MACHINE_MS = 60_000.0  # a budget that no test overruns by accident
 
 @dataclass(frozen=True)
 class ServingWorld:
-    """`end`: one second after the last event."""
+    """`end`: one second after the last event; `states`: the newest of every user; `timeline`: statistics of items."""
 
     events: pd.DataFrame
+    states: dict[int, UserState]
+    timeline: ItemStatsTimeline
     home: DatasetWorkspace
     settings: ServiceSettings
     bundle_id: str
@@ -53,7 +54,8 @@ class ServingWorld:
         return set(self.events.loc[self.events[USER_ID] == user_id, ITEM_ID])
 
 
-def build(folder: Path) -> ServingWorld:
+def build(folder: Path, feature_store: bool = True) -> ServingWorld:
+    """`feature_store`: also fill the real one; tests with a store in memory need none."""
     home = Workspace(folder).dataset(DATASET)
     tables = _tables()
     save_tables(tables, home.data)
@@ -61,12 +63,14 @@ def build(folder: Path) -> ServingWorld:
     catalogue = Catalogue.from_tables(tables.items, tables.users)
     histories = Histories.from_tables(catalogue, tables.events, tables.users)
     days = snapshots(tables.events)
-    write_feature_tables(home, histories, days, pd.DataFrame({USER_ID: [], TIMESTAMP: []}, dtype=int))
     settings = Settings(home=folder)
-    store = FeatureStore(settings.feature_store(home))
-    store.apply()
-    store.materialize()
-    store.close()
+    if feature_store:
+        write_feature_tables(home, histories, days, pd.DataFrame({USER_ID: [], TIMESTAMP: []}, dtype=int))
+        store = FeatureStore(settings.feature_store(home))
+        store.apply()
+        store.materialize()
+        store.close()
+    timeline = ItemStatsTimeline(catalogue, days)
     end = int(tables.events[TIMESTAMP].max()) + 1
     bundle_id = "tiny-production"
     facts = BundleFacts(
@@ -81,7 +85,7 @@ def build(folder: Path) -> ServingWorld:
     )
     retrievers = _retrievers(catalogue, histories, end)
     recommender = RecommenderSettings(fetch=40, keep=60, rank=40)
-    ranker = _ranker(catalogue, histories, retrievers, recommender, ItemStatsTimeline(catalogue, days), end)
+    ranker = _ranker(catalogue, histories, retrievers, recommender, timeline, end)
     names = ranker.feature_names
     flat = np.zeros(len(names), dtype=np.float32)
     save_bundle(
@@ -96,8 +100,18 @@ def build(folder: Path) -> ServingWorld:
     )
     registry = Registry(None, settings.paths().mlflow, model_name_for(DATASET))
     registry.promote(registry.register(folder / "made" / bundle_id).version)
+    states = {
+        int(user_id): histories.stored_state(row, int(histories.offset[row + 1]))
+        for row, user_id in enumerate(histories.user_ids)
+    }
     return ServingWorld(
-        tables.events, home, ServiceSettings.build(settings, home, budget_ms=SLOW_MACHINE_MS), bundle_id, end
+        tables.events,
+        states,
+        timeline,
+        home,
+        ServiceSettings.build(settings, home, budget_ms=SLOW_MACHINE_MS),
+        bundle_id,
+        end,
     )
 
 

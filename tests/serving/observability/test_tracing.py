@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from recsys.errors import ConfigError
-from serving.edge import Edge
+from serving.http.middleware import RequestMiddleware
 from serving.observability.metrics import Metrics
 from serving.observability.tracing import Tracing, build
 
@@ -28,7 +28,6 @@ TIMINGS = {"state": 0.5, "retrieval": 1.25, "queue": 0.25, "total": 3.0}
 def app() -> FastAPI:
     """A service in small, behind the middleware that describes its requests."""
     made = FastAPI()
-    made.state.metrics, made.state.draining = Metrics(), False
 
     @made.get("/users/{user_id}")
     async def user(request: Request, user_id: int) -> int:
@@ -54,7 +53,8 @@ def exporter() -> InMemorySpanExporter:
 @pytest.fixture
 def traced(exporter: InMemorySpanExporter) -> FastAPI:
     made = app()
-    made.add_middleware(Edge, tracing=Tracing(made, SimpleSpanProcessor(exporter), "0.1.0"))
+    tracing = Tracing(made, SimpleSpanProcessor(exporter), "0.1.0")
+    made.add_middleware(RequestMiddleware, metrics=Metrics(), max_in_flight=1, tracing=tracing)
     return made
 
 

@@ -1,0 +1,91 @@
+"""Events as callers send them, checked and brought into the event table. Committed is acknowledged."""
+
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from recsys.errors import StoreError
+from recsys.events.table import EventConflictError, EventTable, NewEvent, StoredEvent
+from recsys.features.catalogue import Catalogue
+from recsys.limits import latest_time
+from serving.http.problems import ProblemError
+from serving.http.requests import EventBatch, EventRequest, FeedbackEvent, RatingEvent
+from serving.observability.metrics import Metrics
+
+WRITERS = 4  # at once; SQLite lets one of them at a time
+log = logging.getLogger(__name__)
+
+
+class EventIntake:
+    def __init__(self, events: EventTable, metrics: Metrics, clock: Callable[[], float] = time.time) -> None:
+        self._events, self._metrics, self._clock = events, metrics, clock
+        self._writers = anyio.CapacityLimiter(WRITERS)
+
+    async def record(
+        self, catalogue: Catalogue, request_id: str, body: EventRequest, key: str | None
+    ) -> dict[str, Any]:
+        """Commit one event, or several all or none. `key`: of the request, for events without an id of their own.
+
+        Raises ProblemError: 422 for an item that the catalogue does not hold, a moment in the future or an event id
+        that stands for another event; 503 where the table cannot be written. Then none is stored.
+        """
+        many = isinstance(body.root, EventBatch)
+        keys = [f"{key}/{place}" if many and key else key for place in range(len(body.events))]
+        new = [self._new(catalogue, event, key) for event, key in zip(body.events, keys, strict=True)]
+        try:
+            stored = await anyio.to_thread.run_sync(self._events.append, new, limiter=self._writers)
+        except EventConflictError as error:
+            raise ProblemError(422, "event-id-reused", str(error)) from error
+        except StoreError as error:
+            log.error("%s: %d event(s) not stored: %s", request_id, len(new), error)
+            for _ in new:
+                self._metrics.event("refused")
+            text = "What was sent is not stored; send it again."
+            raise ProblemError(503, "event-not-stored", text) from error
+        recorded = [self._recorded(event) for event in stored]
+        return {"request_id": request_id, **({"events": recorded} if many else recorded[0])}
+
+    def _new(self, catalogue: Catalogue, event: RatingEvent | FeedbackEvent, key: str | None) -> NewEvent:
+        now = self._clock()
+        check_item(catalogue, event.item_id)
+        return NewEvent(
+            event_id=event.event_id or key or uuid.uuid4().hex,
+            user_id=event.user_id,
+            item_id=event.item_id,
+            kind=event.kind,
+            value=event.rating if isinstance(event, RatingEvent) else None,
+            occurred_at=int(now) if event.timestamp is None else check_past(event.timestamp, int(now)),
+            received_at=now,
+            request_id=event.request_id,
+        )
+
+    def _recorded(self, event: StoredEvent) -> dict[str, Any]:
+        self._metrics.event("repeated" if event.repeated else "stored")
+        return {
+            "event_id": event.event_id,
+            "user_id": event.user_id,
+            "item_id": event.item_id,
+            "kind": event.kind,
+            "timestamp": event.occurred_at,
+            "repeated": event.repeated,
+        }
+
+
+def check_item(catalogue: Catalogue, item_id: int, status: int = 422) -> int:
+    """Row number of an item. Raises ProblemError where the catalogue does not hold it."""
+    item_idx = int(catalogue.to_idx(item_id))
+    if item_idx < 0:
+        raise ProblemError(status, "unknown-item", f"Item {item_id} is not in the catalogue.", item_id=item_id)
+    return item_idx
+
+
+def check_past(timestamp: int, now: int) -> int:
+    """Raises ProblemError for a moment in the future."""
+    if timestamp > latest_time(now):
+        raise ProblemError(422, "future-event", f"timestamp {timestamp} lies in the future; it is {now} here.")
+    return timestamp

@@ -1,0 +1,127 @@
+"""What is known of a user at the moment of a request: the row of the online store, and the events since.
+
+Rows change only when the pipeline makes features anew, and each says up to which event of the table it knows
+(`through_seq`). An older row with its longer tail of events gives the same state, so rows are kept in memory and read
+again only now and then, to keep the tails short. There is nothing to invalidate and nothing to catch up with: every
+worker of every machine sees an event from the moment that its row of the table is committed.
+"""
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from recsys.errors import StoreError
+from recsys.events.table import RATING_KIND, EventTable, StoredEvent
+from recsys.feature_store import FeatureStore
+from recsys.features.state import Event, UserState, fold
+from recsys.limits import EARLIEST_TIME, HIGHEST_RATING, LOWEST_RATING, latest_time
+from serving.user_state.circuit_breaker import GuardedStore
+
+ROWS = 20_000  # users whose row stays in memory, about 2 kB each
+ROW_AGE_S = 300.0
+STORE_THREADS = 4
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class UserSnapshot:
+    """known: a row or an event of this user exists; failures: why the state may lack something, empty when it is
+    whole."""
+
+    state: UserState
+    known: bool
+    failures: tuple[StoreError, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Row:
+    state: UserState | None
+    read_at: float
+
+
+class UserSnapshots:
+    """Used on the event loop alone; reads that may have to wait go to threads of their own."""
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        events: EventTable,
+        count: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._events, self._clock = store, events, clock
+        self._threads = ThreadPoolExecutor(STORE_THREADS, "store-read")
+        # A search in SQLite's index takes less than handing it to a thread and back, and waits for no writer.
+        embedded = events.url.get_backend_name() == "sqlite"
+        self._guarded_store = GuardedStore("online store", self._threads, count)
+        self._guarded_events = GuardedStore("event table", None if embedded else self._threads, count)
+        self._rows: OrderedDict[int, _Row] = OrderedDict()
+
+    async def read(self, user_id: int, limit_s: float) -> UserSnapshot:
+        """Never raises: what cannot be read within `limit_s` is named in `failures`. A row in memory stands in for an
+        online store that is away, without any loss."""
+        until = self._clock() + limit_s
+        failures: list[StoreError] = []
+        row = self._rows.get(user_id)
+        if row is None or self._clock() - row.read_at > ROW_AGE_S:
+            try:
+                row = await self._read_row(user_id, limit_s)
+            except StoreError as error:
+                if row is None:
+                    failures.append(error)
+        base = (row.state if row else None) or UserState(user_id)
+        tail: Sequence[StoredEvent] = ()
+        try:
+            after = partial(self._events.after, user_id, base.through_seq)
+            tail = await self._guarded_events.read(after, max(until - self._clock(), 0.0))
+        except StoreError as error:
+            failures.append(error)
+        ratings = usable_ratings(tail)
+        state = fold(base, ratings) if ratings else base
+        known = bool(ratings) or (row is not None and row.state is not None)
+        return UserSnapshot(state, known, tuple(failures))
+
+    async def failing(self, limit_s: float) -> list[str]:
+        """Names of the stores that cannot be read now; also the first read of each, which is a slow one."""
+        failing = []
+        for store, work in (
+            (self._guarded_store, partial(self._store.online_state, 0)),
+            (self._guarded_events, partial(self._events.after, 0, 0)),
+        ):
+            try:
+                await store.read(work, limit_s)
+            except StoreError as error:
+                log.warning("the %s cannot be read: %s", store.name, error)
+                failing.append(store.name)
+        return failing
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _read_row(self, user_id: int, limit_s: float) -> _Row:
+        state = await self._guarded_store.read(partial(self._store.online_state, user_id), limit_s)
+        row = self._rows[user_id] = _Row(state, self._clock())
+        self._rows.move_to_end(user_id)
+        if len(self._rows) > ROWS:
+            self._rows.popitem(last=False)
+        return row
+
+
+def usable_ratings(events: Sequence[StoredEvent]) -> list[Event]:
+    """The ratings among events of the table, for a state. The table may hold what no version of this service has
+    written: what cannot be is left out, with a line in the log that names it."""
+    latest, ratings = latest_time(time.time()), []
+    for event in events:
+        if event.kind != RATING_KIND:
+            continue
+        if event.value is None or not LOWEST_RATING <= event.value <= HIGHEST_RATING:
+            log.warning("event %r is left out: its rating is %r", event.event_id, event.value)
+        elif not EARLIEST_TIME <= event.occurred_at <= latest:
+            log.warning("event %r is left out: it happened at %r", event.event_id, event.occurred_at)
+        else:
+            ratings.append(Event(event.item_id, event.value, event.occurred_at))
+    return ratings
