@@ -1,7 +1,4 @@
-"""A world of its own for tests that break things, and the servers that some of them need.
-
-Stage: tests. Absent: the world's making (`tests.serving.serving_world`).
-"""
+"""A world of its own for tests that break things, and the servers that some of them need."""
 
 from collections.abc import Iterator
 
@@ -9,7 +6,7 @@ import pytest
 
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from recsys.features.state import Event
-from serving.service import Service
+from serving.recommending.service import Service
 from tests.serving.serving_world import ServingWorld, build
 from tests.stores.native import redis_server
 
@@ -29,7 +26,6 @@ def closing() -> Iterator[list[Service]]:
     yield services
     for service in services:
         service.close()
-        service.store.close()
 
 
 def own_events(world: ServingWorld, user_id: int) -> list[Event]:

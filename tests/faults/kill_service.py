@@ -1,16 +1,16 @@
-"""kill -9 of the running service at random moments while events come in, again and again: what is kept.
-
-Stage: tests. In: a home with a trained world, a number of kills. Out: `Figures`; AssertionError for a lost or doubled
-event. Absent: a power cut, which takes the page cache along; that `fsync` comes before an answer is another test's.
+"""kill -9 of the service at random moments while events come in, again and again: what is kept.
 
     python -m tests.faults.kill_service --times 200
+    python -m tests.faults.kill_service --times 200 --events-url postgresql+psycopg://user@host/database
 
-One round: start the service; hold every user's history, as it answers it, against the log's set of events; send again,
-under their ids, the events that got no answer before; then send new ones from several connections at once, single and
-in batches, until the kill. In the end everything is compared once more, in the store itself.
+Two workers share one event table. One round: start both; hold every user's history, as each of them answers it, against
+the table; send again, under their ids, the events that got no answer before; send new ones over several connections,
+single and in batches, and kill one worker or both at a random moment. Whatever the table has then, the worker that is
+left knows, and so do its lists.
 
-The service is the one of `recsys serve`, in a process of its own. It is forked from a process that has done the imports
-and nothing else, because they take longer than all the rest; that process has no model, no store and no log.
+Workers are forked from a process that has done the imports and built the data, because that takes longer than all the
+rest. Each has the app and the server of `recsys serve`, and a port of its own, so that a test can choose whom it asks.
+The rows of the online store are in memory: they never change here.
 """
 
 import argparse
@@ -25,21 +25,21 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import sqlalchemy as sa
 
-from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
-from recsys.event_log import LoggedEvent, parse
-from recsys.features.state import Event, UserState
-from recsys.features.state_merge import state_from_events
+from recsys.events import RATING_KIND, EventTable, sqlite_url
+from recsys.features.state import HISTORY_LENGTH, Event, UserState, fold
 
-SENDERS = 4
-USERS = (1, 2, 3, 4, 5, 6, 7, 8, 501, 502, 503, 504)  # of the data set, and strangers
+WORKERS, SENDERS = 2, 4
+USERS = (1, 2, 3, 4, 5, 6, 501, 502, 503, 504)  # of the data set, and new ones
+N_ITEMS = 80
 LONGEST_S = 0.8  # of a life under load
 START_S = 120.0
 Body = dict[str, Any]
@@ -47,15 +47,13 @@ Body = dict[str, Any]
 
 @dataclass
 class Figures:
-    """doubt: events that were sent and not answered; of these, those that were in the log all the same; torn: how
-    often the log ended in the middle of a line."""
+    """doubt: events that were sent and not answered; of these, those that were stored all the same."""
 
     kills: int = 0
     acknowledged: int = 0
     in_doubt: int = 0
-    in_doubt_logged: int = 0
-    torn: int = 0
-    lines: int = 0
+    in_doubt_stored: int = 0
+    stored: int = 0
     lost: int = 0
     twice: int = 0
     seconds: float = 0.0
@@ -63,8 +61,8 @@ class Figures:
     def __str__(self) -> str:
         return (
             f"{self.kills} kills in {self.seconds:.0f} s: {self.acknowledged} events acknowledged, {self.lost} lost, "
-            f"{self.twice} twice; {self.in_doubt} in doubt, of which {self.in_doubt_logged} were in the log; "
-            f"{self.torn} torn ends; {self.lines} lines in the end"
+            f"{self.twice} twice; {self.in_doubt} in doubt, of which {self.in_doubt_stored} were stored; "
+            f"{self.stored} rows in the end"
         )
 
 
@@ -83,7 +81,7 @@ class Sender:
 
     def _event(self) -> Body:
         self.made += 1
-        body: Body = {"user_id": self.rng.choice(USERS), "item_id": self.rng.randint(1, 80)}
+        body: Body = {"user_id": self.rng.choice(USERS), "item_id": self.rng.randint(1, N_ITEMS)}
         body["event_id"] = f"{self.number}-{self.made}"
         if self.rng.random() < 0.5:  # older than what is known, or of the same second
             body["timestamp"] = 1_040_000_000 + self.rng.randrange(2_000)
@@ -102,225 +100,225 @@ class Sender:
         assert response.status_code == 201, response.text
         self.acknowledged |= {event["event_id"] for event in request}
 
-    def until_killed(self, url: str) -> None:
+    def until(self, url: str, stopped: threading.Event) -> None:
         with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
             try:
-                while True:
+                while not stopped.is_set():
                     self.send(client, self.new_request())
             except httpx.TransportError:
                 pass
 
-    def send_again(self, client: httpx.Client) -> None:
+    def send_again(self, url: str) -> None:
         doubt, self.doubt = self.doubt, []
-        for request in doubt:
-            self.send(client, request)
+        with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+            for request in doubt:
+                self.send(client, request)
 
 
-class Log:
-    """What is in the log, read forward only."""
+class Stored:
+    """What the table has, read forward only: nobody writes while it is read."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._read: dict[str, int] = {}
+    def __init__(self, table: EventTable) -> None:
+        self._table, self._through = table, 0
         self.times: Counter[str] = Counter()
-        self.events: dict[int, list[Event]] = {user: [] for user in USERS}
-        self.torn = 0
+        self.ratings: dict[int, list[Event]] = {user: [] for user in USERS}
 
     def update(self) -> None:
-        for path in sorted(self._folder.glob("events-*.jsonl")):
-            content = path.read_bytes()[self._read.get(path.name, 0) :]
-            whole = content[: content.rfind(b"\n") + 1]
-            self.torn += len(whole) < len(content)
-            self._read[path.name] = self._read.get(path.name, 0) + len(whole)
-            for line in whole.splitlines(keepends=True):
-                event = parse(line)
-                assert event is not None, line
-                self._add(event)
-
-    def _add(self, event: LoggedEvent) -> None:
-        self.times[event.event_id] += 1
-        if event.rating is not None:
-            self.events[event.user_id].append(Event(event.item_id, event.rating, event.timestamp))
+        through = self._table.safe_seq()  # what a killed worker had sent to a server may still be committed
+        for event in self._table.read(after=self._through, through=through):
+            self._through = event.seq
+            self.times[event.event_id] += 1
+            if event.kind == RATING_KIND:
+                assert event.value is not None
+                self.ratings[event.user_id].append(Event(event.item_id, event.value, event.occurred_at))
 
 
-def run(root: Path, dataset: str, times: int, seed: int = 1) -> Figures:
-    """Kill `times` times. The home's events and store are changed."""
-    started = time.monotonic()
-    home = root / dataset
+def run(root: Path, table: EventTable, times: int, seed: int = 1) -> Figures:
+    """Kill `times` times."""
+    began = time.monotonic()
     rng = random.Random(seed)
     senders = [Sender(n, random.Random(f"{seed}-{n}")) for n in range(SENDERS)]
-    log, figures = Log(home / "events"), Figures()
-    known = _data_set(home)
-    with _starter(root, dataset) as start:
+    figures, stored = Figures(), Stored(table)
+    with _starter(root, table.url) as (start, base):
         for _ in range(times):
-            pid, url = start()
-            _check(url, log, known)
-            _send_again(url, senders, log, figures)
-            threads = [threading.Thread(target=sender.until_killed, args=(url,)) for sender in senders]
+            workers = start()
+            _check(list(workers.values()), stored, base, senders)
+            _send_again(list(workers.values()), senders, stored, figures, rng)
+            stopped = threading.Event()
+            urls = list(workers.values())
+            threads = [
+                threading.Thread(target=sender.until, args=(urls[n % WORKERS], stopped))
+                for n, sender in enumerate(senders)
+            ]
             for thread in threads:
                 thread.start()
             time.sleep(rng.uniform(0.01, LONGEST_S))
-            os.kill(pid, signal.SIGKILL)
+            killed = rng.sample(sorted(workers), rng.choice([1, 1, WORKERS]))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(rng.uniform(0.0, 0.1))
+            stopped.set()
             for thread in threads:
                 thread.join()
-            _wait_gone(pid)
-            log.update()
+            _wait_gone(killed)
             figures.kills += 1
             figures.in_doubt += sum(len(request) for sender in senders for request in sender.doubt)
-            figures.lost += sum(log.times[key] == 0 for sender in senders for key in sender.acknowledged)
-            assert figures.lost == 0, f"acknowledged events are not in the log after kill {figures.kills}"
-        pid, url = start()
-        _check(url, log, known)
-        _send_again(url, senders, log, figures)
-        log.update()
-        os.kill(pid, signal.SIGKILL)
-        _wait_gone(pid)
+            left = [url for pid, url in workers.items() if pid not in killed]
+            _check(left, stored, base, senders)
+            _kill([pid for pid in workers if pid not in killed])
+        workers = start()
+        _send_again(list(workers.values()), senders, stored, figures, rng)
+        _check(list(workers.values()), stored, base, senders)
+        _kill(list(workers))
     figures.acknowledged = sum(len(sender.acknowledged) for sender in senders)
-    figures.lines, figures.torn = log.times.total(), log.torn
-    figures.twice = sum(n > 1 for n in log.times.values())
-    assert figures.twice == 0, [key for key, n in log.times.items() if n > 1]
-    assert set(log.times) == {key for sender in senders for key in sender.acknowledged}
-    _check_store(root, dataset, log, known)
-    figures.seconds = time.monotonic() - started
+    figures.stored = stored.times.total()
+    figures.twice = sum(n > 1 for n in stored.times.values())
+    assert figures.twice == 0, [key for key, n in stored.times.items() if n > 1]
+    assert set(stored.times) == {key for sender in senders for key in sender.acknowledged}
+    figures.seconds = time.monotonic() - began
     return figures
 
 
-def _data_set(home: Path) -> dict[int, list[Event]]:
-    import pandas as pd
-
-    events = pd.read_parquet(home / "data" / "events.parquet")
-    return {
-        user: [
-            Event(int(i), float(r), int(t))
-            for i, r, t in events.loc[events[USER_ID] == user, [ITEM_ID, RATING, TIMESTAMP]].itertuples(index=False)
-        ]
-        for user in USERS
-    }
+def _send_again(urls: list[str], senders: list[Sender], stored: Stored, figures: Figures, rng: random.Random) -> None:
+    for sender in senders:
+        doubtful = [event["event_id"] for request in sender.doubt for event in request]
+        figures.in_doubt_stored += sum(stored.times[key] > 0 for key in doubtful)
+        sender.send_again(rng.choice(urls))
 
 
-def _send_again(url: str, senders: list[Sender], log: Log, figures: Figures) -> None:
-    with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
-        for sender in senders:
-            doubtful = [event["event_id"] for request in sender.doubt for event in request]
-            figures.in_doubt_logged += sum(log.times[key] > 0 for key in doubtful)
-            sender.send_again(client)
+def _check(urls: list[str], stored: Stored, base: dict[int, UserState], senders: list[Sender]) -> None:
+    """No acknowledged event is missing, and every worker has all of the table in its states; nobody sends meanwhile."""
+    stored.update()
+    lost = [key for sender in senders for key in sender.acknowledged if not stored.times[key]]
+    assert not lost, f"acknowledged and not in the table: {lost[:10]}"
+    for url in urls:
+        with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+            for user in USERS:
+                state = fold(base.get(user, UserState(user)), stored.ratings[user])
+                history = client.get(f"/v1/users/{user}/history", params={"n": HISTORY_LENGTH}).json()
+                found = [(event["item_id"], event["rating"], event["timestamp"]) for event in history["events"]]
+                assert history["n_events"] == state.n_events, f"user {user}"
+                assert found == list(zip(state.item_ids, state.ratings, state.timestamps, strict=True))[::-1]
+                answer = client.get(f"/v1/users/{user}/recommendations", params={"k": N_ITEMS}).json()
+                assert answer["degraded"] == []
+                assert not {item["item_id"] for item in answer["items"]} & set(state.seen_item_ids), f"user {user}"
 
 
-def _check(url: str, log: Log, known: dict[int, list[Event]]) -> None:
-    """The service has every event of the log in its states, once; nobody sends meanwhile."""
-    log.update()
-    with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
-        for user in USERS:
-            state, _ = state_from_events(UserState(user), known[user] + log.events[user])
-            told = client.get(f"/v1/users/{user}/history", params={"n": 64}).json()
-            window = list(zip(state.item_ids, state.ratings, state.timestamps, strict=True))
-            found = [(event["item_id"], event["rating"], event["timestamp"]) for event in told["events"]]
-            assert told["n_events"] == state.n_events, f"user {user}: {told['n_events']} events, not {state.n_events}"
-            assert found == window[::-1], f"the window of user {user} is not that of the set"
-
-
-def _check_store(root: Path, dataset: str, log: Log, known: dict[int, list[Event]]) -> None:
-    """The same in the store, with sums and seen items."""
-    from recsys.feature_store import FeatureStore
-    from recsys.settings import Settings
-    from recsys.workspace import Workspace
-
-    store = FeatureStore(Settings(home=root).feature_store(Workspace(root).dataset(dataset)))
-    for user in USERS:
-        found = store.online_state(user)
-        assert found is not None
-        state, seen = state_from_events(found[0], known[user] + log.events[user])
-        assert found[0] == state
-        assert sorted(set(found[1].tolist())) == seen.tolist()
-    store.close()
-
-
-# ---- processes
+# -- processes ----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _starter(root: Path, dataset: str) -> Iterator[Any]:
-    """A function that starts the service and returns its process id and address once it is ready."""
-    command = [sys.executable, "-m", "tests.faults.kill_service", "--fork-services", str(root), dataset]
+def _starter(root: Path, url: sa.URL) -> Iterator[tuple[Callable[[], dict[int, str]], dict[int, UserState]]]:
+    """A function that starts the workers and returns their addresses by process id once they are ready; and the states
+    of the data set."""
+    address = url.render_as_string(hide_password=False)
+    command = [sys.executable, "-m", "tests.faults.kill_service", "--fork-workers", str(root), address]
     cwd = Path(__file__).resolve().parents[2]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=cwd)
     assert process.stdin is not None
     assert process.stdout is not None
     stdin, stdout = process.stdin, process.stdout
+    base = {
+        int(user): UserState(**{name: tuple(v) if isinstance(v, list) else v for name, v in state.items()})
+        for user, state in json.loads(stdout.readline()).items()
+    }
 
-    def start() -> tuple[int, str]:
+    def start() -> dict[int, str]:
         stdin.write("start\n")
         stdin.flush()
-        pid, port = json.loads(stdout.readline())
-        url = f"http://127.0.0.1:{port}"
+        workers = {pid: f"http://127.0.0.1:{port}" for pid, port in json.loads(stdout.readline())}
         until = time.monotonic() + START_S
-        with httpx.Client(base_url=url, trust_env=False, timeout=START_S) as client:
-            while client.get("/readyz").status_code != 200:
-                assert time.monotonic() < until, "the service did not become ready"
-                time.sleep(0.02)
-        return pid, url
+        for address in workers.values():
+            while True:
+                try:
+                    assert httpx.get(f"{address}/readyz", trust_env=False, timeout=START_S).status_code == 200
+                    break
+                except httpx.TransportError:
+                    assert time.monotonic() < until, "a worker did not become ready"
+                    time.sleep(0.02)
+        return workers
 
     try:
-        yield start
+        yield start, base
     finally:
         stdin.close()
         process.wait(START_S)
         stdout.close()
 
 
-def _wait_gone(pid: int) -> None:
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    _wait_gone(pids)
+
+
+def _wait_gone(pids: list[int]) -> None:
     until = time.monotonic() + START_S
-    while Path(f"/proc/{pid}").exists():
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < until
         time.sleep(0.005)
 
 
-def _fork_services(root: Path, dataset: str) -> None:
-    """For each line on stdin a new service; its process id and port on stdout. Ends with the last service killed."""
+def _fork_workers(root: Path, url: str) -> None:
+    """The states of the data set on stdout; then for each line on stdin WORKERS new workers, their process ids and
+    ports on stdout."""
     import lightgbm  # noqa: F401
-    import mlflow  # noqa: F401
 
-    from recsys.feature_store.importing import import_feast
-    from recsys.settings import Settings
-    from recsys.workspace import Workspace
-    from serving.settings import ServiceSettings
-    from serving.workers import Start, serve
+    import serving.app  # noqa: F401
+    from tests.serving.serving_world import build
 
-    import_feast()
-    settings = ServiceSettings.build(
-        Settings(home=root), Workspace(root).dataset(dataset), budget_ms=60_000.0, predictions_share=0.0
-    )
+    world = build(root, feature_store=False)
+    print(json.dumps({user: vars(world.states[user]) for user in USERS if user in world.states}), flush=True)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that what was killed is gone at once
-    pid = 0
     for _ in sys.stdin:
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            pid = os.fork()
-            if pid == 0:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                os.dup2(2, 1)
-                start = Start(settings, log_level="warning")
-                start.configure_logs()
-                serve(start, listening)
-                os._exit(0)
-            print(json.dumps([pid, listening.getsockname()[1]]), flush=True)
-    if pid and Path(f"/proc/{pid}").exists():
-        os.kill(pid, signal.SIGKILL)
+        started = []
+        for _ in range(WORKERS):
+            with socket.create_server(("127.0.0.1", 0)) as listening:
+                pid = os.fork()
+                if pid == 0:
+                    _serve(world, url, listening)
+                    os._exit(0)
+                started.append([pid, listening.getsockname()[1]])
+        print(json.dumps(started), flush=True)
+
+
+def _serve(world: Any, url: str, listening: socket.socket) -> None:
+    import uvicorn
+
+    from serving.app import create_app, uvicorn_options
+    from serving.model_lifecycle import served_model
+    from serving.model_lifecycle.champion import Champion
+    from serving.model_lifecycle.served_model import ServedModel, registry_of
+    from serving.observability.metrics import Metrics
+    from serving.recommending.service import Service
+    from tests.serving.in_memory_store import InMemoryStore
+
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.dup2(2, 1)
+    served_model.try_bundle = lambda _: None  # the subject is the table; this takes seconds
+    changes = {"events": EventTable(sa.make_url(url)), "predictions_share": 0.0, "reload_s": 0.0}
+    settings = world.settings.model_copy(update=changes)
+    store: Any = InMemoryStore(world.states, world.timeline)
+    registry, metrics = registry_of(settings), Metrics()
+    model = ServedModel.load(settings, store, registry, registry.look_up("champion"), int(time.time()))
+    service = Service(settings, Champion(settings, store, metrics, model), store, metrics)
+    options = uvicorn_options(settings) | {"workers": 1}
+    uvicorn.Server(uvicorn.Config(create_app(settings, service), **options)).run(sockets=[listening])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="kill -9 of the service at random moments under load")
     parser.add_argument("--times", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--fork-services", nargs=2, metavar=("HOME", "DATASET"), help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.fork_services:
-        _fork_services(Path(asked.fork_services[0]), asked.fork_services[1])
+    parser.add_argument("--events-url", help="of an empty event table; default: a new SQLite file")
+    parser.add_argument("--fork-workers", nargs=2, metavar=("HOME", "URL"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.fork_workers:
+        _fork_workers(Path(options.fork_workers[0]), options.fork_workers[1])
         return
-    from tests.serving.serving_world import DATASET, build
-
     with tempfile.TemporaryDirectory(prefix="recsys-kills-") as folder:
-        build(Path(folder))
-        print(run(Path(folder), DATASET, asked.times, asked.seed))
+        url = sa.make_url(options.events_url) if options.events_url else sqlite_url(Path(folder) / "events.db")
+        print(run(Path(folder) / "home", EventTable(url), options.times, options.seed))
 
 
 if __name__ == "__main__":
