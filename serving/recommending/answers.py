@@ -19,10 +19,10 @@ import numpy.typing as npt
 from recsys.arrays import FloatArray, IntArray
 from recsys.errors import ConfigError, StoreError
 from recsys.features.state import StateBatch, state_batch
+from recsys.monitoring.prediction_log import AnsweredRequest, PredictionLog
 from recsys.recommender import Recommendations, RequestContext
 from serving.model_lifecycle.served_model import ServedModel
 from serving.observability.metrics import Metrics
-from serving.prediction_log import PredictionLog
 from serving.recommending.explain import add_contributions, explain
 from serving.recommending.options import RecommendationOptions, RequestTrace
 from serving.recommending.paging import Header, PageCursor
@@ -77,7 +77,26 @@ class Answers:
         items = self._items(model, ranked, options.k)
         if options.explain:
             self._explain(model, trace, states, found, options, items)
-        self._predictions.offer(trace, model, [user_id], states, found, [ranked.item_idx[: options.k]], options)
+        self._predictions.offer(
+            AnsweredRequest(
+                request_id=trace.request_id,
+                user_id=user_id,
+                state_seq=None if snapshot.failures else snapshot.state.through_seq,
+                received_at=self._clock() - trace.elapsed_ms() / 1e3,
+                now=now,
+                bundle_id=model.bundle.facts.bundle_id,
+                version=model.version,
+                statistics_day=model.stats.day,
+                item_ids=model.catalogue.to_ids(ranked.item_idx[: options.k]),
+                k=options.k,
+                list_length=options.length,
+                recommendations=found,
+                feature_names=model.recommender.feature_names,
+                diversity=options.diversity,
+                filters=options.filters,
+                degraded=tuple(trace.degraded),
+            )
+        )
         self._metrics.count("requests")
         if cold:
             self._metrics.count("cold_start")
@@ -112,7 +131,22 @@ class Answers:
         items = ItemList(
             idx[shown], cursor.scores[shown], cursor.watch[shown], cursor.like[shown], cursor.retrievers[shown]
         )
-        self._predictions.offer_page(trace, header, cursor.item_ids[shown], header.shown + 1, k)
+        self._predictions.offer(
+            AnsweredRequest(
+                request_id=trace.request_id,
+                user_id=header.user_id,
+                state_seq=None,
+                received_at=self._clock() - trace.elapsed_ms() / 1e3,
+                now=int(self._clock()),
+                bundle_id=header.bundle_id,
+                version=header.version,
+                statistics_day=model.stats.day,
+                item_ids=cursor.item_ids[shown],
+                k=k,
+                list_length=k,
+                first_position=header.shown + 1,
+            )
+        )
         self._metrics.count("pages")
         body = {
             "request_id": trace.request_id,

@@ -16,7 +16,7 @@ from recsys.columns import CHAMPION
 from recsys.feature_store import FeatureStore
 from recsys.features.state import Event, UserState, fold
 from recsys.limits import LARGEST_ID
-from recsys.monitoring.prediction_log import predictions_folder
+from recsys.monitoring.prediction_log import PredictionLog, predictions_folder
 from recsys.recommender import Filters
 from serving.http.problems import ProblemError
 from serving.http.requests import (
@@ -31,7 +31,6 @@ from serving.http.requests import (
 from serving.model_lifecycle.champion import Champion
 from serving.model_lifecycle.served_model import ServedModel, registry_of
 from serving.observability.metrics import Metrics
-from serving.prediction_log import PredictionLog
 from serving.recommending.answers import Answers, Body
 from serving.recommending.options import RecommendationOptions, RequestTrace
 from serving.recommending.paging import PageCursor, decode, encode, key_of

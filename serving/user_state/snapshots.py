@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from recsys.errors import StoreError
@@ -82,6 +82,8 @@ class UserSnapshots:
             failures.append(error)
         ratings = usable_ratings(tail)
         state = fold(base, ratings) if ratings else base
+        if tail:
+            state = replace(state, through_seq=tail[-1].seq)
         known = bool(ratings) or (row is not None and row.state is not None)
         return UserSnapshot(state, known, tuple(failures))
 
