@@ -18,7 +18,7 @@ from recsys.bundle import Bundle, BundleFacts, load_bundle, save_bundle, with_me
 from recsys.errors import BundleError, MissingArtefactError
 from recsys.evaluation.about import about, code_version, now_utc
 from recsys.evaluation.calibration import Predicted, write_calibration
-from recsys.evaluation.latency import measure_in_process
+from recsys.evaluation.latency import TOTAL, Percentiles, measure_in_process
 from recsys.evaluation.leaderboard import ALL, NDCG, Leaderboard, build_leaderboard, save_leaderboard
 from recsys.evaluation.ranks import RANKS_FILE, write_ranks
 from recsys.evaluation.replay import FULL_SYSTEM, MERGED, replay, test_events
@@ -138,7 +138,7 @@ def stage_seconds(job: Job) -> dict[str, float]:
     return {name: float(record["seconds"]) for record, name in finished}
 
 
-def _latency(job: Job, bundle: Bundle, snapshot_table: pd.DataFrame) -> dict[str, dict[str, float]]:
+def _latency(job: Job, bundle: Bundle, snapshot_table: pd.DataFrame) -> dict[str, Percentiles]:
     """One user at a time, through the path that serves, for users spread over the test window."""
     events = test_events(job.tables.events, bundle.facts.trained_through)
     chosen = events.iloc[np.linspace(0, len(events) - 1, min(LATENCY_REQUESTS, len(events))).astype(int)]
@@ -152,12 +152,11 @@ def _latency(job: Job, bundle: Bundle, snapshot_table: pd.DataFrame) -> dict[str
     return measure_in_process(single, states, context, LATENCY_K, n=LATENCY_REQUESTS, warmup=LATENCY_WARM_UP)
 
 
-def _shown(latency: dict[str, dict[str, float]]) -> str:
-    total = latency["total"]
-    return f"{total['p50_ms']:.1f} / {total['p99_ms']:.1f}"
+def _shown(latency: dict[str, Percentiles]) -> str:
+    return f"{latency[TOTAL].p50_ms:.1f} / {latency[TOTAL].p99_ms:.1f}"
 
 
-def _carried(leaderboard: Leaderboard, latency: dict[str, dict[str, float]]) -> dict[str, object]:
+def _carried(leaderboard: Leaderboard, latency: dict[str, Percentiles]) -> dict[str, object]:
     """What a bundle says of its quality: the full system's metrics, the retrieval order's NDCG@10, latency."""
     full = leaderboard.method(FULL_SYSTEM)
     overall = full.segments[ALL]
@@ -166,8 +165,8 @@ def _carried(leaderboard: Leaderboard, latency: dict[str, dict[str, float]]) -> 
         **{name: asdict(value) for name, value in overall.metrics.items() if value is not None},
         "retrieval_ndcg@10": merged and asdict(merged),
         "coverage@10": full.coverage,
-        "latency_p50_ms": latency["total"]["p50_ms"],
-        "latency_p99_ms": latency["total"]["p99_ms"],
+        "latency_p50_ms": latency[TOTAL].p50_ms,
+        "latency_p99_ms": latency[TOTAL].p99_ms,
         "n_events": overall.n_events,
         "n_users": overall.n_users,
     }

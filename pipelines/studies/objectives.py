@@ -126,7 +126,7 @@ class Fusion:
     counts as missed."""
 
     def __init__(self, retrievers: Sequence[Retriever], batches: Sequence[Batch], n_items: int, fetch: int) -> None:
-        """`fetch` items are asked of each retriever."""
+        """fetch: how many items each retriever returns."""
         self.names = tuple(retriever.name for retriever in retrievers)
         n_contexts = 0
         named, ranks, by, targets = ([] for _ in range(4))  # of each item that a retriever names; items of events

@@ -1,7 +1,7 @@
 """How a study is kept: `reports/<name>.json` from its dataclass, `.md` and `.png`."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +19,7 @@ class StudyRun:
     data: DatasetInfo
     about: Mapping[str, str]
     bundle_id: str | None = None
-    bootstrap: Bootstrap = Bootstrap()  # noqa: RUF009 (frozen)
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
     @property
     def facts(self) -> dict[str, str]:

@@ -14,7 +14,6 @@ Shapes: U users, L history length, E events.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -42,7 +41,7 @@ from recsys.features.state import StateBatch
 from recsys.ranking.training import TrainingTable, fit_boosted, joined
 from recsys.recommender import Recommender, RecommenderSettings, RequestContext
 from recsys.retrieval.ease import Ease
-from recsys.retrieval.retriever import Retriever, RetrieverScores
+from recsys.retrieval.retriever import Retriever
 from recsys.retrieval.retrievers import KnownEvents, fit_retriever
 from recsys.training_table import build_training_table, retrieve_contexts
 
@@ -78,22 +77,10 @@ RANKER: Final[Settings] = {  # set by hand on an inner split: a list has dozens 
 }
 
 
-@dataclass(frozen=True)
-class Renamed:
-    """A retriever under another name, so that two of one kind can stand side by side."""
+class EaseOnStretches(Ease):
+    """Its "users" are stretches of histories, so that it stands beside EASE on whole histories."""
 
-    name: str
-    retriever: Retriever
-
-    @property
-    def n_items(self) -> int:
-        return self.retriever.n_items
-
-    def answer(self, states: StateBatch) -> RetrieverScores:
-        return self.retriever.answer(states)
-
-    def save(self, folder: Path) -> None:
-        self.retriever.save(folder)
+    name = EASE_STRETCHES
 
 
 class Part:
@@ -140,7 +127,7 @@ class Part:
             return fit_retriever(name, self.known, settings)
         length, rest = int(settings["length"]), {k: v for k, v in settings.items() if k != "length"}
         stretch, item_idx = stretches(self.known, length)
-        return Renamed(EASE_STRETCHES, Ease.fit(stretch, item_idx, self.known.n_items, **rest))
+        return EaseOnStretches.fit(stretch, item_idx, self.known.n_items, **rest)
 
 
 def stretches(known: KnownEvents, length: int) -> tuple[IntArray, IntArray]:

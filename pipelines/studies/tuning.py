@@ -211,7 +211,7 @@ class Search:
             try:
                 part = self.part(name)
             except MissingArtefactError:
-                continue  # its study cannot be told from others before `recsys train`
+                continue  # its key needs what `recsys train` leaves
             if done := self._complete(part):
                 trials = tuple(Trial(t.values[0], t.user_attrs["seconds"], dict(t.params)) for t in done)
                 found[name] = TunedPart(part.objective, self._key(part), trials)

@@ -70,10 +70,3 @@ def processor() -> str:
 def load_average() -> list[float]:
     """Runnable processes, mean of the last 1, 5 and 15 minutes: how busy the machine was."""
     return [round(value, 2) for value in os.getloadavg()]
-
-
-def thread_counts() -> dict[str, int]:
-    """Threads of every BLAS and OpenMP library that this process has loaded, by the library's file name."""
-    from threadpoolctl import threadpool_info
-
-    return {Path(pool["filepath"]).name: int(pool["num_threads"]) for pool in threadpool_info()}

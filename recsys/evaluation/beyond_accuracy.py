@@ -82,7 +82,7 @@ def list_diversity(item_idx: IntArray, genres: DoubleArray) -> DoubleArray:
     """(B,) mean of 1 - cosine of genre vectors over all pairs of a list; NaN for a list without a pair.
 
     item_idx (B, k), -1 where a list has ended; genres as `unit_genres` gives them. An item without genres takes part
-    in no pair: nothing says whether it is like the others. Ziegler et al. 2005,
+    in no pair: it cannot be compared with the others. Ziegler et al. 2005,
     https://doi.org/10.1145/1060745.1060754, with content instead of ratings, so that no model judges itself.
 
     For unit vectors the cosines of all ordered pairs sum to |sum of vectors|^2 - m.

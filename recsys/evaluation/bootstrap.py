@@ -165,7 +165,7 @@ def require_same_events(a: pd.DataFrame, b: pd.DataFrame) -> None:
     lone = merged[merged["side"] != "both"]
     n_a, n_b = int((lone["side"] == "left_only").sum()), int((lone["side"] == "right_only").sum())
     raise ValueError(
-        f"The two methods were not asked about the same events: {n_a} only in the first, {n_b} only in the second, "
+        f"The two methods were not measured on the same events: {n_a} only in the first, {n_b} only in the second, "
         f"such as {_first_key(lone)}."
     )
 

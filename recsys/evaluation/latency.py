@@ -6,6 +6,7 @@ HTTP and the store are left out; the service's benchmark measures those.
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,18 +15,25 @@ from recsys.errors import ConfigError
 from recsys.features.state import StateBatch
 from recsys.recommender import Recommender, RequestContext
 
-PERCENTILES = (50, 95, 99)
 TOTAL = "total"
 
 
-def percentiles_ms(durations_ms: Sequence[float]) -> dict[str, float]:
-    """p50, p95 and p99, each one of the durations (the smallest that so many do not exceed: nothing interpolated).
+@dataclass(frozen=True)
+class Percentiles:
+    """Each is one of the durations, the smallest that so many do not exceed: nothing is interpolated."""
 
-    >>> percentiles_ms([4.0, 1.0, 3.0, 2.0])
-    {'p50_ms': 2.0, 'p95_ms': 4.0, 'p99_ms': 4.0}
-    """
-    values = np.percentile(np.asarray(durations_ms, dtype=np.float64), PERCENTILES, method="inverted_cdf")
-    return {f"p{p}_ms": float(value) for p, value in zip(PERCENTILES, values, strict=True)}
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+
+    @classmethod
+    def of(cls, durations_ms: Sequence[float]) -> "Percentiles":
+        """
+        >>> Percentiles.of([4.0, 1.0, 3.0, 2.0])
+        Percentiles(p50_ms=2.0, p95_ms=4.0, p99_ms=4.0)
+        """
+        p50, p95, p99 = np.percentile(np.asarray(durations_ms, np.float64), (50, 95, 99), method="inverted_cdf")
+        return cls(float(p50), float(p95), float(p99))
 
 
 def measure_in_process(
@@ -36,7 +44,7 @@ def measure_in_process(
     *,
     n: int,
     warmup: int,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Percentiles]:
     """Percentiles over `n` answers after `warmup` unmeasured ones, users taken in turn: a key a stage, and "total".
 
     Raises ConfigError where there is nothing to measure. A context with a budget measures degraded answers too; give
@@ -54,7 +62,7 @@ def measure_in_process(
             for stage, ms in answer.timings_ms.items():
                 durations[stage].append(ms)
             durations[TOTAL].append(total_ms)
-    return {stage: percentiles_ms(values) for stage, values in durations.items()}
+    return {stage: Percentiles.of(values) for stage, values in durations.items()}
 
 
 class Durations(NamedTuple):

@@ -216,7 +216,7 @@ def save_leaderboard(leaderboard: Leaderboard, path: Path) -> None:
 
 
 def data_of(info: DatasetInfo) -> dict[str, Any]:
-    """What the JSON form of a report says of its data."""
+    """The data set, as the JSON form of a report names it."""
     return {
         "name": info.name,
         "label": info.label,

@@ -153,7 +153,7 @@ def test_other_events_are_refused_with_an_example() -> None:
         paired_difference(a, b)
     with pytest.raises(ValueError, match="1 only in the first, 0 only in the second"):
         paired_difference(a, a.iloc[:2])
-    with pytest.raises(ValueError, match="not asked about the same events"):
+    with pytest.raises(ValueError, match="not measured on the same events"):
         require_same_events(a, a.assign(item_id=a["item_id"] + 1))
 
 

@@ -1,6 +1,7 @@
 """Latency measured in process, against a recommender whose clock is known."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from recsys.errors import ConfigError
 from recsys.evaluation import latency
-from recsys.evaluation.latency import interleaved, measure_in_process, percentiles_ms
+from recsys.evaluation.latency import Percentiles, interleaved, measure_in_process
 from recsys.features.state import StateBatch
 from recsys.recommender import RequestContext
 from tests import planted
@@ -31,15 +32,15 @@ class Clocked:
         return SimpleNamespace(timings_ms={"retrieval": took / 4, "ranking": took / 2})
 
 
-def measured(recommender: Any, users: Sequence[Any], n: int, warmup: int) -> dict[str, dict[str, float]]:
+def measured(recommender: Any, users: Sequence[Any], n: int, warmup: int) -> dict[str, Percentiles]:
     return measure_in_process(recommender, users, "context", 10, n=n, warmup=warmup)  # type: ignore[arg-type]
 
 
 def test_percentiles_are_durations_that_happened() -> None:
     hundred = [float(x) for x in np.random.default_rng(0).permutation(np.arange(1, 101))]
-    assert percentiles_ms(hundred) == {"p50_ms": 50.0, "p95_ms": 95.0, "p99_ms": 99.0}
-    assert percentiles_ms([*hundred, 101.0]) == {"p50_ms": 51.0, "p95_ms": 96.0, "p99_ms": 100.0}
-    assert percentiles_ms([3.5]) == {"p50_ms": 3.5, "p95_ms": 3.5, "p99_ms": 3.5}
+    assert Percentiles.of(hundred) == Percentiles(50.0, 95.0, 99.0)
+    assert Percentiles.of([*hundred, 101.0]) == Percentiles(51.0, 96.0, 100.0)
+    assert Percentiles.of([3.5]) == Percentiles(3.5, 3.5, 3.5)
 
 
 def test_the_warm_up_does_not_count_and_users_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,9 +49,9 @@ def test_the_warm_up_does_not_count_and_users_take_turns(monkeypatch: pytest.Mon
     assert [states for states, _, _ in recommender.asked] == ["a", "b", "a", "b", "a"]
     assert {(context, k) for _, context, k in recommender.asked} == {("context", 10)}
     assert list(found) == ["retrieval", "ranking", "total"]
-    assert found["total"] == pytest.approx({"p50_ms": 8.0, "p95_ms": 12.0, "p99_ms": 12.0})
-    assert found["retrieval"] == {"p50_ms": 2.0, "p95_ms": 3.0, "p99_ms": 3.0}
-    assert found["ranking"] == {"p50_ms": 4.0, "p95_ms": 6.0, "p99_ms": 6.0}
+    assert asdict(found["total"]) == pytest.approx({"p50_ms": 8.0, "p95_ms": 12.0, "p99_ms": 12.0})
+    assert found["retrieval"] == Percentiles(2.0, 3.0, 3.0)
+    assert found["ranking"] == Percentiles(4.0, 6.0, 6.0)
 
 
 @pytest.mark.parametrize(("users", "n"), [([], 5), (["a"], 0)])
@@ -66,8 +67,8 @@ def test_the_real_path_names_every_stage() -> None:
     found = measure_in_process(planted.planted_recommender(), states, context, 5, n=6, warmup=1)
     assert list(found) == ["retrieval", "features", "ranking", "ordering", "total"]
     for values in found.values():
-        assert 0 < values["p50_ms"] <= values["p95_ms"] <= values["p99_ms"]
-    assert found["total"]["p99_ms"] >= max(found[stage]["p99_ms"] for stage in found if stage != "total")
+        assert 0 < values.p50_ms <= values.p95_ms <= values.p99_ms
+    assert found["total"].p99_ms >= max(found[stage].p99_ms for stage in found if stage != "total")
 
 
 def test_calls_are_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

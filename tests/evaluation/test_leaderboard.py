@@ -202,7 +202,7 @@ A = method("a", [1, 2, 3, 4])
         ([A], {"t2": 901}, "must lie after T2 = 901"),
         ([A], {"t1": 901}, "T1 = 901 not after T2"),
         ([A, replace(A, name="b", n_catalogue=21)], {}, "catalogues of different size"),
-        ([A, replace(A, name="b", frame=A.frame.iloc[:3])], {}, "'a' and 'b': The two methods were not asked"),
+        ([A, replace(A, name="b", frame=A.frame.iloc[:3])], {}, "'a' and 'b': The two methods were not measured"),
         *(
             ([A, method("b", [1, 2, 3, 4], **{column: 2})], {}, "disagree on ratings or facts")
             for column in ("rating", "n_history", "gap_s", "new_user", "raters")

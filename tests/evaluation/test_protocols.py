@@ -1,7 +1,4 @@
-"""The splits against loops over items and users, the metrics against scikit-learn and sums by hand.
-
-Stage: tests. Absent: the systems that are measured (tests/pipelines/test_protocols.py).
-"""
+"""The splits against loops over items and users, the metrics against scikit-learn and sums by hand."""
 
 import json
 

@@ -188,7 +188,7 @@ def test_equal_versions_cannot_be_told_apart(
 @pytest.mark.parametrize(
     ("ranks", "options", "problem"),
     [
-        (planted_ranks()[1:], {}, "were not asked about the same events: 1 only in the second, such as user_id 1"),
+        (planted_ranks()[1:], {}, "were not measured on the same events: 1 only in the second, such as user_id 1"),
         (planted_ranks(), {"keeps": False}, "was registered without the ranks of its test events. Train it again"),
         (
             planted_ranks(),

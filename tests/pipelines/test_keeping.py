@@ -1,4 +1,4 @@
-"""`recsys keep`: what of the reports lands in the documentation. Stage: studies."""
+"""`recsys keep`: which reports land in the documentation."""
 
 import re
 import shutil
@@ -75,7 +75,7 @@ def test_tables_of_another_model_are_named_and_kept(copied: TrainedHome, tmp_pat
     (reports / "diversity.md").write_text("# Of a time when nothing was said\n")
     (reports / "tuning.md").write_text(with_facts("# Search\n", about))
     (line,) = warned(copied, tmp_path / "kept")
-    assert line.startswith("warning: ablation.md, diversity.md: measured on another model than leaderboard.md, or without saying which.")
+    assert line.startswith("warning: ablation.md, diversity.md: measured on another model than leaderboard.md, or ")
     for name in ("ablation.md", "diversity.md", "tuning.md"):
         assert (tmp_path / "kept" / copied.name / name).read_bytes() == (reports / name).read_bytes()
 

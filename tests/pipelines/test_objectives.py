@@ -1,7 +1,4 @@
-"""What the search maximises: against the real merge, the replay, `Recommender.recommend` and sums by hand.
-
-Stage: tests. Absent: the search (`test_tuning`).
-"""
+"""What the search maximises: against the real merge, the replay, `Recommender.recommend` and sums by hand."""
 
 from dataclasses import replace
 from pathlib import Path
