@@ -15,9 +15,8 @@ import pytest
 from recsys.evaluation.cohorts import SEGMENTS
 from recsys.evaluation.leaderboard import Leaderboard
 from recsys.evaluation.report import write_report
-from recsys.evaluation.report_html import Section, report_html, sections_html
+from recsys.evaluation.report_html import report_html
 from recsys.evaluation.tables import (
-    Table,
     beyond_accuracy_markdown,
     bundle_of,
     cohorts_markdown,
@@ -203,26 +202,13 @@ def test_the_banner_is_there_for_synthetic_data_only(synthetic: bool) -> None:
     assert ("not results on MovieLens" in read.text.replace("\n", " ")) is synthetic
 
 
-def test_a_nasty_name_stays_text_on_every_page() -> None:
-    section = Section(NASTY, NASTY, table=Table([NASTY], [[NASTY]], NASTY), pairs={NASTY: NASTY})
-    pages = [
-        report_html(nasty(), {}, about={NASTY: NASTY}, stages={NASTY: 1.0}),
-        sections_html(NASTY, NASTY, NASTY, [section]),
-    ]
-    for text in pages:
-        assert "<script" not in text
-        read = Page(text)
-        assert all(tag != "script" for tag, _ in read.tags)
-        assert read.text.count('<script>alert("x")</script>') >= 8
-        assert len(read.text.split("$\\frac{1 | {0} %s")) > 8  # neither a format string nor a formula
-
-
-def test_a_section_of_nothing_is_left_out() -> None:
-    text = sections_html(
-        "Title", "ml-1m", "Found.", [Section("Empty", table=Table(["a"], [])), Section("Note", "Read")]
-    )
-    assert "Empty" not in text
-    assert "Note" in text
+def test_a_nasty_name_stays_text_on_the_page() -> None:
+    text = report_html(nasty(), {}, about={NASTY: NASTY}, stages={NASTY: 1.0})
+    assert "<script" not in text
+    read = Page(text)
+    assert all(tag != "script" for tag, _ in read.tags)
+    assert read.text.count('<script>alert("x")</script>') >= 8
+    assert len(read.text.split("$\\frac{1 | {0} %s")) > 8  # neither a format string nor a formula
 
 
 # ---- the folder
