@@ -1,4 +1,4 @@
-"""Every ranking feature against plain loops. Stage: features. Absent: rankers.
+"""Every ranking feature against plain loops.
 
 The oracle reads Python lists and dictionaries, one (user, candidate) at a time, and shares no code with the function.
 """
@@ -210,19 +210,6 @@ def test_a_session_that_has_ended_counts_nothing() -> None:
     assert got[:, 0, column].tolist() == [0.0, 0.0, 0.0]
 
 
-def test_one_user_alone_equals_the_rows_of_the_batch() -> None:
-    s = signals()
-    together = candidate_features(histories(), s, stats(), CATALOGUE, unit_vectors())
-    for b in range(B):
-        row = slice(b, b + 1)
-        one = CandidateSignals(
-            RETRIEVERS, s.item_idx[row], s.merged_score[row], s.scores[row], s.ranks[row], s.covisitation_last[row]
-        )
-        alone = candidate_features(histories().rows(row), one, stats(), CATALOGUE, unit_vectors())
-        present = s.item_idx[b] >= 0
-        np.testing.assert_allclose(alone[0, present], together[b, present], rtol=1e-6, atol=1e-6)
-
-
 def test_a_candidate_does_not_see_its_neighbours_but_for_the_best_score_and_its_place() -> None:
     """The same items in another order: only `merged_rank` follows the place."""
     s = signals()
@@ -247,7 +234,7 @@ def test_a_row_without_any_candidate_is_computed_without_a_warning() -> None:
     assert candidate_features(histories(), s, stats(), CATALOGUE, unit_vectors()).shape[:2] == (B, K)
 
 
-def test_one_user_alone_equals_the_rows_of_the_batch_where_no_product_is_summed() -> None:
+def test_one_user_alone_equals_the_rows_of_the_batch() -> None:
     """Bit for bit, but for the columns of matrix products, whose order of summing may follow the size of the batch."""
     s = signals()
     together = candidate_features(histories(), s, stats(), CATALOGUE, unit_vectors())
@@ -260,6 +247,7 @@ def test_one_user_alone_equals_the_rows_of_the_batch_where_no_product_is_summed(
         alone = candidate_features(histories().rows(row), one, stats(), CATALOGUE, unit_vectors())
         present = s.item_idx[b] >= 0
         np.testing.assert_array_equal(alone[0, present][:, exact], together[b, present][:, exact])
+        np.testing.assert_allclose(alone[0, present], together[b, present], rtol=1e-6, atol=1e-6)
 
 
 def test_without_a_candidate_there_is_no_row() -> None:

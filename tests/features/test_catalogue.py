@@ -1,4 +1,4 @@
-"""The items as arrays and the id map. Stage: features. Absent: anything that changes with time."""
+"""The items as arrays and the id map."""
 
 from pathlib import Path
 
@@ -62,12 +62,6 @@ def test_ids_and_rows_map_both_ways_and_unknown_is_minus_1() -> None:
     np.testing.assert_array_equal(CATALOGUE.to_idx(CATALOGUE.item_ids), np.arange(4))
 
 
-def test_a_item_without_a_year_stands_at_the_median() -> None:
-    np.testing.assert_allclose(CATALOGUE.decades, [195.0, 199.0, 198.0, 198.0], rtol=1e-6)
-    yearless = Catalogue.from_tables(ITEMS.assign(**{YEAR: pd.array([None] * 4, dtype="Int32")}), USERS)
-    assert yearless.decades.tolist() == [200.0] * 4
-
-
 @pytest.mark.parametrize("items", [ITEMS, ITEMS.iloc[:0]])
 def test_saved_and_loaded_it_is_the_same(items: pd.DataFrame, tmp_path: Path) -> None:
     before = Catalogue.from_tables(items, USERS)
@@ -106,16 +100,10 @@ def test_profiles_become_small_integers_and_0_is_unknown() -> None:
     assert profiles.encode(nobody.astype(object), nobody, nobody.astype(object)).shape == (0, 3)
 
 
-def test_what_features_read_of_every_item() -> None:
-    """Years 1950, 1990 and 1980; the last one is unknown and stands at the median where a number is needed."""
+def test_an_item_without_a_year_stands_at_the_median() -> None:
     np.testing.assert_array_equal(CATALOGUE.decades, np.array([195, 199, 198, 198], np.float32))
     np.testing.assert_array_equal(CATALOGUE.known_decades, np.array([195, 199, 198, np.nan], np.float32))
     assert CATALOGUE.mean_decade == 197.5
     assert CATALOGUE.genre_counts.tolist() == [1, 1, 2, 1], "at least 1"
-
-
-def test_profiles_of_several_users() -> None:
-    profiles = Profiles(("", "artist", "writer"))
-    got = profiles.encode(["F", "", "M", "X"], np.array([17.0, np.nan, 56.0, 0.0]), ["writer", "", "king", "artist"])
-    assert got.tolist() == [[1, 1, 2], [0, 0, 0], [2, 7, 0], [0, 0, 1]]
-    assert profiles.encode([], np.zeros(0), []).shape == (0, 3)
+    yearless = Catalogue.from_tables(ITEMS.assign(**{YEAR: pd.array([None] * 4, dtype="Int32")}), USERS)
+    assert yearless.decades.tolist() == [200.0] * 4

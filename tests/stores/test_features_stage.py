@@ -1,62 +1,49 @@
-"""Stage `features` over an event log, embedded: what training reads stays as it was, what serving reads is complete."""
+"""Stage `features` over an event table, embedded: the next models and the online store know what was received."""
 
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from recsys.columns import ITEM_ID, TIMESTAMP, USER_ID
+from recsys.events import RATING_KIND, NewEvent
 from recsys.feature_store import FeatureStore
 from recsys.settings import read_settings
 from tests.conftest import SILENT_USERS, TrainedHome
-from tests.feature_store.test_latest import log_events
 
-STRANGER = 9_000
+NEWCOMER, NO_ITEM = 9_000, 987_654
 
 
 @pytest.mark.usefixtures("small_settings")
-def test_late_events_reach_the_newest_states_and_change_no_training_table(
-    trained_home: TrainedHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_events_received_are_in_states_and_statistics(trained_home: TrainedHome, tmp_path: Path) -> None:
     shutil.copytree(trained_home.root, tmp_path / "home")
     home = TrainedHome(tmp_path / "home", trained_home.raw)
-    events = home.events
-    facts = home.dataset.work / "ranker_t2" / "facts.json"
-    before = facts.read_text()
-    moments = events[[USER_ID, TIMESTAMP]].sample(300, random_state=0)
-    end = int(events[TIMESTAMP].max())
+    events, end = home.events, int(home.events[TIMESTAMP].max())
     user = int(events[USER_ID].mode()[0])
-    unseen = sorted(set(home.items[ITEM_ID]) - set(events.loc[events[USER_ID] == user, ITEM_ID]))
-    middle = int(events.loc[events[USER_ID] == user, TIMESTAMP].median())
-    log_events(
-        home.dataset.events,
-        [
-            (user, unseen[0], 5.0, middle),  # told late, of the time from which the ranker learns
-            (user, unseen[1], 4.0, end + 100),
-            (SILENT_USERS[0], unseen[0], 3.0, 1_000),  # before everything
-            (STRANGER, unseen[0], 2.0, end + 50),
-        ],
-        received=end + 200,
-    )
+    rated = events.loc[events[USER_ID] == user, ITEM_ID].tolist()
+    unseen = sorted(set(home.items[ITEM_ID]) - set(rated))
+    sent = [
+        (user, unseen[0], 5.0, end - 1_000),  # received late
+        (user, unseen[1], 4.0, end + 100),
+        (user, rated[0], 0.5, end + 200),  # again
+        (SILENT_USERS[0], unseen[0], 3.0, end + 10),
+        (NEWCOMER, unseen[0], 2.0, end + 50),
+        (NEWCOMER, NO_ITEM, 2.0, end + 60),
+    ]
+    table = read_settings(home.root).event_table(home.dataset)
+    table.append([NewEvent(str(n), u, i, RATING_KIND, r, t, t) for n, (u, i, r, t) in enumerate(sent)])
+    table.append([NewEvent("watched", user, unseen[2], "watch", None, end + 300, end + 300)])
     assert home.run("train", "--only", "features", "--force") == 0
-    assert "3 users moved by the event log" in capsys.readouterr().err
-    store = FeatureStore(read_settings(home.root).feature_store(home.dataset))
-    found = store.online_states([user, *SILENT_USERS, STRANGER])
-    counts = [row[0].n_events for row in found if row is not None]
-    assert counts == [int((events[USER_ID] == user).sum()) + 2, 1, 0, 1]
-    assert found[0] is not None
-    assert {unseen[0], unseen[1]} <= set(found[0][1].tolist())
-    known = store.historical_states(moments[USER_ID], moments[TIMESTAMP])
-    for state, (owner, moment) in zip(known, moments.to_numpy(), strict=True):
-        assert state.n_events <= int(((events[USER_ID] == owner) & (events[TIMESTAMP] < moment)).sum())
-        assert unseen[0] not in state.item_ids or owner != user
-    days = pd.DataFrame({ITEM_ID: unseen[0], "day": np.array([middle, end + 200 + 86_400]) // 86_400})
-    then, now = store.historical_item_stats(days)["n_ratings"].fillna(0)
-    assert now >= then + 3
-    store.close()
 
-    # The ranker, learnt again from these tables, is told the very same as before.
-    assert home.run("train", "--only", "ranker_t2", "--force") == 0
-    assert facts.read_text() == before
+    store = FeatureStore(read_settings(home.root).feature_store(home.dataset))
+    found = [state for state in store.online_states([user, *SILENT_USERS, NEWCOMER]) if state]
+    assert [state.n_events for state in found] == [len(rated) + 2, 1, 0, 1]
+    assert {state.through_seq for state in found} == {table.safe_seq()}
+    assert (found[0].item_ids[-1], found[0].ratings[-1]) == (rated[0], 0.5)
+    assert {unseen[0], unseen[1]} <= set(found[0].seen_item_ids)
+    days = pd.DataFrame({ITEM_ID: unseen[0], "day": [end // 86_400 - 1, end // 86_400 + 2]})
+    before, after = store.historical_item_stats(days)["n_ratings"].fillna(0)
+    assert after == before + 3
+    store.close()
+    table.close()
