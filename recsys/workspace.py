@@ -16,7 +16,7 @@ Absent: the environment (`recsys.settings` reads it) and the contents of the fil
         work/                     what stages hand to one another
         bundles/                  one folder a bundle
         reports/                  leaderboard, plots, pages
-        events/                   the service's event log
+        events.db                 the event table, unless RECSYS_EVENTS_URL names another
         predictions/              the prediction log
 """
 
@@ -109,7 +109,3 @@ class DatasetWorkspace:
     def event_file(self) -> Path:
         """The event table, where it is a SQLite file."""
         return self.root / "events.db"
-
-    @property
-    def events(self) -> Path:
-        return self.root / "events"

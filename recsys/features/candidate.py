@@ -1,11 +1,8 @@
 """The one function that turns user states and candidates into the ranker's feature matrix.
 
-Stage: features; both tracks. In: a `StateBatch`, the merged `CandidateSignals`, `ItemStats` of the day, and what the
-bundle holds about items. Out: (B, K, F) float32 in the order of `feature_names`. Absent: any other place that
-computes a ranking feature; the training table, replay, batch and the service all call this.
-
-Missing is NaN where the model should know that it is missing (a retriever's rank of an item that it did not find, the
-year of an item without one) and a neutral value elsewhere. A cold user has zeros for habits.
+The training table, replay, batch and the service all call it. Missing is NaN where the model should know that it is
+missing (a retriever's rank of an item that it did not find, the year of an item without one) and a neutral value
+elsewhere. A cold user has zeros for habits.
 
 Shapes: B users, K candidates, L history length, S retrievers, N items, D dimensions, G genres, F features.
 """

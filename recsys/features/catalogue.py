@@ -1,7 +1,6 @@
-"""The items as arrays, and the only map between raw MovieLens ids and dense row numbers.
+"""The items as arrays, and the only map between raw ids and dense row numbers. A catalogue is saved in every bundle.
 
-Stage: features. In: the items and users tables. Out: `Catalogue`, saved in every bundle. Absent: anything
-that changes with time (daily statistics are `item_stats`, a user's history is `state`).
+What changes with time is elsewhere: daily statistics in `item_stats`, a user's history in `state`.
 
 Shapes: N items in the order of their ids, G genres, W title words in the vocabulary.
 """

@@ -1,11 +1,8 @@
 """The moments at which something is predicted: one user, one second, and what happened then.
 
-Stage: features; training and replay. In: the events of a window. Out: `PredictionPoints`. Absent: the states at those
-moments (`histories`).
+The events of one user in one second are one point: they are predicted from the same history, never from one another.
 
-The events of one user in one second are one context: they are predicted from the same history, never from one another.
-
-Shapes: C contexts, E events.
+Shapes: C points, E events.
 """
 
 from dataclasses import dataclass
