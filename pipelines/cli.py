@@ -13,7 +13,7 @@ import typer
 from recsys.limits import EARLIEST_TIME, LARGEST_ID, MOST_RECOMMENDED
 
 if TYPE_CHECKING:
-    from pipelines.job import Job
+    from pipelines.pipeline import Pipeline
     from recsys.settings import Settings
 
 app = typer.Typer(no_args_is_help=True)
@@ -101,12 +101,13 @@ def train(
 
     Example: `recsys train --data-dir ~/ml-100k`
     """
-    from pipelines import training
     from pipelines.obtain import obtain_if_needed
+    from pipelines.pipeline import open_pipeline
+    from pipelines.training import train as run
 
     settings = _settings(home)
     name = obtain_if_needed(dataset, data_dir, archive, skip_bad_rows, settings)
-    job = training.open_job(
+    pipeline = open_pipeline(
         name,
         settings,
         device=device,
@@ -116,8 +117,9 @@ def train(
         seed=seed,
         refit=refit,
         tuned=tuned,
+        take_events=only is None,
     )
-    training.train(job, only=only, force=force)
+    run(pipeline, only=only, force=force)
 
 
 @app.command()
@@ -136,12 +138,10 @@ def evaluate(
 
     Example: `recsys evaluate --dump ranks.parquet`
     """
-    from pipelines.evaluation import evaluation_bundle, measure
+    from pipelines import evaluation
 
-    job = _job(dataset, _settings(home))
-    measure(job, evaluation_bundle(job), command="recsys evaluate", dump=dump)
-    if dump is not None:
-        job.report(f"lists of every test event: {dump}")
+    pipeline = _pipeline(dataset, _settings(home))
+    evaluation.evaluate(pipeline.data, home=pipeline.home, report=pipeline.report, dump=dump)
 
 
 @app.command()
@@ -158,7 +158,7 @@ def recommend(
     """
     from pipelines.recommending import print_recommendations
 
-    print_recommendations(_job(dataset, _settings(home)), user, k, int(time.time()) if at is None else at)
+    print_recommendations(_pipeline(dataset, _settings(home)), user, k, int(time.time()) if at is None else at)
 
 
 @app.command()
@@ -175,7 +175,7 @@ def batch(
     """
     from pipelines.recommending import write_batch
 
-    write_batch(_job(dataset, _settings(home)), out, k, int(time.time()) if at is None else at)
+    write_batch(_pipeline(dataset, _settings(home)), out, k, int(time.time()) if at is None else at)
 
 
 @app.command()
@@ -205,7 +205,7 @@ def models_list(dataset: Dataset = None, home: HomeFolder = None) -> None:
     """All versions of a data set's model, newest first, with their quality and aliases."""
     from pipelines.versions import print_versions
 
-    print_versions(_job(dataset, _settings(home)))
+    print_versions(_pipeline(dataset, _settings(home)).registry)
 
 
 @models.command("compare")
@@ -227,7 +227,7 @@ def models_compare(
     """
     from pipelines.versions import print_comparison
 
-    print_comparison(_job(dataset, _settings(home)), a, b, fail_if_worse=fail_if_worse)
+    print_comparison(_pipeline(dataset, _settings(home)).registry, a, b, fail_if_worse=fail_if_worse)
 
 
 @models.command("promote")
@@ -237,17 +237,17 @@ def models_promote(
     home: HomeFolder = None,
 ) -> None:
     """Make a version the champion, whatever the gate said."""
-    job = _job(dataset, _settings(home))
-    info = job.registry.promote(version)
-    print(f"version {info.version} of {job.registry.model_name} is champion; a running service swaps within seconds")
+    registry = _pipeline(dataset, _settings(home)).registry
+    info = registry.promote(version)
+    print(f"version {info.version} of {registry.model_name} is champion; a running service swaps within seconds")
 
 
 @models.command("rollback")
 def models_rollback(dataset: Dataset = None, home: HomeFolder = None) -> None:
     """Make the previous champion champion again."""
-    job = _job(dataset, _settings(home))
-    info = job.registry.rollback()
-    print(f"version {info.version} of {job.registry.model_name} is champion again; a running service swaps to it")
+    registry = _pipeline(dataset, _settings(home)).registry
+    info = registry.rollback()
+    print(f"version {info.version} of {registry.model_name} is champion again; a running service swaps to it")
 
 
 def _settings(home: Path | None) -> "Settings":
@@ -256,8 +256,8 @@ def _settings(home: Path | None) -> "Settings":
     return read_settings(home)
 
 
-def _job(dataset: str | None, settings: "Settings") -> "Job":
-    """The job of a data set that has been prepared."""
-    from pipelines.training import open_job
+def _pipeline(dataset: str | None, settings: "Settings") -> "Pipeline":
+    """The pipeline of a data set that has been prepared."""
+    from pipelines.pipeline import open_pipeline
 
-    return open_job(dataset, settings)
+    return open_pipeline(dataset, settings)

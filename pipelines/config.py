@@ -1,22 +1,17 @@
-"""Settings of every stage, and how their defaults follow the size of the data.
-
-Stage: all of the offline track. In: counts of the data set, the tuned settings that are checked in for it, and what
-the user set. Out: `PipelineConfig`, whose parts are handed to the library. Absent: the environment (`recsys.settings`)
-and the search that finds tuned settings (`studies.tuning`).
+"""Settings of every stage: rules that follow the size of the data, and the tuned settings of a data set over them.
 
 The rules below were found on validation windows (docs/experiments.md, docs/tuning.md), never on the test window.
 """
 
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, get_type_hints
+from typing import Annotated, Any, Final, get_type_hints
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from recsys.atomic_io import read_json
 from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, RETRIEVERS, TIMESTAMP, TWO_TOWER
 from recsys.errors import ConfigError
 from recsys.ranking.training import RankerSettings
@@ -102,8 +97,7 @@ class Tuned:
 
     fingerprint  of the data that were searched (`recsys.data.tables.DatasetInfo`)
     content      {"retrievers": {name: {...}}, "rrf_weights": {name: weight}, "ranker": {...}, "tower": {...}}, all
-                 optional,
-                 and "about"
+                 optional, and "about"
     """
 
     path: Path
@@ -116,21 +110,25 @@ def tuned_path(dataset: str) -> Path:
     return TUNED / f"{dataset}.json"
 
 
+class _Data(BaseModel, extra="allow"):
+    fingerprint: str
+
+
+class _About(BaseModel, extra="allow"):
+    data: _Data
+
+
+class _TunedFile(BaseModel, extra="allow"):
+    about: _About
+
+
 def read_tuned(path: Path) -> Tuned:
     """Raises ConfigError for a file that is no JSON object, or does not say which data were searched."""
     try:
-        content = read_json(path)
-    except ValueError as error:
-        raise ConfigError(f"{path} is no JSON: {error}. Correct it, or take it away and search again.") from error
-    value = _object(content, path, "the file")
-    for key in (ABOUT, "data"):
-        value = _object(value.get(key, {}), path, key)
-    fingerprint = value.get("fingerprint")
-    if not isinstance(fingerprint, str):
-        raise ConfigError(
-            f"{path}: {ABOUT}.data.fingerprint must name the data that were searched, as `recsys tune --save` does."
-        )
-    return Tuned(path, fingerprint, content)
+        found = _TunedFile.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_first(error)}. Correct it, or take it away and search again.") from error
+    return Tuned(path, found.about.data.fingerprint, found.model_dump())
 
 
 def with_tuned(config: PipelineConfig, tuned: Tuned) -> PipelineConfig:
@@ -139,30 +137,35 @@ def with_tuned(config: PipelineConfig, tuned: Tuned) -> PipelineConfig:
     Raises ConfigError, with file and key, for a key that is no setting or not one to tune, and for a value that has
     not the setting's type, is not finite or is below 0. A whole number may stand for a float.
     """
-    path = tuned.path
-    parts = _checked(tuned.content, (OF_RETRIEVERS, RRF, RANKER, TOWER, ABOUT), path, "")
-    retrievers = _checked(parts.get(OF_RETRIEVERS, {}), config.retrievers, path, "retrievers.")
-    over = {
-        name: _values(
-            retrievers[name], {key: type(value) for key, value in settings.items()}, path, f"retrievers.{name}."
-        )
+    retrievers = {
+        name: _numbers(name, {key: type(value) for key, value in settings.items()})
         for name, settings in config.retrievers.items()
-        if name in retrievers
     }
-    rrf_weights = _values(parts.get(RRF, {}), dict.fromkeys(RETRIEVERS, float), path, "rrf_weights.")
-    ranker = _values(parts.get(RANKER, {}), _tunable(RankerSettings), path, "ranker.")
-    tower = _values(parts.get(TOWER, {}), _tunable(TowerSettings), path, "tower.")
+    sections = {
+        ABOUT: Any,
+        OF_RETRIEVERS: _section(OF_RETRIEVERS, retrievers),
+        RRF: _numbers(RRF, dict.fromkeys(RETRIEVERS, float)),
+        RANKER: _numbers(RANKER, _tunable(RankerSettings)),
+        TOWER: _numbers(TOWER, _tunable(TowerSettings)),
+    }
     try:
+        over = _section("tuned", sections).model_validate(tuned.content).model_dump(exclude_unset=True)
         return replace(
             config,
-            retrievers={name: {**settings, **over.get(name, {})} for name, settings in config.retrievers.items()},
-            recommender=replace(config.recommender, rrf_weights={**config.recommender.rrf_weights, **rrf_weights}),
-            ranker=replace(config.ranker, **ranker),
-            tower=replace(config.tower, **tower),
-            tuned=path.stem,
+            retrievers={
+                name: {**old, **over.get(OF_RETRIEVERS, {}).get(name, {})} for name, old in config.retrievers.items()
+            },
+            recommender=replace(
+                config.recommender, rrf_weights={**config.recommender.rrf_weights, **over.get(RRF, {})}
+            ),
+            ranker=replace(config.ranker, **over.get(RANKER, {})),
+            tower=replace(config.tower, **over.get(TOWER, {})),
+            tuned=tuned.path.stem,
         )
+    except ValidationError as error:
+        raise ConfigError(f"{tuned.path}: {_first(error)}.") from error
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{tuned.path}: {error}") from error
 
 
 def _tunable(settings: type[RankerSettings | TowerSettings]) -> dict[str, type]:
@@ -171,28 +174,21 @@ def _tunable(settings: type[RankerSettings | TowerSettings]) -> dict[str, type]:
     return {name: hint for name, hint in hints.items() if hint in (int, float) and name not in CHOSEN}
 
 
-def _object(part: Any, path: Path, what: str) -> Mapping[str, Any]:
-    if not isinstance(part, dict):
-        raise ConfigError(f"{path}: {what} must be an object with settings, not {part!r}.")
-    return part
+def _numbers(name: str, known: Mapping[str, type]) -> type[BaseModel]:
+    limits = {int: Field(ge=0), float: Field(ge=0, allow_inf_nan=False)}
+    return _section(name, {key: Annotated[kind, limits[kind]] for key, kind in known.items()})
 
 
-def _checked(part: Any, known: Iterable[str], path: Path, where: str) -> Mapping[str, Any]:
-    names, settings = list(known), _object(part, path, where.rstrip(".") or "the file")
-    for key in settings:
-        if key not in names:
-            raise ConfigError(f"{path}: there is no setting {where}{key} to tune; known are {', '.join(names)}.")
-    return settings
+def _section(name: str, fields: Mapping[str, Any]) -> type[BaseModel]:
+    """A model whose fields are all optional and no others allowed."""
+    optional: dict[str, Any] = {key: (kind, None) for key, kind in fields.items()}
+    return create_model(name, __config__=ConfigDict(extra="forbid", strict=True), **optional)
 
 
-def _values(part: Any, known: Mapping[str, type], path: Path, where: str) -> dict[str, Any]:
-    out = {}
-    for key, value in _checked(part, known, path, where).items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"{path}: {where}{key} must be a number, not {value!r}.")
-        if known[key] is int and not isinstance(value, int):
-            raise ConfigError(f"{path}: {where}{key} must be a whole number, not {value!r}.")
-        if not 0 <= value <= sys.float_info.max:
-            raise ConfigError(f"{path}: {where}{key} must be finite and at least 0, not {value!r}.")
-        out[key] = known[key](value)
-    return out
+def _first(error: ValidationError) -> str:
+    """The first problem: which key, and what is wrong with it."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"there is no setting {where} to tune"
+    return f"{where}: {problem['msg']}" if where else problem["msg"]

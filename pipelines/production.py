@@ -1,70 +1,79 @@
 """Stages `production` and `register`: the bundle that serves, and its version in the registry.
 
-In: retrievers through the last event and the ranker of the last window (or, with --no-refit, those of the evaluation),
-the evaluation bundle with its metrics and ranks. Out: the production bundle, a registered version, perhaps a new
-champion. Absent: evaluation; a production version carries its sibling's metrics and ranks, and says so.
+A production bundle is not evaluated: it carries the metrics and ranks of its evaluated sibling, and says so.
 """
 
-from dataclasses import replace
+from collections.abc import Mapping
 
-from pipelines import retrievers
-from pipelines.evaluation import facts_of
-from pipelines.job import Job
-from pipelines.naming import new_bundle_id
+from pipelines.bundles import bundle_facts, new_bundle_id
+from pipelines.config import PipelineConfig
+from pipelines.stage_runner import Report
+from pipelines.training_set import TrainingSet
 from recsys.atomic_io import read_json, write_json
-from recsys.bundle import save_bundle
+from recsys.bundle import read_facts, save_bundle
 from recsys.errors import MissingArtefactError
 from recsys.evaluation.ranks import RANKS_FILE
 from recsys.ranking.calibration import Probabilities
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
+from recsys.registry import Registry
+from recsys.retrieval.retrievers import load_retrievers
+from recsys.workspace import DatasetWorkspace
 
-PICTURES = (
+REPORT_FILES = (
     *("leaderboard.json", "leaderboard.txt", "leaderboard.png", "retrieval.png", "importance.png"),
     *("cohorts.md", "cohorts.png", "beyond_accuracy.md"),
     *("calibration.json", "calibration.md", "calibration.png", "report.html"),
 )
 
 
-def run(job: Job) -> None:
-    """Write the production bundle. Raises MissingArtefactError where the evaluation has left no ranks."""
-    evaluation = read_json(job.work("evaluation.json"))
-    ranks = job.home.bundles / evaluation["bundle_id"] / RANKS_FILE
+def run(data: TrainingSet, *, home: DatasetWorkspace, config: PipelineConfig) -> None:
+    """Write the production bundle: refitted through the last event, or the evaluated model itself.
+
+    Raises MissingArtefactError where the evaluation has left no ranks.
+    """
+    evaluated = home.bundles / str(read_json(home.work / "evaluation.json")["bundle_id"])
+    ranks = evaluated / RANKS_FILE
     if not ranks.exists():
         raise MissingArtefactError(f"{ranks} is not there. Run `recsys train --only evaluate --force` first.")
-    refit = job.config.refit
-    bundle_id = new_bundle_id(job.home.name, "production")
-    facts = facts_of(job, bundle_id, "production", job.split.end if refit else job.split.t2, evaluation["bundle_id"])
-    ranker = job.work("ranker_all" if refit else "ranker_t2")
+    last, through = ("all", data.split.end) if config.refit else ("t2", data.split.t2)
+    bundle_id = new_bundle_id(home.name, "production")
+    ranker = home.work / f"ranker_{last}"
     save_bundle(
-        job.home.bundles / bundle_id,
-        replace(facts, metrics=evaluation["metrics"]),
-        job.catalogue,
-        retrievers.load(job, "retrievers_all" if refit else "retrievers_t2"),
+        home.bundles / bundle_id,
+        bundle_facts(data, config, bundle_id, "production", through, sibling=read_facts(evaluated)),
+        data.catalogue,
+        load_retrievers(home.work / f"retrievers_{last}", data.catalogue),
         BoostedRanker.load(ranker),
         LogisticRanker.load(ranker),
-        job.config.recommender,
+        config.recommender,
         Probabilities.load(ranker),
         [ranks],
     )
-    write_json(job.work("production.json"), {"bundle_id": bundle_id})
+    write_json(home.work / "production.json", {"bundle_id": bundle_id, "sibling_id": evaluated.name})
 
 
-def register(job: Job) -> None:
-    """Register the pair, ask the gate, promote if it passes."""
-    evaluation = job.home.bundles / read_json(job.work("evaluation.json"))["bundle_id"]
-    production = job.home.bundles / read_json(job.work("production.json"))["bundle_id"]
-    version = job.registry.register(
-        production,
-        evaluation_dir=evaluation,
-        report_files=[path for name in PICTURES if (path := job.home.reports / name).exists()],
-        tags={f"seconds.{stage}": f"{seconds:.1f}" for stage, seconds in job.seconds.items()},
+def register(
+    *,
+    home: DatasetWorkspace,
+    registry: Registry,
+    seconds: Mapping[str, float],
+    latency_budget_ms: float,
+    report: Report,
+) -> None:
+    """Register the pair, ask the gate, promote if it passes. `seconds` of each stage become tags."""
+    pair = read_json(home.work / "production.json")
+    version = registry.register(
+        home.bundles / pair["bundle_id"],
+        evaluation_dir=home.bundles / pair["sibling_id"],
+        report_files=[path for name in REPORT_FILES if (path := home.reports / name).exists()],
+        tags={f"seconds.{stage}": f"{taken:.1f}" for stage, taken in seconds.items()},
     )
-    result = job.registry.judge(version.version, latency_budget_ms=job.config.latency_budget_ms)
+    result = registry.judge(version.version, latency_budget_ms=latency_budget_ms)
     for check in result.checks:
-        job.report(f"gate: {'ok  ' if check.passed else 'FAIL' if check.decides else 'warn'} {check.sentence}")
+        report(f"gate: {'ok  ' if check.passed else 'FAIL' if check.decides else 'warn'} {check.sentence}")
     if result.passed:
-        job.registry.promote(version.version)
-        job.report(f"version {version.version} of {job.registry.model_name} is champion")
+        registry.promote(version.version)
+        report(f"version {version.version} of {registry.model_name} is champion")
     else:
-        job.report(f"version {version.version} of {job.registry.model_name} stays challenger")
-    write_json(job.work("registered.json"), {"version": version.version, "champion": result.passed})
+        report(f"version {version.version} of {registry.model_name} stays challenger")
+    write_json(home.work / "registered.json", {"version": version.version, "champion": result.passed})

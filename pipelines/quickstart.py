@@ -18,7 +18,8 @@ from typing import Any
 import typer
 
 from pipelines.obtain import obtain_or_synthetic, say
-from pipelines.training import open_job, train
+from pipelines.pipeline import open_pipeline
+from pipelines.training import train
 from recsys.data.tables import load_tables
 from recsys.errors import RecsysError
 from recsys.settings import Settings
@@ -32,7 +33,7 @@ def run(dataset: str, user: int | None, settings: Settings) -> None:
     """Each step says what it does; a second run repeats only what changed."""
     started = time.perf_counter()
     name = obtain_or_synthetic(dataset, settings)
-    train(open_job(name, settings))
+    train(open_pipeline(name, settings, take_events=True))
     root = settings.paths()
     home = root.choose(name)
     events = load_tables(home.data).events

@@ -1,112 +1,136 @@
 """Stages `ranker_t2` and `ranker_all`: fitting the ranker on what retrieval returned in the next time window.
 
 Two windows are used, each with the retrievers fitted just before it: twice the examples, and no retriever has seen the
-events that it is judged by.
-
-In: retrievers fitted before the window, states and statistics through Feast's point-in-time joins. Out: `work/<stage>/`
-with the LightGBM trees, the logistic baseline, the probabilities and a few facts. Absent: evaluation.
+events that it is judged by. States and statistics come through Feast's point-in-time joins.
 """
 
-import numpy as np
-import pandas as pd
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from pipelines import retrievers
+import numpy as np
+
 from pipelines.features import ranker_contexts
-from pipelines.job import Job
+from pipelines.stage_runner import Report, progress
+from pipelines.training_set import TrainingSet
 from recsys.atomic_io import replacing_folder, write_json
+from recsys.data.split import Split
 from recsys.errors import StoreError
+from recsys.feature_store import FeatureStore
 from recsys.features.item_stats import ItemStats
 from recsys.features.prediction_points import PredictionPoints
 from recsys.features.state import StateBatch, state_batch
 from recsys.ranking.calibration_training import fit_probabilities
-from recsys.ranking.training import TrainingTable, fit_boosted, fit_early, fit_logistic, joined
-from recsys.recommender import Recommender
+from recsys.ranking.training import RankerSettings, TrainingTable, fit_boosted, fit_early, fit_logistic, joined
+from recsys.recommender import Recommender, RecommenderSettings
+from recsys.retrieval.retrievers import load_retrievers
 from recsys.training_table import build_training_table, item_days, retrieve_contexts
 
 CHECKED = 200  # contexts whose Feast state is compared with the one computed from events
 
 
-def fit_t2(job: Job) -> None:
-    _fit(job, "ranker_t2", windows_t2(job))
+@dataclass(frozen=True)
+class RankerWindow:
+    """Events with after < timestamp <= through, and the folder of the retrievers that were fitted up to `after`."""
+
+    retrievers: Path
+    after: int
+    through: int
 
 
-def windows_t2(job: Job) -> list[tuple[str, int, int]]:
-    """What the evaluated ranker learns from: retrievers, and the window after them."""
-    split = job.split
-    return [("retrievers_t0", split.t0, split.t1), ("retrievers_t1", split.t1, split.t2)]
+def windows_t2(work: Path, split: Split) -> list[RankerWindow]:
+    """What the evaluated ranker learns from."""
+    return [
+        RankerWindow(work / "retrievers_t0", split.t0, split.t1),
+        RankerWindow(work / "retrievers_t1", split.t1, split.t2),
+    ]
 
 
-def fit_all(job: Job) -> None:
-    split = job.split
-    _fit(job, "ranker_all", [("retrievers_t1", split.t1, split.t2), ("retrievers_t2", split.t2, split.end)])
+def windows_all(work: Path, split: Split) -> list[RankerWindow]:
+    """What the production ranker learns from."""
+    return [
+        RankerWindow(work / "retrievers_t1", split.t1, split.t2),
+        RankerWindow(work / "retrievers_t2", split.t2, split.end),
+    ]
 
 
-def _fit(job: Job, stage: str, windows: list[tuple[str, int, int]]) -> None:
-    """Fit on the tables of all windows, each retrieved by the retrievers that were fitted before it."""
-    table = joined([window_table(job, stage, *window) for window in windows])
-    settings = job.config.ranker
-    early = fit_early(table, settings, report=job.report)
-    ranker = fit_boosted(table, settings, early=early)
-    logistic = ranker.base or fit_logistic(table)
-    probabilities, calibration = fit_probabilities(table, settings, early, report=job.report)
-    with replacing_folder(job.work(stage)) as beside:
-        ranker.save(beside)
+def fit(
+    data: TrainingSet,
+    windows: Sequence[RankerWindow],
+    *,
+    store: FeatureStore,
+    ranker: RankerSettings,
+    recommender: RecommenderSettings,
+    folder: Path,
+    report: Report,
+) -> None:
+    """Fit on the tables of all windows; write trees, logistic baseline, probabilities and a few facts."""
+    store.apply()  # a copied home's registry still names the files of the first one
+    read: dict[str, Any] = {"store": store, "ranker": ranker, "recommender": recommender, "report": report}
+    table = joined([window_table(data, window, **read) for window in windows])
+    early = fit_early(table, ranker, report=report)
+    boosted = fit_boosted(table, ranker, early=early)
+    logistic = boosted.base or fit_logistic(table)
+    probabilities, calibration = fit_probabilities(table, ranker, early, report=report)
+    facts = {
+        "rows": len(table),
+        "contexts": len(table.group_sizes),
+        "found": table.found,
+        "trees": boosted.booster.num_trees(),
+        "importance": boosted.importance(),
+        "calibration": calibration,
+    }
+    with replacing_folder(folder) as beside:
+        boosted.save(beside)
         logistic.save(beside)
         probabilities.save(beside)
-        write_json(
-            beside / "facts.json",
-            {
-                "rows": len(table),
-                "contexts": len(table.group_sizes),
-                "found": table.found,
-                "trees": ranker.booster.num_trees(),
-                "importance": ranker.importance(),
-                "calibration": calibration,
-            },
-        )
+        write_json(beside / "facts.json", facts)
 
 
 def window_table(
-    job: Job, stage: str, retrievers_stage: str, after: int, through: int, *, without: str | None = None
+    data: TrainingSet,
+    window: RankerWindow,
+    *,
+    store: FeatureStore,
+    ranker: RankerSettings,
+    recommender: RecommenderSettings,
+    report: Report,
+    without: str | None = None,
 ) -> TrainingTable:
-    """The table of one window (after, through], retrieved by the stage's retrievers, or by all but the one named."""
-    contexts = ranker_contexts(job, after, through)
-    states = _states_from_feast(job, contexts)
-    fitted = [retriever for retriever in retrievers.load(job, retrievers_stage) if retriever.name != without]
-    recommender = Recommender(job.catalogue, fitted, None, job.config.recommender)
-    retrieved = retrieve_contexts(recommender, contexts, states, job.progress(f"{stage}: retrieving"))
-    stats = _stats_from_feast(job, item_days(recommender, states, retrieved))
+    """The table of one window, retrieved by the window's retrievers, or by all but the one named `without`."""
+    contexts = ranker_contexts(data, window.after, window.through, ranker)
+    states = _states_from_feast(data, store, contexts)
+    fitted = [r for r in load_retrievers(window.retrievers, data.catalogue) if r.name != without]
+    path = Recommender(data.catalogue, fitted, None, recommender)
+    name = window.retrievers.name
+    retrieved = retrieve_contexts(path, contexts, states, progress(report, f"ranker: retrieving with {name}"))
+    rows = store.historical_item_stats(item_days(path, states, retrieved))
+    stats = dict(iter(rows.groupby("day")))
     table = build_training_table(
-        recommender,
+        path,
         contexts,
         states,
         retrieved,
-        lambda day: ItemStats.from_rows(job.catalogue, stats[day], day),
-        negatives=job.config.ranker.negatives,
-        unsampled_candidates=job.config.ranker.unsampled_candidates,
-        seed=job.config.ranker.seed,
+        lambda day: ItemStats.from_rows(data.catalogue, stats[day], day),
+        negatives=ranker.negatives,
+        unsampled_candidates=ranker.unsampled_candidates,
+        seed=ranker.seed,
     )
-    job.report(
-        f"{stage}: {len(table):,} rows from {len(table.group_sizes):,} of {len(contexts):,} contexts after "
-        f"{retrievers_stage}; retrieval found {table.found:.1%} of what happened"
+    report(
+        f"ranker: {len(table):,} rows from {len(table.group_sizes):,} of {len(contexts):,} contexts after {name}; "
+        f"retrieval found {table.found:.1%} of what happened"
     )
     return table
 
 
-def _states_from_feast(job: Job, contexts: PredictionPoints) -> StateBatch:
+def _states_from_feast(data: TrainingSet, store: FeatureStore, contexts: PredictionPoints) -> StateBatch:
     """States just before each context. What a user has seen by then is not a feature and comes from the events."""
-    stored = job.store.historical_states(contexts.user_id, contexts.timestamp)
-    from_events = job.histories.states_at(contexts.user_id, contexts.timestamp)
-    seen = [job.catalogue.to_ids(idx) for idx in from_events.seen_idx]
-    states = state_batch(job.catalogue, stored, seen, contexts.timestamp)
+    stored = store.historical_states(contexts.user_id, contexts.timestamp)
+    from_events = data.histories.states_at(contexts.user_id, contexts.timestamp)
+    states = replace(state_batch(data.catalogue, stored, contexts.timestamp), seen_idx=from_events.seen_idx)
     rows = np.linspace(0, len(contexts) - 1, min(CHECKED, len(contexts))).astype(np.int64)
     for name in ("item_idx", "ratings", "timestamps", "n_events", "n_liked", "rating_sum", "profile"):
         if not np.array_equal(getattr(states, name)[rows], getattr(from_events, name)[rows]):
             raise StoreError(f"Feast's past states differ from the events in {name}. Run `recsys train --force`.")
     return states
-
-
-def _stats_from_feast(job: Job, pairs: pd.DataFrame) -> dict[int, pd.DataFrame]:
-    """Statistics rows by day."""
-    rows = job.store.historical_item_stats(pairs)
-    return {int(day): part for day, part in rows.groupby("day")}

@@ -17,7 +17,7 @@ import pandas as pd
 from recsys.atomic_io import fingerprint_value, read_json, replacing_folder, write_json
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from recsys.data.split import Split, split_by_time
-from recsys.data.tables import Tables, load_tables
+from recsys.data.tables import DatasetInfo, Tables, load_tables
 from recsys.events import RATING_KIND, EventTable
 from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
@@ -32,13 +32,13 @@ class TrainingSet:
 
     tables       events, items and users; `tables.info` counts them and has a fingerprint of its own where ratings
                  were added
-    source       fingerprint of the data set alone
+    source       the data set alone
     through_seq  S, the last event of the table that may be in; 0 before the first training
     n_later      how many ratings of the event table are in
     """
 
     tables: Tables
-    source: str
+    source: DatasetInfo
     through_seq: int = 0
     n_later: int = 0
 
@@ -64,14 +64,11 @@ def take(home: DatasetWorkspace, table: EventTable) -> TrainingSet:
     """Keep the ratings received so far as those that models learn from. Waits for inserts under way."""
     through = table.safe_seq()
     if through != _record(home)["through_seq"]:
-        rows = [
-            (e.user_id, e.item_id, e.value, e.occurred_at) for e in table.read(through=through) if e.kind == RATING_KIND
-        ]
+        ratings = _received(table, through)
         with replacing_folder(home.training_set) as beside:
-            _typed(pd.DataFrame(rows, columns=[USER_ID, ITEM_ID, RATING, TIMESTAMP])).to_parquet(beside / RATINGS)
+            ratings.to_parquet(beside / RATINGS)
             taken_utc = datetime.now(UTC).isoformat(timespec="seconds")
-            record = {"through_seq": through, "n_ratings": len(rows), "taken_utc": taken_utc}
-            write_json(beside / RECORD, record)
+            write_json(beside / RECORD, {"through_seq": through, "n_ratings": len(ratings), "taken_utc": taken_utc})
     return load(home)
 
 
@@ -79,27 +76,34 @@ def load(home: DatasetWorkspace) -> TrainingSet:
     """What the last training learnt from; the data set alone where there was none."""
     plain = load_tables(home.data)
     through = int(_record(home)["through_seq"])
-    later = pd.read_parquet(home.training_set / RATINGS) if through else None
-    if later is None or later.empty:
-        return TrainingSet(plain, plain.info.fingerprint, through)
-    return with_later_ratings(plain, later, through)
+    if not through:
+        return TrainingSet(plain, plain.info)
+    return with_later_ratings(plain, pd.read_parquet(home.training_set / RATINGS), through)
 
 
 def with_later_ratings(plain: Tables, later: pd.DataFrame, through_seq: int) -> TrainingSet:
     """The tables with `later` (user_id, item_id, rating, timestamp) in the order received. Ratings of items that the
     catalogue does not have are left out."""
     later = _typed(later[later[ITEM_ID].isin(plain.items[ITEM_ID])])
+    if later.empty:
+        return TrainingSet(plain, plain.info, through_seq)
     received = pd.concat([plain.events, later], ignore_index=True).sort_values(TIMESTAMP, kind="stable")
     events = received.drop_duplicates([USER_ID, ITEM_ID], keep="last")
     events = events.sort_values([TIMESTAMP, USER_ID, ITEM_ID], ignore_index=True)
     content = pd.util.hash_pandas_object(later, index=False).to_numpy().tobytes().hex()
     info = replace(
         plain.info,
-        fingerprint=fingerprint_value([plain.info.fingerprint, content]) if len(later) else plain.info.fingerprint,
+        fingerprint=fingerprint_value([plain.info.fingerprint, content]),
         n_events=len(events),
         n_users=len(np.union1d(plain.users[USER_ID], events[USER_ID])),
     )
-    return TrainingSet(replace(plain, events=events, info=info), plain.info.fingerprint, through_seq, len(later))
+    return TrainingSet(replace(plain, events=events, info=info), plain.info, through_seq, len(later))
+
+
+def newest(home: DatasetWorkspace, table: EventTable) -> TrainingSet:
+    """What the next training would learn from: the data set and every rating received so far."""
+    through = table.safe_seq()
+    return with_later_ratings(load_tables(home.data), _received(table, through), through)
 
 
 def waiting(home: DatasetWorkspace, table: EventTable) -> int:
@@ -111,6 +115,12 @@ def _record(home: DatasetWorkspace) -> dict[str, int]:
     path = home.training_set / RECORD
     found: dict[str, int] = read_json(path) if path.exists() else {"through_seq": 0}
     return found
+
+
+def _received(table: EventTable, through: int) -> pd.DataFrame:
+    events = (event for event in table.read(through=through) if event.kind == RATING_KIND)
+    rows = [(event.user_id, event.item_id, event.value, event.occurred_at) for event in events]
+    return _typed(pd.DataFrame(rows, columns=[USER_ID, ITEM_ID, RATING, TIMESTAMP]))
 
 
 def _typed(ratings: pd.DataFrame) -> pd.DataFrame:

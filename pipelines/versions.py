@@ -2,15 +2,15 @@
 
 import typer
 
-from pipelines.job import Job
 from recsys.errors import RegistryError
+from recsys.registry import Registry
 
 
-def print_versions(job: Job) -> None:
+def print_versions(registry: Registry) -> None:
     """Newest first; metrics are those of each version's sibling frozen at T2."""
-    versions = job.registry.versions()
+    versions = registry.versions()
     if not versions:
-        typer.echo(f"{job.registry.model_name} has no version yet. Run `recsys train`.")
+        typer.echo(f"{registry.model_name} has no version yet. Run `recsys train`.")
         return
     typer.echo(f"{'version':>7}  {'alias':12} {'NDCG@10 (95 %)':24} {'gate':10} {'code':20} {'created':26} data set")
     for v in versions:
@@ -27,13 +27,13 @@ def print_versions(job: Job) -> None:
             typer.echo(f"         {reason}")
 
 
-def print_comparison(job: Job, a: str, b: str, *, fail_if_worse: bool = False) -> None:
+def print_comparison(registry: Registry, a: str, b: str, *, fail_if_worse: bool = False) -> None:
     """Metrics side by side, then settings that differ, then a sentence.
 
     With `fail_if_worse`: exit code 1 where b is worse than a event by event, and RegistryError where the two cannot be
     compared so, because a check that cannot be made is not passed.
     """
-    comparison = job.registry.compare(a, b)
+    comparison = registry.compare(a, b)
     paired = comparison.pairing.differences
     left, right = f"version {comparison.a.version}", f"version {comparison.b.version}"
     typer.echo(f"{'metric':24} {left:>14} {right:>14} {'difference':>12}{'  paired 95 % interval' if paired else ''}")

@@ -56,6 +56,7 @@ class BundleFacts:
     bundle_id        unique name, also the folder's name
     dataset          where the data came from
     trained_through  timestamp of the last event that any part has seen, seconds UTC
+    through_seq      the last event of the event table that the training took; 0 where it took none
     role             "evaluation" (frozen at T2) or "production" (refitted through the last event)
     sibling_id       for a production bundle, the evaluation bundle whose metrics it carries; else None
     code_version     git commit, or the package version
@@ -73,6 +74,7 @@ class BundleFacts:
     created_utc: str
     metrics: Mapping[str, Any] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    through_seq: int = 0
 
 
 @dataclass(frozen=True)

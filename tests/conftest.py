@@ -68,20 +68,20 @@ def small(config: "PipelineConfig") -> "PipelineConfig":
 def use_small_settings(patch: pytest.MonkeyPatch) -> None:
     """Small models, few latency requests, and no notice of files that somebody edits while the tests run.
 
-    The settings are changed where `training` looks them up; `trained_home` checks that they arrived.
+    The settings are changed where `open_pipeline` looks them up; `trained_home` checks that they arrived.
     """
-    from pipelines import training  # here, so that tests of one module need not load everything
+    from pipelines import pipeline  # here, so that tests of one module need not load everything
 
-    original: Callable[..., PipelineConfig] = training.config_for
+    original: Callable[..., PipelineConfig] = pipeline.config_for
 
     def config_for(*arguments: Any, **options: Any) -> "PipelineConfig":
         epochs = options.pop("epochs", None) or 2
         return small(original(*arguments, epochs=epochs, **options))
 
-    patch.setattr(training, "config_for", config_for)
+    patch.setattr(pipeline, "config_for", config_for)
     patch.setattr("pipelines.evaluation.LATENCY_REQUESTS", 20)
     patch.setattr("pipelines.evaluation.LATENCY_WARM_UP", 2)
-    patch.setattr("pipelines.job.code_fingerprint", lambda: "this code")
+    patch.setattr("pipelines.stage_runner.code_fingerprint", lambda _: "this code")
     for name in ("RECSYS_HOME", "RECSYS_DATASET", "MLFLOW_TRACKING_URI"):
         patch.delenv(name, raising=False)
 

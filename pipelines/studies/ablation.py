@@ -20,8 +20,9 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from pipelines import rankers
-from pipelines.evaluation import evaluation_bundle
-from pipelines.job import Job, code_fingerprint
+from pipelines.bundles import evaluation_bundle
+from pipelines.code_fingerprint import code_fingerprint
+from pipelines.job import Job
 from pipelines.studies.reports import StudyRun, write_study
 from recsys.arrays import FloatArray, IntArray
 from recsys.atomic_io import fingerprint_files, fingerprint_value, read_json, replacing_file
@@ -106,7 +107,7 @@ def run(job: Job, *, force: bool = False) -> Ablation:
     Raises MissingArtefactError where nothing was trained or the retrievers of the ranker's windows are gone,
     BundleError where the bundle was made with settings that this code does not know.
     """
-    bundle = evaluation_bundle(job)
+    bundle = evaluation_bundle(job.home, job.data)
     study = _Study(_as_trained(job, bundle), bundle, force)
     # The rows that share the full table come first, so that it is built once and can be dropped then.
     missing = [variant for variant in study.variants if variant.name not in study.rows]
@@ -123,9 +124,9 @@ def run(job: Job, *, force: bool = False) -> Ablation:
 
 def _as_trained(job: Job, bundle: Bundle) -> Job:
     """The job with the settings that the bundle was trained with, whatever the defaults are now."""
-    for stage, _, _ in rankers.windows_t2(job):
-        if not job.work(stage).exists():
-            raise MissingArtefactError(f"{job.work(stage)} is not there. Run `recsys train` first.")
+    for window in rankers.windows_t2(job.home.work, job.split):
+        if not window.retrievers.exists():
+            raise MissingArtefactError(f"{window.retrievers} is not there. Run `recsys train` first.")
     try:
         ranker = RankerSettings(**bundle.facts.parameters["ranker"])
     except (KeyError, TypeError) as error:
@@ -149,9 +150,9 @@ class _Study:
         self._events = test_events(job.tables.events, bundle.facts.trained_through)
         self._full: TrainingTable | None = None
         settings = [asdict(job.config.ranker), asdict(job.config.recommender)]
-        saved = [sorted(job.work(stage).rglob("*")) for stage, _, _ in rankers.windows_t2(job)]
+        saved = [sorted(window.retrievers.rglob("*")) for window in rankers.windows_t2(job.home.work, job.split)]
         retrievers = [fingerprint_files(path for path in paths if path.is_file()) for paths in saved]
-        self._key = fingerprint_value([bundle.facts.bundle_id, retrievers, code_fingerprint(), settings])
+        self._key = fingerprint_value([bundle.facts.bundle_id, retrievers, code_fingerprint(__name__), settings])
         self._run = StudyRun(job.tables.info, about("recsys ablate"), bundle.facts.bundle_id)
         # The ranks of every event with everything, which each row is compared with.
         self._ranks = job.work(f"ablation.{self._key[:12]}.parquet")
@@ -208,8 +209,21 @@ class _Study:
         return replace(self._full, feature_names=names, features=self._full.features[:, columns])
 
     def _built(self, without: str | None) -> TrainingTable:
-        windows = rankers.windows_t2(self.job)
-        return joined([rankers.window_table(self.job, "ablate", *window, without=without) for window in windows])
+        job = self.job
+        return joined(
+            [
+                rankers.window_table(
+                    job.data,
+                    window,
+                    store=job.store,
+                    ranker=job.config.ranker,
+                    recommender=job.config.recommender,
+                    report=job.report,
+                    without=without,
+                )
+                for window in rankers.windows_t2(job.home.work, job.split)
+            ]
+        )
 
     def _replay(self, variant: Variant, ranker: Ranker) -> pd.DataFrame:
         """Key and rank of every test event."""

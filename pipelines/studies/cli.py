@@ -96,8 +96,8 @@ def tune(
 
     Example: `recsys tune --parts ease,ials --trials 30`
     """
+    from pipelines.job import open_job
     from pipelines.studies import tuning, tuning_report
-    from pipelines.training import open_job
     from recsys.settings import read_settings
 
     chosen = tuning.USUAL if parts is None else [name.strip() for name in parts.split(",")]
@@ -123,7 +123,7 @@ def keep(
 
 
 def _job(dataset: str | None, home: Path | None) -> "Job":
-    from pipelines.training import open_job
+    from pipelines.job import open_job
     from recsys.settings import read_settings
 
     return open_job(dataset, read_settings(home))

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from pipelines.evaluation import evaluation_bundle
+from pipelines.bundles import evaluation_bundle
 from pipelines.job import Job
 from pipelines.studies.reports import StudyRun, write_study
 from recsys.arrays import IntArray
@@ -63,7 +63,7 @@ def run(job: Job, most: int | None = None) -> DiversityStudy:
     most   at most so many moments, drawn at random with a fixed seed; None for the whole test window
     Raises MissingArtefactError where nothing was trained, DataError where no item has a genre.
     """
-    bundle = evaluation_bundle(job)
+    bundle = evaluation_bundle(job.home, job.data)
     if not job.catalogue.genres.any():
         raise DataError(f"No item of {job.home.name} has a genre, so there is no diversity to measure.")
     events = test_events(job.tables.events, bundle.facts.trained_through)

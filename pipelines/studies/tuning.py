@@ -18,7 +18,6 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution, distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
-from pipelines import retrievers as saved
 from pipelines.config import RANKER, RRF, TOWER
 from pipelines.job import Job
 from pipelines.studies import objectives, tuning_report
@@ -30,7 +29,7 @@ from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, RETRI
 from recsys.errors import ConfigError, MissingArtefactError
 from recsys.evaluation.about import about
 from recsys.retrieval.retriever import Retriever
-from recsys.retrieval.retrievers import fit_retriever
+from recsys.retrieval.retrievers import fit_retriever, load_retrievers
 from recsys.retrieval.two_tower_retriever import TwoTowerRetriever
 
 Settings = dict[str, Any]
@@ -270,7 +269,7 @@ class Search:
         )
 
         def prepare() -> Callable[[Settings], float]:
-            before, after = (saved.load(job, stage) for stage in cutoffs)
+            before, after = (load_retrievers(job.work(stage), job.catalogue) for stage in cutoffs)
             progress = job.progress("tune: contexts retrieved for the ranker's table")
             table = RankerTrials(self.past, before, after, config, recommender, progress)
             return lambda s: table.ndcg(replace(config, **s))

@@ -20,12 +20,12 @@ from typing import Any
 
 import pytest
 
-import pipelines.job
 import pipelines.training
-from pipelines.job import Job, Stage
+from pipelines import stage_runner
+from pipelines.pipeline import Pipeline
+from pipelines.stage_runner import Stage
 from pipelines.stages import stages
 from recsys import command
-from recsys.atomic_io import read_json
 from recsys.workspace import Workspace
 from tests.conftest import use_small_settings
 
@@ -55,7 +55,7 @@ def recsys(root: Path, *arguments: str) -> int:
 def killed_in(root: Path, stage: str, after_s: float) -> int:
     """Train until `stage` has run for `after_s`, or has finished but for its record."""
     record = Workspace(root).dataset(DATASET).stages / f"{stage}.json"
-    write = pipelines.job.write_json
+    write = stage_runner.write_json
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -66,17 +66,20 @@ def killed_in(root: Path, stage: str, after_s: float) -> int:
         write(path, value)
 
     def dying(found: Stage) -> Stage:
-        def run(job: Job) -> None:
+        def run() -> None:
             timer = threading.Timer(after_s, die)
             timer.daemon = True
             timer.start()
-            found.run(job)
+            found.run()
 
         return replace(found, run=run) if found.name == stage else found
 
+    def dying_stages(pipeline: Pipeline) -> list[Stage]:
+        return [dying(stage) for stage in stages(pipeline)]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipelines.job, "write_json", write_or_die)
-        patch.setattr(pipelines.training, "stages", lambda refit: [dying(one) for one in stages(refit)])
+        patch.setattr(stage_runner, "write_json", write_or_die)
+        patch.setattr(pipelines.training, "stages", dying_stages)
         return recsys(root, *TRAIN)
 
 
@@ -87,8 +90,7 @@ def main(files: Path, folder: Path, seed: int) -> None:
         assert forked(lambda root=root: recsys(root, "data", "--data-dir", str(files), "--dataset", DATASET)) == 0  # type: ignore[misc]
     assert forked(lambda: recsys(whole, *TRAIN)) == 0
     records = Workspace(whole).dataset(DATASET).stages
-    for stage in [s.name for s in stages(refit=True)]:
-        seconds = float(read_json(records / f"{stage}.json")["seconds"])
+    for stage, seconds in stage_runner.stage_seconds(records).items():
         after_s = rng.uniform(0.0, seconds)
         code = forked(lambda stage=stage, after_s=after_s: killed_in(killed, stage, after_s))  # type: ignore[misc]
         finished = sorted(p.stem for p in Workspace(killed).dataset(DATASET).stages.glob("*.json"))

@@ -1,7 +1,4 @@
-"""A second home with a known world: trained without refit, killed on the way, gone on, registered twice.
-
-Stage: tests of pipelines. In: `trained_home` (so that mixing would show). Out: `cycle_home` and what each command said.
-"""
+"""A second home with a known world: trained without refit, killed on the way, gone on, registered twice."""
 
 import contextlib
 import io
@@ -20,7 +17,7 @@ from tests.pipelines.cycle_world import write_csv, write_ml_1m
 Snapshot = dict[str, tuple[int, int]]
 
 
-def said_by(*arguments: str | Path) -> tuple[int, str, str]:
+def run_command(*arguments: str | Path) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of one command."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -36,11 +33,11 @@ def snapshot(folder: Path) -> Snapshot:
 
 @dataclass
 class CycleHome:
-    """`said`: stderr of the commands by name. `records`: stages recorded after each."""
+    """output: stderr of the commands by name. records: stages recorded after each."""
 
     root: Path
     files: Path
-    said: dict[str, str] = field(default_factory=dict)
+    output: dict[str, str] = field(default_factory=dict)
     codes: dict[str, int] = field(default_factory=dict)
     records: dict[str, set[str]] = field(default_factory=dict)
     trained_before: Snapshot = field(default_factory=dict)
@@ -50,7 +47,7 @@ class CycleHome:
         return Workspace(self.root).dataset("cycle")
 
     def run(self, name: str, *arguments: str | Path) -> None:
-        self.codes[name], _, self.said[name] = said_by(*arguments, "--home", self.root)
+        self.codes[name], _, self.output[name] = run_command(*arguments, "--home", self.root)
         self.records[name] = {p.stem for p in self.dataset.stages.glob("*.json")}
 
 
@@ -80,6 +77,7 @@ def csv_home(cycle_home: CycleHome, tmp_path_factory: pytest.TempPathFactory) ->
     files = write_csv(tmp_path_factory.mktemp("csv") / "cycle-csv")
     with pytest.MonkeyPatch.context() as patch:
         use_small_settings(patch)
-        code, _, err = said_by("train", "--no-refit", "--epochs", "1", "--data-dir", files, "--home", cycle_home.root)
+        train = ("train", "--no-refit", "--epochs", "1", "--data-dir", files)
+        code, _, err = run_command(*train, "--home", cycle_home.root)
     assert code == 0, err
     return cycle_home.root

@@ -1,7 +1,5 @@
 """A world whose right answers are known by arithmetic, in ml-1m's layout.
 
-Stage: tests of pipelines. In: a folder. Out: official files. Absent: randomness.
-
 Two clusters of 11 items. Of three users in a row, one lives in cluster A and two in cluster B. Everybody rates all
 items of their cluster, one every six hours, going round in the order of ids from a place of their own. Hence:
   - after a first event at most 10 items of a user's cluster are left, so who knows the cluster has HR@10 = 1;
@@ -42,7 +40,7 @@ def write_ml_1m(folder: Path) -> Path:
     folder.mkdir()
     (folder / "ratings.dat").write_text("".join(f"{u}::{m}::{r}::{t}\n" for u, m, r, t in EVENTS))
     genre = ("Action", "Comedy")
-    (folder / "items.dat").write_text("".join(f"{m}::Film {m} ({1980 + m})::{genre[m > CLUSTER]}\n" for m in ITEMS))
+    (folder / "movies.dat").write_text("".join(f"{m}::Film {m} ({1980 + m})::{genre[m > CLUSTER]}\n" for m in ITEMS))
     users = [*range(1, USERS + 1), *SILENT]
     (folder / "users.dat").write_text("".join(f"{u}::{'FM'[u % 2]}::25::{u % 21}::00000\n" for u in users))
     return folder
@@ -54,5 +52,5 @@ def write_csv(folder: Path) -> Path:
     ratings = "".join(f"{u},{m},{r}.0,{t}\n" for u, m, r, t in EVENTS)
     (folder / "ratings.csv").write_text(f"userId,movieId,rating,timestamp\n{ratings}")
     items = "".join(f'{m},"Film, The {m}th",(no genres listed)\n' for m in range(1, 31))
-    (folder / "items.csv").write_text(f"movieId,title,genres\n{items}")
+    (folder / "movies.csv").write_text(f"movieId,title,genres\n{items}")
     return folder

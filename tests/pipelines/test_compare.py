@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import pandas as pd
 import pytest
 import typer
 
-from pipelines import training
+from pipelines import pipeline
 from pipelines.config import PipelineConfig
 from pipelines.versions import print_comparison
 from recsys.atomic_io import read_json, write_json
@@ -28,9 +27,8 @@ from recsys.evaluation.bootstrap import bootstrap_means
 from recsys.evaluation.metrics import event_values
 from recsys.evaluation.ranks import RANKS_FILE, read_ranks, write_ranks
 from recsys.registry import Registry, model_name_for
-from recsys.settings import read_settings
 from tests.conftest import TrainedHome, use_small_settings
-from tests.pipelines.conftest import said_by
+from tests.pipelines.conftest import run_command
 
 USERS, EVENTS = 150, 40
 KEPT = ("ndcg@10", "hr@10")
@@ -112,7 +110,7 @@ def harmed(register: Register) -> int:
 
 
 def compared(registry: Registry, a: int, b: int, capsys: pytest.CaptureFixture[str], **options: Any) -> list[str]:
-    print_comparison(SimpleNamespace(registry=registry), str(a), str(b), **options)  # type: ignore[arg-type]
+    print_comparison(registry, str(a), str(b), **options)
     return capsys.readouterr().out.splitlines()
 
 
@@ -269,16 +267,15 @@ def home(trained_home: TrainedHome, tmp_path_factory: pytest.TempPathFactory) ->
     copy = TrainedHome(root, trained_home.raw, trained_home.name)
     with pytest.MonkeyPatch.context() as patch:
         use_small_settings(patch)
-        made_small = training.config_for
+        made_small = pipeline.config_for
 
         def harmed(*arguments: Any, **options: Any) -> PipelineConfig:
             config = made_small(*arguments, **options)
             return replace(config, ranker=replace(config.ranker, max_trees=1, start_from_logistic=False))
 
-        training.open_job(copy.name, read_settings(root)).store.apply()  # Feast's registry knows the place of the home
-        patch.setattr(training, "config_for", harmed)
+        patch.setattr(pipeline, "config_for", harmed)
         assert copy.run("train") == 0
-        patch.setattr(training, "config_for", made_small)
+        patch.setattr(pipeline, "config_for", made_small)
         yield copy
 
 
@@ -305,7 +302,7 @@ def test_ranks_go_from_the_evaluation_into_the_version(trained_home: TrainedHome
 
 
 def test_a_harmed_ranker_is_refused_and_fails_the_check(home: TrainedHome) -> None:
-    code, said, _ = said_by("models", "compare", "1", "2", "--fail-if-worse", "--home", home.root)
+    code, said, _ = run_command("models", "compare", "1", "2", "--fail-if-worse", "--home", home.root)
     assert code == 1, said
     verdict = said.splitlines()[-1]
     found = re.fullmatch(
@@ -317,9 +314,9 @@ def test_a_harmed_ranker_is_refused_and_fails_the_check(home: TrainedHome) -> No
     assert int(found[4]) == len(read_ranks(home.dataset.work / RANKS_FILE))
     assert "setting ranker.max_trees: 40 -> 1" in said
     assert "setting ranker.start_from_logistic: true -> false" in said
-    assert said_by("models", "compare", "1", "2", "--home", home.root)[0] == 0
-    assert said_by("models", "compare", "2", "1", "--fail-if-worse", "--home", home.root)[0] == 0
-    assert said_by("models", "compare", "1", "1", "--fail-if-worse", "--home", home.root)[0] == 0
-    listed = said_by("models", "list", "--home", home.root)[1]
+    assert run_command("models", "compare", "1", "2", "--home", home.root)[0] == 0
+    assert run_command("models", "compare", "2", "1", "--fail-if-worse", "--home", home.root)[0] == 0
+    assert run_command("models", "compare", "1", "1", "--fail-if-worse", "--home", home.root)[0] == 0
+    listed = run_command("models", "list", "--home", home.root)[1]
     assert re.search(r"NDCG@10 of version 2 is .* below zero\.", listed)
     assert read_json(home.dataset.work / "registered.json") == {"version": 2, "champion": False}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.job import open_job
 from pipelines.studies.keeping import keep
-from pipelines.training import open_job
 from recsys.atomic_io import read_json
 from recsys.evaluation.tables import with_facts
 from recsys.settings import read_settings

@@ -4,7 +4,6 @@ Quantile cutoffs move with every added row, so each function gets the cutoffs of
 of old users and of new ones, before and after all others in the order of ids, and loud: one item rated by everybody.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,13 +12,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines import features, rankers, retrievers
+from pipelines import features
 from pipelines.config import PipelineConfig
-from pipelines.job import Job
+from pipelines.pipeline import Pipeline
+from pipelines.stages import stages
+from pipelines.training_set import TrainingSet
 from recsys.atomic_io import read_json
 from recsys.bundle import Bundle, load_bundle, save_bundle
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
-from recsys.data.tables import Tables, load_tables, save_tables
+from recsys.data.tables import Tables, save_tables
 from recsys.evaluation.leaderboard import build_leaderboard
 from recsys.evaluation.replay import FULL_SYSTEM, replay
 from recsys.evaluation.replay import test_events as events_after
@@ -28,6 +29,7 @@ from recsys.features.item_stats import ItemStatsTimeline, snapshots
 from recsys.features.prediction_points import PredictionPoints
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 from recsys.recommender import Recommender, RequestContext
+from recsys.retrieval.retrievers import load_retrievers
 from recsys.settings import Settings
 from recsys.training_table import build_training_table, retrieve_contexts
 from recsys.workspace import Workspace
@@ -74,14 +76,13 @@ def histories_of(tables: Tables) -> Histories:
     return Histories.from_tables(planted.planted_catalogue(), tables.events, tables.users)
 
 
-def job(folder: Path, tables: Tables) -> Job:
-    """A job on these tables, with the cutoffs of the plain world."""
-    root = Workspace(folder)
-    home = root.dataset("planted")
+def pipeline(folder: Path, tables: Tables) -> Pipeline:
+    """A pipeline on these tables, with the cutoffs of the plain world."""
+    data = TrainingSet(tables, tables.info)
+    data.__dict__["split"] = planted.planted_split()
+    home = Workspace(folder).dataset("planted")
     save_tables(tables, home.data)
-    made = Job(root, home, Settings(home=folder), CONFIG, load_tables(home.data), report=lambda _: None)
-    made.__dict__["split"] = planted.planted_split()
-    return made
+    return Pipeline(home, Settings(home=folder), CONFIG, data, report=lambda _: None)
 
 
 def files_of(folder: Path) -> dict[str, object]:
@@ -96,77 +97,62 @@ def files_of(folder: Path) -> dict[str, object]:
     return found
 
 
-STAGES: list[tuple[str, Callable[[Job], None]]] = [
-    ("retrievers_t0", retrievers.fit_t0),
-    ("retrievers_t1", retrievers.fit_t1),
-    ("features", features.run),
-    ("ranker_t2", rankers.fit_t2),
-    ("retrievers_t2", retrievers.fit_t2),
-    ("ranker_all", rankers.fit_all),
-    ("retrievers_all", retrievers.fit_all),
-]
-
-
-def fitted(folder: Path, tables: Tables, last: str) -> Job:
-    """A job whose stages up to `last` have run."""
-    made = job(folder, tables)
-    for name, run in STAGES:
-        run(made)
-        if name == last:
-            break
-    made.store.close()
+def fitted(folder: Path, tables: Tables, *names: str) -> Pipeline:
+    """A pipeline of which the named stages have run, in the order of the list."""
+    made = pipeline(folder, tables)
+    for stage in stages(made):
+        if stage.name in names:
+            stage.run()
+    made.close()
     return made
 
 
+T1 = ("retrievers_t0", "retrievers_t1")
+T2 = ("features", *T1, "ranker_t2", "retrievers_t2")
+END = (*T2, "ranker_all", "retrievers_all")
+
+
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    return fitted(tmp_path_factory.mktemp("plain"), planted.planted_tables(), "retrievers_all")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    return fitted(tmp_path_factory.mktemp("plain"), planted.planted_tables(), *END)
 
 
-@pytest.mark.parametrize(
-    ("cutoff", "last", "stages"),
-    [
-        ("t1", "retrievers_t1", ["retrievers_t0", "retrievers_t1"]),
-        ("t2", "retrievers_t2", ["retrievers_t0", "retrievers_t1", "ranker_t2", "retrievers_t2"]),
-        ("end", "retrievers_all", ["ranker_t2", "retrievers_t2", "ranker_all", "retrievers_all"]),
-    ],
-)
+@pytest.mark.parametrize(("cutoff", "names"), [("t1", T1), ("t2", T2), ("end", END)])
 def test_what_was_fitted_does_not_know_what_came_after(
-    cutoff: str, last: str, stages: list[str], plain: Job, tmp_path: Path
+    cutoff: str, names: tuple[str, ...], plain: Pipeline, tmp_path: Path
 ) -> None:
     """Every file of every retriever and ranker, byte by byte, with training tables through Feast's joins."""
     after = getattr(planted.planted_split(), cutoff)
-    told = fitted(tmp_path, with_future(after), last)
-    for stage in stages:
-        expected = files_of(plain.work(stage))
+    found = fitted(tmp_path, with_future(after), *names)
+    for name in set(names) - {"features"}:
+        expected = files_of(plain.home.work / name)
         assert len(expected) >= 3
-        assert files_of(told.work(stage)) == expected, stage
+        assert files_of(found.home.work / name) == expected, name
 
 
-def test_rows_of_the_past_do_move_what_is_fitted(plain: Job, tmp_path: Path) -> None:
+def test_rows_of_the_past_do_move_what_is_fitted(plain: Pipeline, tmp_path: Path) -> None:
     """The test above has teeth: the same rows before the cutoff change every retriever."""
-    told = fitted(tmp_path, with_future(planted.planted_split().t1 - 31 * DAY), "retrievers_t1")
-    moved = {name for name, content in files_of(told.work("retrievers_t1")).items()
-             if files_of(plain.work("retrievers_t1"))[name] != content}  # fmt: skip
+    found = fitted(tmp_path, with_future(planted.planted_split().t1 - 31 * DAY), *T1)
+    before, after = (files_of(made.home.work / "retrievers_t1") for made in (plain, found))
+    moved = [name for name, content in after.items() if before[name] != content]
     for name in ("two_tower/towers", "two_tower/item_vectors", *(f"{name}/" for name in planted.FITS)):
         assert any(m.startswith(name) for m in moved), name
 
 
-def test_states_and_statistics_of_the_online_store_are_the_only_ones_that_move(plain: Job, tmp_path: Path) -> None:
+def test_states_and_statistics_of_the_online_store_are_the_only_ones_that_move(plain: Pipeline, tmp_path: Path) -> None:
     """Feast's past rows as of a window stay; what it serves online is newer."""
     split = planted.planted_split()
-    told = job(tmp_path, with_future(split.t2))
-    features.run(told)
-    contexts = features.ranker_contexts(plain, split.t1, split.t2)
-    for made in (plain, told):
+    found = fitted(tmp_path, with_future(split.t2), "features")
+    contexts = features.ranker_contexts(plain.data, split.t1, split.t2, CONFIG.ranker)
+    for made in (plain, found):
         assert len(made.store.historical_states(contexts.user_id, contexts.timestamp)) == len(contexts)
-    before, after = (m.store.historical_states(contexts.user_id, contexts.timestamp) for m in (plain, told))
+    before, after = (m.store.historical_states(contexts.user_id, contexts.timestamp) for m in (plain, found))
     assert before == after
     days = pd.DataFrame({ITEM_ID: [HIT] * 3, "day": [split.t1 // DAY, split.t2 // DAY - 1, split.t2 // DAY]})
-    pd.testing.assert_frame_equal(plain.store.historical_item_stats(days), told.store.historical_item_stats(days))
-    assert plain.store.online_states([OLD[0]]) != told.store.online_states([OLD[0]])
+    pd.testing.assert_frame_equal(plain.store.historical_item_stats(days), found.store.historical_item_stats(days))
+    assert plain.store.online_states([OLD[0]]) != found.store.online_states([OLD[0]])
     plain.store.close()
-    told.store.close()
+    found.store.close()
 
 
 @lru_cache
@@ -174,20 +160,21 @@ def window() -> pd.DataFrame:
     return events_after(planted.planted_tables().events, planted.planted_split().t2)
 
 
-def bundle_of(made: Job, folder: Path) -> Bundle:
+def bundle_of(made: Pipeline, folder: Path) -> Bundle:
+    work = made.home.work
     save_bundle(
         folder,
         planted.planted_facts(folder.name),
-        made.catalogue,
-        retrievers.load(made, "retrievers_t2"),
-        BoostedRanker.load(made.work("ranker_t2")),
-        LogisticRanker.load(made.work("ranker_t2")),
+        made.data.catalogue,
+        load_retrievers(work / "retrievers_t2", made.data.catalogue),
+        BoostedRanker.load(work / "ranker_t2"),
+        LogisticRanker.load(work / "ranker_t2"),
         made.config.recommender,
     )
     return load_bundle(folder)
 
 
-def test_no_metric_moves_with_events_after_the_last_test_event(plain: Job, tmp_path: Path) -> None:
+def test_no_metric_moves_with_events_after_the_last_test_event(plain: Pipeline, tmp_path: Path) -> None:
     split, retriever = planted.planted_split(), planted.planted_tables().info
     bundle = bundle_of(plain, tmp_path / "frozen")
     found = []
@@ -200,16 +187,18 @@ def test_no_metric_moves_with_events_after_the_last_test_event(plain: Job, tmp_p
     assert found[0][1] == found[1][1]
 
 
-def test_candidates_and_features_do_not_move(plain: Job) -> None:
+def test_candidates_and_features_do_not_move(plain: Pipeline) -> None:
     """Of the contexts of (T1, T2], with everything after T2 planted: candidates, their signals, and the table."""
     split = planted.planted_split()
-    recommender = Recommender(plain.catalogue, retrievers.load(plain, "retrievers_t1"), None, CONFIG.recommender)
-    contexts = features.ranker_contexts(plain, split.t1, split.t2)
+    catalogue = plain.data.catalogue
+    fitted_t1 = load_retrievers(plain.home.work / "retrievers_t1", catalogue)
+    recommender = Recommender(catalogue, fitted_t1, None, CONFIG.recommender)
+    contexts = features.ranker_contexts(plain.data, split.t1, split.t2, CONFIG.ranker)
     tables = []
     for world in (planted.planted_tables(), with_future(split.t2)):
         states = histories_of(world).states_at(contexts.user_id, contexts.timestamp)
         retrieved = retrieve_contexts(recommender, contexts, states)
-        as_of = ItemStatsTimeline(plain.catalogue, snapshots(world.events)).as_of
+        as_of = ItemStatsTimeline(catalogue, snapshots(world.events)).as_of
         tables.append((retrieved, build_training_table(recommender, contexts, states, retrieved, as_of, negatives=50)))
     for ours, theirs in zip(tables[0][0], tables[1][0], strict=True):
         for name in ("item_idx", "rrf_score", "retriever_scores", "retriever_ranks"):
@@ -219,7 +208,7 @@ def test_candidates_and_features_do_not_move(plain: Job) -> None:
     assert tables[0][1].item_id.tolist() == tables[1][1].item_id.tolist()
 
 
-def test_events_at_t_or_later_do_not_change_the_prediction_at_t(plain: Job, tmp_path: Path) -> None:
+def test_events_at_t_or_later_do_not_change_the_prediction_at_t(plain: Pipeline, tmp_path: Path) -> None:
     """For a third of all test contexts: the user's own events at t and after, and everybody's on the day of t."""
     recommender = bundle_of(plain, tmp_path / "frozen").recommender
     contexts = PredictionPoints.from_events(window())
@@ -238,7 +227,7 @@ def test_events_at_t_or_later_do_not_change_the_prediction_at_t(plain: Job, tmp_
             got = recommender.recommend(states, RequestContext(stats), planted.N_ITEMS)
             return got.item_ids[0].tolist(), got.scores[0].tolist()
 
-        told = with_rows(added)
-        assert answer(told, user, t) == answer(planted.planted_tables(), user, t)
-        moved_one_second_later += answer(told, user, t + 1) != answer(planted.planted_tables(), user, t + 1)
+        after = with_rows(added)
+        assert answer(after, user, t) == answer(planted.planted_tables(), user, t)
+        moved_one_second_later += answer(after, user, t + 1) != answer(planted.planted_tables(), user, t + 1)
     assert moved_one_second_later == len(range(0, len(contexts), 3)), "one second later the events at t are known"

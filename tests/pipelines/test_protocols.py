@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.job import Job
+from pipelines.job import Job, open_job
 from pipelines.studies import leave_last_out as last_out
 from pipelines.studies import protocols, stratified
-from pipelines.training import open_job
 from recsys.atomic_io import read_json
 from recsys.columns import EASE, IALS, ITEM_ID, ITEM_KNN, POPULARITY, RETRIEVERS, TIMESTAMP, USER_ID
 from recsys.errors import DataError
@@ -23,7 +22,7 @@ from recsys.features.prediction_points import PredictionPoints
 from recsys.retrieval.retrievers import KnownEvents
 from recsys.settings import read_settings
 from tests.conftest import TrainedHome, use_small_settings
-from tests.pipelines.conftest import said_by
+from tests.pipelines.conftest import run_command
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def job_of(home: TrainedHome) -> Job:
 
 def evaluated(home: TrainedHome, protocol: str, *more: str | Path) -> tuple[str, str, dict[str, Any]]:
     """stdout, stderr and JSON of one run."""
-    code, out, err = said_by("protocol", protocol, "--home", home.root, "--dataset", home.name, *more)
+    code, out, err = run_command("protocol", protocol, "--home", home.root, "--dataset", home.name, *more)
     assert code == 0, err
     return out, err, read_json(home.dataset.reports / f"protocol-{protocol}.json")
 
@@ -240,9 +239,9 @@ def test_states_know_all_but_the_last_event_those_of_its_second_too(home: Traine
 
 
 def test_what_does_not_go_together_is_refused(home: TrainedHome) -> None:
-    code, out, err = said_by("protocol", "leave-last-out", "--data-dir", ".", "--home", home.root, "-d", home.name)
+    code, out, err = run_command("protocol", "leave-last-out", "--data-dir", ".", "--home", home.root, "-d", home.name)
     assert (code, out) == (2, "")
     assert "--data-dir goes with the protocol stratified" in err
-    assert said_by("protocol", "coin", "--home", home.root)[0] == 2
+    assert run_command("protocol", "coin", "--home", home.root)[0] == 2
     with pytest.raises(protocols.ConfigError, match="take stratified or leave-last-out"):
         protocols.run(job_of(home), "coin")

@@ -16,7 +16,7 @@ from recsys.data.synthetic import WorldSize
 from recsys.errors import RecsysError
 from recsys.settings import Settings
 from tests.conftest import TrainedHome
-from tests.pipelines.conftest import said_by
+from tests.pipelines.conftest import run_command
 
 pytestmark = pytest.mark.usefixtures("small_settings", "no_network")
 
@@ -54,7 +54,7 @@ def test_the_synthetic_world_takes_the_place_and_says_so(tmp_path: Path, capsys:
 
 def test_the_other_commands_do_not_change_the_data_behind_ones_back(tmp_path: Path) -> None:
     for name in ("data", "train"):
-        code, _, said = said_by(name, "--dataset", "ml-100k", "--home", tmp_path / "home")
+        code, _, said = run_command(name, "--dataset", "ml-100k", "--home", tmp_path / "home")
         assert code == 2
         assert "Could not download" in said
         assert "--dataset synthetic makes data of its own" in said
@@ -65,7 +65,7 @@ def test_the_other_commands_do_not_change_the_data_behind_ones_back(tmp_path: Pa
 
 def test_quickstart_ends_with_recommendations_over_http(trained_home: TrainedHome) -> None:
     """The whole command. The world is the trained one, so its stages are up to date; the service is a real process."""
-    code, said, told = said_by("quickstart", "--home", trained_home.root)
+    code, said, told = run_command("quickstart", "--home", trained_home.root)
     assert code == 0, told
     assert "Could not download" in told
     assert "Going on with the SYNTHETIC world" in told

@@ -13,10 +13,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.job import Job
+from pipelines.job import Job, open_job
 from pipelines.studies import ablation, diversity
 from pipelines.studies.cli import app
-from pipelines.training import open_job
 from recsys.atomic_io import read_json, write_json
 from recsys.bundle import BundleFacts
 from recsys.columns import RETRIEVERS
@@ -55,7 +54,7 @@ def full(home: TrainedHome) -> dict[str, Any]:
     return next(m for m in leaderboard["methods"] if m["name"] == FULL_SYSTEM)
 
 
-def said_by(home: TrainedHome, *arguments: str) -> str:
+def run_command(home: TrainedHome, *arguments: str) -> str:
     done = CliRunner().invoke(app, [*arguments, "--home", str(home.root), "--dataset", home.name])
     assert done.exception is None, done.output
     return str(done.stdout)
@@ -66,7 +65,7 @@ def said_by(home: TrainedHome, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def curve(home: TrainedHome) -> tuple[str, dict[str, Any]]:
-    said = said_by(home, "diversity")
+    said = run_command(home, "diversity")
     return said, read_json(home.dataset.reports / "diversity.json")
 
 
@@ -162,7 +161,7 @@ def stopped(home: TrainedHome) -> dict[str, Any]:
 def table(stopped: dict[str, Any], home: TrainedHome) -> tuple[str, dict[str, Any]]:
     """Of the run that went on from there."""
     assert list(stopped["rows"]) == sorted(stopped["rows"])
-    said = said_by(home, "ablate")
+    said = run_command(home, "ablate")
     return said, read_json(home.dataset.reports / "ablation.json")
 
 
@@ -271,11 +270,11 @@ def test_a_run_that_measures_nothing_keeps_the_date_of_the_figures(
 ) -> None:
     path, run = home.dataset.reports / "ablation.json", table[1]["run"]
     write_json(path, {**table[1], "run": {**run, "about": {**run["about"], "date (UTC)": "of old"}}})
-    said = said_by(home, "ablate")
+    said = run_command(home, "ablate")
     assert f"Measured: command: recsys ablate; bundle: {run['bundle_id']}; code: " in said.splitlines()[-1]
     assert "; date (UTC): of old; machine: " in said.splitlines()[-1]
     write_json(path, table[1])
-    assert said_by(home, "ablate") == table[0]
+    assert run_command(home, "ablate") == table[0]
 
 
 def test_the_table_and_the_picture_of_the_ablation(table: tuple[str, dict[str, Any]], home: TrainedHome) -> None:

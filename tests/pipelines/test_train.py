@@ -10,17 +10,27 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipelines.stages import stages
+from pipelines.stage_runner import stage_seconds
 from recsys.atomic_io import read_json
 from recsys.bundle import load_bundle, read_facts
 from recsys.columns import RETRIEVERS
 from recsys.evaluation.ranks import RANKS_FILE
 from recsys.evaluation.replay import FULL_SYSTEM
+from recsys.events import EventTable, NewEvent, sqlite_url
 from tests.conftest import TrainedHome
-from tests.pipelines.conftest import CycleHome, said_by, snapshot
+from tests.pipelines.conftest import CycleHome, run_command, snapshot
 from tests.pipelines.cycle_world import CLUSTER, in_a
 
 # Which a home's own commands touch: the last data set, locks, SQLite's notes beside an open database.
+STAGES = [
+    *("features", "retrievers_t0", "retrievers_t1", "ranker_t2", "retrievers_t2", "evaluate"),
+    *("ranker_all", "retrievers_all", "production", "register"),
+]
+REPORT = {
+    *("leaderboard.json", "leaderboard.txt", "leaderboard.md", "leaderboard.png", "retrieval.png", "importance.png"),
+    *("report.html", "cohorts.md", "cohorts.png", "beyond_accuracy.md"),
+    *("calibration.json", "calibration.md", "calibration.png"),
+}
 MOVING = ("current.json", ".lock", "-shm", "-wal")
 pytestmark = pytest.mark.usefixtures("small_settings")
 
@@ -33,46 +43,71 @@ def of_leaderboard(reports: Path, method: str, metric: str, segment: str = "all"
 # ---- records and skipping
 
 
-def test_every_stage_is_recorded_with_its_seconds(trained_home: TrainedHome) -> None:
+def test_every_stage_is_recorded_in_order_and_nothing_is_left_lying(trained_home: TrainedHome) -> None:
     home = trained_home.dataset
-    expected = [s.name for s in stages(refit=True)]
-    assert {p.stem for p in home.stages.glob("*.json")} == set(expected)
-    finished = []
-    for name in expected:
-        record = read_json(home.stages / f"{name}.json")
-        assert record["seconds"] >= 0
-        assert re.fullmatch(r"[0-9a-f]{64}", record["key"])
-        finished.append(record["finished_utc"])
-    assert finished == sorted(finished), "in the order of the list"
-    assert {p.name for p in home.reports.iterdir()} >= {
-        *(
-            "leaderboard.json",
-            "leaderboard.txt",
-            "leaderboard.md",
-            "leaderboard.png",
-            "retrieval.png",
-            "importance.png",
-            "report.html",
-        ),
-        *("cohorts.md", "cohorts.png", "beyond_accuracy.md"),
-        *("calibration.json", "calibration.md", "calibration.png"),
-    }
+    records = {name: read_json(home.stages / f"{name}.json") for name in STAGES}
+    assert {p.stem for p in home.stages.glob("*.json")} == set(STAGES)
+    assert list(stage_seconds(home.stages)) == STAGES
+    assert all(record["seconds"] >= 0 and len(record["key"]) == 64 for record in records.values())
+    assert {p.name for p in home.reports.iterdir()} >= REPORT
     assert not [p for p in home.root.rglob("*") if p.name.endswith((".part", ".old", ".checkpoint"))]
 
 
 def test_the_second_run_skips_everything_and_is_quick(trained_home: TrainedHome) -> None:
     before = snapshot(trained_home.root)
     started = time.perf_counter()
-    code, _, said = said_by("train", "--home", trained_home.root)
-    seconds = time.perf_counter() - started
+    code, _, output = run_command("train", "--home", trained_home.root)
+    assert time.perf_counter() - started < 3.0
     assert code == 0
-    assert said.count("up to date") == len(stages(refit=True))
-    assert "where the time went" in said
-    assert "done in" not in said
+    assert output.count("up to date") == len(STAGES)
+    assert "where the time went" in output
     after = snapshot(trained_home.root)
-    before.pop("current.json"), after.pop("current.json")
-    assert after == before
-    assert seconds < 3.0
+    assert {name for name in before | after if before.get(name) != after.get(name)} <= {"current.json"}
+
+
+# ---- later events
+
+
+def test_a_copied_home_trains_on_later_events_and_knows_new_users(trained_home: TrainedHome, tmp_path: Path) -> None:
+    """A thousand events of old and new users: the next model knows them, and `batch` lists the new users."""
+    copy = TrainedHome(tmp_path / "copy", trained_home.raw, trained_home.name)
+    shutil.copytree(trained_home.root, copy.root)
+    at = ("--home", copy.root, "--dataset", copy.name)
+    output = run_command("train", *at)[2]
+    assert output.count("up to date") == len(STAGES), "a copy is up to date"
+
+    table = EventTable(sqlite_url(copy.dataset.root / "events.db"))
+    last, item_ids = int(copy.events["timestamp"].max()), copy.items["item_id"].tolist()
+    users = [*range(1, 26), *range(9_001, 9_026)]
+    pairs = [(user, item_ids[(7 * user + place) % len(item_ids)]) for user in users for place in range(20)]
+    table.append(
+        [
+            NewEvent(f"event {n}", user, item, "rating", 4.5, last + 1 + 60 * n, float(last + n))
+            for n, (user, item) in enumerate(pairs)
+        ]
+    )
+    table.close()
+    production = read_json(copy.dataset.work / "production.json")["bundle_id"]
+    lists = tmp_path / "lists.parquet"
+    assert run_command("batch", "--k", "3", "--out", lists, *at)[0] == 0
+    assert set(pd.read_parquet(lists)["user_id"]) >= set(users), "even before the training"
+
+    assert run_command("evaluate", *at)[0] == 0, "the last training's data are read until the next one"
+    output = run_command("train", "--budget-ms", "60000", *at)[2]
+    assert "training on 6,000 ratings of synthetic (synthetic, not MovieLens) and 1,000 later events" in output
+    assert "up to date" not in output
+    facts = read_facts(copy.dataset.bundles / read_json(copy.dataset.work / "production.json")["bundle_id"])
+    assert facts.bundle_id != production
+    assert facts.through_seq == 1_000
+    assert facts.trained_through == last + 1 + 60 * 999
+    assert facts.dataset.n_users == len(copy.users) + 25
+
+    assert run_command("batch", "--k", "3", "--out", lists, *at)[0] == 0
+    frame = pd.read_parquet(lists)
+    seen = {user: {item for u, item in pairs if u == user} for user in users}
+    assert {9_001, 9_025} <= set(frame["user_id"])
+    assert not [row for row in frame.itertuples() if row.item_id in seen.get(row.user_id, ())]
+    assert run_command("train", "--budget-ms", "60000", *at)[2].count("up to date") == len(STAGES)
 
 
 def test_both_bundles_carry_the_same_metrics_and_say_where_from(trained_home: TrainedHome) -> None:
@@ -96,12 +131,12 @@ def test_both_bundles_carry_the_same_metrics_and_say_where_from(trained_home: Tr
 
 
 def test_killed_in_the_middle_and_gone_on(cycle_home: CycleHome) -> None:
-    names = [s.name for s in stages(refit=False)]
+    names = [name for name in STAGES if not name.endswith("_all")]
     at = names.index("evaluate")
     assert cycle_home.codes == {"killed": 130, "again": 0, "registered again": 0}
-    assert "run the same command again to go on" in cycle_home.said["killed"]
+    assert "run the same command again to go on" in cycle_home.output["killed"]
     assert cycle_home.records["killed"] == set(names[:at])
-    said = cycle_home.said["again"]
+    said = cycle_home.output["again"]
     for name in names[:at]:
         assert re.search(rf"\] {name}: up to date", said), name
     for name in names[at:]:
@@ -127,12 +162,12 @@ def test_without_refit_the_evaluated_model_serves(cycle_home: CycleHome) -> None
 
 
 def test_another_latency_budget_registers_again_and_nothing_else(cycle_home: CycleHome) -> None:
-    said = cycle_home.said["registered again"]
+    said = cycle_home.output["registered again"]
     assert re.findall(r"\] (\w+): done in", said) == ["register"]
     assert "gate: ok   NDCG@10 of version 2 is" in said
     assert "not below" in said
     assert "version 2 of recsys-cycle is champion" in said
-    assert "version 1 of recsys-cycle is champion" in cycle_home.said["again"]
+    assert "version 1 of recsys-cycle is champion" in cycle_home.output["again"]
     assert read_json(cycle_home.dataset.work / "registered.json") == {"version": 2, "champion": True}
 
 
@@ -159,11 +194,11 @@ def test_production_without_the_ranks_of_its_evaluation_says_what_to_run(
     folder = home.dataset.bundles / read_json(home.dataset.work / "evaluation.json")["bundle_id"]
     (folder / RANKS_FILE).unlink()
     arguments = ("--force", "--dataset", home.name, "--home", home.root)
-    code, _, said = said_by("train", "--only", "production", *arguments)
+    code, _, said = run_command("train", "--only", "production", *arguments)
     assert code == 2
     assert f"{folder / RANKS_FILE} is not there. Run `recsys train --only evaluate --force` first." in said
-    assert said_by("train", "--only", "evaluate", *arguments)[0] == 0
-    assert said_by("train", "--only", "production", *arguments)[0] == 0
+    assert run_command("train", "--only", "evaluate", *arguments)[0] == 0
+    assert run_command("train", "--only", "production", *arguments)[0] == 0
 
 
 # ---- quality

@@ -34,7 +34,7 @@ def test_without_events_it_is_the_data_set(home: DatasetWorkspace, table: EventT
     for found in (training_set.load(home), training_set.take(home, table)):
         assert found.tables.info == planted_tables().info
         assert found.tables.events.equals(planted_tables().events)
-        assert (found.through_seq, found.n_later, found.source) == (0, 0, planted_tables().info.fingerprint)
+        assert (found.through_seq, found.n_later, found.source) == (0, 0, planted_tables().info)
 
 
 def test_ratings_of_old_and_new_users_are_taken_once_and_stay_what_they_were(
@@ -51,7 +51,7 @@ def test_ratings_of_old_and_new_users_are_taken_once_and_stay_what_they_were(
     assert (taken.through_seq, taken.n_later) == (4, 2)
     assert taken.tables.events.tail(2).to_numpy().tolist() == [[101, 5, 4.5, LATER], [7, 8, 3.0, LATER + 1]]
     assert taken.tables.info.n_users == plain.info.n_users + 1
-    assert taken.tables.info.fingerprint != taken.source == plain.info.fingerprint
+    assert taken.tables.info.fingerprint != taken.source.fingerprint == plain.info.fingerprint
     assert 7 in taken.histories.user_ids
 
     post(table, 8, 8, 1.0, LATER + 4)

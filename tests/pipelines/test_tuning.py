@@ -14,12 +14,11 @@ from typer.testing import CliRunner
 
 import pipelines.config
 from pipelines.config import PipelineConfig, config_for, read_tuned, tuned_path, with_tuned
-from pipelines.job import Job
+from pipelines.job import Job, open_job
 from pipelines.studies import objectives, tuning
 from pipelines.studies.cli import app
 from pipelines.studies.objectives import Past, RankerTrials
 from pipelines.studies.tuning_report import TuningStudy
-from pipelines.training import open_job
 from recsys.atomic_io import read_json, write_json
 from recsys.bundle import save_retrievers
 from recsys.columns import ITEM_ID, POPULARITY, RATING, RETRIEVERS, TIMESTAMP, TWO_TOWER
