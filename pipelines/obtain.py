@@ -106,5 +106,5 @@ def _say_what(info: DatasetInfo, folder: Path) -> None:
     skipped = f", {info.n_quarantined:,} bad rows in {folder / 'quarantine.csv'}" if info.n_quarantined else ""
     say(
         f"{info.label}: {info.n_events:,} events, {info.n_items:,} items, {info.n_users:,} users"
-        f"{skipped}; info {info.fingerprint[:12]}"
+        f"{skipped}; fingerprint of the files {info.fingerprint[:12]}"
     )

@@ -19,13 +19,15 @@ def explain(error: BaseException, home: Path) -> str | None:
     home is not to blame."""
     missing = getattr(error, "filename", None)
     if isinstance(error, FileNotFoundError) and missing is not None and Path(missing).is_relative_to(home):
-        return f"{missing} is missing. {RESTORE}"
+        return f"{missing} is missing. Restore it, or run `recsys data` or `recsys train --force`, which write it."
     for path in sorted(path for path in home.rglob("*") if path.is_file()):
         if reason := _damage(path):
             return f"{path} is damaged: {reason}. {RESTORE}"
     text = str(error)
     if str(home) in text:  # libraries that raise errors of their own for a file that is not there
-        return f"{text.splitlines()[0].rstrip('.')}. A file of {home} is missing or damaged. {RESTORE}"
+        return (
+            f"{text.splitlines()[0].rstrip('.')}. A file of {home} is missing or damaged. Run `recsys train --force`."
+        )
     return None
 
 

@@ -299,7 +299,7 @@ def test_judge_records_the_gate_and_promotes_nothing(registry: Registry, make: M
 def test_an_empty_registry_says_so_and_creates_nothing(tmp_path: Path) -> None:
     registry = Registry(None, tmp_path / "none", NAME)
     assert registry.versions() == []
-    with pytest.raises(RegistryError, match=r"holds no version of recsys-demo yet\. Train and register one first\."):
+    with pytest.raises(RegistryError, match=r"holds no version of recsys-demo yet\. Run `recsys train` first\."):
         registry.resolve("champion")
     assert not (tmp_path / "none").exists()
 

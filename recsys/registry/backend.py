@@ -47,8 +47,8 @@ class Backend:
 
     @property
     def shown(self) -> str:
-        """The URI without a password."""
-        return _without_password(self.uri)
+        """The folder of the embedded store, or the URI without a password."""
+        return str(self.folder) if self.is_default else _without_password(self.uri)
 
     @property
     def exists(self) -> bool:

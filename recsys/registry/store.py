@@ -180,7 +180,7 @@ class Registry:
         if not versions:
             raise RegistryError(
                 f"The registry at {self._backend.shown} holds no version of {self.model_name} yet."
-                " Train and register one first."
+                " Run `recsys train` first."
             )
         text = str(ref)
         number = text[1:] if text[:1] in ("v", "V") else text
