@@ -84,41 +84,41 @@ class Recomputer:
         pair = self._pair(bundle_id)
         return None if pair is None else pair[0]
 
-    def recompute(self, rows: pd.DataFrame) -> Iterator[Recomputed]:
-        """The rows of whole answers, none of which is left out."""
+    def recompute(self, rows: pd.DataFrame, *, alone: bool = False) -> Iterator[Recomputed]:
+        """The rows of whole answers, none of which is left out. `alone`: each request by itself, as it was served;
+        the last bit of a matrix product may depend on how many users it is for."""
         rows = rows.assign(answer=rows.groupby(ANSWER, sort=False).ngroup())
         answers = rows.drop_duplicates("answer").set_index("answer")
         unranked = answers["degraded"].str.split(",").map(lambda parts: "ranking" in parts)
         for _, chosen in answers.assign(unranked=unranked).groupby(TOGETHER, sort=False, dropna=False):
             for start in range(0, len(chosen), BATCH):
                 batch = chosen.iloc[start : start + BATCH]
-                yield self._batch(rows[rows["answer"].isin(batch.index)], batch)
+                yield self._batch(rows[rows["answer"].isin(batch.index)], batch, alone)
 
-    def _batch(self, rows: pd.DataFrame, answers: pd.DataFrame) -> Recomputed:
+    def _batch(self, rows: pd.DataFrame, answers: pd.DataFrame, alone: bool) -> Recomputed:
         first = answers.iloc[0]
         pair = self._pair(first["bundle_id"])
         assert pair is not None, first["bundle_id"]
         recommender = pair[bool(first["unranked"])]
         timeline = self._timeline(first["bundle_id"], int(first["statistics_seq"]))
-        stats = timeline.as_of(int(first["statistics_day"]))
+        context = RequestContext(timeline.as_of(int(first["statistics_day"])))
+        asked = (int(first["list_length"]), filters_of(first["filters"]), float(first["diversity"]))
         states = self._states(recommender, answers)
-        found = recommender.recommend(
-            states,
-            RequestContext(stats),
-            int(first["list_length"]),
-            filters_of(first["filters"]),
-            float(first["diversity"]),
-        )
-        place = pd.Series(np.arange(len(answers)), index=answers.index).loc[rows["answer"]].to_numpy(np.int64)
-        expected = _expected(recommender, found, rows, place)
+        requests = answers.groupby("request_id", sort=False).indices.values() if alone else [np.arange(len(answers))]
+        place = answers.index.get_indexer(rows["answer"])
+        expected = pd.concat(
+            [
+                _expected(recommender, recommender.recommend(states.rows(request), context, *asked), part, at)
+                for request in requests
+                for part, at in [_of(rows, place, request)]
+            ]
+        ).loc[rows.index]
         expected = expected.assign(
             now=_moments(states, answers)[place],
             statistics_day=_days(answers, timeline.last_day)[place],
-            shown=np.minimum((found.item_ids >= 0).sum(axis=1), answers["k"].to_numpy())[place],
-            position=rows.groupby("answer").cumcount().to_numpy() + 1,
+            position=rows.groupby("answer").cumcount() + 1,
         )
-        logged = rows.assign(shown=rows.groupby("answer")[ITEM_ID].transform("size"))
-        return Recomputed(logged, expected.set_index(rows.index))
+        return Recomputed(rows.assign(shown=rows.groupby("answer")[ITEM_ID].transform("size")), expected)
 
     def _states(self, recommender: Recommender, answers: pd.DataFrame) -> StateBatch:
         """What each answer knew: of a user and an item the latest rating, of equals the last received."""
@@ -150,28 +150,34 @@ def _with_and_without_ranker(load: Callable[[str], Bundle], bundle_id: str) -> t
     return full, Recommender(full.catalogue, full.retrievers, None, full.settings)
 
 
-def _expected(recommender: Recommender, found: Recommendations, rows: pd.DataFrame, place: IntArray) -> pd.DataFrame:
-    """For each logged row: the item that stands at its position, and the features of its own item."""
-    at = rows.groupby("answer").cumcount().to_numpy()
-    inside = at < found.item_ids.shape[1]
-    at = np.where(inside, at, 0)
-    out = pd.DataFrame(
-        {
-            ITEM_ID: np.where(inside, found.item_ids[place, at], -1),
-            "score": found.scores[place, at],
-            "watch_probability": found.watch_probability[place, at],
-            "like_probability": found.like_probability[place, at],
-            "propensity": np.ones(len(rows), dtype=np.float32),
-        }
-    )
-    if found.features is None:
-        return out
-    item_idx = recommender.catalogue.to_idx(rows[ITEM_ID].to_numpy(np.int64))
-    candidates = found.candidates.item_idx[:, : found.features.shape[1]][place]  # (rows, K)
-    same = (candidates == item_idx[:, None]) & (item_idx >= 0)[:, None]
-    features = found.features[place, same.argmax(axis=1)]
-    features[~same.any(axis=1)] = np.nan
-    return pd.concat([out, pd.DataFrame(features, columns=list(recommender.feature_names))], axis=1)
+def _of(rows: pd.DataFrame, place: IntArray, request: IntArray) -> tuple[pd.DataFrame, IntArray]:
+    """The rows of some answers of a batch, and for each the number of its answer among these."""
+    chosen = np.isin(place, request)
+    return rows[chosen], np.searchsorted(request, place[chosen])
+
+
+def _expected(recommender: Recommender, found: Recommendations, rows: pd.DataFrame, at: IntArray) -> pd.DataFrame:
+    """For each logged row: the item that stands at its position, and the features of its own item. `at`: its answer in
+    `found`."""
+    position = rows.groupby("answer").cumcount().to_numpy()
+    inside = position < found.item_ids.shape[1]
+    position = np.where(inside, position, 0)
+    values = {
+        ITEM_ID: np.where(inside, found.item_ids[at, position], -1),
+        "score": found.scores[at, position],
+        "watch_probability": found.watch_probability[at, position],
+        "like_probability": found.like_probability[at, position],
+        "propensity": np.ones(len(rows), dtype=np.float32),
+        "shown": np.minimum((found.item_ids >= 0).sum(axis=1)[at], rows["k"].to_numpy()),
+    }
+    if found.features is not None:
+        item_idx = recommender.catalogue.to_idx(rows[ITEM_ID].to_numpy(np.int64))
+        candidates = found.candidates.item_idx[:, : found.features.shape[1]][at]  # (rows, K)
+        same = (candidates == item_idx[:, None]) & (item_idx >= 0)[:, None]
+        features = found.features[at, same.argmax(axis=1)]
+        features[~same.any(axis=1)] = np.nan
+        values |= dict(zip(recommender.feature_names, features.T, strict=True))
+    return pd.DataFrame(values, index=rows.index)
 
 
 def _moments(states: StateBatch, answers: pd.DataFrame) -> IntArray:

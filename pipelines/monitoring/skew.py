@@ -205,18 +205,13 @@ def check(
 
 
 def _differing(part: Recomputed, recomputer: Recomputer) -> tuple[pd.DataFrame, Recomputed]:
-    """Which values differ. The last bit may depend on how many users a matrix holds: requests that differ are computed
-    again alone, as they were served."""
+    """Which values differ; requests that differ in a batch are computed again alone before they are said to."""
     wrong = _compare(part)
     suspects = part.logged.loc[wrong.any(axis=1), "request_id"].unique()
-    if len(suspects) and part.logged["request_id"].nunique() > 1:
+    if len(suspects):
         chosen = part.logged["request_id"].isin(suspects)
-        again = [
-            alone
-            for _, rows in part.logged[chosen].groupby("request_id", sort=False)
-            for alone in recomputer.recompute(rows.drop(columns=["answer", "shown"]))
-        ]
-        expected = pd.concat([part.expected[~chosen], *(alone.expected for alone in again)]).loc[part.logged.index]
+        again = recomputer.recompute(part.logged[chosen].drop(columns=["answer", "shown"]), alone=True)
+        expected = pd.concat([part.expected[~chosen], *(each.expected for each in again)]).loc[part.logged.index]
         part = Recomputed(part.logged, expected)
         wrong = _compare(part)
     return wrong, part
