@@ -32,12 +32,12 @@ from recsys.features.item_stats import SECONDS_PER_DAY
 
 STAGES: Final = ("state", "retrieval", "features", "ranking", "ordering", "explain", "queue", "total")
 PARTS: Final = ("user_state", "retrieval", "ranking", "explain")
-SHED: Final = ("queue_full", "budget", "rate_limit")
+SHED: Final = ("queue_full", "rate_limit")
 EVENTS: Final = ("stored", "repeated", "refused")
 RELOADS: Final = ("swapped", "refused", "failed")
 ANSWERS: Final = ("requests", "cold_start", "pages", "similar", "history")  # "requests": lists of recommendations
-# reads of the online store that the circuit breaker refused; times that it opened; calls too large to keep
-STORE: Final = ("store.not_asked", "store.left_alone", "store.left_out")
+# reads of a store that its circuit breaker refused; times that it opened
+STORE: Final = ("store.not_asked", "store.left_alone")
 PREDICTIONS: Final = ("predictions.logged", "predictions.dropped", "predictions.failed", "predictions.files_removed")
 COUNTS: Final = ANSWERS + STORE + PREDICTIONS
 MOMENTS: Final = ("loaded", "trained_through", "item_statistics")
@@ -92,7 +92,6 @@ class Metrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(name, text, labels, registry=registry, multiprocess_mode="livesum")
 
-        self._queue = gauge("recsys_queue_depth", "Requests that wait for a free thread.")
         self._in_flight = gauge("recsys_in_flight", "Requests being answered.")
         text = "The model that is served; the value is the number of workers that serve it, 0 once it is replaced."
         self._info = gauge("recsys_model_info", text, "version", "bundle_id", "dataset")
@@ -134,9 +133,6 @@ class Metrics:
     def count(self, name: str, times: int = 1) -> None:
         """Anything else, "requests" (an answer with recommendations) among it."""
         self._operations.labels(name).inc(times)
-
-    def queue(self, depth: int) -> None:
-        self._queue.set(depth)
 
     def in_flight(self, n: int) -> None:
         self._in_flight.set(n)
