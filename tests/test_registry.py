@@ -47,6 +47,7 @@ def write_bundle(folder: Path, bundle_id: str, *, role: str = "production", ndcg
             "n_users": 1,
         },
         "trained_through": 1_000_000_000,
+        "through_seq": 0,
         "role": role,
         "sibling_id": f"{bundle_id}-t2" if role == "production" else None,
         "code_version": "0.1.0+abc",

@@ -83,6 +83,7 @@ def register(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Re
                 **dict.fromkeys(("n_events", "n_items", "n_users"), 1),
             },
             "trained_through": 999,
+            "through_seq": 0,
             "role": "production",
             "sibling_id": None,
             "code_version": "test",
