@@ -85,7 +85,7 @@ def killed(path: Path, writer: str) -> None:
     """A process that begins to write at `path`, as `writer` does, and is killed."""
     lines = [
         "import sys, time; from pathlib import Path; from recsys import atomic_io",
-        f"with artefacts.{writer}(Path(sys.argv[1])) as beside:",
+        f"with atomic_io.{writer}(Path(sys.argv[1])) as beside:",
         "    (beside / 'half.txt' if beside.is_dir() else beside).write_text('half')",
         "    print('begun', flush=True); time.sleep(60)",
     ]
