@@ -42,7 +42,7 @@ from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 from recsys.recommender import Recommender, RecommenderSettings, RequestContext
 from recsys.retrieval.retriever import Retriever
 from recsys.retrieval.retrievers import load_retrievers
-from recsys.retrieval.tensor_file import map_tensors
+from recsys.retrieval.tensor_file import read_tensors
 
 FORMAT = 2
 TRIAL_S = 300.0  # a large bundle is read whole
@@ -156,9 +156,7 @@ def verify_bundle(folder: Path) -> BundleFacts:
         differing = sorted({n for n in recorded.keys() | present.keys() if recorded.get(n) != present.get(n)})
         raise BundleError(f"{folder} is not as it was saved: {', '.join(differing[:5])} missing, altered or added")
     for path in sorted(folder.rglob("*.safetensors")):
-        for name, array in map_tensors(path).items():
-            if not np.isfinite(np.sum(array, dtype=np.float64)):
-                raise BundleError(f"{path}: {name} holds numbers that are not finite; train again")
+        read_tensors(path)
     for path in sorted(folder.rglob("*.json")):
         _require_finite(path)
     trees = folder / "ranker.txt"
@@ -167,7 +165,7 @@ def verify_bundle(folder: Path) -> BundleFacts:
     return facts
 
 
-def load_bundle(folder: Path, *, ranker_threads: int = 1) -> Bundle:
+def load_bundle(folder: Path) -> Bundle:
     """Verify, then load. Raises BundleError for a missing, altered or foreign file, and for parts that do not fit."""
     facts = verify_bundle(folder)
     try:
@@ -177,7 +175,7 @@ def load_bundle(folder: Path, *, ranker_threads: int = 1) -> Bundle:
             raise BundleError(f"{folder}: the item ids of the catalogue do not rise from 0 to {LARGEST_ID}")
         retrievers = load_retrievers(folder / "retrievers", catalogue)
         settings = RecommenderSettings(**read_json(folder / "recommender.json"))
-        ranker = BoostedRanker.load(folder, ranker_threads)
+        ranker = BoostedRanker.load(folder)
         probabilities = Probabilities.load(folder) if (folder / MAPS).exists() else None
         recommender = Recommender(catalogue, retrievers, ranker, settings, probabilities)
         return Bundle(facts, recommender, LogisticRanker.load(folder), folder)

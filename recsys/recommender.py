@@ -1,16 +1,15 @@
 """The one path from a user's state to an ordered list: retrieve, filter, rank, order.
 
-Stage: both tracks. In: a `StateBatch`, a `Context`, k and `Filters`. Out: `Recommendations`. Absent: where the state
-came from, HTTP, and how any part was fit. Replay evaluation, batch recommendation, the service and the benchmark
-all call `Recommender.recommend`, so what was measured is what is served.
+Replay evaluation, batch recommendation, the service and the benchmark all call `Recommender.recommend`, for one user or
+for many, so what was measured is what is served. It knows retrievers and rankers by their contracts alone.
 
 Shapes: B users, N items, K candidates, k answers, S retrievers, F features.
 """
 
 import copy
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -24,10 +23,8 @@ from recsys.features.state import StateBatch
 from recsys.ranking.calibration import Probabilities
 from recsys.ranking.diversity import check_diversity, most_diverse, pool_size, unit_genres
 from recsys.ranking.ranker import Ranker
-from recsys.retrieval.covisitation import Covisitation
-from recsys.retrieval.merge import Candidates, retrieve
-from recsys.retrieval.retriever import Retriever
-from recsys.retrieval.two_tower_retriever import TwoTowerRetriever
+from recsys.retrieval.merge import Candidates, ask, hidden_idx, merge
+from recsys.retrieval.retriever import HasItemVectors, Retriever, RetrieverScores, ScoresTransitions
 
 
 @dataclass(frozen=True)
@@ -128,9 +125,9 @@ class Recommender:
         settings: RecommenderSettings,
         probabilities: Probabilities | None = None,
     ) -> None:
-        """`ranker` None gives the merged retrieval order; without the two-tower retriever the similarity features are
-        0. `probabilities` are those fitted for this ranker. Raises ConfigError where it or they were trained on other
-        features than these retrievers give."""
+        """`ranker` None gives the merged retrieval order; without a retriever that has item vectors the similarity
+        features are 0, without one that scores transitions `covisitation_last`. `probabilities` are those fitted for
+        this ranker. Raises ConfigError where it or they were trained on other features than these retrievers give."""
         self.catalogue = catalogue
         self.retrievers = tuple(retrievers)
         if not retrievers:
@@ -141,18 +138,17 @@ class Recommender:
         self._check_features("probabilities were", probabilities)
         self.ranker = ranker
         self.probabilities = probabilities
-        vectors = next((s.item_vectors for s in retrievers if isinstance(s, TwoTowerRetriever)), None)
+        vectors = next((r.item_vectors for r in retrievers if isinstance(r, HasItemVectors)), None)
         self._has_vectors = vectors is not None
         if vectors is None:
             vectors = np.zeros((len(catalogue), 1), dtype=np.float32)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         self.unit_vectors: FloatArray = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
-        self._covisitation = next((s for s in retrievers if isinstance(s, Covisitation)), None)
+        self._transitions = next((r for r in retrievers if isinstance(r, ScoresTransitions)), None)
 
     def with_ranker(self, ranker: Ranker | None) -> "Recommender":
-        """Another recommender that differs in its ranker alone and shares the rest; this one stays as it is, so that
-        requests under way are not disturbed. The probabilities go on as they are: they suit a ranker with the same
-        scores, such as a compiled one. Raises ConfigError for a ranker of other features."""
+        """Another recommender that differs in its ranker alone and shares the rest; this one stays as it is. Raises
+        ConfigError for a ranker of other features."""
         self._check_features("ranker was", ranker)
         other = copy.copy(self)
         other.ranker = ranker
@@ -169,17 +165,19 @@ class Recommender:
         k: int,
         filters: Filters | None = None,
         diversity: float = 0.0,
+        answers: Mapping[str, RetrieverScores] | None = None,
     ) -> Recommendations:
         """The k best unseen items for each state. k is 1 or more; filters apply before ranking.
 
-        `diversity` from 0, the ranker's order, to 1 trades score for variety (`recsys.ranking.diversity`).
+        `diversity` from 0, the ranker's order, to 1 trades score for variety (`recsys.ranking.diversity`). `answers`
+        are what `ask` has already given for these states without filters; replay measures them too.
         """
         if k < 1:
             raise ConfigError(f"k must be at least 1, got {k}")
         check_diversity(diversity)
         clock = _Clock()
         allowed = (filters or Filters()).allowed(self.catalogue, context.stats)
-        candidates = self.retrieve(states, keep=max(k, self.settings.keep), allowed=allowed)
+        candidates = self.retrieve(states, keep=max(k, self.settings.keep), allowed=allowed, answers=answers)
         clock.mark("retrieval")
         features: FloatArray | None = None
         degraded: tuple[str, ...] = ()
@@ -210,16 +208,24 @@ class Recommender:
             like,
         )
 
-    def retrieve(self, states: StateBatch, *, keep: int | None = None, allowed: BoolArray | None = None) -> Candidates:
-        """The merged candidates of all retrievers."""
-        return retrieve(
-            self.retrievers,
+    def retrieve(
+        self,
+        states: StateBatch,
+        *,
+        keep: int | None = None,
+        allowed: BoolArray | None = None,
+        answers: Mapping[str, RetrieverScores] | None = None,
+    ) -> Candidates:
+        """The merged candidates of all retrievers. `allowed` (N,) restricts the catalogue."""
+        if allowed is not None:
+            states = replace(states, seen_idx=hidden_idx(states.seen_idx, allowed))
+        return merge(
+            ask(self.retrievers, states) if answers is None else answers,
             self.settings.rrf_weights,
-            states,
+            states.seen_idx,
             len(self.catalogue),
             fetch=self.settings.fetch,
             keep=keep or self.settings.keep,
-            allowed=allowed,
         )
 
     def features(self, states: StateBatch, candidates: Candidates, stats: ItemStats) -> FloatArray:
@@ -227,8 +233,8 @@ class Recommender:
         depth = min(self.settings.rank, candidates.item_idx.shape[1])
         item_idx = candidates.item_idx[:, :depth]
         last = (
-            self._covisitation.after(states.item_idx[:, -1], item_idx)
-            if self._covisitation is not None
+            self._transitions.after(states.item_idx[:, -1], item_idx)
+            if self._transitions is not None
             else np.zeros(item_idx.shape, dtype=np.float32)
         )
         signals = CandidateSignals(

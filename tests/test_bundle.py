@@ -91,11 +91,6 @@ def test_a_loaded_bundle_answers_identically(saved: Path) -> None:
     assert bundle.folder == saved
 
 
-def test_threads_are_the_readers_choice(saved: Path) -> None:
-    assert load_bundle(saved).recommender.ranker.threads == 1  # type: ignore[union-attr]
-    assert load_bundle(saved, ranker_threads=3).recommender.ranker.threads == 3  # type: ignore[union-attr]
-
-
 def test_the_files_are_known_and_none_can_run_code(saved: Path) -> None:
     assert names(saved) == FILES
     assert_no_pickle(saved)

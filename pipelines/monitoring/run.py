@@ -4,8 +4,6 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from threadpoolctl import threadpool_limits
-
 from pipelines import training_set
 from pipelines.monitoring.distributions import with_drift
 from pipelines.monitoring.recompute import Recomputer
@@ -17,6 +15,7 @@ from recsys.evaluation.about import about, command_line
 from recsys.monitoring.prediction_log import predictions_folder, read_answers
 from recsys.registry import Registry, model_name_for
 from recsys.settings import Settings
+from recsys.threads import limited
 from recsys.workspace import DatasetWorkspace
 
 LEARNT_WITH = "retrievers_t2"  # the retrievers whose candidates the last ranker learnt from
@@ -34,11 +33,11 @@ def check_home(
         for version in () if folder.exists() else registry.versions():
             if version.bundle_id == bundle_id:
                 folder = registry.download(version, home.bundles)
-        return load_bundle(folder, ranker_threads=1)
+        return load_bundle(folder)
 
     data = training_set.load(home)
     recomputer = Recomputer(load_tables(home.data), settings.event_table(home), load)
-    with threadpool_limits(1):
+    with limited(1):
         frames = read_answers(predictions_folder(home), since=since)
         report, sample = check(recomputer, frames, data.tables.info.label, data.through_seq, most)
         if drift:

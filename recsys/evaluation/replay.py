@@ -1,8 +1,7 @@
 """The yardstick: every event after T2 is predicted from what its user had done before that moment.
 
-Stage: evaluate. In: an evaluation bundle frozen at T2, the tables, daily statistics. Out: a `MethodRanks` for every
-rung of the leaderboard, and on request the full lists. Absent: metrics and intervals (`metrics`, `leaderboard`), which
-events form a cohort (`cohorts`).
+An evaluation bundle frozen at T2 gives a `MethodRanks` for every rung of the leaderboard, and on request the lists.
+Metrics and intervals are in `metrics` and `leaderboard`, which events form a cohort in `cohorts`.
 
 The events of one user in one second share a context, hence a list; each is then looked up in it. The full system's
 list is what `Recommender.recommend` returns. States move on with the events, item statistics with the days; retrievers
@@ -49,7 +48,8 @@ from recsys.features.item_stats import ItemStatsTimeline, day_of
 from recsys.features.prediction_points import PredictionPoints
 from recsys.features.state import StateBatch
 from recsys.recommender import Recommendations, RequestContext, order
-from recsys.retrieval.retriever import RetrieverScores
+from recsys.retrieval.merge import ask
+from recsys.threads import limited
 
 FULL_SYSTEM = "full system"
 MERGED = "merged retrievers"
@@ -66,7 +66,7 @@ DESCRIPTIONS = {
     IALS: "implicit ALS, folded in from a recency-weighted history",
     EASE: "EASE on a recency-weighted history",
     TWO_TOWER: "two-tower model and its FAISS index",
-    MERGED: "all retrievers, reciprocal rank rrf_weights",
+    MERGED: "all retrievers, reciprocal rank fusion",
     LOGISTIC: "merged retrievers, reordered by logistic regression",
     FULL_SYSTEM: "merged retrievers, reordered by LightGBM",
 }
@@ -123,7 +123,7 @@ def replay(
     n_history, gap_s = np.zeros((2, len(events)), dtype=np.int64)
 
     done = 0
-    with _dump_writer(dump) as write:
+    with limited(1), _dump_writer(dump) as write:
         for rows in contexts.batches_by_day():
             states = histories.states_at(contexts.user_id[rows], contexts.timestamp[rows])
             stats = timeline.as_of(int(day_of(contexts.timestamp[rows[0]])))
@@ -175,12 +175,9 @@ def _answers(
 ) -> tuple[Recommendations, dict[str, IntArray]]:
     """The full system's answers, and (B, k) row numbers by method, best first, -1 where there is no more."""
     recommender = bundle.recommender
-    lists: dict[str, IntArray] = {}
-    for retriever in recommender.retrievers:
-        if retriever.name in singles:
-            answer: RetrieverScores = retriever.answer(states)
-            lists[retriever.name] = answer.top(LIST_LENGTH)[0]
-    full = recommender.recommend(states, context, LIST_LENGTH)
+    answers = ask(recommender.retrievers, states)
+    lists = {name: answers[name].top(LIST_LENGTH)[0] for name in singles}
+    full = recommender.recommend(states, context, LIST_LENGTH, answers=answers)
     if leaderboard:
         lists[MERGED] = order(full.candidates, full.candidates.rrf_score, LIST_LENGTH)[0]
         if full.features is not None:

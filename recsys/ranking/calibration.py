@@ -165,9 +165,19 @@ class Probabilities:
     def like(self, features: FloatArray, position: IntArray) -> FloatArray:
         """(B, k) P(like). `features` (B, K, F); places and NaN as for `watch`."""
         known = (position >= 0) & (position < features.shape[1])
-        rows = features[np.arange(len(features))[:, None], np.where(known, position, 0)]  # (B, k, F)
-        score = like_scores(self.like_score, rows.reshape(-1, rows.shape[2])).reshape(position.shape)
+        used, model = self._like_columns
+        place = np.where(known, position, 0)[:, :, None]
+        rows = features[np.arange(len(features))[:, None, None], place, used]  # (B, k, columns in use)
+        score = like_scores(model, rows.reshape(-1, len(used))).reshape(position.shape)
         return np.where(known, self.like_map(score), np.nan).astype(np.float32)
+
+    @cached_property
+    def _like_columns(self) -> tuple[IntArray, LogisticRanker]:
+        """The columns that the like score reads, and the score over these alone."""
+        full = self.like_score
+        used = np.flatnonzero((full.weights != 0) | (np.array(full.feature_names) == COUNT))
+        names = [full.feature_names[i] for i in used]
+        return used, LogisticRanker(names, full.mean[used], full.scale[used], full.weights[used], full.intercept)
 
     def save(self, folder: Path) -> None:
         maps = {"watch": self.watch_map.as_dict(), "like": self.like_map.as_dict(), "temperature": self.temperature}
@@ -192,8 +202,9 @@ def like_scores(model: LogisticRanker, rows: FloatArray) -> FloatArray:
 
 def habits_known(rows: FloatArray, names: tuple[str, ...]) -> FloatArray:
     """Feature rows (R, F) with NaN for a newcomer's habits: they are unknown, not 0 as the features say."""
-    newcomer = rows[:, names.index(COUNT)] == 0
-    if not newcomer.any():
+    newcomer = np.flatnonzero(rows[:, names.index(COUNT)] == 0)
+    if len(newcomer) == 0:
         return rows
-    habit = np.isin(names, HABITS)
-    return np.where(newcomer[:, None] & habit, np.float32(np.nan), rows)
+    known = rows.copy()
+    known[newcomer[:, None], np.flatnonzero(np.isin(names, HABITS))] = np.nan
+    return known

@@ -162,7 +162,7 @@ def fit_early(
     )
     best = max(history["late"][f"ndcg@{STOPPING_DEPTH}"])
     report(f"ranker: {_trees(booster)} trees on the first contexts, NDCG@{STOPPING_DEPTH} {best:.4f} on the last")
-    return BoostedRanker(booster, settings.threads, base)
+    return BoostedRanker(booster, base)
 
 
 def fit_boosted(
@@ -180,7 +180,7 @@ def fit_boosted(
     whole = _dataset(table, slice(0, len(table.group_sizes)), _bounds(table), settings, base)
     trees = round(_trees(early.booster) * len(table.group_sizes) / early_contexts(table, settings))
     booster = lgb.train(_parameters(table, settings), whole, min(trees, settings.max_trees))
-    return BoostedRanker(booster, settings.threads, base)
+    return BoostedRanker(booster, base)
 
 
 def _trees(booster: lgb.Booster) -> int:

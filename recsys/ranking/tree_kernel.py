@@ -1,186 +1,118 @@
-"""The machine code that walks boosted trees: one small function for any model, made when a process first asks for it.
+"""Boosted trees scored by one short kernel: LightGBM's raw scores to the last bit, some fifteen times sooner.
 
-Stage: ranking; scoring on both tracks. In: nothing but the width of a lane. Out: a `TreeKernel`, a function of arrays.
-Absent: LightGBM and what its trees mean (`compiled`), and any machine code on disk: a bundle holds none.
-
-The function is QuickScorer, with feature values of many rows in one vector. A tree with n leaves is n - 1 comparisons
-in any order: the leaves of a row are the bits of a word, all set at first; where a row goes right at a node, the leaves
-on the node's left are struck out. The lowest bit that is left is the row's leaf, counted from the left. Nothing
-branches on the data, so a batch of hard rows takes as long as one of easy rows.
-
-Trees are data here, not code. The usual way, a function for each tree, took seconds to compile for 300 trees and was
-slower (docs/adr/0019).
-
-Source: C. Lucchese and others, QuickScorer: A Fast Algorithm to Rank Documents with Additive Ensembles of Regression
-Trees, SIGIR 2015; the same with vectors of rows, SIGIR 2016.
-
-Shapes: F features, R rows in whole blocks of BLOCK, T trees, J nodes of all trees, W bits of a lane.
+The kernel is QuickScorer: a tree's leaves are the bits of a word; where a row goes right at a node, the leaves on the
+node's left are struck out; the lowest bit that remains is the row's leaf. Nothing branches on data: BLOCK rows go at
+once. Source: C. Lucchese and others, SIGIR 2015. Shapes: R rows, F features, T trees, J nodes of all trees.
 """
 
-import ctypes
-from dataclasses import dataclass
-from functools import lru_cache
-from string import Template
 from typing import Any, Final
 
+import lightgbm as lgb
 import numpy as np
-import numpy.typing as npt
+from numba import njit
 
-from recsys.arrays import DoubleArray, FloatArray, IntArray
+from recsys.arrays import DoubleArray, FloatArray
+from recsys.errors import RecsysError
 
-BLOCK: Final = 32  # rows at once; measured against 8, 16 and 64, with 256-bit and with 512-bit registers
-LANES: Final = (32, 64)  # W that there is a kernel for: trees with at most as many leaves
-
-_LOOP = Template("""
-$loop:
-  %$loop.j = phi i64 [ $first, %$before ], [ %$loop.next, %$loop.node ]
-  %$loop.alive = phi <$block x i$bits> [ $start, %$before ], [ %$loop.left, %$loop.node ]
-  %$loop.done = icmp eq i64 %$loop.j, $last
-  br i1 %$loop.done, label %$after, label %$loop.node
-$loop.node:
-  %$loop.feature.at = getelementptr i64, ptr %feature, i64 %$loop.j
-  %$loop.feature = load i64, ptr %$loop.feature.at
-  %$loop.offset = mul i64 %$loop.feature, %rows
-  %$loop.value.at = getelementptr float, ptr %column, i64 %$loop.offset
-  %$loop.value = load <$block x float>, ptr %$loop.value.at, align 4
-  %$loop.threshold.at = getelementptr float, ptr %threshold, i64 %$loop.j
-  %$loop.threshold = load float, ptr %$loop.threshold.at
-  %$loop.t1 = insertelement <$block x float> poison, float %$loop.threshold, i64 0
-  %$loop.t = shufflevector <$block x float> %$loop.t1, <$block x float> poison, <$block x i32> zeroinitializer
-  %$loop.kept.at = getelementptr i$bits, ptr %kept, i64 %$loop.j
-  %$loop.kept = load i$bits, ptr %$loop.kept.at
-  %$loop.m1 = insertelement <$block x i$bits> poison, i$bits %$loop.kept, i64 0
-  %$loop.m = shufflevector <$block x i$bits> %$loop.m1, <$block x i$bits> poison, <$block x i32> zeroinitializer
-  %$loop.right = fcmp $right <$block x float> %$loop.value, %$loop.t
-  %$loop.keep = select <$block x i1> %$loop.right, <$block x i$bits> %$loop.m, <$block x i$bits> splat (i$bits -1)
-  %$loop.left = and <$block x i$bits> %$loop.alive, %$loop.keep
-  %$loop.next = add i64 %$loop.j, 1
-  br label %$loop
-""")
-
-_FUNCTION = Template("""
-declare <$block x i$bits> @llvm.cttz.v${block}i$bits(<$block x i$bits>, i1)
-declare <$block x double> @llvm.masked.gather.v${block}f64.v${block}p0(
-    <$block x ptr>, i32, <$block x i1>, <$block x double>)
-
-define void @score(
-    ptr noalias %columns, i64 %rows, i64 %trees, ptr noalias %bounds, ptr noalias %feature, ptr noalias %threshold,
-    ptr noalias %kept, ptr noalias %leaf, i64 %leaves, ptr noalias %out) {
-entry:
-  br label %block
-block:
-  %row = phi i64 [ 0, %entry ], [ %row.next, %block.end ]
-  %finished = icmp uge i64 %row, %rows
-  br i1 %finished, label %exit, label %block.start
-block.start:
-  %column = getelementptr float, ptr %columns, i64 %row
-  br label %forest
-forest:
-  %t = phi i64 [ 0, %block.start ], [ %t.next, %exits ]
-  %sum = phi <$block x double> [ zeroinitializer, %block.start ], [ %sum.next, %exits ]
-  %t.done = icmp eq i64 %t, %trees
-  br i1 %t.done, label %block.end, label %tree
-tree:
-  %bounds.row = mul i64 %t, 3
-  %first.at = getelementptr i64, ptr %bounds, i64 %bounds.row
-  %first = load i64, ptr %first.at
-  %middle.at = getelementptr i64, ptr %first.at, i64 1
-  %middle = load i64, ptr %middle.at
-  %last.at = getelementptr i64, ptr %first.at, i64 2
-  %last = load i64, ptr %last.at
-  br label %ordered
-; a missing value is not greater than anything at the first nodes of a tree, and goes left
-$ordered
-; and counts as greater at the others, and goes right
-$unordered
-exits:
-  %at = call <$block x i$bits> @llvm.cttz.v${block}i$bits(<$block x i$bits> %unordered.alive, i1 true)
-  %leaf.row = mul i64 %t, %leaves
-  %leaf.first = getelementptr double, ptr %leaf, i64 %leaf.row
-  %leaf.at = getelementptr double, ptr %leaf.first, <$block x i$bits> %at
-  %value = call <$block x double> @llvm.masked.gather.v${block}f64.v${block}p0(
-      <$block x ptr> %leaf.at, i32 8, <$block x i1> splat (i1 true), <$block x double> zeroinitializer)
-  %sum.next = fadd <$block x double> %sum, %value
-  %t.next = add i64 %t, 1
-  br label %forest
-block.end:
-  %out.at = getelementptr double, ptr %out, i64 %row
-  store <$block x double> %sum, ptr %out.at, align 8
-  %row.next = add i64 %row, $block
-  br label %block
-exit:
-  ret void
-}
-""")
+BLOCK: Final = 64  # rows at once; of shorter loops numba makes no vector code
+ZERO: Final = float(np.float32(1e-35))  # LightGBM takes a value of at most this for 0
+MOST_LEAVES: Final = 31
 
 
-def kernel_ir(bits: int) -> str:
-    """The function as LLVM's assembly language, for lanes of `bits` bits."""
-    every = f"splat (i{bits} -1)"
-    ordered = {"loop": "ordered", "first": "%first", "last": "%middle", "before": "tree", "after": "unordered"}
-    unordered = {"loop": "unordered", "first": "%middle", "last": "%last", "before": "ordered", "after": "exits"}
-    return _FUNCTION.substitute(
-        block=BLOCK,
-        bits=bits,
-        ordered=_LOOP.substitute(ordered, start=every, right="ogt", block=BLOCK, bits=bits),
-        unordered=_LOOP.substitute(unordered, start="%ordered.alive", right="ugt", block=BLOCK, bits=bits),
-    )
+class UnknownTreesError(RecsysError):
+    """The model has something that the kernel does not know; LightGBM scores it, slower."""
 
 
-@dataclass(frozen=True)
+@njit(cache=True, nogil=True, error_model="numpy")
+def _walk(rows, column, threshold, kept, bounds, leaf, out):  # type: ignore[no-untyped-def]
+    """300 rows x 300 trees of 15 leaves x 51 features: 0.2 ms on one thread, LightGBM 3.0 on the same busy machine."""
+    width = rows.shape[1]
+    values = np.zeros((2 * width, BLOCK), np.float32)  # a missing value goes left in the first half, right in the other
+    alive, lowest = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32)
+    exponent = lowest.view(np.int32)  # of a power of two: which bit it is
+    for start in range(0, len(rows), BLOCK):
+        size = min(BLOCK, len(rows) - start)
+        for r in range(size):
+            for f in range(width):
+                x = rows[start + r, f]
+                values[f, r] = x if x == x else -np.inf
+                values[width + f, r] = x
+        for tree in range(len(leaf)):
+            alive[:] = -1
+            for node in range(bounds[tree], bounds[tree + 1]):
+                c, t, k = column[node], threshold[node], kept[node]
+                for r in range(BLOCK):
+                    alive[r] &= np.int32(-1) if values[c, r] <= t else k
+            for r in range(BLOCK):
+                lowest[r] = np.float32(alive[r] & -alive[r])
+            for r in range(size):
+                out[start + r] += leaf[tree, (exponent[r] >> 23) - 127]
+
+
 class TreeKernel:
-    """bits: most leaves of a tree. `engine` owns the machine code that `function` points to."""
+    def __init__(self, booster: lgb.Booster) -> None:
+        """Raises UnknownTreesError for what the kernel does not know, and where a score differs from LightGBM's."""
+        model = booster.dump_model()
+        if model["num_tree_per_iteration"] != 1 or model["average_output"]:
+            raise UnknownTreesError("its trees are not summed to one score")
+        self.n_features = booster.num_feature()
+        self._nodes: list[tuple[int, float, int]] = []  # column, threshold, bits that remain where a row goes right
+        bounds, leaf = [0], np.zeros((len(model["tree_info"]), MOST_LEAVES))
+        for row, tree in zip(leaf, model["tree_info"], strict=True):
+            leaves: list[float] = []
+            self._add(tree["tree_structure"], leaves)
+            if len(leaves) > MOST_LEAVES:
+                raise UnknownTreesError(f"a tree has {len(leaves)} leaves, the kernel knows up to {MOST_LEAVES}")
+            row[: len(leaves)] = leaves
+            bounds.append(len(self._nodes))
+        column, threshold, kept = np.array(self._nodes, dtype=np.float64).reshape(-1, 3).T
+        self._trees = column.astype(np.int64), _as_float32(threshold), kept.astype(np.int32), np.array(bounds), leaf
+        rows = self._telling_rows()
+        if not np.array_equal(self(rows), booster.predict(rows, raw_score=True, num_threads=1)):
+            raise UnknownTreesError("some rows score otherwise than in LightGBM")
 
-    bits: int
-    function: Any
-    engine: Any
-
-    def __call__(
-        self,
-        columns: FloatArray,
-        bounds: IntArray,
-        feature: IntArray,
-        threshold: FloatArray,
-        kept: npt.NDArray[np.signedinteger[Any]],
-        leaf: DoubleArray,
-    ) -> DoubleArray:
-        """(R,) sums of the trees, in their order. The interpreter lock is not held meanwhile.
-
-        columns   (F, R) float32; R is a multiple of BLOCK
-        bounds    (T, 3) int64: a tree's first node, its first node at which a missing value goes right, and its end
-        feature   (J,) int64; threshold (J,) float32: a row goes left where its value is not greater
-        kept      (J,) integers of W bits: the leaves that remain where a row goes right
-        leaf      (T, at most W) float64, from the left
-
-        All must be C-contiguous: addresses are passed, and nothing is checked here.
-        """
-        out = np.empty(columns.shape[1])
-        # fmt: off
-        self.function(columns.ctypes.data, columns.shape[1], len(bounds), bounds.ctypes.data, feature.ctypes.data,
-                      threshold.ctypes.data, kept.ctypes.data, leaf.ctypes.data, leaf.shape[1], out.ctypes.data)
-        # fmt: on
+    def __call__(self, rows: FloatArray) -> DoubleArray:
+        """(R, F) float32 -> (R,), the trees summed in their order. Raises ValueError for another number of columns."""
+        if rows.ndim != 2 or rows.shape[1] != self.n_features:
+            raise ValueError(f"the trees know {self.n_features} columns, the rows are {rows.shape}")
+        out = np.zeros(len(rows))
+        _walk(np.ascontiguousarray(rows, dtype=np.float32), *self._trees, out)
         return out
 
+    def _add(self, node: dict[str, Any], leaves: list[float]) -> None:
+        """Append a subtree: its leaves from the left, and its nodes."""
+        if "leaf_value" in node and "leaf_coeff" not in node:
+            leaves.append(node["leaf_value"])
+            return
+        if node.get("decision_type") != "<=" or node["missing_type"] not in ("None", "NaN"):
+            raise UnknownTreesError("a tree has linear leaves, categorical splits, or takes zero for missing")
+        # a split that knows nothing of missing values takes one for 0
+        left = node["default_left"] if node["missing_type"] == "NaN" else node["threshold"] >= 0
+        place, first = len(self._nodes), len(leaves)
+        self._nodes.append((0, 0.0, 0))
+        self._add(node["left_child"], leaves)
+        struck = (1 << len(leaves)) - (1 << first) if len(leaves) <= MOST_LEAVES else 0
+        self._nodes[place] = (node["split_feature"] + (0 if left else self.n_features), node["threshold"], ~struck)
+        self._add(node["right_child"], leaves)
 
-@lru_cache
-def tree_kernel(bits: int) -> TreeKernel:
-    """Compiled for this machine's processor, once a process. `bits` is one of LANES.
+    def _telling_rows(self) -> FloatArray:
+        """(512, F) of thresholds and their neighbours, nearly 0, infinite and missing: where scores would differ."""
+        column, threshold = self._trees[:2]
+        odd = np.array([0, ZERO, -ZERO, 1e-38, -1e-38, np.inf, -np.inf, np.nan], dtype=np.float32)
+        at = [threshold[column % self.n_features == feature] for feature in range(self.n_features)]
+        rng = np.random.default_rng(0)
+        with np.errstate(over="ignore"):  # beside the largest float32 lies infinity
+            near = [np.concatenate([odd, t, np.nextafter(t, odd[5]), np.nextafter(t, odd[6])]) for t in at]
+        return np.stack([rng.choice(values, 512) for values in near], axis=1)
 
-    Raises ImportError or RuntimeError, llvmlite's own, where LLVM cannot be had.
-    """
-    from llvmlite import binding as llvm  # 60 to 90 ms, which only a process that scores has to spend
 
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
-    )
-    module = llvm.parse_assembly(kernel_ir(bits))
-    module.verify()
-    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
-    passes.getModulePassManager().run(module, passes)
-    engine = llvm.create_mcjit_compiler(module, machine)
-    engine.finalize_object()
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    prototype = ctypes.CFUNCTYPE(None, pointer, number, number, *[pointer] * 5, number, pointer)
-    return TreeKernel(bits, prototype(engine.get_function_address("score")), engine)
+def _as_float32(threshold: DoubleArray) -> FloatArray:
+    """The largest float32 not above each: it says the same of float32 values. LightGBM reads all within ZERO as 0, and
+    its dump says 1e300 for infinity."""
+    zero = np.float32(ZERO)
+    with np.errstate(over="ignore"):
+        threshold = np.where(np.abs(threshold) >= 1e300, np.copysign(np.inf, threshold), threshold)
+        nearest = threshold.astype(np.float32)
+    below = np.where(nearest > threshold, np.nextafter(nearest, np.float32(-np.inf)), nearest)
+    near_zero = np.where(threshold >= 0, zero, np.nextafter(-zero, np.float32(-1)))
+    return np.where((threshold >= -zero) & (threshold < zero), near_zero, below).astype(np.float32)

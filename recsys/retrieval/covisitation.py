@@ -1,7 +1,7 @@
 """Recency-decayed co-visitation: which item follows which, within a few steps of the same user.
 
-Stage: retrieval. In: events up to a cutoff. Out: a sparse (N, N) table, row = item seen, column = item that came
-within MAX_STEPS after it. Absent: order within one second (such pairs count in both directions).
+The model is a sparse (N, N) table: row = item seen, column = item that came within MAX_STEPS after it. Order within one
+second means nothing, so such pairs count in both directions.
 
 A pair d steps apart counts decay^(d - 1). A row is divided by its item's count to the power of `damping`, so that a
 popular predecessor does not drown a telling one. A request adds the rows of its last items, weighted history_decay^s
@@ -19,7 +19,7 @@ from recsys.columns import COVISITATION
 from recsys.features.state import StateBatch
 from recsys.retrieval.retriever import DenseScores
 from recsys.retrieval.sparse_table import best_of_rows, table_arrays, table_from_arrays, weighted_rows
-from recsys.retrieval.tensor_file import map_tensors
+from recsys.retrieval.tensor_file import read_tensors
 
 MAX_STEPS = 20
 MAX_NEIGHBOURS = 300
@@ -71,12 +71,11 @@ class Covisitation:
     def after(self, last_idx: IntArray, item_idx: IntArray) -> FloatArray:
         """(B, K) table entries of the (B,) newest items for (B, K) candidates; 0 where either is -1."""
         out = np.zeros(item_idx.shape, dtype=np.float32)
-        for row, last in enumerate(last_idx.tolist()):
-            if last >= 0:
-                entries = slice(self.table.indptr[last], self.table.indptr[last + 1])
-                dense = np.zeros(self.table.shape[1] + 1, dtype=np.float32)  # -1 reads the last place, which stays 0
-                dense[self.table.indices[entries]] = self.table.data[entries]
-                out[row] = dense[item_idx[row]]
+        for row in np.flatnonzero(last_idx >= 0):
+            entries = slice(*self.table.indptr[last_idx[row] : last_idx[row] + 2])
+            dense = np.zeros(self.n_items + 1, dtype=np.float32)  # -1 reads the last place, which stays 0
+            dense[self.table.indices[entries]] = self.table.data[entries]
+            out[row] = dense[item_idx[row]]
         return out
 
     @property
@@ -89,5 +88,5 @@ class Covisitation:
 
     @classmethod
     def load(cls, folder: Path) -> "Covisitation":
-        stored = map_tensors(folder / "covisitation.safetensors")
+        stored = read_tensors(folder / "covisitation.safetensors", {"history_decay": (1,)})
         return cls(table_from_arrays(stored), float(stored["history_decay"][0]))

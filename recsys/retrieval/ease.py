@@ -1,7 +1,7 @@
 """EASE: item-to-item weights by closed-form regression, applied to a recency-weighted history.
 
-Stage: retrieval. In: events up to a cutoff. Out: an item-by-item weight matrix and a score for every item. Absent:
-the catalogue's tail (items outside the head have weight 0; the two-tower model covers them by content).
+The model is an item-by-item weight matrix over the head of the catalogue. The tail has weight 0; the two-tower model
+covers it by content.
 
 Source: H. Steck, Embarrassingly Shallow Autoencoders for Sparse Data, 2019. With G = X'X + lambda I and P = G^-1, the
 weights are B = I - P diag(1 / diag P). What differs here: the history of a request enters with weight
@@ -20,10 +20,9 @@ from recsys.arrays import FloatArray, IntArray
 from recsys.columns import EASE
 from recsys.errors import BundleError
 from recsys.features.state import StateBatch
-from recsys.retrieval.kernels import add_dense_rows
 from recsys.retrieval.retriever import DenseScores, recency_weights
 from recsys.retrieval.sparse_table import interactions
-from recsys.retrieval.tensor_file import map_tensors
+from recsys.retrieval.tensor_file import read_tensors
 
 MAX_HEAD = 6_000  # the dense inverse of more costs minutes and gigabytes
 
@@ -71,7 +70,8 @@ class Ease:
         weights = recency_weights(states, self.power)
         rows = self._row_of[states.item_idx]  # (B, L)
         scores = np.zeros((len(states), self.n_items), dtype=np.float32)
-        add_dense_rows(self.weights, self.head, rows, weights, np.empty(len(self.head), dtype=np.float32), scores)
+        for b, known in enumerate(rows >= 0):
+            scores[b, self.head] = weights[b, known] @ self.weights[rows[b, known]]
         return DenseScores(scores, states.seen_idx)
 
     def save(self, folder: Path) -> None:
@@ -88,8 +88,10 @@ class Ease:
     @classmethod
     def load(cls, folder: Path) -> "Ease":
         """Raises BundleError where the weights are not those of the items that they name."""
-        stored = map_tensors(folder / "ease.safetensors")
+        shapes = {"head": (None,), "weights": (None, None), "n_items": (1,), "power": (1,)}
+        stored = read_tensors(folder / "ease.safetensors", shapes)
         head, weights, n_items = stored["head"], stored["weights"], int(stored["n_items"][0])
-        if weights.shape != (len(head), len(head)) or (len(head) and not 0 <= head.min() <= head.max() < n_items):
-            raise BundleError(f"{folder}: the weights of EASE are damaged; register the model again")
+        ascending = (np.diff(head) > 0).all() and (len(head) == 0 or 0 <= head[0] <= head[-1] < n_items)
+        if weights.shape != (len(head), len(head)) or not ascending:
+            raise BundleError(f"{folder}: the weights of EASE are not those of its items; train again")
         return cls(head, weights, n_items, float(stored["power"][0]))

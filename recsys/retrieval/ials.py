@@ -1,8 +1,7 @@
 """iALS: implicit-feedback matrix factorisation; a request's user vector is folded in from a recency-weighted history.
 
-Stage: retrieval. In: events up to a cutoff. Out: a vector for every item and a score for every item. Absent: stored
-user vectors. Most test events belong to users whom training never saw, so every vector is made at request time. Only
-`fit` imports the library that fits, so a service does without it.
+No user vectors are stored: most test events belong to users whom training never saw, so every vector is made at request
+time. Only `fit` imports the library that fits, so a service does without it.
 
 Source: Y. Hu, Y. Koren, C. Volinsky, Collaborative Filtering for Implicit Feedback Datasets, ICDM 2008; the fit is that
 of the library `implicit`, with confidence 1 + alpha of what was rated and 1 of the rest. Fold-in solves
@@ -20,10 +19,11 @@ from safetensors.numpy import save_file
 from recsys.arrays import FloatArray, IntArray
 from recsys.columns import IALS
 from recsys.features.state import StateBatch
-from recsys.retrieval.index import EXACT_UP_TO, INDEX_FILES, VectorAnswer, VectorIndex
+from recsys.retrieval.index import EXACT_UP_TO, INDEX_FILES, VectorIndex, VectorScores
 from recsys.retrieval.retriever import DenseScores, RetrieverScores, recency_weights
 from recsys.retrieval.sparse_table import interactions
-from recsys.retrieval.tensor_file import map_tensors
+from recsys.retrieval.tensor_file import read_tensors
+from recsys.threads import limited
 
 
 class Ials:
@@ -57,10 +57,8 @@ class Ials:
         """From (E,) events. The random start depends on how many users have events, not on their row numbers: somebody
         who comes after the cutoff changes nothing."""
         from implicit.cpu.als import AlternatingLeastSquares
-        from threadpoolctl import threadpool_limits
 
-        x = interactions(user_idx, item_idx, n_items)
-        with threadpool_limits(1, "blas"):  # `implicit` warns of more, and sums would depend on their number
+        with limited(1):  # sums would depend on how many threads BLAS has, and `implicit` warns of more than one
             model = AlternatingLeastSquares(
                 factors=dim,
                 regularization=regularisation,
@@ -69,7 +67,7 @@ class Ials:
                 random_state=seed,
                 num_threads=1,
             )
-            model.fit(x, show_progress=False)
+            model.fit(interactions(user_idx, item_idx, n_items), show_progress=False)
         return cls.of_factors(np.asarray(model.item_factors, dtype=np.float32), regularisation, alpha, power)
 
     @classmethod
@@ -79,34 +77,25 @@ class Ials:
         return cls(factors, regularisation, alpha, power, index)
 
     def encode(self, states: StateBatch) -> FloatArray:
-        """(B, D) user vectors; zeros where the history is empty."""
-        users = np.zeros((len(states), self.factors.shape[1]), dtype=np.float32)
-        weights = recency_weights(states, self.power)  # (B, L)
-        for row, items in enumerate(states.item_idx):
-            known = items >= 0
-            if known.any():
-                users[row] = self._fold_in(items[known], weights[row, known])
-        return users
+        """(B, D) user vectors; zeros where the history is empty.
 
-    def _fold_in(self, items: IntArray, weights: FloatArray) -> FloatArray:
-        """(D,) from (T,) events. With A = Y'Y + lambda I, whose inverse is kept, and R the rows sqrt(w_i) y_i:
-        (A + alpha R'R)^-1 R' = A^-1 R' (I + alpha R A^-1 R')^-1, a system of T equations instead of D."""
-        root = np.sqrt(weights)
-        rows = self.factors[items] * root[:, None]  # (T, D)
+        With A = Y'Y + lambda I, whose inverse is kept, and R the rows sqrt(w_i) y_i of a user:
+        (A + alpha R'R)^-1 R' = A^-1 R' (I + alpha R A^-1 R')^-1, a system of L equations. Rows without an event are 0.
+        """
+        root = np.sqrt(recency_weights(states, self.power))[:, :, None]  # (B, L, 1)
+        rows = self.factors[np.maximum(states.item_idx, 0)] * root  # (B, L, D)
         solved = rows @ self._inverse
-        system = solved @ (np.float32(self.alpha) * rows.T)  # (T, T)
-        np.einsum("ii->i", system)[:] += np.float32(1.0)
-        return np.asarray(np.linalg.solve(system, np.float32(1.0 + self.alpha) * root) @ solved, dtype=np.float32)
+        system = np.float32(self.alpha) * (solved @ rows.transpose(0, 2, 1))  # (B, L, L)
+        system += np.eye(system.shape[1], dtype=np.float32)
+        shares = np.linalg.solve(system, np.float32(1.0 + self.alpha) * root)  # (B, L, 1)
+        return np.asarray((shares * solved).sum(axis=1), dtype=np.float32)
 
     def answer(self, states: StateBatch) -> RetrieverScores:
         users = self.encode(states)
-        if self.index is not None:
-            hidden = [np.concatenate([seen, self._without_events]) for seen in states.seen_idx]
-            return VectorAnswer(users, self.factors, self.index, hidden, no_score=0.0)
-        scores = np.empty((len(states), len(self.factors)), dtype=np.float32)
-        for row, user in enumerate(users):
-            scores[row] = self.factors @ user
-        return DenseScores(scores, states.seen_idx)
+        if self.index is None:
+            return DenseScores(users @ self.factors.T, states.seen_idx)
+        hidden = [np.concatenate([seen, self._without_events]) for seen in states.seen_idx]
+        return VectorScores(users, self.factors, self.index, hidden, no_score=0.0)
 
     @property
     def n_items(self) -> int:
@@ -121,7 +110,7 @@ class Ials:
     @classmethod
     def load(cls, folder: Path) -> "Ials":
         """Raises BundleError where the index is one of other factors. Without one every item is scored."""
-        stored = map_tensors(folder / "ials.safetensors")
+        stored = read_tensors(folder / "ials.safetensors", {"factors": (None, None), "settings": (3,)})
         factors = stored["factors"]
         regularisation, alpha, power = stored["settings"].tolist()
         index = VectorIndex.load(folder, factors) if any(folder.glob(INDEX_FILES)) else None

@@ -1,7 +1,6 @@
 """The FAISS index over item vectors: exact for small catalogues, approximate for large ones, its recall measured.
 
-Stage: retrieval; built offline, searched online. In: (N, D) float32 vectors. Out: inner-product neighbours, and the
-`RetrieverScores` of a retriever that searches them. Absent: what the vectors mean.
+What the vectors mean is for the retriever to know that searches them (`VectorScores`).
 
 Shapes: N vectors, D dimensions, B queries, k neighbours.
 """
@@ -17,13 +16,13 @@ import numpy as np
 
 from recsys.arrays import FloatArray, IntArray
 from recsys.errors import BundleError, ConfigError
+from recsys.retrieval.retriever import top_k
 
 Kind = Literal["auto", "exact", "hnsw", "ivf"]
 EXACT_UP_TO = 20_000  # vectors; of more, not all stay in a processor's cache between requests (docs/adr/0029)
 HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 200, 256
 IVF_PROBES, IVF_TRAINED_ON = 128, 64  # lists searched; vectors a list that k-means sees
 INDEX_FILES = "index.*.faiss"
-SAMPLED = 32  # vectors that are compared with the index when it is loaded
 
 
 @dataclass(frozen=True)
@@ -72,26 +71,34 @@ class VectorIndex:
     def search(
         self, queries: FloatArray, k: int, hidden: Sequence[IntArray] | None = None
     ) -> tuple[IntArray, FloatArray]:
-        """(B, k) row numbers and inner products, best first; -1 and the lowest float where there are fewer than k.
+        """(B, k) row numbers and inner products, best first; -1 and -inf where there are fewer than k.
 
-        `hidden` are row numbers, for each query, that may not be returned. Ties are listed by row number, which FAISS
-        does not do; which of several tied at the last place get in is its choice. Every query is searched by itself:
-        FAISS sums in another order for many than for one, and an answer must not depend on who else asked.
+        `hidden` are row numbers, for each query, that may not be returned. FAISS takes one such list a search, so a
+        batch against an exact index is one matrix product over the index's vectors. Ties are listed by row number,
+        which FAISS does not do; which of several tied at the last place get in is its choice.
         """
+        hidden = hidden if hidden is not None else [np.empty(0, dtype=np.int64)] * len(queries)
+        if self.kind == "exact" and len(queries) > 1:
+            return top_k(queries @ self.vectors().T, k, hidden)
         found, scores = np.empty((len(queries), k), dtype=np.int64), np.empty((len(queries), k), dtype=np.float32)
-        for row in range(len(queries)):
-            query = np.ascontiguousarray(queries[row : row + 1], dtype=np.float32)
-            options = self._options(k, None if hidden is None else hidden[row])
-            values, item_idx = self._index.search(query, k, params=options)
+        for row, query in enumerate(np.ascontiguousarray(queries, dtype=np.float32)):
+            values, item_idx = self._index.search(query[None], k, params=self._options(k, hidden[row]))
             order = np.lexsort((item_idx[0], -values[0]))
             found[row], scores[row] = item_idx[0, order], values[0, order]
+        scores[found < 0] = -np.inf
         return found, scores
 
-    def _options(self, k: int, hidden: IntArray | None) -> Any:
+    def vectors(self) -> FloatArray:
+        """(N, D) of an exact index, its own memory."""
+        library: Any = faiss
+        flat = library.rev_swig_ptr(self._index.get_xb(), len(self) * self._index.d)
+        return np.asarray(flat, dtype=np.float32).reshape(len(self), self._index.d)
+
+    def _options(self, k: int, hidden: IntArray) -> Any:
         """Options of one search. FAISS passes over what its selector leaves out, while it walks: an approximate walk
         has to be the longer, and to look into the more lists, the more is hidden."""
         library: Any = faiss  # its stubs lack the Python side of these classes
-        left_out = 0 if hidden is None else len(hidden)
+        left_out = len(hidden)
         options = {}
         if left_out:
             shown = np.ones(len(self), dtype=bool)
@@ -120,32 +127,32 @@ class VectorIndex:
 
     @classmethod
     def load(cls, folder: Path, vectors: FloatArray) -> "VectorIndex":
-        """The index of `vectors` (N, D), which stay in the mapped file that other processes share; nothing can be added
-        to it. Raises BundleError where there is none, or one of other vectors."""
+        """Read into memory. Raises BundleError where there is no index, or one that does not hold `vectors` (N, D)."""
         files = list(folder.glob(INDEX_FILES))
         if len(files) != 1:
-            raise BundleError(
-                f"{folder} should hold one index.*.faiss file, it holds {len(files)}; register the model again"
-            )
-        index = cls(faiss.read_index(str(files[0]), faiss.IO_FLAG_MMAP_IFC), files[0].name.split(".")[1])
-        if (len(index), index._index.d) != vectors.shape:
-            held = f"{len(index)} vectors of {index._index.d} dimensions"
-            raise BundleError(f"{files[0]} holds {held} instead of {vectors.shape}; register the model again")
-        if not index._agrees_with(vectors):
-            raise BundleError(f"{files[0]} is the index of other vectors; register the model again")
+            raise BundleError(f"{folder} should hold one {INDEX_FILES} file, it holds {len(files)}; train again")
+        try:
+            found = faiss.read_index(str(files[0]))
+        except RuntimeError as error:
+            raise BundleError(f"{files[0]} cannot be read ({error}); the bundle is broken, train again") from error
+        index = cls(found, files[0].name.split(".")[1])
+        if not index._holds(vectors):
+            raise BundleError(f"{files[0]} is the index of other vectors; train again")
         return index
 
-    def _agrees_with(self, vectors: FloatArray) -> bool:
-        """Whether what a sample of the vectors finds has the scores that the vectors themselves give."""
-        n = len(vectors)
-        queries = np.asarray(vectors[np.linspace(0, n - 1, min(n, SAMPLED)).astype(int)]) if n else vectors
-        found, scores = self.search(queries, min(n, SAMPLED))
-        expected = np.einsum("bkd,bd->bk", vectors[found], queries)
-        scale = np.abs(scores[found >= 0]).max(initial=1e-12)
-        return bool(np.allclose(scores[found >= 0], expected[found >= 0], rtol=0, atol=1e-4 * scale))
+    def _holds(self, vectors: FloatArray) -> bool:
+        if (len(self), self._index.d) != vectors.shape:
+            return False
+        if self.kind == "ivf":
+            self._index.make_direct_map()
+        held = self._index.reconstruct_n(0, len(self))
+        if self.kind == "ivf":
+            library: Any = faiss
+            self._index.set_direct_map_type(library.DirectMap.NoMap)
+        return bool(np.array_equal(held, vectors))
 
 
-class VectorAnswer:
+class VectorScores:
     """User vectors against an index, which passes over what was seen."""
 
     def __init__(
@@ -159,11 +166,17 @@ class VectorAnswer:
         """`users` (B, D); `vectors` (N, D), those that the index holds. A score of `no_score` means "no opinion": `top`
         leaves it out."""
         self._users, self._vectors, self._index = users, vectors, index
-        self._seen_idx, self._silent = seen_idx, np.float32(no_score)
+        self._seen_idx, self._no_score = seen_idx, np.float32(no_score)
+        self._best = np.empty((len(users), 0), dtype=np.int64), np.empty((len(users), 0), dtype=np.float32)
 
     def top(self, k: int) -> tuple[IntArray, FloatArray]:
+        if k > self._best[0].shape[1]:  # a shorter list is the start of a longer one
+            self._best = self._search(k)
+        return self._best[0][:, :k], self._best[1][:, :k]
+
+    def _search(self, k: int) -> tuple[IntArray, FloatArray]:
         item_idx, scores = self._index.search(self._users, k, self._seen_idx)
-        none = (item_idx < 0) | (scores == self._silent)
+        none = (item_idx < 0) | (scores == self._no_score)
         if none.any():
             last = np.argsort(none, axis=1, kind="stable")
             item_idx = np.take_along_axis(np.where(none, -1, item_idx), last, axis=1)
@@ -171,8 +184,6 @@ class VectorAnswer:
         return item_idx, scores
 
     def at(self, item_idx: IntArray) -> FloatArray:
-        out = np.empty(item_idx.shape, dtype=np.float32)
-        for row, items in enumerate(item_idx):
-            out[row] = self._vectors[items] @ self._users[row]  # -1 reads the last item
-        out[item_idx < 0] = 0.0
-        return out
+        scores: FloatArray = np.matvec(self._vectors[item_idx], self._users)  # -1 reads the last item
+        scores[item_idx < 0] = 0.0
+        return scores

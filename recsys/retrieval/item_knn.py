@@ -1,7 +1,6 @@
 """Item-kNN: items rated by the same users, by cosine with shrinkage, applied to a recency-weighted history.
 
-Stage: retrieval. In: events up to a cutoff. Out: a sparse (N, N) table of each item's nearest neighbours and a score
-for every item. Absent: order and ratings.
+The model is a sparse (N, N) table of each item's nearest neighbours; order and ratings play no part.
 
 Source: B. Sarwar et al., Item-based Collaborative Filtering Recommendation Algorithms, WWW 2001. The similarity of
 items i and j is n_ij / (sqrt(n_i n_j) + shrinkage): a pair seen by few users counts less. Only the best `neighbours`
@@ -21,7 +20,7 @@ from recsys.columns import ITEM_KNN
 from recsys.features.state import StateBatch
 from recsys.retrieval.retriever import DenseScores, recency_weights
 from recsys.retrieval.sparse_table import best_of_rows, interactions, table_arrays, table_from_arrays, weighted_rows
-from recsys.retrieval.tensor_file import map_tensors
+from recsys.retrieval.tensor_file import read_tensors
 
 ROWS_AT_ONCE = 500  # of the co-occurrence matrix: its rows are dense where items are popular, and not all fit memory
 
@@ -73,5 +72,5 @@ class ItemKnn:
 
     @classmethod
     def load(cls, folder: Path) -> "ItemKnn":
-        stored = map_tensors(folder / "item_knn.safetensors")
+        stored = read_tensors(folder / "item_knn.safetensors", {"power": (1,)})
         return cls(table_from_arrays(stored), float(stored["power"][0]))

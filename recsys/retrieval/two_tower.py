@@ -1,8 +1,7 @@
 """The two-tower model: a causal sequence encoder for users, id embedding plus content for items.
 
-Stage: retrieval. In: histories as arrays and the catalogue's content. Out: vectors whose inner product is the score.
-Absent: the training loop (`two_tower_training`), the index (`index`), any knowledge of how a batch was cut, and the
-path of a request, which does without torch (`tower_inference`).
+The score is the inner product of a user's and an item's vector. The training loop is in `two_tower_training`; requests
+do without torch (`tower_inference`).
 
 The user tower sees tokens (item, stars, time since the previous event), a start token that carries the static
 profile, and, at the end, the time since the last event. Attention has a learned bias by distance instead of absolute
@@ -162,24 +161,17 @@ class TwoTower(nn.Module):
 def encode_states(model: TwoTower, states: StateBatch) -> FloatArray:
     """(B, D) user vectors of states; the model must be in eval mode. For validation while training: afterwards
     `tower_inference` gives the same vectors."""
-    read = [tokens_of(states, row, model.shape.max_length) for row in range(len(states))]
-    count = np.array([len(tokens.item_idx) for tokens in read], dtype=np.int64)
-    length = int(count.max(initial=0))
-    # Left-aligned as the windows of training are, so that the start token is as far away as it was there.
-    item_idx = np.full((len(states), length), -1, dtype=np.int64)
-    ratings, gaps = np.zeros_like(item_idx), np.zeros_like(item_idx)
-    for row, tokens in enumerate(read):
-        filled = slice(0, count[row])
-        item_idx[row, filled], ratings[row, filled], gaps[row, filled] = tokens.item_idx, tokens.ratings, tokens.gaps
-    query_gaps = np.array([tokens.query_gap for tokens in read], dtype=np.int64)
+    tokens = tokens_of(states, model.shape.max_length)
     device = model.start.device
 
     def tensor(values: IntArray) -> Tensor:
         return torch.from_numpy(values).to(device)
 
     with torch.inference_mode():
-        hidden = model.encode(tensor(item_idx), tensor(ratings), tensor(gaps), tensor(states.profile))
-        hidden = hidden[torch.arange(len(states), device=device), tensor(count)]
-        users = model.query(hidden, tensor(query_gaps))
+        hidden = model.encode(
+            tensor(tokens.item_idx), tensor(tokens.ratings), tensor(tokens.gaps), tensor(tokens.profile)
+        )
+        hidden = hidden[torch.arange(len(states), device=device), tensor(tokens.count)]
+        users = model.query(hidden, tensor(tokens.query_gap))
     vectors: FloatArray = users.cpu().numpy()
     return vectors

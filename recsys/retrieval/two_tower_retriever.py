@@ -1,7 +1,6 @@
 """The two-tower model and its FAISS index as a retriever.
 
-Stage: retrieval; both tracks. In: a trained `TwoTower`, or what one left in a folder. Out: a `Retriever` that encodes
-states, searches the index and scores any item by inner product. Absent: training, and torch.
+It encodes states, searches the index and scores any item by inner product; it needs no torch.
 
 Shapes: B users, N items, K candidates, D dimensions.
 """
@@ -17,8 +16,8 @@ from recsys.columns import TWO_TOWER
 from recsys.errors import BundleError
 from recsys.features.catalogue import Catalogue
 from recsys.features.state import StateBatch
-from recsys.retrieval.index import Kind, VectorAnswer, VectorIndex
-from recsys.retrieval.tensor_file import map_tensors
+from recsys.retrieval.index import Kind, VectorIndex, VectorScores
+from recsys.retrieval.tensor_file import read_tensors
 from recsys.retrieval.tower_inference import TowerEncoder
 from recsys.retrieval.tower_inputs import TowerShape, TowerWeights
 
@@ -42,8 +41,8 @@ class TwoTowerRetriever:
         weights, vectors = model.eval().export()
         return cls(weights, vectors, VectorIndex.build(vectors, kind))
 
-    def answer(self, states: StateBatch) -> VectorAnswer:
-        return VectorAnswer(self.encode(states), self.item_vectors, self.index, states.seen_idx)
+    def answer(self, states: StateBatch) -> VectorScores:
+        return VectorScores(self.encode(states), self.item_vectors, self.index, states.seen_idx)
 
     def encode(self, states: StateBatch) -> FloatArray:
         """(B, D) user vectors."""
@@ -61,10 +60,16 @@ class TwoTowerRetriever:
 
     @classmethod
     def load(cls, folder: Path, catalogue: Catalogue) -> "TwoTowerRetriever":
-        stored = read_json(folder / "towers.json")
-        shape = TowerShape(**{**stored, "profile_sizes": tuple(stored["profile_sizes"])})
+        """Raises BundleError for towers of another catalogue, or files that do not fit together."""
+        try:
+            stored = read_json(folder / "towers.json")
+            shape = TowerShape(**{**stored, "profile_sizes": tuple(stored["profile_sizes"])})
+            shapes = shape.weight_shapes()
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"{folder / 'towers.json'} cannot be read ({error!r}); train again") from error
         if shape.n_items != len(catalogue):
             raise BundleError(f"{folder}: the towers know {shape.n_items} items, the catalogue holds {len(catalogue)}")
-        model = TowerWeights(shape, map_tensors(folder / "towers.safetensors"))
-        vectors = map_tensors(folder / "item_vectors.safetensors")["item_vectors"]
+        model = TowerWeights(shape, read_tensors(folder / "towers.safetensors", shapes))
+        wanted = {"item_vectors": (shape.n_items, shape.dim)}
+        vectors = read_tensors(folder / "item_vectors.safetensors", wanted)["item_vectors"]
         return cls(model, vectors, VectorIndex.load(folder, vectors))

@@ -10,7 +10,6 @@ from recsys.data.tables import DatasetInfo
 from recsys.evaluation.about import PACKAGES, about, load_average, processor
 from recsys.feature_store import FeatureStore
 from recsys.features.item_stats import day_of
-from recsys.ranking.compiled import compile_ranker
 from recsys.registry import Registry, model_name_for
 from recsys.settings import Settings
 from recsys.workspace import DatasetWorkspace
@@ -97,12 +96,10 @@ def run(settings: Settings, home: DatasetWorkspace, options: Options, command: s
 
 
 def load_model(settings: Settings, home: DatasetWorkspace, store: FeatureStore) -> Model:
-    """The champion as the service loads it, its trees compiled."""
+    """The champion as the service loads it."""
     registry = Registry(settings.mlflow_tracking_uri, settings.paths().mlflow, model_name_for(home.name))
     bundle, now = load_bundle(registry.download(registry.look_up(CHAMPION), to=home.bundles)), int(time.time())
     recommender = bundle.recommender
-    if recommender.ranker is not None:
-        recommender = recommender.with_ranker(compile_ranker(recommender.ranker))
     stats = store.item_stats_as_of(recommender.catalogue, min(int(day_of(now)), store.last_snapshot_day()))
     return Model(bundle.folder, recommender, stats, store.online_state, now)
 

@@ -1,5 +1,6 @@
 """The contract that every ranker meets. Stage: ranking. Absent: what they learn (`tests/ranking`)."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,6 @@ import pytest
 
 from recsys.errors import BundleError, ConfigError
 from recsys.features.candidate import feature_names
-from recsys.ranking.compiled import CompiledRanker, compile_ranker
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker, Ranker
 from recsys.recommender import Recommender
 from tests.contracts.no_code import assert_no_pickle
@@ -20,12 +20,10 @@ from tests.planted import (
 )
 
 
-@pytest.fixture(params=["trees", "logistic", "compiled"])
+@pytest.fixture(params=["trees", "logistic"])
 def ranker(request: pytest.FixtureRequest) -> Ranker:
     trees, logistic = planted_rankers()
-    made: Ranker = {"trees": trees, "logistic": logistic}.get(request.param) or compile_ranker(trees)
-    assert isinstance(made, CompiledRanker) == (request.param == "compiled")
-    return made
+    return trees if request.param == "trees" else logistic
 
 
 def test_names_are_those_of_the_training_table_in_order(ranker: Ranker) -> None:
@@ -70,6 +68,37 @@ def test_saved_and_loaded_it_scores_identically(ranker: Ranker, tmp_path: Path) 
 def test_a_missing_file_of_trees_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"ranker\.txt is missing; train again with `recsys train`"):
         BoostedRanker.load(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9, 0.999])
+def test_trees_that_were_cut_off_are_refused_before_the_parser_sees_them(share: float, tmp_path: Path) -> None:
+    planted_rankers()[0].save(tmp_path)
+    path = tmp_path / "ranker.txt"
+    path.write_text(path.read_text()[: int(share * path.stat().st_size)])
+    with pytest.raises(BundleError, match=r"ranker\.txt is damaged"):
+        BoostedRanker.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("\nleaf_value=", "\nleaf_value=nan "), ("\nleft_child=", "\nleft_child=9"), ("\nTree=1\n", "\nTree=2\n")],
+)
+def test_trees_that_were_edited_are_refused(old: str, new: str, tmp_path: Path) -> None:
+    planted_rankers()[0].save(tmp_path)
+    path = tmp_path / "ranker.txt"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(BundleError, match=r"ranker\.txt is damaged"):
+        BoostedRanker.load(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"weights": [1.0]}, {"mean": None}, {"intercept": float("nan")}, {"scale": ["a"]}])
+def test_a_logistic_score_that_is_none_is_refused(change: dict[str, object], tmp_path: Path) -> None:
+    logistic = planted_rankers()[1]
+    logistic.save(tmp_path)
+    path = tmp_path / "logistic.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(BundleError, match="train again"):
+        LogisticRanker.load(tmp_path)
 
 
 def test_a_ranker_of_other_features_is_refused(ranker: Ranker) -> None:

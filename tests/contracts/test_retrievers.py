@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from recsys.bundle import save_retrievers
-from recsys.columns import POPULARITY, RETRIEVERS, TWO_TOWER
-from recsys.features.state import HISTORY_LENGTH, StateBatch
+from recsys.columns import COVISITATION, POPULARITY, RETRIEVERS, TWO_TOWER
+from recsys.features.state import StateBatch
 from recsys.retrieval.popularity import Popularity
-from recsys.retrieval.retriever import DenseScores, Retriever, recency_weights, top_k
+from recsys.retrieval.retriever import HasItemVectors, Retriever, ScoresTransitions
 from recsys.retrieval.retrievers import load_retrievers
 from recsys.retrieval.two_tower_retriever import TwoTowerRetriever
 from tests.contracts.no_code import assert_no_pickle
@@ -132,13 +132,15 @@ def test_cold_users_get_the_same_answer_whoever_they_are(retriever: Retriever) -
     assert retriever.answer(no_score).top(10)[0].shape == (1, 10)
 
 
-def test_a_batch_of_one_equals_its_row_in_a_batch_of_many(retriever: Retriever) -> None:
+def test_one_user_gets_what_a_batch_gives_up_to_rounding(retriever: Retriever) -> None:
+    """Sums of a batch run in another order, so scores that differ in the last digits may change places."""
     states = all_users()
     item_idx, scores = retriever.answer(states).top(12)
     for row in range(len(states)):
-        one_idx, one = retriever.answer(states.rows(slice(row, row + 1))).top(12)
-        np.testing.assert_array_equal(one_idx[0], item_idx[row])
-        np.testing.assert_array_equal(one[0], scores[row])
+        one = retriever.answer(states.rows(slice(row, row + 1)))
+        np.testing.assert_allclose(one.top(12)[1][0], scores[row], rtol=1e-4, atol=1e-5)
+        found = item_idx[row][item_idx[row] >= 0]
+        np.testing.assert_allclose(one.at(found[None])[0], scores[row, : len(found)], rtol=1e-4, atol=1e-5)
 
 
 def test_an_empty_batch_gives_an_empty_answer(retriever: Retriever) -> None:
@@ -177,6 +179,11 @@ def test_a_saved_retriever_answers_identically_and_holds_no_code(tmp_path: Path)
         np.testing.assert_array_equal(second.at(idx), first.at(idx))
 
 
+def test_the_optional_abilities_are_found_by_what_a_retriever_can_do() -> None:
+    assert [r.name for r in planted_retrievers() if isinstance(r, HasItemVectors)] == [TWO_TOWER]
+    assert [r.name for r in planted_retrievers() if isinstance(r, ScoresTransitions)] == [COVISITATION]
+
+
 def equal_vectors() -> Retriever:
     """A two-tower retriever whose items all have one vector: every score ties."""
     towers = planted_retriever(TWO_TOWER)
@@ -193,39 +200,3 @@ def test_ties_go_to_the_lower_row_number_inside_and_at_the_end_of_the_list(make:
         for row, seen in enumerate(states.seen_idx):
             fresh = np.setdiff1d(np.arange(N_ITEMS), seen)[:k]
             np.testing.assert_array_equal(item_idx[row, : len(fresh)], fresh)
-
-
-def test_top_k_equals_a_stable_sort_with_many_ties() -> None:
-    rng = np.random.default_rng(0)
-    scores = rng.integers(0, 4, (50, 30)).astype(np.float32)
-    scores[rng.random(scores.shape) < 0.3] = -np.inf
-    scores[0] = -np.inf
-    scores[1] = 2.0
-    for k in (1, 2, 5, 29, 30, 33):
-        item_idx, values = top_k(scores, k, [np.zeros(0, dtype=np.int64)] * 50)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        expected = np.take_along_axis(scores, order, axis=1)
-        depth = order.shape[1]
-        np.testing.assert_array_equal(item_idx[:, :depth], np.where(np.isneginf(expected), -1, order))
-        np.testing.assert_array_equal(values[:, :depth], expected)
-        assert (item_idx[:, depth:] == -1).all()
-        assert np.isneginf(values[:, depth:]).all()
-
-
-def test_a_dense_score_of_0_is_no_opinion() -> None:
-    answer = DenseScores(np.array([[0.0, -1.0, 2.0, 1.0]], np.float32), [np.array([3])])
-    item_idx, scores = answer.top(4)
-    assert item_idx.tolist() == [[2, 1, -1, -1]]
-    assert scores.tolist() == [[2.0, -1.0, -np.inf, -np.inf]]
-    assert answer.at(np.array([[0, 3, -1, 1]])).tolist() == [[0.0, 1.0, 0.0, -1.0]]
-
-
-def test_recency_weights_share_the_mean_within_one_second() -> None:
-    """Four events, the 2nd and 3rd in one second: weights 1/4, mean(1/3, 1/2) twice, 1."""
-    cold = planted_histories().states_at(np.array([777, 888]), LATE)
-    item_idx, times = cold.item_idx.copy(), cold.timestamps.copy()
-    item_idx[0, -4:], times[0, -4:] = [1, 2, 3, 4], [10, 20, 20, 30]
-    weights = recency_weights(replace(cold, item_idx=item_idx, timestamps=times), 1.0)
-    assert weights.shape == (2, HISTORY_LENGTH)
-    np.testing.assert_allclose(weights[0, -4:], [0.25, 5 / 12, 5 / 12, 1.0], rtol=1e-6)
-    assert weights[0, :-4].sum() == weights[1].sum() == 0.0

@@ -124,7 +124,7 @@ def single_answer(bundle: Bundle, user: int, moment: int, k: int) -> list[int]:
     past = history_of(user, moment)
     for _, item, stars, at in past:
         state = state_after(state, Event(item, stars, at))
-    states = state_batch(catalogue, [state], [[item for _, item, _, _ in past]], moment)
+    states = state_batch(catalogue, [state], moment)
     day = moment // DAY
     known = events()[events()[TIMESTAMP] < day * DAY]  # nothing of its own day
     stats = ItemStatsTimeline(catalogue, snapshots(known)).as_of(day)

@@ -119,7 +119,7 @@ def test_with_an_index_the_answer_is_the_same_and_so_it_is_saved_and_loaded(
     (tmp_path / "index.ivf.faiss").unlink()
     assert Ials.load(tmp_path).index is None  # a bundle of before there was one
     VectorIndex.build(plain.factors[1:], "ivf").save(tmp_path)
-    with pytest.raises(BundleError, match="register the model again"):
+    with pytest.raises(BundleError, match="is the index of other vectors"):
         Ials.load(tmp_path)
 
 
