@@ -204,9 +204,9 @@ def weight(value: float) -> Callable[[str], str]:
 
 
 EDITED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "trees cut at a third": (text("ranker.txt", lambda t: t[: len(t) // 3]), "a model file is damaged"),
-    "trees cut at two thirds": (text("ranker.txt", lambda t: t[: len(t) * 2 // 3]), "a model file is damaged"),
-    "no trees at all": (text("ranker.txt", lambda _: ""), "cannot be loaded: Unknown model format"),
+    "trees cut at a third": (text("ranker.txt", lambda t: t[: len(t) // 3]), "ranker.txt is damaged"),
+    "trees cut at two thirds": (text("ranker.txt", lambda t: t[: len(t) * 2 // 3]), "ranker.txt is damaged"),
+    "no trees at all": (text("ranker.txt", lambda _: ""), "ranker.txt is damaged"),
     "a leaf of NaN": (text("ranker.txt", lambda t: re.sub("leaf_value=[^ ]*", "leaf_value=nan", t)), "not finite"),
     "vectors of NaN": (tensors("two_tower/item_vectors.safetensors", put("item_vectors", np.nan)), "not finite"),
     "an infinite factor": (tensors("ials/ials.safetensors", put("factors", np.inf)), "not finite"),
@@ -216,7 +216,7 @@ EDITED: dict[str, tuple[Callable[[Path], object], str]] = {
         "9e999",
     ),
     "the index of other vectors": (other_index, "is the index of other vectors"),
-    "an index too small": (small_index, "holds 39 vectors of 16 dimensions"),
+    "an index too small": (small_index, "is the index of other vectors"),
     "ids out of order": (ids_out_of_order, "item ids of the catalogue do not rise"),
     "other feature names": (text("ranker.txt", lambda t: t.replace("ease_rank", "ease_place")), "other features"),
     "a retriever of other items": (

@@ -112,10 +112,10 @@ class _Block:
         q += self.qkv_bias[:dim]
         by_head = q.reshape(len(x), heads, -1).transpose(1, 0, 2)  # (H, B, E)
         queries = (by_head @ self.key.transpose(0, 2, 1)).transpose(1, 0, 2)  # (B, H, D)
-        scores: FloatArray = queries @ n.transpose(0, 2, 1)  # (B, H, T)
+        scores = np.asarray(queries @ n.transpose(0, 2, 1), dtype=np.float32)  # (B, H, T)
         scores += self.bias[:, at, :length].transpose(1, 0, 2)
-        attended: FloatArray = (softmax(scores) @ n).transpose(1, 0, 2) @ self.value  # (H, B, E)
-        return self._rest(x[rows, at], attended.transpose(1, 0, 2).reshape(len(x), dim) + self.value_bias)
+        attended = ((softmax(scores) @ n).transpose(1, 0, 2) @ self.value).transpose(1, 0, 2)  # (B, H, E)
+        return self._rest(x[rows, at], np.asarray(attended.reshape(len(x), dim) + self.value_bias, dtype=np.float32))
 
     def _rest(self, x: FloatArray, attended: FloatArray) -> FloatArray:
         """Output map, residual and perceptron, of (.., D)."""
