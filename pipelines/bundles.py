@@ -44,7 +44,7 @@ def evaluation_bundle(home: DatasetWorkspace, data: TrainingSet) -> Bundle:
     path = home.work / "evaluation.json"
     if not path.exists():
         raise MissingArtefactError(f"{home.name} has no evaluated model yet. Run `recsys train` first.")
-    bundle = load_bundle(home.bundles / read_json(path)["bundle_id"], ranker_threads=2)
+    bundle = load_bundle(home.bundles / read_json(path)["bundle_id"])
     require_same_data(data, bundle)
     return bundle
 

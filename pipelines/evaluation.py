@@ -48,7 +48,7 @@ def run(data: TrainingSet, *, home: DatasetWorkspace, config: PipelineConfig, re
         Probabilities.load(ranker),
     )
     ranks = home.work / RANKS_FILE
-    bundle = load_bundle(folder, ranker_threads=2)
+    bundle = load_bundle(folder)
     metrics = measure(data, bundle, home=home, command="recsys train", report=report, ranks=ranks)
     with_metrics(folder, metrics, [ranks])
     write_json(home.work / "evaluation.json", {"bundle_id": bundle_id})
@@ -124,8 +124,7 @@ def _latency(data: TrainingSet, bundle: Bundle, snapshot_table: pd.DataFrame) ->
     ]
     day = int(day_of(int(events["timestamp"].iloc[-1])))
     context = RequestContext(ItemStatsTimeline(bundle.recommender.catalogue, snapshot_table).as_of(day))
-    single = load_bundle(bundle.folder, ranker_threads=1).recommender
-    return measure_in_process(single, states, context, LATENCY_K, n=LATENCY_REQUESTS, warmup=LATENCY_WARM_UP)
+    return measure_in_process(bundle.recommender, states, context, LATENCY_K, n=LATENCY_REQUESTS, warmup=LATENCY_WARM_UP)
 
 
 def _shown(latency: dict[str, Percentiles]) -> str:

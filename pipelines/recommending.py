@@ -41,7 +41,7 @@ class Newest:
     @classmethod
     def of(cls, pipeline: Pipeline, at: int) -> "Newest":
         """Raises ConfigError for a moment of the past, which the champion has learnt from."""
-        bundle = load_bundle(pipeline.registry.download(CHAMPION, pipeline.home.bundles), ranker_threads=2)
+        bundle = load_bundle(pipeline.registry.download(CHAMPION, pipeline.home.bundles))
         if at <= bundle.facts.trained_through:
             raise ConfigError(
                 f"--at {at} lies before the last event that {bundle.facts.bundle_id} learnt from "

@@ -1,9 +1,8 @@
 """The champion in memory: bundle, item statistics, and what the answers fall back to. Made whole, never changed."""
 
 import logging
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -17,9 +16,9 @@ from recsys.features.catalogue import Catalogue
 from recsys.features.item_stats import HALF_LIVES_DAYS, SECONDS_PER_DAY, ItemStats, day_of
 from recsys.features.state import Event, UserState, fold, state_batch
 from recsys.promotion_gate import NDCG, intervals
-from recsys.ranking.compiled import compile_ranker
 from recsys.recommender import Recommender, RequestContext
 from recsys.registry import Registry, VersionInfo, model_name_for
+from recsys.threads import single_threaded
 from serving.recommending.item_search import ItemSearch
 from serving.settings import ServiceSettings
 
@@ -70,14 +69,11 @@ class ServedModel:
         another data set than is served."""
         folder = registry.download(info, to=settings.home.bundles)
         try_bundle(folder)  # in a child process: LightGBM ends the one that reads some damaged files
-        bundle = load_bundle(folder, ranker_threads=1)
+        bundle = load_bundle(folder)
         name = bundle.facts.dataset.name
         if name != settings.home.name:
             text = f"{bundle.facts.bundle_id} was trained on {name}, but {settings.home.name} is served"
             raise BundleError(f"{text}; promote another one")
-        full = bundle.recommender
-        if full.ranker is not None:
-            bundle = replace(bundle, recommender=full.with_ranker(compile_ranker(full.ranker)))
         model = cls.build(info.version, bundle, item_stats(bundle.recommender.catalogue, store, now), now)
         log.info("loaded version %d, %s", info.version, bundle.facts.bundle_id)
         return model
@@ -190,13 +186,3 @@ def item_stats(catalogue: Catalogue, store: FeatureStore, now: int) -> ItemStats
     if last and not stats.n_ratings.any():
         raise BundleError("The feature store knows no item of this bundle; run `recsys train --only features --force`")
     return stats
-
-
-def single_threaded() -> None:
-    """One thread for each request. BLAS and LightGBM's OpenMP are told by OMP_NUM_THREADS, which `recsys serve` sets
-    before they are imported."""
-    import faiss
-
-    faiss.omp_set_num_threads(1)
-    if "torch" in sys.modules:  # answers need no torch; where something else has loaded it, it shall behave
-        sys.modules["torch"].set_num_threads(1)

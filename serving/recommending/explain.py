@@ -24,7 +24,7 @@ from recsys.features.state import StateBatch
 from recsys.ranking.explain import contributions
 from recsys.ranking.ranker import Ranker
 from recsys.recommender import Recommendations
-from recsys.retrieval.covisitation import Covisitation
+from recsys.retrieval.retriever import ScoresTransitions
 from serving.model_lifecycle.served_model import MONTH, POPULAR_SHARE, ServedModel
 
 OFTEN_SHARE, OFTEN_ITEMS = 1 / 3, 5  # often: this share of the items watched last, of so many at least
@@ -170,7 +170,7 @@ def _similar(
 
 def _watched_after(model: ServedModel, history: IntArray, item_idx: IntArray) -> list[Body | None]:
     """The item among the last RECENT after which people watched this one most."""
-    table = next((s for s in model.recommender.retrievers if isinstance(s, Covisitation)), None)
+    table = next((s for s in model.recommender.retrievers if isinstance(s, ScoresTransitions)), None)
     recent = history[-RECENT:]
     if table is None or not len(recent):
         return [None] * len(item_idx)
