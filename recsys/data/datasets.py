@@ -13,7 +13,7 @@ from recsys.errors import ConfigError
 _BASE_URL: Final = "https://files.grouplens.org/datasets/movielens"
 
 CITATION: Final = (
-    "F. Maxwell Harper and Joseph A. Konstan. 2015. The MovieLens Datasets: History and RequestContext. "
+    "F. Maxwell Harper and Joseph A. Konstan. 2015. The MovieLens Datasets: History and Context. "
     "ACM Transactions on Interactive Intelligent Systems (TiiS) 5, 4, Article 19. https://doi.org/10.1145/2827872"
 )
 

@@ -67,7 +67,8 @@ class FeatureStore:
     def _fill(self, table: Path) -> None:
         feast_store = open_feast(self.config)  # one of its own: others do not read in its transaction
         try:
-            with locked_folder(self.config.home.feast, fcntl.LOCK_EX):
+            # One materialisation at a time; `open_feast` locks another folder, so that a service can start meanwhile.
+            with locked_folder(self.config.home.features, fcntl.LOCK_EX):
                 fill_online_store(feast_store, table)
         finally:
             close_feast(feast_store)
