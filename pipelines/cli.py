@@ -117,7 +117,7 @@ def train(
         seed=seed,
         refit=refit,
         tuned=tuned,
-        take_events=only is None,
+        later_ratings="new" if only is None else "taken",
     )
     run(pipeline, only=only, force=force)
 
@@ -142,6 +142,18 @@ def evaluate(
 
     pipeline = _pipeline(dataset, _settings(home))
     evaluation.evaluate(pipeline.data, home=pipeline.home, report=pipeline.report, dump=dump)
+
+
+@app.command()
+def status(dataset: Dataset = None, home: HomeFolder = None) -> None:
+    """What the data set holds, what its models learnt from, and how many ratings wait for the next training.
+
+    Example: `recsys status`
+    """
+    from pipelines.status import status as lines
+
+    settings = _settings(home)
+    print(lines(settings.paths().choose(dataset or settings.dataset), settings))
 
 
 @app.command()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import typer
 
+from pipelines.status import waiting
 from recsys.atomic_io import read_json, write_json
 from recsys.data.datasets import CITATION, DATASETS
 from recsys.data.fetch import UnreachableError
@@ -61,6 +62,7 @@ def obtain(
     write_json(home.root / SOURCE, {"source": str(info.resolve()) if info is not None else name})
     root.remember(name)
     _say_what(made, home.data)
+    say(f"waiting for the next training: {waiting(home, settings)}")
     return name
 
 

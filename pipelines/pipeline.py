@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import typer
 
@@ -70,19 +71,20 @@ def open_pipeline(
     seed: int = 7,
     refit: bool = True,
     tuned: bool = True,
-    take_events: bool = False,
+    later_ratings: Literal["taken", "new", "none"] = "taken",
 ) -> Pipeline:
     """The pipeline of a data set that has been prepared: the named one, or the one used last.
 
-    tuned        False leaves the tuned settings of a data set aside; a synthetic world has none, whatever its name
-    take_events  learn from every rating received so far, rather than from those of the last training
+    tuned          False leaves the tuned settings of a data set aside; a synthetic world has none, whatever its name
+    later_ratings  of the event table: those that the last training took, every one received so far, or none
     Raises ConfigError for a bad file of tuned settings.
     """
     home = settings.paths().choose(dataset or settings.dataset)
-    data = training_set.load(home)
-    if take_events:
+    if later_ratings == "new":
         with contextlib.closing(settings.event_table(home)) as table:
             data = training_set.take(home, table)
+    else:
+        data = training_set.load(home) if later_ratings == "taken" else training_set.data_set_alone(home)
     config = config_for(
         data.tables.events,
         device=device,

@@ -33,7 +33,7 @@ def run(dataset: str, user: int | None, settings: Settings) -> None:
     """Each step says what it does; a second run repeats only what changed."""
     started = time.perf_counter()
     name = obtain_or_synthetic(dataset, settings)
-    train(open_pipeline(name, settings, take_events=True))
+    train(open_pipeline(name, settings, later_ratings="new"))
     root = settings.paths()
     home = root.choose(name)
     events = load_tables(home.data).events

@@ -74,11 +74,10 @@ def take(home: DatasetWorkspace, table: EventTable) -> TrainingSet:
 
 def load(home: DatasetWorkspace) -> TrainingSet:
     """What the last training learnt from; the data set alone where there was none."""
-    plain = load_tables(home.data)
     through = int(_record(home)["through_seq"])
     if not through:
-        return TrainingSet(plain, plain.info)
-    return with_later_ratings(plain, pd.read_parquet(home.training_set / RATINGS), through)
+        return data_set_alone(home)
+    return with_later_ratings(load_tables(home.data), pd.read_parquet(home.training_set / RATINGS), through)
 
 
 def with_later_ratings(plain: Tables, later: pd.DataFrame, through_seq: int) -> TrainingSet:
@@ -98,6 +97,12 @@ def with_later_ratings(plain: Tables, later: pd.DataFrame, through_seq: int) -> 
         n_users=len(np.union1d(plain.users[USER_ID], events[USER_ID])),
     )
     return TrainingSet(replace(plain, events=events, info=info), plain.info, through_seq, len(later))
+
+
+def data_set_alone(home: DatasetWorkspace) -> TrainingSet:
+    """Without any rating of the event table, for what is compared with other people's figures or kept for others."""
+    plain = load_tables(home.data)
+    return TrainingSet(plain, plain.info)
 
 
 def newest(home: DatasetWorkspace, table: EventTable) -> TrainingSet:

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from pipelines import rankers
 from pipelines.bundles import evaluation_bundle
 from pipelines.code_fingerprint import code_fingerprint
-from pipelines.job import Job
+from pipelines.pipeline import Pipeline
 from pipelines.studies.reports import StudyRun, write_study
 from recsys.arrays import FloatArray, IntArray
 from recsys.atomic_io import fingerprint_files, fingerprint_value, read_json, replacing_file
@@ -101,14 +101,14 @@ def variants(retriever_names: Sequence[str]) -> list[Variant]:
     ]
 
 
-def run(job: Job, *, force: bool = False) -> Ablation:
+def run(pipeline: Pipeline, *, force: bool = False) -> Ablation:
     """Measure what is not yet measured and write the reports. `force` forgets the rows of an earlier run.
 
     Raises MissingArtefactError where nothing was trained or the retrievers of the ranker's windows are gone,
     BundleError where the bundle was made with settings that this code does not know.
     """
-    bundle = evaluation_bundle(job.home, job.data)
-    study = _Study(_as_trained(job, bundle), bundle, force)
+    bundle = evaluation_bundle(pipeline.home, pipeline.data)
+    study = _Study(_as_trained(pipeline, bundle), bundle, force)
     # The rows that share the full table come first, so that it is built once and can be dropped then.
     missing = [variant for variant in study.variants if variant.name not in study.rows]
     pending = sorted(missing, key=lambda variant: variant.retriever is not None)
@@ -116,15 +116,15 @@ def run(job: Job, *, force: bool = False) -> Ablation:
     for done, variant in enumerate(pending, start=1):
         study.measure(variant)
         left = (time.perf_counter() - started) / done * (len(pending) - done)
-        job.report(f"ablate: {variant.name} measured, {done} of {len(pending)}, about {left:.0f} s left")
+        pipeline.report(f"ablate: {variant.name} measured, {done} of {len(pending)}, about {left:.0f} s left")
     found = study.result()
-    write_study(job.home.reports, "ablation", found, markdown(found), picture(found))
+    write_study(pipeline.home.reports, "ablation", found, markdown(found), picture(found))
     return found
 
 
-def _as_trained(job: Job, bundle: Bundle) -> Job:
-    """The job with the settings that the bundle was trained with, whatever the defaults are now."""
-    for window in rankers.windows_t2(job.home.work, job.split):
+def _as_trained(pipeline: Pipeline, bundle: Bundle) -> Pipeline:
+    """The pipeline with the settings that the bundle was trained with, whatever the defaults are now."""
+    for window in rankers.windows_t2(pipeline.home.work, pipeline.data.split):
         if not window.retrievers.exists():
             raise MissingArtefactError(f"{window.retrievers} is not there. Run `recsys train` first.")
     try:
@@ -136,30 +136,33 @@ def _as_trained(job: Job, bundle: Bundle) -> Job:
         ) from error
     # Whole candidate lists are for probabilities, which are not measured here; the table is the same without them.
     ranker = replace(ranker, unsampled_candidates=0)
-    return replace(job, config=replace(job.config, ranker=ranker, recommender=bundle.recommender.settings))
+    return replace(pipeline, config=replace(pipeline.config, ranker=ranker, recommender=bundle.recommender.settings))
 
 
 class _Study:
     """One run: its rows so far, and what several of them need."""
 
-    def __init__(self, job: Job, bundle: Bundle, force: bool) -> None:
-        self.job, self.bundle = job, bundle
+    def __init__(self, pipeline: Pipeline, bundle: Bundle, force: bool) -> None:
+        self.pipeline, self.bundle = pipeline, bundle
         self.variants = variants([retriever.name for retriever in bundle.recommender.retrievers])
         self.rows: dict[str, AblationRow] = {}
-        self._snapshots = snapshots(job.tables.events)
-        self._events = test_events(job.tables.events, bundle.facts.trained_through)
+        self._snapshots = snapshots(pipeline.data.tables.events)
+        self._events = test_events(pipeline.data.tables.events, bundle.facts.trained_through)
         self._full: TrainingTable | None = None
-        settings = [asdict(job.config.ranker), asdict(job.config.recommender)]
-        saved = [sorted(window.retrievers.rglob("*")) for window in rankers.windows_t2(job.home.work, job.split)]
+        settings = [asdict(pipeline.config.ranker), asdict(pipeline.config.recommender)]
+        saved = [
+            sorted(window.retrievers.rglob("*"))
+            for window in rankers.windows_t2(pipeline.home.work, pipeline.data.split)
+        ]
         retrievers = [fingerprint_files(path for path in paths if path.is_file()) for paths in saved]
         self._key = fingerprint_value([bundle.facts.bundle_id, retrievers, code_fingerprint(__name__), settings])
-        self._run = StudyRun(job.tables.info, about("recsys ablate"), bundle.facts.bundle_id)
+        self._run = StudyRun(pipeline.data.tables.info, about("recsys ablate"), bundle.facts.bundle_id)
         # The ranks of every event with everything, which each row is compared with.
-        self._ranks = job.work(f"ablation.{self._key[:12]}.parquet")
-        for other in job.home.work.glob("ablation.*.parquet"):
+        self._ranks = pipeline.home.work / f"ablation.{self._key[:12]}.parquet"
+        for other in pipeline.home.work.glob("ablation.*.parquet"):
             if other != self._ranks:
                 other.unlink()
-        stored_at = job.home.reports / "ablation.json"
+        stored_at = pipeline.home.reports / "ablation.json"
         if not force and stored_at.exists() and self._ranks.exists():
             stored = read_json(stored_at)
             if stored.get("key") == self._key:
@@ -170,9 +173,9 @@ class _Study:
     def measure(self, variant: Variant) -> None:
         """Fit, replay, compare and keep one row."""
         started = time.perf_counter()
-        self.job.report(f"ablate: {variant.name}")
+        self.pipeline.report(f"ablate: {variant.name}")
         table = self._table(variant)
-        ranker = fit_boosted(table, self.job.config.ranker, report=self.job.report)
+        ranker = fit_boosted(table, self.pipeline.config.ranker, report=self.pipeline.report)
         frame = self._replay(variant, ranker)
         if variant.name == EVERYTHING:
             with replacing_file(self._ranks) as beside:
@@ -189,7 +192,7 @@ class _Study:
             metrics=dict(zip(MEASURED, found.estimates, strict=True)),
             differences=paired_difference(frame, pd.read_parquet(self._ranks), COMPARED),
         )
-        write_study(self.job.home.reports, "ablation", self.result())
+        write_study(self.pipeline.home.reports, "ablation", self.result())
 
     def result(self) -> Ablation:
         rows = {v.name: self.rows[v.name] for v in self.variants if v.name in self.rows}
@@ -209,19 +212,19 @@ class _Study:
         return replace(self._full, feature_names=names, features=self._full.features[:, columns])
 
     def _built(self, without: str | None) -> TrainingTable:
-        job = self.job
+        pipeline = self.pipeline
         return joined(
             [
                 rankers.window_table(
-                    job.data,
+                    pipeline.data,
                     window,
-                    store=job.store,
-                    ranker=job.config.ranker,
-                    recommender=job.config.recommender,
-                    report=job.report,
+                    store=pipeline.store,
+                    ranker=pipeline.config.ranker,
+                    recommender=pipeline.config.recommender,
+                    report=pipeline.report,
                     without=without,
                 )
-                for window in rankers.windows_t2(job.home.work, job.split)
+                for window in rankers.windows_t2(pipeline.home.work, pipeline.data.split)
             ]
         )
 
@@ -234,11 +237,11 @@ class _Study:
         recommender = Recommender(whole.catalogue, kept, ranker, whole.settings)
         (full,) = replay(
             replace(self.bundle, recommender=recommender),
-            self.job.histories,
+            self.pipeline.data.histories,
             self._snapshots,
             self._events,
             leaderboard=False,
-            progress=self.job.progress("ablate: contexts replayed"),
+            progress=self.pipeline.progress("ablate: contexts replayed"),
         )
         return full.frame[[*EVENT_KEY, RANK]]
 

@@ -11,7 +11,7 @@ import typer
 from pipelines.cli import Dataset, HomeFolder
 
 if TYPE_CHECKING:
-    from pipelines.job import Job
+    from pipelines.pipeline import Pipeline
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -29,9 +29,12 @@ def protocol(
 
     Example: `recsys protocol leave-last-out --dataset ml-100k`
     """
+    from pipelines.pipeline import open_pipeline
     from pipelines.studies import protocols
+    from recsys.settings import read_settings
 
-    print(protocols.run(_job(dataset, home), name, data_dir).text(), end="")
+    pipeline = open_pipeline(dataset, read_settings(home), later_ratings="none")
+    print(protocols.run(pipeline, name, data_dir).text(), end="")
 
 
 @app.command()
@@ -50,7 +53,7 @@ def diversity(
     """
     from pipelines.studies.diversity import markdown, run
 
-    print(markdown(run(_job(dataset, home), contexts)), end="")
+    print(markdown(run(_pipeline(dataset, home), contexts)), end="")
 
 
 @app.command()
@@ -68,7 +71,7 @@ def ablate(
     """
     from pipelines.studies.ablation import markdown, run
 
-    print(markdown(run(_job(dataset, home), force=force)), end="")
+    print(markdown(run(_pipeline(dataset, home), force=force)), end="")
 
 
 @app.command()
@@ -96,13 +99,13 @@ def tune(
 
     Example: `recsys tune --parts ease,ials --trials 30`
     """
-    from pipelines.job import open_job
+    from pipelines.pipeline import open_pipeline
     from pipelines.studies import tuning, tuning_report
     from recsys.settings import read_settings
 
     chosen = tuning.USUAL if parts is None else [name.strip() for name in parts.split(",")]
-    job = open_job(dataset, read_settings(home), tuned=False)
-    found = tuning.run(job, chosen, trials=trials, minutes=minutes, save=save)
+    pipeline = open_pipeline(dataset, read_settings(home), tuned=False, later_ratings="none")
+    found = tuning.run(pipeline, chosen, trials=trials, minutes=minutes, save=save)
     print(tuning_report.summary(found).markdown(), end="")
 
 
@@ -118,12 +121,12 @@ def keep(
     """
     from pipelines.studies.keeping import keep as copy
 
-    for path in copy(_job(dataset, home), folder):
+    for path in copy(_pipeline(dataset, home), folder):
         print(path)
 
 
-def _job(dataset: str | None, home: Path | None) -> "Job":
-    from pipelines.job import open_job
+def _pipeline(dataset: str | None, home: Path | None) -> "Pipeline":
+    from pipelines.pipeline import open_pipeline
     from recsys.settings import read_settings
 
-    return open_job(dataset, read_settings(home))
+    return open_pipeline(dataset, read_settings(home))

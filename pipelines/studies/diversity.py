@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pipelines.bundles import evaluation_bundle
-from pipelines.job import Job
+from pipelines.pipeline import Pipeline
 from pipelines.studies.reports import StudyRun, write_study
 from recsys.arrays import IntArray
 from recsys.bundle import Bundle
@@ -57,24 +57,24 @@ class DiversityStudy:
     rows: tuple[DiversityRow, ...]
 
 
-def run(job: Job, most: int | None = None) -> DiversityStudy:
+def run(pipeline: Pipeline, most: int | None = None) -> DiversityStudy:
     """Measure every degree and write the reports.
 
     most   at most so many moments, drawn at random with a fixed seed; None for the whole test window
     Raises MissingArtefactError where nothing was trained, DataError where no item has a genre.
     """
-    bundle = evaluation_bundle(job.home, job.data)
-    if not job.catalogue.genres.any():
-        raise DataError(f"No item of {job.home.name} has a genre, so there is no diversity to measure.")
-    events = test_events(job.tables.events, bundle.facts.trained_through)
+    bundle = evaluation_bundle(pipeline.home, pipeline.data)
+    if not pipeline.data.catalogue.genres.any():
+        raise DataError(f"No item of {pipeline.home.name} has a genre, so there is no diversity to measure.")
+    events = test_events(pipeline.data.tables.events, bundle.facts.trained_through)
     contexts = PredictionPoints.from_events(events, most=most, seed=SEED)
-    frames, shown = _replay(job, bundle, contexts)
+    frames, shown = _replay(pipeline, bundle, contexts)
     means = bootstrap_means_of_each(
         frames[0][USER_ID].to_numpy(), (event_values(f[RANK].to_numpy(), ("ndcg@10", "hr@10")) for f in frames)
     )
     command = "recsys diversity" + (f" --contexts {most}" if most is not None else "")
     found = DiversityStudy(
-        StudyRun(job.tables.info, about(command), bundle.facts.bundle_id),
+        StudyRun(pipeline.data.tables.info, about(command), bundle.facts.bundle_id),
         len(contexts),
         len(PredictionPoints.from_events(events)),
         means[0].n_events,
@@ -85,27 +85,27 @@ def run(job: Job, most: int | None = None) -> DiversityStudy:
                 ndcg=cell.estimates[0],
                 hr=cell.estimates[1],
                 difference=paired_difference(frame, frames[0])["ndcg@10"],
-                coverage=coverage(np.flatnonzero(lists.times), len(job.catalogue)),
+                coverage=coverage(np.flatnonzero(lists.times), len(pipeline.data.catalogue)),
                 beyond_accuracy=lists.measure(),
             )
             for diversity, frame, cell, lists in zip(DIVERSITIES, frames, means, shown, strict=True)
         ),
     )
-    write_study(job.home.reports, "diversity", found, markdown(found), picture(found))
+    write_study(pipeline.home.reports, "diversity", found, markdown(found), picture(found))
     return found
 
 
-def _replay(job: Job, bundle: Bundle, contexts: PredictionPoints) -> tuple[list[pd.DataFrame], list[Shown]]:
+def _replay(pipeline: Pipeline, bundle: Bundle, contexts: PredictionPoints) -> tuple[list[pd.DataFrame], list[Shown]]:
     """For each of DIVERSITIES the rank of every event in its list of K (0 where it is not in it), and the lists."""
     recommender = bundle.recommender
     catalogue = recommender.catalogue
-    timeline = ItemStatsTimeline(catalogue, snapshots(job.tables.events))
-    trained = Trained.through(job.histories, bundle.facts.trained_through)
+    timeline = ItemStatsTimeline(catalogue, snapshots(pipeline.data.tables.events))
+    trained = Trained.through(pipeline.data.histories, bundle.facts.trained_through)
     shown = [Shown(Items(catalogue, trained.raters, len(trained.user_ids))) for _ in DIVERSITIES]
     lists = np.full((len(DIVERSITIES), len(contexts), K), -1, dtype=np.int64)
-    progress, done = job.progress("diversity: contexts replayed"), 0
+    progress, done = pipeline.progress("diversity: contexts replayed"), 0
     for rows in contexts.batches_by_day():
-        states = job.histories.states_at(contexts.user_id[rows], contexts.timestamp[rows])
+        states = pipeline.data.histories.states_at(contexts.user_id[rows], contexts.timestamp[rows])
         context = RequestContext(timeline.as_of(int(day_of(contexts.timestamp[rows[0]]))))
         for d, diversity in enumerate(DIVERSITIES):
             answer = recommender.recommend(states, context, K, diversity=diversity)

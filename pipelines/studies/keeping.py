@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.job import Job
+from pipelines.pipeline import Pipeline
 from recsys.atomic_io import replacing_file
 from recsys.errors import MissingArtefactError
 from recsys.evaluation.tables import bundle_of
@@ -12,21 +12,23 @@ KEPT = (".md", ".png")
 LEADERBOARD = "leaderboard.md"
 
 
-def keep(job: Job, folder: Path) -> list[Path]:
+def keep(pipeline: Pipeline, folder: Path) -> list[Path]:
     """Copy the Markdown tables and pictures of `reports/` to `<folder>/<data set>/`; the files written.
 
     Warns of tables that were not measured on the model of the leaderboard. Raises MissingArtefactError where there is
     no report yet.
     """
-    found = sorted(p for p in job.home.reports.glob("*") if p.suffix in KEPT)
+    found = sorted(p for p in pipeline.home.reports.glob("*") if p.suffix in KEPT)
     if not found:
-        raise MissingArtefactError(f"{job.home.reports} holds no report yet. Run `recsys train` or `recsys evaluate`.")
+        raise MissingArtefactError(
+            f"{pipeline.home.reports} holds no report yet. Run `recsys train` or `recsys evaluate`."
+        )
     if others := of_other_bundles(found):
-        job.report(
+        pipeline.report(
             f"warning: {', '.join(others)}: measured on another model than {LEADERBOARD}, or without saying which. "
             "Measure again what is to stand side by side."
         )
-    place = folder / job.home.name
+    place = folder / pipeline.home.name
     for path in found:
         with replacing_file(place / path.name) as beside:
             beside.write_bytes(path.read_bytes())

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from pipelines.job import Job
+from pipelines.pipeline import Pipeline
 from pipelines.retrievers import VALIDATION_CONTEXTS
 from recsys.arrays import IntArray
 from recsys.columns import TIMESTAMP
@@ -38,11 +38,11 @@ from recsys.training_table import build_training_table, retrieve_contexts
 class Known:
     """Some events as everything that retrievers and states may read."""
 
-    def __init__(self, job: Job, events: pd.DataFrame) -> None:
-        self.job = job
-        self.histories = Histories.from_tables(job.catalogue, events, job.tables.users)
+    def __init__(self, pipeline: Pipeline, events: pd.DataFrame) -> None:
+        self.pipeline = pipeline
+        self.histories = Histories.from_tables(pipeline.data.catalogue, events, pipeline.data.tables.users)
         self.last = int(events[TIMESTAMP].max())
-        self.timeline = ItemStatsTimeline(job.catalogue, snapshots(events))
+        self.timeline = ItemStatsTimeline(pipeline.data.catalogue, snapshots(events))
 
     def states(self, contexts: PredictionPoints) -> StateBatch:
         """All events of each user that are known, those of the predicted second too: the last event is last by order,
@@ -51,11 +51,11 @@ class Known:
         return replace(states, now=contexts.timestamp)
 
     def trainer(self) -> Trainer:
-        return Trainer(self.job.catalogue, self.histories, self.last, self.job.config.tower)
+        return Trainer(self.pipeline.data.catalogue, self.histories, self.last, self.pipeline.config.tower)
 
     def retrievers(self, model: TwoTower) -> list[Retriever]:
-        config = self.job.config
-        known = KnownEvents.through(self.histories, len(self.job.catalogue), self.last)
+        config = self.pipeline.config
+        known = KnownEvents.through(self.histories, len(self.pipeline.data.catalogue), self.last)
         others = [fit_retriever(name, known, settings) for name, settings in config.retrievers.items()]
         return [TwoTowerRetriever.from_model(model, config.index), *others]
 
@@ -70,17 +70,19 @@ class Learned:
     found: float
 
 
-def measure(job: Job) -> ProtocolResult:
+def measure(pipeline: Pipeline) -> ProtocolResult:
     """Raises DataError where there are too few users or events."""
-    parts = leave_last_out(job.tables.events)
-    learned = learn(job, Known(job, parts.known), parts.validation)
-    known = Known(job, pd.concat([parts.known, parts.validation]))
-    model = known.trainer().fit(epochs=learned.epochs, report=job.report)
-    recommender = Recommender(job.catalogue, known.retrievers(model), learned.ranker, job.config.recommender)
+    parts = leave_last_out(pipeline.data.tables.events)
+    learned = learn(pipeline, Known(pipeline, parts.known), parts.validation)
+    known = Known(pipeline, pd.concat([parts.known, parts.validation]))
+    model = known.trainer().fit(epochs=learned.epochs, report=pipeline.report)
+    recommender = Recommender(
+        pipeline.data.catalogue, known.retrievers(model), learned.ranker, pipeline.config.recommender
+    )
     contexts = PredictionPoints.from_events(parts.test)
     ranks = last_ranks(known, recommender, learned.logistic, contexts)
     return protocol_result(
-        job.tables.info,
+        pipeline.data.tables.info,
         f"The last event of each of {len(contexts):,} users, predicted from all others; every item outside "
         f"the history is ranked, lists end at {LIST_LENGTH}.",
         contexts.user_id,
@@ -92,33 +94,33 @@ def measure(job: Job) -> ProtocolResult:
             "n_test": len(contexts),
             "epochs": learned.epochs,
             "found": learned.found,
-            "parameters": job.config.as_dict(),
+            "parameters": pipeline.config.as_dict(),
         },
     )
 
 
-def learn(job: Job, known: Known, validation: pd.DataFrame) -> Learned:
+def learn(pipeline: Pipeline, known: Known, validation: pd.DataFrame) -> Learned:
     """From candidates for the last but one events, by retrievers that know what came before them."""
-    sample = PredictionPoints.from_events(validation, most=VALIDATION_CONTEXTS, seed=job.config.tower.seed)
-    sample_states, target = known.states(sample), job.catalogue.to_idx(sample.event_item_id)
+    sample = PredictionPoints.from_events(validation, most=VALIDATION_CONTEXTS, seed=pipeline.config.tower.seed)
+    sample_states, target = known.states(sample), pipeline.data.catalogue.to_idx(sample.event_item_id)
     trainer = known.trainer()
     model = trainer.fit(
-        lambda tower: validation_ndcg(tower, sample_states, sample.event_context, target), report=job.report
+        lambda tower: validation_ndcg(tower, sample_states, sample.event_context, target), report=pipeline.report
     )
-    settings = job.config.ranker
+    settings = pipeline.config.ranker
     contexts = PredictionPoints.from_events(validation, most=settings.max_contexts, seed=settings.seed)
     states = known.states(contexts)
-    recommender = Recommender(job.catalogue, known.retrievers(model), None, job.config.recommender)
+    recommender = Recommender(pipeline.data.catalogue, known.retrievers(model), None, pipeline.config.recommender)
     table = build_training_table(
         recommender,
         contexts,
         states,
-        retrieve_contexts(recommender, contexts, states, job.progress("leave-last-out: retrieving")),
+        retrieve_contexts(recommender, contexts, states, pipeline.progress("leave-last-out: retrieving")),
         known.timeline.as_of,
         negatives=settings.negatives,
         seed=settings.seed,
     )
-    ranker = fit_boosted(table, settings, report=job.report)
+    ranker = fit_boosted(table, settings, report=pipeline.report)
     return Learned(ranker, ranker.base or fit_logistic(table), trainer.log.best_epoch, table.found)
 
 
@@ -126,12 +128,12 @@ def last_ranks(
     known: Known, recommender: Recommender, logistic: LogisticRanker, contexts: PredictionPoints
 ) -> dict[str, IntArray]:
     """(C,) rank of each context's event by method, 0 where it is not among the first LIST_LENGTH."""
-    catalogue = known.job.catalogue
+    catalogue = known.pipeline.data.catalogue
     target = np.empty(len(contexts), dtype=np.int64)
     target[contexts.event_context] = catalogue.to_idx(contexts.event_item_id)
     names = (*(retriever.name for retriever in reversed(recommender.retrievers)), MERGED, LOGISTIC, FULL_SYSTEM)
     ranks = {name: np.zeros(len(contexts), dtype=np.int64) for name in names}
-    progress, done = known.job.progress("leave-last-out: users ranked"), 0
+    progress, done = known.pipeline.progress("leave-last-out: users ranked"), 0
     all_states = known.states(contexts)
     for rows in contexts.batches_by_day():
         states = all_states.rows(rows)

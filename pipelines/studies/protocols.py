@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipelines.job import Job
+from pipelines.pipeline import Pipeline
 from pipelines.studies import leave_last_out, stratified
 from recsys.atomic_io import fingerprint_files, replacing_file, write_json
 from recsys.columns import ITEM_ID, TIMESTAMP, USER_ID
@@ -21,7 +21,7 @@ from recsys.evaluation.protocols import LEAVE_LAST_OUT, STRATIFIED, ProtocolResu
 from recsys.evaluation.tables import with_facts
 
 
-def run(job: Job, protocol: str, data_dir: Path | None = None) -> ProtocolResult:
+def run(pipeline: Pipeline, protocol: str, data_dir: Path | None = None) -> ProtocolResult:
     """Measure by one protocol and write `reports/protocol-<name>.json`, `.txt` and `.md`.
 
     `data_dir` has the official files that the data set was made from: the stratified split draws a number a row, in the
@@ -32,41 +32,45 @@ def run(job: Job, protocol: str, data_dir: Path | None = None) -> ProtocolResult
     command = f"recsys protocol {protocol}"
     facts = {"protocol": protocol}
     if protocol == STRATIFIED:
-        events, facts["row_order"] = events_in_file_order(job, data_dir)
-        found = stratified.measure(job, events)
+        events, facts["row_order"] = events_in_file_order(pipeline, data_dir)
+        found = stratified.measure(pipeline, events)
         command += " --data-dir FOLDER" if data_dir is not None else ""
     elif protocol == LEAVE_LAST_OUT:
         if data_dir is not None:
             raise ConfigError(f"--data-dir goes with the protocol {STRATIFIED}; leave it out.")
-        found = leave_last_out.measure(job)
+        found = leave_last_out.measure(pipeline)
     else:
         raise ConfigError(f"There is no protocol {protocol!r}; take {STRATIFIED} or {LEAVE_LAST_OUT}.")
     run_facts = about(command)
-    place = job.home.reports / f"protocol-{protocol}.json"
+    place = pipeline.home.reports / f"protocol-{protocol}.json"
     write_json(place, {**facts, "about": run_facts, **found.to_json()})
     for ending, text in ((".txt", found.text()), (".md", with_facts(found.markdown(), run_facts))):
         with replacing_file(place.with_suffix(ending)) as beside:
             beside.write_text(text, encoding="utf-8")
-    job.report(f"tables: {place.with_suffix('.md')}")
+    pipeline.report(f"tables: {place.with_suffix('.md')}")
     return found
 
 
-def events_in_file_order(job: Job, data_dir: Path | None) -> tuple[pd.DataFrame, str]:
+def events_in_file_order(pipeline: Pipeline, data_dir: Path | None) -> tuple[pd.DataFrame, str]:
     """The events as the official file lists them, and which order that is. Raises DataError for files of other data."""
-    folder = data_dir or job.home.raw
+    folder = data_dir or pipeline.home.raw
     if data_dir is None and not folder.is_dir():
-        job.report("stratified: rows in the order of the tables, since the official files are not here (--data-dir)")
-        return job.tables.events, "tables"
+        pipeline.report(
+            "stratified: rows in the order of the tables, since the official files are not here (--data-dir)"
+        )
+        return pipeline.data.tables.events, "tables"
     layout = find_layout(folder)
-    made_from = job.tables.info.fingerprint
+    made_from = pipeline.data.tables.info.fingerprint
     if (given := fingerprint_files(layout.files)) != made_from:
         raise DataError(
-            f"{layout.folder} holds other files ({given[:12]}) than those that {job.home.name} was made from "
+            f"{layout.folder} holds other files ({given[:12]}) than those that {pipeline.home.name} was made from "
             f"({made_from[:12]}). Name their folder with --data-dir, or run `recsys data` with this one."
         )
-    events = read_events(layout, job.tables.items[ITEM_ID], BadRows(), now=time.time())
+    events = read_events(layout, pipeline.data.tables.items[ITEM_ID], BadRows(), now=time.time())
     keys = [USER_ID, ITEM_ID, TIMESTAMP]
-    ours, theirs = (frame[keys].sort_values(keys).to_numpy() for frame in (job.tables.events, events))
+    ours, theirs = (frame[keys].sort_values(keys).to_numpy() for frame in (pipeline.data.tables.events, events))
     if not np.array_equal(ours, theirs):
-        raise DataError(f"{layout.ratings} and the tables of {job.home.name} differ in their rows; run `recsys data`.")
+        raise DataError(
+            f"{layout.ratings} and the tables of {pipeline.home.name} differ in their rows; run `recsys data`."
+        )
     return events, layout.ratings.name

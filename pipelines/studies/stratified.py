@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from pipelines.job import Job
+from pipelines.pipeline import Pipeline
 from recsys.arrays import IntArray
 from recsys.columns import EASE, IALS, ITEM_ID, ITEM_KNN, POPULARITY, TIMESTAMP, USER_ID
 from recsys.errors import DataError
@@ -86,11 +86,11 @@ class EaseOnStretches(Ease):
 class Part:
     """Some events as everything that is known: histories, statistics, and states of the users in them."""
 
-    def __init__(self, job: Job, events: pd.DataFrame) -> None:
-        self.catalogue = job.catalogue
-        self.histories = Histories.from_tables(job.catalogue, events, job.tables.users)
+    def __init__(self, pipeline: Pipeline, events: pd.DataFrame) -> None:
+        self.catalogue = pipeline.data.catalogue
+        self.histories = Histories.from_tables(pipeline.data.catalogue, events, pipeline.data.tables.users)
         last = int(events[TIMESTAMP].max())
-        self.known = KnownEvents.through(self.histories, len(job.catalogue), last)
+        self.known = KnownEvents.through(self.histories, len(pipeline.data.catalogue), last)
         self.day = int(day_of(last)) + 1
         self._snapshots = snapshots(events)
         self.users = np.unique(events[USER_ID].to_numpy())
@@ -157,23 +157,23 @@ class Learned:
     table: TrainingTable
 
 
-def measure(job: Job, events: pd.DataFrame) -> ProtocolResult:
+def measure(pipeline: Pipeline, events: pd.DataFrame) -> ProtocolResult:
     """Raises DataError where the parts are too small to learn from."""
     trains = stratified_by_item(events[ITEM_ID].to_numpy())
     train, test = events[trains].reset_index(drop=True), events[~trains]
     test = test[test[USER_ID].isin(train[USER_ID])]
     if len(test) == 0 or len(train) < FOLDS:
         raise DataError(f"{len(train)} events to train on and {len(test)} to test on are too few. Take more data.")
-    learned = learn(job, train)
-    settings = replace(job.config.ranker, **RANKER)
-    ranker = fit_boosted(learned.table, settings, report=job.report)
-    part = Part(job, train)
+    learned = learn(pipeline, train)
+    settings = replace(pipeline.config.ranker, **RANKER)
+    ranker = fit_boosted(learned.table, settings, report=pipeline.report)
+    part = Part(pipeline, train)
     retrievers = [part.fit(name, learned.chosen[name]) for name in GRID]
     users = np.unique(test[USER_ID].to_numpy())
-    lists = ranked_lists(job, part, Recommender(job.catalogue, retrievers, ranker, RECOMMENDER), users)
-    held = np.searchsorted(users, test[USER_ID].to_numpy()), job.catalogue.to_idx(test[ITEM_ID].to_numpy())
+    lists = ranked_lists(pipeline, part, Recommender(pipeline.data.catalogue, retrievers, ranker, RECOMMENDER), users)
+    held = np.searchsorted(users, test[USER_ID].to_numpy()), pipeline.data.catalogue.to_idx(test[ITEM_ID].to_numpy())
     return protocol_result(
-        job.tables.info,
+        pipeline.data.tables.info,
         f"Of each item's ratings a random {TRAIN_SHARE:.0%} train and the rest is tested: {len(train):,} and "
         f"{len(test):,} ratings, {len(users):,} users, seed {SPLIT_SEED}. Means over users.",
         users,
@@ -192,49 +192,51 @@ def measure(job: Job, events: pd.DataFrame) -> ProtocolResult:
     )
 
 
-def learn(job: Job, train: pd.DataFrame) -> Learned:
+def learn(pipeline: Pipeline, train: pd.DataFrame) -> Learned:
     fold = item_folds(train[ITEM_ID].to_numpy(), FOLDS, SPLIT_SEED)
     n_users = train[USER_ID].nunique()
-    n_folds = int(np.clip(job.config.ranker.max_contexts // n_users, 1, FOLDS))  # large data need no more of them
-    progress, steps = job.progress("stratified: folds"), n_folds + 1
+    n_folds = int(np.clip(pipeline.config.ranker.max_contexts // n_users, 1, FOLDS))  # large data need no more of them
+    progress, steps = pipeline.progress("stratified: folds"), n_folds + 1
     chosen: dict[str, Settings] = {}
     tried: dict[str, list[Settings]] = {}
     tables = []
     for f in range(n_folds):
-        part, held = Part(job, train[fold != f]), train[fold == f]
+        part, held = Part(pipeline, train[fold != f]), train[fold == f]
         held = held[held[USER_ID].isin(part.users)]
         if f == 0:
             for name, grid in GRID.items():
                 tried[name] = [
-                    {**settings, "ndcg@10": _inner_ndcg(job, part, held, name, settings)} for settings in grid
+                    {**settings, "ndcg@10": _inner_ndcg(pipeline, part, held, name, settings)} for settings in grid
                 ]
                 best = max(range(len(grid)), key=lambda i: tried[name][i]["ndcg@10"])
                 chosen[name] = grid[best]
-                job.report(f"stratified: {name} {grid[best]}, inner NDCG@10 {tried[name][best]['ndcg@10']:.4f}")
+                pipeline.report(f"stratified: {name} {grid[best]}, inner NDCG@10 {tried[name][best]['ndcg@10']:.4f}")
             progress(1, steps)
-        tables.append(fold_table(job, part, held, [part.fit(name, chosen[name]) for name in GRID]))
+        tables.append(fold_table(pipeline, part, held, [part.fit(name, chosen[name]) for name in GRID]))
         progress(f + 2, steps)
     table = joined(tables)
-    job.report(f"stratified: {len(table):,} rows of {n_folds} folds; {table.found:.1%} of what was held out retrieved")
+    pipeline.report(
+        f"stratified: {len(table):,} rows of {n_folds} folds; {table.found:.1%} of what was held out retrieved"
+    )
     return Learned(chosen, tried, table)
 
 
-def _inner_ndcg(job: Job, part: Part, held: pd.DataFrame, name: str, settings: Settings) -> float:
+def _inner_ndcg(pipeline: Pipeline, part: Part, held: pd.DataFrame, name: str, settings: Settings) -> float:
     """NDCG@10 of one retriever, judged by the fold that it was fitted without."""
     users = np.unique(held[USER_ID].to_numpy())
-    truth = np.searchsorted(users, held[USER_ID].to_numpy()), job.catalogue.to_idx(held[ITEM_ID].to_numpy())
+    truth = np.searchsorted(users, held[USER_ID].to_numpy()), pipeline.data.catalogue.to_idx(held[ITEM_ID].to_numpy())
     retriever = part.fit(name, settings)
     lists = [retriever.answer(states).top(TOP)[0] for states in part.batches(users)]
     return float(list_values(np.concatenate(lists), *truth)[:, 0].mean())
 
 
-def fold_table(job: Job, part: Part, held: pd.DataFrame, retrievers: list[Retriever]) -> TrainingTable:
+def fold_table(pipeline: Pipeline, part: Part, held: pd.DataFrame, retrievers: list[Retriever]) -> TrainingTable:
     """One context a user: the candidates from the part, labelled by what was held out."""
     contexts = PredictionPoints.from_events(
-        held.assign(**{TIMESTAMP: part.now}), most=job.config.ranker.max_contexts, seed=SPLIT_SEED
+        held.assign(**{TIMESTAMP: part.now}), most=pipeline.config.ranker.max_contexts, seed=SPLIT_SEED
     )
     states = part.states(contexts.user_id)
-    recommender = Recommender(job.catalogue, retrievers, None, RECOMMENDER)
+    recommender = Recommender(pipeline.data.catalogue, retrievers, None, RECOMMENDER)
     retrieved = retrieve_contexts(recommender, contexts, states)
     stats = part.stats()
     return build_training_table(
@@ -242,14 +244,14 @@ def fold_table(job: Job, part: Part, held: pd.DataFrame, retrievers: list[Retrie
     )
 
 
-def ranked_lists(job: Job, part: Part, recommender: Recommender, users: IntArray) -> dict[str, IntArray]:
+def ranked_lists(pipeline: Pipeline, part: Part, recommender: Recommender, users: IntArray) -> dict[str, IntArray]:
     """(U, TOP) row numbers by method: every retriever, the merged order, the ranked lists."""
-    merged = Recommender(job.catalogue, recommender.retrievers, None, RECOMMENDER)
+    merged = Recommender(pipeline.data.catalogue, recommender.retrievers, None, RECOMMENDER)
     found: dict[str, list[IntArray]] = {name: [] for name in (*reversed(GRID), MERGED, FULL_SYSTEM)}
     context = RequestContext(part.stats())
     for states in part.batches(users):
         for retriever in recommender.retrievers:
             found[retriever.name].append(retriever.answer(states).top(TOP)[0])
         for name, system in ((MERGED, merged), (FULL_SYSTEM, recommender)):
-            found[name].append(job.catalogue.to_idx(system.recommend(states, context, TOP).item_ids))
+            found[name].append(pipeline.data.catalogue.to_idx(system.recommend(states, context, TOP).item_ids))
     return {name: np.concatenate(parts) for name, parts in found.items()}

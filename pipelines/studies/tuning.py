@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.config import RANKER, RRF, TOWER
-from pipelines.job import Job
+from pipelines.pipeline import Pipeline
 from pipelines.studies import objectives, tuning_report
 from pipelines.studies.objectives import Fusion, Past, RankerTrials
 from pipelines.studies.reports import StudyRun
@@ -97,10 +97,15 @@ class Part:
 
 
 def run(
-    job: Job, parts: Sequence[str] = USUAL, *, trials: int = TRIALS, minutes: float | None = None, save: bool = False
+    pipeline: Pipeline,
+    parts: Sequence[str] = USUAL,
+    *,
+    trials: int = TRIALS,
+    minutes: float | None = None,
+    save: bool = False,
 ) -> TuningStudy:
     """Search each part until `trials` of it are complete, those of earlier runs counted, and write the reports. The
-    job's settings are the defaults that the search starts from.
+    pipeline's settings are the defaults that the search starts from.
 
     parts     of USUAL, what cannot run yet is left out with a line; of any other choice, it is refused
     minutes   for all parts together, shared evenly among those that are left; a trial that has begun is finished
@@ -112,30 +117,32 @@ def run(
     if unknown := [name for name in parts if name not in PARTS]:
         raise ConfigError(f"tune: there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}.")
     if save:
-        tuning_report.require_savable(job)
+        tuning_report.require_savable(pipeline)
     until = None if minutes is None else time.perf_counter() + 60 * minutes
-    with _storage(job) as storage:
-        search = Search(job, storage)
+    with _storage(pipeline) as storage:
+        search = Search(pipeline, storage)
         # In the order of PARTS: the merge uses the best settings of the retrievers.
         chosen = search.runnable([name for name in PARTS if name in parts], skip=tuple(parts) == USUAL)
         for number, name in enumerate(chosen):
             now = time.perf_counter()
             search.run(name, trials, None if until is None else now + (until - now) / (len(chosen) - number))
             found = search.result()
-            tuning_report.write(job, found)
-    job.report(f"tune: every trial in {job.home.reports / 'tuning.md'}, the best settings in tuned.json beside it")
+            tuning_report.write(pipeline, found)
+    pipeline.report(
+        f"tune: every trial in {pipeline.home.reports / 'tuning.md'}, the best settings in tuned.json beside it"
+    )
     if save:
-        tuning_report.save(job, found, chosen)
+        tuning_report.save(pipeline, found, chosen)
     else:
-        job.report("tune: `recsys tune --save` copies them to where `recsys train` looks")
+        pipeline.report("tune: `recsys tune --save` copies them to where `recsys train` looks")
     return found
 
 
 @contextmanager
-def _storage(job: Job) -> Iterator[optuna.storages.RDBStorage]:
+def _storage(pipeline: Pipeline) -> Iterator[optuna.storages.RDBStorage]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    job.home.work.mkdir(parents=True, exist_ok=True)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{job.work('tuning.db')}")
+    pipeline.home.work.mkdir(parents=True, exist_ok=True)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{pipeline.home.work / 'tuning.db'}")
     try:
         yield storage
     finally:
@@ -146,9 +153,9 @@ def _storage(job: Job) -> Iterator[optuna.storages.RDBStorage]:
 class Search:
     """The studies of one data set."""
 
-    def __init__(self, job: Job, storage: optuna.storages.RDBStorage) -> None:
-        self.job = job
-        self.past = Past.of(job.tables)
+    def __init__(self, pipeline: Pipeline, storage: optuna.storages.RDBStorage) -> None:
+        self.pipeline = pipeline
+        self.past = Past.of(pipeline.data.tables)
         self._storage = storage
         self._known_files: dict[str, dict[str, str]] = {}
 
@@ -161,7 +168,7 @@ class Search:
             except MissingArtefactError as error:
                 if not skip:
                     raise MissingArtefactError(f"tune: {name} cannot be searched yet. {error}") from error
-                self.job.report(f"tune: {name} is left out. {error}")
+                self.pipeline.report(f"tune: {name} is left out. {error}")
             else:
                 able.append(name)
         return able
@@ -172,20 +179,20 @@ class Search:
         study = self._study(part)
         missing = trials - len(complete(study))
         if missing <= 0:
-            self.job.report(f"tune: {name} has {len(complete(study))} trials, none to do")
+            self.pipeline.report(f"tune: {name} has {len(complete(study))} trials, none to do")
             return
-        self.job.report(f"tune: {name}, {missing} of {trials} trials to do")
+        self.pipeline.report(f"tune: {name}, {missing} of {trials} trials to do")
         objective = part.prepare()
-        progress = self.job.progress(f"tune: trials of {name}")
+        progress = self.pipeline.progress(f"tune: trials of {name}")
         for done in range(1, missing + 1):
             self._trial(study, part, objective)
             progress(done, missing)
             if until is not None and time.perf_counter() >= until and done < missing:
-                self.job.report(f"tune: {name} stops after its share of the minutes; the same command goes on")
+                self.pipeline.report(f"tune: {name} stops after its share of the minutes; the same command goes on")
                 break
         made = complete(study)
         best = max(made, key=lambda trial: trial.values[0])
-        self.job.report(f"tune: {name}, {len(made)} trials: default {made[0].value:.4f}, best {best.value:.4f}")
+        self.pipeline.report(f"tune: {name}, {len(made)} trials: default {made[0].value:.4f}, best {best.value:.4f}")
 
     def _trial(self, study: optuna.Study, part: Part, objective: Callable[[Settings], float]) -> None:
         """One trial, kept when it is complete. One that is interrupted counts as failed."""
@@ -215,7 +222,7 @@ class Search:
                 trials = tuple(Trial(t.values[0], t.user_attrs["seconds"], dict(t.params)) for t in done)
                 found[name] = TunedPart(part.objective, self._key(part), trials)
         split = self.past.split
-        return TuningStudy(StudyRun(self.job.tables.info, about("recsys tune")), split.t1, split.t2, found)
+        return TuningStudy(StudyRun(self.pipeline.data.tables.info, about("recsys tune")), split.t1, split.t2, found)
 
     def part(self, name: str) -> Part:
         """The named study. Raises MissingArtefactError where it needs what is not there."""
@@ -223,25 +230,25 @@ class Search:
             return self._rrf_weights()
         if name == RANKER:
             return self._ranker()
-        whole = asdict(self.job.config.tower) if name == TOWER else self.job.config.retrievers[name]
+        whole = asdict(self.pipeline.config.tower) if name == TOWER else self.pipeline.config.retrievers[name]
         default = {key: whole[key] for key in SPACES[name]}
         prepare = self._tower if name == TOWER else lambda: self._retriever(name)
         return Part(name, NDCG, SPACES[name], default, whole, prepare)
 
     def _retriever(self, name: str) -> Callable[[Settings], float]:
-        whole, batches = self.job.config.retrievers[name], self.past.validation
+        whole, batches = self.pipeline.config.retrievers[name], self.past.validation
         return lambda s: objectives.retriever_ndcg(fit_retriever(name, self.past.known, {**whole, **s}), batches)
 
     def _tower(self) -> Callable[[Settings], float]:
-        tower = self.job.config.tower
-        return lambda s: objectives.tower_ndcg(self.past, replace(tower, **s), self.job.report)
+        tower = self.pipeline.config.tower
+        return lambda s: objectives.tower_ndcg(self.past, replace(tower, **s), self.pipeline.report)
 
     def _rrf_weights(self) -> Part:
         """The retrievers at the best settings so far, and the saved two-tower model. There is no search without that
         one: only the ratios of weights mean something, so its own could not be placed afterwards."""
-        job, settings = self.job, self.job.config.recommender
-        fits = {name: {**job.config.retrievers[name], **self._best(name)} for name in job.config.retrievers}
-        tower = job.work("retrievers_t1") / TWO_TOWER
+        pipeline, settings = self.pipeline, self.pipeline.config.recommender
+        fits = {name: {**pipeline.config.retrievers[name], **self._best(name)} for name in pipeline.config.retrievers}
+        tower = pipeline.home.work / "retrievers_t1" / TWO_TOWER
         names = [name for name in RETRIEVERS if name in fits or name == TWO_TOWER]
         saved_files = self._fingerprints("retrievers_t1", self.past.split.t1)[TWO_TOWER]
 
@@ -261,16 +268,16 @@ class Search:
 
     def _ranker(self) -> Part:
         """On the retrievers as `recsys train` left them, merged by the best weights so far."""
-        job, split, config = self.job, self.past.split, self.job.config.ranker
+        pipeline, split, config = self.pipeline, self.past.split, self.pipeline.config.ranker
         cutoffs = {"retrievers_t0": split.t0, "retrievers_t1": split.t1}
         saved_files = {stage: self._fingerprints(stage, cutoff) for stage, cutoff in cutoffs.items()}
         recommender = replace(
-            job.config.recommender, rrf_weights={**job.config.recommender.rrf_weights, **self._best(RRF)}
+            pipeline.config.recommender, rrf_weights={**pipeline.config.recommender.rrf_weights, **self._best(RRF)}
         )
 
         def prepare() -> Callable[[Settings], float]:
-            before, after = (load_retrievers(job.work(stage), job.catalogue) for stage in cutoffs)
-            progress = job.progress("tune: contexts retrieved for the ranker's table")
+            before, after = (load_retrievers(pipeline.home.work / stage, pipeline.data.catalogue) for stage in cutoffs)
+            progress = pipeline.progress("tune: contexts retrieved for the ranker's table")
             table = RankerTrials(self.past, before, after, config, recommender, progress)
             return lambda s: table.ndcg(replace(config, **s))
 
@@ -282,7 +289,7 @@ class Search:
     def _fingerprints(self, stage: str, cutoff: int) -> dict[str, str]:
         """SHA-256 of each saved retriever. Raises MissingArtefactError where they or the two-tower model among them are
         missing, or were fitted up to another moment."""
-        folder = self.job.work(stage)
+        folder = self.pipeline.home.work / stage
         if not (folder / "log.json").exists():
             raise MissingArtefactError(f"{folder} is not there. Run `recsys train` first.")
         if read_json(folder / "log.json")["cutoff"] != cutoff:
@@ -299,7 +306,7 @@ class Search:
 
     def _key(self, part: Part) -> str:
         space = {name: distribution_to_json(d) for name, d in part.space.items()}
-        data = self.job.tables.info.fingerprint
+        data = self.pipeline.data.tables.info.fingerprint
         return fingerprint_value(
             [VERSION, data, asdict(self.past.split), part.name, space, part.default, part.depends_on]
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.config import ABOUT, OF_RETRIEVERS, RANKER, RRF, TOWER, Tuned, read_tuned, tuned_path, with_tuned
-from pipelines.job import Job
+from pipelines.pipeline import Pipeline
 from pipelines.studies.reports import StudyRun, write_study
 from recsys.atomic_io import write_json
 from recsys.data.datasets import DATASETS
@@ -53,9 +53,9 @@ class TuningStudy:
     parts: Mapping[str, TunedPart]
 
 
-def write(job: Job, found: TuningStudy) -> None:
-    write_study(job.home.reports, "tuning", found, markdown(found))
-    write_json(job.home.reports / "tuned.json", tuned(found, [*found.parts]))
+def write(pipeline: Pipeline, found: TuningStudy) -> None:
+    write_study(pipeline.home.reports, "tuning", found, markdown(found))
+    write_json(pipeline.home.reports / "tuned.json", tuned(found, [*found.parts]))
 
 
 def tuned(found: TuningStudy, names: Sequence[str], earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -78,33 +78,33 @@ def tuned(found: TuningStudy, names: Sequence[str], earlier: Mapping[str, Any] |
     return {**alone, OF_RETRIEVERS: settings, ABOUT: {"data": data_of(found.run.data), "validation": validation}}
 
 
-def require_savable(job: Job) -> None:
+def require_savable(pipeline: Pipeline) -> None:
     """Raises ConfigError unless the data are an official data set and its file, if there is one, can be used."""
-    info, path = job.tables.info, tuned_path(job.tables.info.name)
+    info, path = pipeline.data.tables.info, tuned_path(pipeline.data.tables.info.name)
     if info.synthetic or info.name not in DATASETS:
         raise ConfigError(
             f"tune --save keeps settings for official data sets, and {info.label} is none. Its search is in "
-            f"{job.home.reports}; the rules of pipelines/config.py set its defaults."
+            f"{pipeline.home.reports}; the rules of pipelines/config.py set its defaults."
         )
     if path.exists() and (found := read_tuned(path)).fingerprint == info.fingerprint:
-        with_tuned(job.config, found)
+        with_tuned(pipeline.config, found)
 
 
-def save(job: Job, found: TuningStudy, names: Sequence[str]) -> None:
+def save(pipeline: Pipeline, found: TuningStudy, names: Sequence[str]) -> None:
     """Put the named parts into the checked-in file. Its other parts stay if they are of the same data."""
-    path, fingerprint = tuned_path(job.tables.info.name), job.tables.info.fingerprint
+    path, fingerprint = tuned_path(pipeline.data.tables.info.name), pipeline.data.tables.info.fingerprint
     earlier = read_tuned(path) if path.exists() else None
     if earlier and earlier.fingerprint != fingerprint:
-        job.report(f"tune: {path} was searched on other data of that name; it begins anew, without its parts")
+        pipeline.report(f"tune: {path} was searched on other data of that name; it begins anew, without its parts")
         earlier = None
     content = tuned(found, names, earlier.content if earlier else None)
     if kept := sorted(set(content[ABOUT]["validation"]) - set(names)):
-        job.report(f"tune: kept from earlier searches: {', '.join(kept)}")
+        pipeline.report(f"tune: kept from earlier searches: {', '.join(kept)}")
     if unnamed := [name for name in found.parts if name not in names]:
-        job.report(f"tune: not saved, because this command did not name them: {', '.join(unnamed)}")
-    with_tuned(job.config, Tuned(path, fingerprint, content))  # refuses what a later training would refuse
+        pipeline.report(f"tune: not saved, because this command did not name them: {', '.join(unnamed)}")
+    with_tuned(pipeline.config, Tuned(path, fingerprint, content))  # refuses what a later training would refuse
     write_json(path, content)
-    job.report(f"tune: saved as {path}; `recsys train` uses it from now on. Check it in: git add {path}")
+    pipeline.report(f"tune: saved as {path}; `recsys train` uses it from now on. Check it in: git add {path}")
 
 
 def markdown(found: TuningStudy) -> str:

@@ -86,6 +86,7 @@ def register(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Re
             "through_seq": 0,
             "role": "production",
             "sibling_id": None,
+            "through_seq": 0,
             "code_version": "test",
             "metrics": {**metrics, "retrieval_ndcg@10": 0.01, "latency_p99_ms": 1.0},
             "files": files,

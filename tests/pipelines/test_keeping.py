@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.job import open_job
+from pipelines.pipeline import open_pipeline
 from pipelines.studies.keeping import keep
 from recsys.atomic_io import read_json
 from recsys.evaluation.tables import with_facts
@@ -49,9 +49,9 @@ def copied(trained_home: TrainedHome, tmp_path: Path) -> TrainedHome:
 def warned(home: TrainedHome, folder: Path) -> list[str]:
     """What is said while keeping, line by line."""
     said: list[str] = []
-    job = open_job(home.name, read_settings(home.root))
-    job.report = said.append
-    keep(job, folder)
+    pipeline = open_pipeline(home.name, read_settings(home.root))
+    pipeline.report = said.append
+    keep(pipeline, folder)
     return said
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.job import Job, open_job
+from pipelines.pipeline import Pipeline, open_pipeline
 from pipelines.studies import leave_last_out as last_out
 from pipelines.studies import protocols, stratified
+from pipelines.training_set import TrainingSet
 from recsys.atomic_io import read_json
 from recsys.columns import EASE, IALS, ITEM_ID, ITEM_KNN, POPULARITY, RETRIEVERS, TIMESTAMP, USER_ID
 from recsys.errors import DataError
@@ -36,8 +37,8 @@ def home(world_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield home
 
 
-def job_of(home: TrainedHome) -> Job:
-    return open_job(home.name, read_settings(home.root))
+def pipeline_of(home: TrainedHome) -> Pipeline:
+    return open_pipeline(home.name, read_settings(home.root))
 
 
 def evaluated(home: TrainedHome, protocol: str, *more: str | Path) -> tuple[str, str, dict[str, Any]]:
@@ -107,8 +108,8 @@ def test_the_inner_split_chooses_the_best_of_what_it_tried(by_item: tuple[str, s
 
 def test_nothing_is_learnt_from_what_is_held_out(by_item: tuple[str, str, dict[str, Any]], home: TrainedHome) -> None:
     """Held-out ratings go to other users at other times: all choices stay, the measured values move."""
-    job = job_of(home)
-    events = job.tables.events
+    pipeline = pipeline_of(home)
+    events = pipeline.data.tables.events
     trains = stratified_by_item(events[ITEM_ID].to_numpy())
     held = events[~trains].copy()
     held[USER_ID] = np.roll(held[USER_ID].to_numpy(), 7)
@@ -116,7 +117,7 @@ def test_nothing_is_learnt_from_what_is_held_out(by_item: tuple[str, str, dict[s
     both = pd.concat([events[trains], held]).drop_duplicates([USER_ID, ITEM_ID]).sort_index()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stratified, "stratified_by_item", lambda _: trains[both.index.to_numpy()])
-        measured = stratified.measure(job, both)
+        measured = stratified.measure(pipeline, both)
     result = by_item[2]
     assert measured.facts["settings"] == result["settings"]
     assert measured.facts["inner_ndcg@10"] == result["inner_ndcg@10"]
@@ -127,7 +128,7 @@ def test_nothing_is_learnt_from_what_is_held_out(by_item: tuple[str, str, dict[s
 
 def test_the_official_files_give_the_order_of_the_rows(home: TrainedHome) -> None:
     raw = [line.split("::") for line in (home.raw / "ratings.dat").read_text().splitlines()]
-    events, of = protocols.events_in_file_order(job_of(home), home.raw)
+    events, of = protocols.events_in_file_order(pipeline_of(home), home.raw)
     assert of == "ratings.dat"
     assert events[[USER_ID, ITEM_ID]].to_numpy().tolist() == [[int(r[0]), int(r[1])] for r in raw]
     assert events[USER_ID].tolist() != home.events[USER_ID].tolist(), "else this test says nothing"
@@ -138,17 +139,18 @@ def test_files_of_other_data_are_refused(home: TrainedHome, tmp_path: Path) -> N
     with (other / "ratings.dat").open("a") as ratings:
         ratings.write("\n")
     with pytest.raises(DataError, match="holds other files"):
-        protocols.events_in_file_order(job_of(home), other)
-    job = job_of(home)
-    altered = replace(job, tables=replace(job.tables, events=job.tables.events.iloc[1:]))
+        protocols.events_in_file_order(pipeline_of(home), other)
+    pipeline = pipeline_of(home)
+    tables = pipeline.data.tables
+    altered = replace(pipeline, data=TrainingSet(replace(tables, events=tables.events.iloc[1:]), tables.info))
     with pytest.raises(DataError, match="differ in their rows"):
         protocols.events_in_file_order(altered, home.raw)
 
 
 def test_too_few_events_are_an_error(home: TrainedHome) -> None:
-    job = job_of(home)
+    pipeline = pipeline_of(home)
     with pytest.raises(DataError, match="too few"):
-        stratified.measure(job, job.tables.events.iloc[:3])
+        stratified.measure(pipeline, pipeline.data.tables.events.iloc[:3])
 
 
 def test_stretches_cut_each_history_twice() -> None:
@@ -160,14 +162,14 @@ def test_stretches_cut_each_history_twice() -> None:
 
 
 def test_states_hold_the_whole_history(home: TrainedHome, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = job_of(home)
-    part = stratified.Part(job, job.tables.events)
+    pipeline = pipeline_of(home)
+    part = stratified.Part(pipeline, pipeline.data.tables.events)
     states = part.states(part.users)
     assert states.item_idx.shape[1] == home.events.groupby(USER_ID).size().max() > 64
     for row, user in enumerate(part.users):
         mine = home.events[home.events[USER_ID] == user].sort_values([TIMESTAMP, ITEM_ID])
         known = states.item_idx[row] >= 0
-        assert job.catalogue.to_ids(states.item_idx[row][known]).tolist() == mine[ITEM_ID].tolist()
+        assert pipeline.data.catalogue.to_ids(states.item_idx[row][known]).tolist() == mine[ITEM_ID].tolist()
         assert states.timestamps[row][known].tolist() == mine[TIMESTAMP].tolist()
         assert known[-len(mine) :].all()
     monkeypatch.setattr(stratified, "LONGEST", 5)
@@ -218,20 +220,20 @@ def test_popularity_ranks_all_items_but_those_of_the_history(
 
 
 def test_states_know_all_but_the_last_event_those_of_its_second_too(home: TrainedHome) -> None:
-    job = job_of(home)
-    events = job.tables.events.copy()
+    pipeline = pipeline_of(home)
+    events = pipeline.data.tables.events.copy()
     at = events.sort_values([USER_ID, TIMESTAMP, ITEM_ID]).groupby(USER_ID).tail(2)
     latest = at.groupby(USER_ID)[TIMESTAMP].transform("max")
     events.loc[at.index, TIMESTAMP] = latest  # the last two events of everybody fall into one second
     parts = leave_last_out(events)
-    known = last_out.Known(job, pd.concat([parts.known, parts.validation]))
+    known = last_out.Known(pipeline, pd.concat([parts.known, parts.validation]))
     contexts = PredictionPoints.from_events(parts.test)
     states = known.states(contexts)
     assert np.array_equal(states.now, contexts.timestamp)
     target = dict(zip(parts.test[USER_ID], parts.test[ITEM_ID], strict=True))
     for row, user in enumerate(contexts.user_id):
         mine = set(events.loc[events[USER_ID] == user, ITEM_ID])
-        assert set(job.catalogue.to_ids(states.seen_idx[row]).tolist()) == mine - {target[user]}
+        assert set(pipeline.data.catalogue.to_ids(states.seen_idx[row]).tolist()) == mine - {target[user]}
         assert states.timestamps[row, -1] == states.now[row]
 
 
@@ -244,4 +246,4 @@ def test_what_does_not_go_together_is_refused(home: TrainedHome) -> None:
     assert "--data-dir goes with the protocol stratified" in err
     assert run_command("protocol", "coin", "--home", home.root)[0] == 2
     with pytest.raises(protocols.ConfigError, match="take stratified or leave-last-out"):
-        protocols.run(job_of(home), "coin")
+        protocols.run(pipeline_of(home), "coin")

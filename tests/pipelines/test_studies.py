@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.job import Job, open_job
+from pipelines.pipeline import Pipeline, open_pipeline
 from pipelines.studies import ablation, diversity
 from pipelines.studies.cli import app
 from recsys.atomic_io import read_json, write_json
@@ -39,12 +39,12 @@ def home(trained_home: TrainedHome, tmp_path_factory: pytest.TempPathFactory) ->
         use_small_settings(patch)
         patch.setattr(ablation, "code_fingerprint", lambda: "this code")
         copy = TrainedHome(root, trained_home.raw)
-        job_of(copy).store.apply()  # Feast's registry knows the place of the home
+        pipeline_of(copy).store.apply()  # Feast's registry knows the place of the home
         yield copy
 
 
-def job_of(home: TrainedHome) -> Job:
-    return open_job(home.name, read_settings(home.root))
+def pipeline_of(home: TrainedHome) -> Pipeline:
+    return open_pipeline(home.name, read_settings(home.root))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_each_degree_is_more_varied_and_its_difference_is_that_of_the_means(
     for row in result["rows"]:
         minus = row["ndcg"]["mean"] - result["rows"][0]["ndcg"]["mean"]
         assert row["difference"]["mean"] == pytest.approx(minus, abs=EXACT)
-    after = home.events[home.events["timestamp"] > job_of(home).split.t2]
+    after = home.events[home.events["timestamp"] > pipeline_of(home).data.split.t2]
     assert (result["n_events"], result["n_users"]) == (len(after), after["user_id"].nunique())
     assert (
         result["n_contexts"] == result["n_contexts_in_window"] == len(after[["user_id", "timestamp"]].drop_duplicates())
@@ -112,7 +112,7 @@ def test_the_table_and_the_picture_are_written(curve: tuple[str, dict[str, Any]]
 
 
 def test_a_sample_says_that_it_is_one(curve: tuple[str, dict[str, Any]], home: TrainedHome) -> None:
-    found = diversity.run(job_of(home), 15)
+    found = diversity.run(pipeline_of(home), 15)
     assert (found.n_contexts, found.n_contexts_in_window) == (15, curve[1]["n_contexts"])
     said = diversity.markdown(found)
     assert f"at 15 moments, a random sample of the {curve[1]['n_contexts']:,} in the test window." in said
@@ -121,7 +121,7 @@ def test_a_sample_says_that_it_is_one(curve: tuple[str, dict[str, Any]], home: T
 
 
 def test_the_finding_is_the_largest_degree_that_cannot_be_told_apart(home: TrainedHome) -> None:
-    found = diversity.run(job_of(home), 15)
+    found = diversity.run(pipeline_of(home), 15)
     cost = {0.0: 0.0, 0.1: 0.1, 0.2: 0.0}
     rows = [replace(row, difference=Estimate(-0.1, -0.2, cost.get(row.diversity, -0.01))) for row in found.rows]
     assert diversity.finding(replace(found, rows=tuple(rows))).startswith("Diversity 0.2 changes intra-list diversity")
@@ -130,10 +130,12 @@ def test_the_finding_is_the_largest_degree_that_cannot_be_told_apart(home: Train
 
 
 def test_items_without_genres_are_refused(home: TrainedHome) -> None:
-    job = job_of(home)
-    job.__dict__["catalogue"] = replace(job.catalogue, genres=np.zeros_like(job.catalogue.genres))
+    pipeline = pipeline_of(home)
+    pipeline.data.__dict__["catalogue"] = replace(
+        pipeline.data.catalogue, genres=np.zeros_like(pipeline.data.catalogue.genres)
+    )
     with pytest.raises(DataError, match="No item of synthetic has a genre"):
-        diversity.run(job)
+        diversity.run(pipeline)
 
 
 # ---- ablation
@@ -153,7 +155,7 @@ def stopped(home: TrainedHome) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ablation, "fit_boosted", fit)
         with pytest.raises(KeyboardInterrupt):
-            ablation.run(job_of(home))
+            ablation.run(pipeline_of(home))
     return read_json(home.dataset.reports / "ablation.json")
 
 
@@ -223,23 +225,23 @@ def test_a_second_run_measures_nothing_unless_forced_or_the_identity_changed(
         raise RuntimeError("fitted")
 
     monkeypatch.setattr(ablation, "fit_boosted", refuse)
-    again = ablation.run(job_of(home))
+    again = ablation.run(pipeline_of(home))
     with pytest.raises(RuntimeError, match="fitted"):
-        ablation.run(job_of(home), force=True)
+        ablation.run(pipeline_of(home), force=True)
     path = home.dataset.reports / "ablation.json"
     write_json(path, {**table[1], "key": "of another run"})
     with pytest.raises(RuntimeError, match="fitted"):
-        ablation.run(job_of(home))
+        ablation.run(pipeline_of(home))
     write_json(path, table[1])
     ranks = next(home.dataset.work.glob("ablation.*.parquet"))
     kept = ranks.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(ablation, "code_fingerprint", lambda: "other code")
         with pytest.raises(RuntimeError, match="fitted"):
-            ablation.run(job_of(home))
+            ablation.run(pipeline_of(home))
     assert not ranks.exists(), "ranks that no row may be compared with"
     ranks.write_bytes(kept)
-    assert ablation.run(job_of(home)) == again
+    assert ablation.run(pipeline_of(home)) == again
 
 
 @pytest.mark.parametrize("stage", ["retrievers_t0", "retrievers_t1"])
@@ -254,15 +256,15 @@ def test_other_retrievers_of_the_windows_are_another_run(
     monkeypatch.setattr(ablation, "fit_boosted", refuse)
     ranks = next(home.dataset.work.glob("ablation.*.parquet"))
     kept = ranks.read_bytes()
-    again = ablation.run(job_of(home))
+    again = ablation.run(pipeline_of(home))
     changed = next(p for p in sorted((home.dataset.work / stage).rglob("*.json")))
     before = changed.read_bytes()
     changed.write_bytes(before + b" ")
     with pytest.raises(RuntimeError, match="fitted"):
-        ablation.run(job_of(home))
+        ablation.run(pipeline_of(home))
     changed.write_bytes(before)
     ranks.write_bytes(kept)
-    assert ablation.run(job_of(home)) == again
+    assert ablation.run(pipeline_of(home)) == again
 
 
 def test_a_run_that_measures_nothing_keeps_the_date_of_the_figures(
@@ -292,7 +294,7 @@ def test_the_table_and_the_picture_of_the_ablation(table: tuple[str, dict[str, A
 def test_the_kept_ranks_are_those_of_every_event(table: tuple[str, dict[str, Any]], home: TrainedHome) -> None:
     (path,) = home.dataset.work.glob("ablation.*.parquet")
     frame = pd.read_parquet(path)
-    after = home.events[home.events["timestamp"] > job_of(home).split.t2]
+    after = home.events[home.events["timestamp"] > pipeline_of(home).data.split.t2]
     key = list(EVENT_KEY)
     assert set(frame[key].itertuples(index=False, name=None)) == set(after[key].itertuples(index=False, name=None))
     hits = frame["rank"].between(1, 10).mean()
@@ -342,7 +344,7 @@ def test_retrievers_of_the_windows_that_are_gone_are_named(home: TrainedHome, tm
     place = home.dataset.work / "retrievers_t1"
     place.rename(tmp_path / "away")
     with pytest.raises(MissingArtefactError, match=r"retrievers_t1 is not there. Run `recsys train` first"):
-        ablation.run(job_of(home))
+        ablation.run(pipeline_of(home))
     (tmp_path / "away").rename(place)
 
 
@@ -352,11 +354,11 @@ def test_settings_that_this_code_does_not_know_are_refused(
 ) -> None:
     original = ablation.evaluation_bundle
 
-    def of_the_past(job: Job) -> Any:
-        bundle = original(job)
+    def of_the_past(*arguments: Any) -> Any:
+        bundle = original(*arguments)
         facts: BundleFacts = replace(bundle.facts, parameters=parameters)
         return replace(bundle, facts=facts)
 
     monkeypatch.setattr(ablation, "evaluation_bundle", of_the_past)
     with pytest.raises(BundleError, match="was trained with other settings than this code has"):
-        ablation.run(job_of(home))
+        ablation.run(pipeline_of(home))

@@ -88,6 +88,7 @@ def test_a_copied_home_trains_on_later_events_and_knows_new_users(trained_home: 
     )
     table.close()
     production = read_json(copy.dataset.work / "production.json")["bundle_id"]
+    assert "waiting  1,000 ratings in the event table; `recsys train` takes them" in run_command("status", *at)[1]
     lists = tmp_path / "lists.parquet"
     assert run_command("batch", "--k", "3", "--out", lists, *at)[0] == 0
     assert set(pd.read_parquet(lists)["user_id"]) >= set(users), "even before the training"
@@ -98,6 +99,8 @@ def test_a_copied_home_trains_on_later_events_and_knows_new_users(trained_home: 
     assert "up to date" not in output
     facts = read_facts(copy.dataset.bundles / read_json(copy.dataset.work / "production.json")["bundle_id"])
     assert facts.bundle_id != production
+    status = run_command("status", *at)[1]
+    assert "on these and 1,000 later ratings\nwaiting  0 ratings in the event table" in status
     assert facts.through_seq == 1_000
     assert facts.trained_through == last + 1 + 60 * 999
     assert facts.dataset.n_users == len(copy.users) + 25
