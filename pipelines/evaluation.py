@@ -124,7 +124,9 @@ def _latency(data: TrainingSet, bundle: Bundle, snapshot_table: pd.DataFrame) ->
     ]
     day = int(day_of(int(events["timestamp"].iloc[-1])))
     context = RequestContext(ItemStatsTimeline(bundle.recommender.catalogue, snapshot_table).as_of(day))
-    return measure_in_process(bundle.recommender, states, context, LATENCY_K, n=LATENCY_REQUESTS, warmup=LATENCY_WARM_UP)
+    return measure_in_process(
+        bundle.recommender, states, context, LATENCY_K, n=LATENCY_REQUESTS, warmup=LATENCY_WARM_UP
+    )
 
 
 def _shown(latency: dict[str, Percentiles]) -> str:

@@ -24,6 +24,7 @@ from recsys.errors import ConfigError
 from recsys.features.histories import Histories
 from recsys.features.item_stats import SECONDS_PER_DAY, ItemStatsTimeline, day_of, snapshots
 from recsys.recommender import Recommendations, RequestContext
+from recsys.threads import limited
 
 BATCH = 256
 BATCH_SCHEMA = pa.schema([(USER_ID, pa.int64()), (RANK, pa.int32()), (ITEM_ID, pa.int64()), (SCORE, pa.float32())])
@@ -62,7 +63,8 @@ class Newest:
 
     def answer(self, user_ids: list[int], k: int) -> Recommendations:
         states = self.histories.states_at(user_ids, self.at)
-        return self.bundle.recommender.recommend(states, self.context, k)
+        with limited(1):
+            return self.bundle.recommender.recommend(states, self.context, k)
 
 
 def print_recommendations(pipeline: Pipeline, user_id: int, k: int, at: int) -> None:

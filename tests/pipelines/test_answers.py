@@ -236,7 +236,10 @@ def test_models_promote_and_roll_back(cycle_home: CycleHome) -> None:
         "version 1 of recsys-cycle is champion; a running service swaps within seconds\n",
     )
     assert champion() == "1"
-    assert run_command("models", "rollback", *at)[:2] == (0, "version 2 of recsys-cycle is champion again; a running service swaps to it\n")
+    assert run_command("models", "rollback", *at)[:2] == (
+        0,
+        "version 2 of recsys-cycle is champion again; a running service swaps to it\n",
+    )
     assert champion() == "2"
     code, _, told = run_command("models", "promote", "9", *at)
     assert (code, champion()) == (2, "2")

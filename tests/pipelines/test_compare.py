@@ -83,7 +83,6 @@ def register(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Re
                 **dict.fromkeys(("n_events", "n_items", "n_users"), 1),
             },
             "trained_through": 999,
-            "through_seq": 0,
             "role": "production",
             "sibling_id": None,
             "through_seq": 0,
