@@ -1,8 +1,4 @@
-"""The official MovieLens data sets: where each lies, how to know it arrived whole, and on which terms.
-
-Stage: data. In: a name as on the command line. Out: its `Dataset`, and the terms to show wherever it is fetched.
-Absent: the download (`fetch`), the file formats (`layouts`), data of our own making (`synthetic`).
-"""
+"""The official MovieLens data sets: where each lies, how to know it arrived whole, and on which terms."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -51,7 +47,7 @@ class Dataset:
         )
 
 
-def _official(name: str, md5: str | None, layout: str, size_mb: int, *, may_be_passed_on: bool) -> Dataset:
+def _official(name: str, md5: str | None, layout: str, size_mb: int, may_be_passed_on: bool = False) -> Dataset:
     return Dataset(name, f"{_BASE_URL}/{name}.zip", md5, layout, size_mb, may_be_passed_on)
 
 
@@ -59,10 +55,10 @@ def _official(name: str, md5: str | None, layout: str, size_mb: int, *, may_be_p
 DATASETS: Final[dict[str, Dataset]] = {
     dataset.name: dataset
     for dataset in (
-        _official("ml-100k", "0e33842e24a9c977be4e0107933c0723", ML_100K, 5, may_be_passed_on=False),
-        _official("ml-1m", "c4d9eecfca2ab87c1945afe126590906", ML_1M, 6, may_be_passed_on=False),
-        _official("ml-10m", "ce571fd55effeba0271552578f2648bd", ML_1M, 66, may_be_passed_on=False),
-        _official("ml-20m", "cd245b17a1ae2cc31bb14903e1204af3", ML_LATEST, 199, may_be_passed_on=False),
+        _official("ml-100k", "0e33842e24a9c977be4e0107933c0723", ML_100K, 5),
+        _official("ml-1m", "c4d9eecfca2ab87c1945afe126590906", ML_1M, 6),
+        _official("ml-10m", "ce571fd55effeba0271552578f2648bd", ML_1M, 66),
+        _official("ml-20m", "cd245b17a1ae2cc31bb14903e1204af3", ML_LATEST, 199),
         _official("ml-25m", "6b51fb2759a8657d3bfcbfc42b592ada", ML_LATEST, 262, may_be_passed_on=True),
         _official("ml-32m", "d472be332d4daa821edc399621853b57", ML_LATEST, 239, may_be_passed_on=True),
         _official("ml-latest-small", None, ML_LATEST, 1, may_be_passed_on=True),

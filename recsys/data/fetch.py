@@ -1,12 +1,8 @@
-"""Official archives: downloaded with a checksum or taken from disk, and unpacked without trusting what is in them.
+"""Official archives: downloaded and verified by Pooch or taken from disk, unpacked without trusting what is in them.
 
-Stage: data. In: a `Dataset`, or a zip file. Out: a folder with the files that a layout needs, whole or not at all.
-Absent: what the files say (`layouts`, `validate`); any choice of another data set when a host cannot be reached: that
-is the caller's, and must be visible.
+A host that cannot be reached is an error here. Whether other data take the place is the caller's choice.
 """
 
-import hashlib
-import itertools
 import logging
 import re
 import shutil
@@ -14,7 +10,6 @@ import socket
 import stat
 import sys
 import tempfile
-import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -35,11 +30,8 @@ Report = Callable[[str], None]
 
 ORIGIN: Final = "origin.json"  # beside the unpacked files: the archive that they came from
 
-_CONNECT_S: Final = 10.0
-_READ_S: Final = 15.0  # between two pieces, not for the whole
-_TRIES: Final = 3
-_LAST_TRY_STARTS_S: Final = 25.0  # after so long without a connection no further try: about 40 s at most in all
-_BACKOFF_S: Final = 1.0  # doubled after each try
+_TIMEOUT_S: Final = (10.0, 15.0)  # to connect; between two pieces
+_TRIES: Final = 3  # a second apart, then two
 _MOST_BYTES: Final = 20 << 30  # unpacked; the largest official one is about 1.2 GB
 _HINT: Final = (
     "Without a network: --archive ZIP reads a downloaded archive, --data-dir FOLDER unpacked files, "
@@ -51,62 +43,28 @@ class UnreachableError(DataError):
     """The host of the archive cannot be reached, or does not deliver it."""
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        reason = getattr(error, "reason", None) or (error.args[0] if error.args else None)
-        following = error.__cause__ or error.__context__
-        error = reason if isinstance(reason, BaseException) else following
-
-
 def _in_words(error: requests.RequestException) -> str:
     if isinstance(error, requests.HTTPError):
         return f"the server answered {error.response.status_code}"
-    if isinstance(error, requests.exceptions.ProxyError):
-        return "the proxy cannot be reached, or refuses"
-    if any(isinstance(cause, socket.gaierror) for cause in _causes(error)):
-        return "its name cannot be resolved"
-    if isinstance(error, requests.exceptions.SSLError):
-        return "its certificate cannot be verified"
-    if isinstance(error, requests.exceptions.ConnectTimeout):
-        return f"no connection within {_CONNECT_S:.0f} s"
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "the connection broke off"
-    if "timed out" in str(error).lower():
-        return f"nothing came for {_READ_S:.0f} s"
-    return "no connection"
-
-
-def _tries_for(error: requests.RequestException) -> int:
-    if isinstance(error, requests.HTTPError):
-        return _TRIES if error.response.status_code >= 500 else 1
-    if isinstance(error, requests.exceptions.SSLError | requests.exceptions.InvalidURL):
-        return 1
-    if any(isinstance(cause, socket.gaierror) for cause in _causes(error)):
-        return 2
-    return _TRIES
-
-
-def _with_retries(url: str, attempt: Callable[[], None], sleep: Callable[[float], None]) -> None:
-    """Call `attempt` until it succeeds; UnreachableError with the last reason when it does not."""
-    start = time.monotonic()
-    for number in itertools.count(1):
-        try:
-            return attempt()
-        except requests.RequestException as error:
-            # A download that broke off had a connection: what it took so long for may be worth another try.
-            broke_off = isinstance(error, requests.exceptions.ChunkedEncodingError)
-            too_late = time.monotonic() - start > _LAST_TRY_STARTS_S and not broke_off
-            if number >= _tries_for(error) or too_late:
-                tries = f" ({number} tries)" if number > 1 else ""
-                raise UnreachableError(f"Could not download {url}: {_in_words(error)}{tries}. {_HINT}") from error
-            sleep(_BACKOFF_S * 2 ** (number - 1))
-    return None
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror):
+            return "its name cannot be resolved"
+        inner = getattr(cause, "reason", None) or (cause.args[0] if cause.args else None)
+        cause = inner if isinstance(inner, BaseException) else cause.__cause__ or cause.__context__
+    words: dict[type[requests.RequestException], str] = {
+        requests.exceptions.ProxyError: "the proxy cannot be reached, or refuses",
+        requests.exceptions.SSLError: "its certificate cannot be verified",
+        requests.exceptions.ConnectTimeout: f"no connection within {_TIMEOUT_S[0]:.0f} s",
+        requests.exceptions.ChunkedEncodingError: "the connection broke off",
+        requests.exceptions.Timeout: f"nothing came for {_TIMEOUT_S[1]:.0f} s",
+    }
+    return next((text for kind, text in words.items() if isinstance(error, kind)), "no connection")
 
 
 @contextmanager
 def _quiet_pooch() -> Iterator[None]:
-    """Pooch logs the place of its temporary file; `report` says what a person wants to know instead."""
+    """Pooch logs each try and its temporary file; `report` says what a person wants to know."""
     logger = pooch.get_logger()
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -116,58 +74,40 @@ def _quiet_pooch() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def published_md5(url: str, sleep: Callable[[float], None] = time.sleep) -> str:
-    """The MD5 that GroupLens publishes beside an archive, in a file `<url>.md5` of one line."""
-    found: list[str] = []
-
-    def attempt() -> None:
-        answer = requests.get(f"{url}.md5", timeout=(_CONNECT_S, _READ_S))
-        answer.raise_for_status()
-        found.extend(re.findall(r"\b[0-9a-fA-F]{32}\b", answer.text[:1000]))
-
-    _with_retries(f"{url}.md5", attempt, sleep)
-    if len(found) != 1:
-        raise DataError(f"{url}.md5 does not hold one MD5 checksum, so the archive cannot be verified. {_HINT}")
-    return found[0].lower()
-
-
-def download(
-    dataset: Dataset, folder: Path, *, progress: bool | None = None, sleep: Callable[[float], None] = time.sleep
-) -> tuple[Path, str]:
-    """Download and verify an archive into `folder`; its path and MD5. Nothing is left there after a failure.
-
-    `progress` None shows a bar on stderr where that is a terminal. Raises UnreachableError, or DataError where the
-    archive arrived and is not the published one.
-    """
-    md5 = dataset.md5 or published_md5(dataset.url, sleep)
-    path = folder / f"{dataset.name}.zip"
-
-    def attempt() -> None:
-        shown = sys.stderr.isatty() if progress is None else progress
-        # A bar without a total cannot be asked whether it is there, which Pooch does; Pooch then sets the true one.
-        with tqdm(
-            desc=path.name, total=dataset.size_mb * 10**6, unit="B", unit_scale=True, file=sys.stderr, disable=not shown
-        ) as bar:
-            downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=(_CONNECT_S, _READ_S))
-            pooch.retrieve(dataset.url, f"md5:{md5}", fname=path.name, path=folder, downloader=downloader)
-
+def _download(url: str, folder: Path, known_hash: str | None, bar: object = None) -> Path:
+    """The file at `url`, verified where a hash is known; UnreachableError after the last try."""
+    address, _, name = url.rpartition("/")
+    host = pooch.create(folder, f"{address}/", registry={name: known_hash}, retry_if_failed=_TRIES - 1)
     try:
         with _quiet_pooch():
-            _with_retries(dataset.url, attempt, sleep)
+            downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=_TIMEOUT_S)
+            return Path(host.fetch(name, downloader=downloader))
+    except requests.RequestException as error:
+        raise UnreachableError(f"Could not download {url}: {_in_words(error)} ({_TRIES} tries). {_HINT}") from error
+
+
+def _published_md5(url: str, folder: Path) -> str:
+    """The MD5 that GroupLens publishes beside an archive, in a file `<url>.md5` of one line."""
+    text = _download(f"{url}.md5", folder, None).read_text(encoding="utf-8", errors="replace")
+    found = re.findall(r"\b[0-9a-fA-F]{32}\b", text[:1000])
+    if len(found) != 1:
+        raise DataError(f"{url}.md5 does not hold one MD5 checksum, so the archive cannot be verified. {_HINT}")
+    return str(found[0]).lower()
+
+
+def _download_archive(dataset: Dataset, folder: Path) -> tuple[Path, str]:
+    """The verified archive and its MD5."""
+    md5 = dataset.md5 or _published_md5(dataset.url, folder)
+    # A bar without a total cannot be asked whether it is there, which Pooch does; Pooch then sets the true one.
+    size = dataset.size_mb * 10**6
+    try:
+        with tqdm(desc=dataset.name, total=size, unit="B", unit_scale=True, file=sys.stderr, disable=None) as bar:
+            return _download(dataset.url, folder, f"md5:{md5}", bar), md5
     except ValueError as error:  # how Pooch says that the hash differs; it has removed the file already
         raise DataError(
             f"The file downloaded from {dataset.url} is not the published one: its MD5 is not {md5}. "
             "It was removed. Try again; if it stays so, something between here and the host alters it."
         ) from error
-    return path, md5
-
-
-def md5_of(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as handle:
-        while chunk := handle.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def member_path(name: str) -> PurePosixPath:
@@ -182,17 +122,16 @@ def _is_wanted(path: PurePosixPath) -> bool:
 def _refuse_unsafe(member: zipfile.ZipInfo, archive: Path) -> None:
     path = member_path(member.filename)
     outside = path.is_absolute() or re.match(r"[A-Za-z]:", str(path)) or ".." in path.parts
-    kind = stat.S_IFMT(member.external_attr >> 16)
-    if outside or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+    if outside or stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
         what = "lies outside the archive's folder" if outside else "is a link or no plain file"
         raise DataError(f"{archive} is not unpacked: its member {member.filename!r} {what}. Do not trust this file.")
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Write the files of `archive` that a layout reads, and the README, into `folder`, which exists and is empty.
+def _unpack(archive: Path, folder: Path) -> None:
+    """Write the files that a layout reads, and the README, into `folder`, which exists and is empty.
 
     Every member is checked before the first is written: one that would climb out of the folder, a link, or a sum of
-    sizes beyond reason refuses the whole archive. Other files (tags, ratings split for tests) are left out.
+    sizes beyond reason refuses the whole archive.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -203,16 +142,13 @@ def unpack(archive: Path, folder: Path) -> None:
                 _refuse_unsafe(member, archive)
             wanted = [m for m in members if not m.is_dir() and _is_wanted(member_path(m.filename))]
             if sum(member.file_size for member in wanted) > _MOST_BYTES:
-                raise DataError(
-                    f"{archive} would unpack to more than {_MOST_BYTES >> 30} GiB; no MovieLens archive does."
-                )
+                gib = _MOST_BYTES >> 30
+                raise DataError(f"{archive} would unpack to more than {gib} GiB; no MovieLens archive does.")
             for member in wanted:
                 target = folder / member_path(member.filename)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(member) as source, target.open("wb") as out:
                     shutil.copyfileobj(source, out, 1 << 20)
-    except FileNotFoundError as error:
-        raise DataError(f"The archive {archive} does not exist.") from error
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"{archive} is not a whole zip archive (cut short, or damaged): {error}.") from error
     except (RuntimeError, NotImplementedError) as error:  # a password, an unknown compression
@@ -223,7 +159,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 def _install(archive: Path, raw: Path, origin: dict[str, str]) -> None:
     with replacing_folder(raw) as beside:
-        unpack(archive, beside)
+        _unpack(archive, beside)
         try:
             find_layout(beside)
         except DataError as error:
@@ -231,7 +167,7 @@ def _install(archive: Path, raw: Path, origin: dict[str, str]) -> None:
         write_json(beside / ORIGIN, origin)
 
 
-def fetch_archive(archive: Path, raw: Path, *, dataset: str | None = None, report: Report | None = None) -> None:
+def fetch_archive(archive: Path, raw: Path, *, dataset: str | None = None, report: Report = lambda _: None) -> None:
     """Unpack a local archive into `raw`, replacing what is there; DataError and `raw` as it was on any failure.
 
     An official name in `dataset` is a claim, and the archive's MD5 must bear it out where GroupLens publishes a stable
@@ -239,7 +175,7 @@ def fetch_archive(archive: Path, raw: Path, *, dataset: str | None = None, repor
     """
     if not archive.is_file():
         raise DataError(f"The archive {archive} {'is no file' if archive.exists() else 'does not exist'}.")
-    md5 = md5_of(archive)
+    md5 = pooch.file_hash(str(archive), "md5")
     official = DATASETS.get(dataset or archive.stem.lower())
     if official and official.md5 not in (None, md5):
         if dataset:
@@ -247,35 +183,28 @@ def fetch_archive(archive: Path, raw: Path, *, dataset: str | None = None, repor
                 f"{archive} is not the {dataset} that GroupLens publishes: its MD5 is {md5}, not {official.md5}. "
                 "Download it again, or leave --dataset out to read it under its own name."
             )
-        if report:
-            report(f"{archive.name} is not the archive that GroupLens publishes under this name (its MD5 differs).")
+        report(f"{archive.name} is not the archive that GroupLens publishes under this name (its MD5 differs).")
     _install(archive, raw, {"name": dataset or archive.stem, "url": archive.name, "md5": md5})
 
 
-def fetch_official(
-    dataset: Dataset,
-    raw: Path,
-    *,
-    report: Report | None = None,
-    progress: bool | None = None,
-    sleep: Callable[[float], None] = time.sleep,
-) -> None:
+def fetch_official(dataset: Dataset, raw: Path, *, report: Report = lambda _: None) -> None:
     """Download, verify and unpack `dataset` into `raw`, unless it is there already; the terms go to `report`.
 
     After any failure `raw` is as it was, and nothing lies beside it.
     """
-    tell = report or (lambda _: None)
     origin = raw / ORIGIN
-    if origin.is_file() and read_json(origin).get("url") == dataset.url:
-        tell(f"{dataset.name} is in {raw} already; remove that folder to download it again.")
-        tell(dataset.terms)
+    there = origin.is_file() and read_json(origin).get("url") == dataset.url
+    if there:
+        report(f"{dataset.name} is in {raw} already; remove that folder to download it again.")
+    else:
+        report(f"Downloading {dataset.name} (about {dataset.size_mb} MB) from {dataset.url}")
+    report(dataset.terms)
+    if there:
         return
-    tell(f"Downloading {dataset.name} (about {dataset.size_mb} MB) from {dataset.url}")
-    tell(dataset.terms)
     raw.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(dir=raw.parent, prefix=".download-") as folder:
-            archive, md5 = download(dataset, Path(folder), progress=progress, sleep=sleep)
+            archive, md5 = _download_archive(dataset, Path(folder))
             _install(archive, raw, {"name": dataset.name, "url": dataset.url, "md5": md5})
     finally:
         with suppress(OSError):  # an empty folder of the data set's name would look as if there were data

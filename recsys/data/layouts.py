@@ -8,7 +8,7 @@ Rows that make no sense go to `BadRows`. The checks of ratings, which are many a
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -125,11 +125,7 @@ def find_layout(folder: Path) -> Layout:
 
 
 def year_of(title: str) -> int | None:
-    """Year of release from the end of a title; of a span, the first.
-
-    >>> year_of("Toy Story (1995)"), year_of("Death Note (2006–2007) "), year_of("Babylon 5")
-    (1995, 2006, None)
-    """
+    """Year of release from the end of a title; of a span, the first."""
     match = _YEAR.search(title)
     year = int(match[1]) if match else 0
     return year if _FIRST_YEAR <= year <= _LAST_YEAR else None
@@ -209,118 +205,112 @@ def read_events(layout: Layout, movie_ids: pd.Series, bad: BadRows, *, now: floa
     return read_ratings(layout.ratings, _ratings_format(layout), ids, layout.movies.name, bad, now=now)
 
 
-# A movie as the text of its line says it: id, title, release date or "", genres. None: the line has another form.
-_Fields = tuple[str, str, str, list[str]] | None
+# How a line reads: the id and the other fields as text, or, of a bad line, what is wrong with it.
+_Parsed = tuple[str, ...] | str
 
 
-def _split_item(text: str, genres: list[str]) -> _Fields:
+def _table(
+    path: Path, parse: Callable[[str], _Parsed], of: str, bad: BadRows, *, skip_header: bool = False
+) -> dict[int, Sequence[str]]:
+    """The other fields of each good line by id; of two lines with one id the first stays."""
+    encoding = encoding_of(path)
+    rows: dict[int, Sequence[str]] = {}
+    for line, raw in _lines(path, skip_header=skip_header):
+        try:
+            parsed = parse(text := raw.decode(encoding))
+        except UnicodeDecodeError:
+            parsed, text = "broken line: not UTF-8 text, as other lines are", decoded(raw)
+        fault = parsed if isinstance(parsed, str) else id_fault(parsed[0].strip(), of)
+        if not fault and int(parsed[0]) in rows:
+            fault = f"duplicate: {of} {int(parsed[0])} has a line already"
+        if fault:
+            bad.add(path.name, line, fault, text)
+        else:
+            rows[int(parsed[0])] = parsed[1:]
+    return rows
+
+
+def _parse_item(text: str, genres: list[str]) -> _Parsed:
     fields = text.split("|")
     flags = fields[5:]
     if len(flags) != len(genres) or not set(flags) <= {"0", "1"}:
-        return None
-    return fields[0], fields[1], fields[2], [name for name, flag in zip(genres, flags, strict=True) if flag == "1"]
+        return _no_movie(ML_100K)
+    names = "|".join(name for name, flag in zip(genres, flags, strict=True) if flag == "1")
+    return fields[0], fields[1], fields[2], names
 
 
-def _split_dat(text: str) -> _Fields:
+def _parse_dat(text: str) -> _Parsed:
     # A title may hold "::" itself, an id and a list of genres cannot.
     item_id, mark, rest = text.partition("::")
     title, second_mark, genres = rest.rpartition("::")
-    return (item_id, title, "", genres.split("|")) if mark and second_mark else None
+    return (item_id, title, "", genres) if mark and second_mark else _no_movie(ML_1M)
 
 
-def _split_movies_csv(text: str, header: list[str]) -> _Fields:
+def _parse_movies_csv(text: str, header: list[str]) -> _Parsed:
     row = dict(zip(header, fields := split_csv(text), strict=False))
-    return (row["movieid"], row["title"], "", row["genres"].split("|")) if len(fields) == len(header) else None
+    return (row["movieid"], row["title"], "", row["genres"]) if len(fields) == len(header) else _no_movie(ML_LATEST)
 
 
-def _movie_splitter(layout: Layout) -> Callable[[str], _Fields]:
+def _no_movie(layout: str) -> str:
+    return f"broken line: not a movie as the {layout} layout writes it"
+
+
+def _movie_parser(layout: Layout) -> Callable[[str], _Parsed]:
+    """Of a line: id, title, release date or "", genres."""
     if layout.name == ML_1M:
-        return _split_dat
+        return _parse_dat
     if layout.name == ML_LATEST:
         header = _header(layout.movies)
         _need_columns(layout.movies, header, ["movieId", "title", "genres"])
-        return partial(_split_movies_csv, header=header)
+        return partial(_parse_movies_csv, header=header)
     genre_file = layout.folder / "u.genre"
     listed = [decoded(raw).partition("|")[0] for _, raw in _lines(genre_file)] if genre_file.is_file() else []
-    return partial(_split_item, genres=listed or _GENRES_100K.split("|"))
+    return partial(_parse_item, genres=listed or _GENRES_100K.split("|"))
 
 
 def read_movies(layout: Layout, bad: BadRows) -> pd.DataFrame:
-    """item_id, title, year, genres; of two rows with one id the first stays."""
-    split = _movie_splitter(layout)
-    encoding = encoding_of(layout.movies)
-    file = layout.movies.name
-    rows: dict[int, tuple[str, int | None, list[str]]] = {}
-    for line, raw in _lines(layout.movies, skip_header=layout.name == ML_LATEST):
-        try:
-            text = raw.decode(encoding)
-        except UnicodeDecodeError:
-            bad.add(file, line, "broken line: not UTF-8 text, as other lines are", decoded(raw))
-            continue
-        fields = split(text)
-        if fields is None:
-            bad.add(file, line, f"broken line: not a movie as the {layout.name} layout writes it", text)
-        elif fault := id_fault(fields[0].strip(), "movie"):
-            bad.add(file, line, fault, text)
-        elif (item_id := int(fields[0])) in rows:
-            bad.add(file, line, f"duplicate: movie {item_id} has a line already", text)
-        else:
-            _, title, date, genres = fields
-            year = year_of(title) or year_of(f"({date.strip()[-4:]})")
-            rows[item_id] = (title.strip(), year, [g for genre in genres if (g := genre.strip()) not in _NO_GENRE])
+    """item_id, title, year, genres."""
+    rows = _table(layout.movies, _movie_parser(layout), "movie", bad, skip_header=layout.name == ML_LATEST)
+    genres = [[g for part in names.split("|") if (g := part.strip()) not in _NO_GENRE] for _, _, names in rows.values()]
+    years = [year_of(title) or year_of(f"({date.strip()[-4:]})") for title, date, _ in rows.values()]
     return pd.DataFrame(
         {
             ITEM_ID: np.array(list(rows), dtype=np.int64),
-            TITLE: pd.Series([title for title, _, _ in rows.values()], dtype=object),
-            YEAR: pd.array([year for _, year, _ in rows.values()], dtype="Int32"),
-            GENRES: pd.Series([genres for _, _, genres in rows.values()], dtype=object),
+            TITLE: pd.Series([title.strip() for title, _, _ in rows.values()], dtype=object),
+            YEAR: pd.array(years, dtype="Int32"),
+            GENRES: pd.Series(genres, dtype=object),
         }
     )
 
 
-def _user_fault(layout: Layout, fields: list[str]) -> str | None:
-    """`fields` are id, gender, age, occupation, zip; an empty one is unknown, not bad."""
+def _parse_user(text: str, layout: str) -> _Parsed:
+    """id, gender, age, occupation; an empty one is unknown, not bad."""
+    fields = [part.strip() for part in text.split("|" if layout == ML_100K else "::")]
     if len(fields) != 5:
         return f"broken line: {len(fields)} fields instead of 5"
     user, gender, age, occupation, _ = fields
-    if fault := id_fault(user, "user"):
-        return fault
+    if layout == ML_100K:
+        age, gender = gender, age
     if gender not in ("F", "M", ""):
         return f"bad gender: {gender!r} is neither F nor M"
     if age and not (age.isdecimal() and age.isascii() and 0 < int(age) <= 150):
         return f"bad age: {age!r} is no number of years"
-    last_code = _OCCUPATIONS_1M.count("|")
-    if layout.name == ML_1M and occupation and occupation not in map(str, range(last_code + 1)):
-        return f"bad occupation: {occupation!r} is no code from 0 to {last_code}"
-    return None
+    if layout == ML_1M and occupation:
+        names = _OCCUPATIONS_1M.split("|")
+        if occupation not in map(str, range(len(names))):
+            return f"bad occupation: {occupation!r} is no code from 0 to {len(names) - 1}"
+        occupation = names[int(occupation)]
+    return user, gender, age, occupation.lower()
 
 
 def read_users(layout: Layout, bad: BadRows) -> pd.DataFrame:
     """user_id, gender, age, occupation of the users file; no rows where there is none."""
-    rows: dict[int, tuple[str | None, int | None, str | None]] = {}
-    occupations = _OCCUPATIONS_1M.split("|")
-    path = layout.users
-    if path is not None:
-        encoding = encoding_of(path)
-        for line, raw in _lines(path):
-            text = raw.decode(encoding, errors="replace")
-            fields = [part.strip() for part in text.split("|" if layout.name == ML_100K else "::")]
-            if layout.name == ML_100K and len(fields) == 5:
-                fields[1], fields[2] = fields[2], fields[1]  # ml-100k has the age before the gender
-            if reason := _user_fault(layout, fields):
-                bad.add(path.name, line, reason, text)
-            elif (user_id := int(fields[0])) in rows:
-                bad.add(path.name, line, f"duplicate: user {user_id} has a line already", text)
-            else:
-                _, gender, age, occupation, _ = fields
-                if layout.name == ML_1M and occupation:
-                    occupation = occupations[int(occupation)]
-                rows[user_id] = (gender or None, int(age) if age else None, occupation.lower() or None)
+    rows = _table(layout.users, partial(_parse_user, layout=layout.name), "user", bad) if layout.users else {}
     return pd.DataFrame(
         {
             USER_ID: np.array(list(rows), dtype=np.int64),
-            GENDER: pd.Series([gender for gender, _, _ in rows.values()], dtype=object),
-            AGE: pd.array([age for _, age, _ in rows.values()], dtype="Int32"),
-            OCCUPATION: pd.Series([occupation for _, _, occupation in rows.values()], dtype=object),
+            GENDER: pd.Series([gender or None for gender, _, _ in rows.values()], dtype=object),
+            AGE: pd.array([int(age) if age else None for _, age, _ in rows.values()], dtype="Int32"),
+            OCCUPATION: pd.Series([occupation or None for _, _, occupation in rows.values()], dtype=object),
         }
     )

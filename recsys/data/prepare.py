@@ -15,12 +15,11 @@ from typing import Final
 import pandas as pd
 
 from recsys.atomic_io import fingerprint_files
-from recsys.columns import AGE, GENDER, ITEM_ID, OCCUPATION, USER_ID
+from recsys.columns import ITEM_ID, USER_ID
 from recsys.data.datasets import DATASETS, dataset_called
 from recsys.data.fetch import Report, fetch_archive, fetch_official, member_path
 from recsys.data.layouts import (
     SYNTHETIC_MARK,
-    Layout,
     find_layout,
     read_events,
     read_movies,
@@ -29,7 +28,7 @@ from recsys.data.layouts import (
 )
 from recsys.data.tables import DatasetInfo, Tables, save_tables
 from recsys.data.validate import BadRows
-from recsys.errors import ConfigError, DataError
+from recsys.errors import DataError
 from recsys.workspace import DatasetWorkspace
 
 SYNTHETIC: Final = "synthetic"
@@ -75,29 +74,23 @@ def prepare(
     archive: Path | None = None,
     dataset: str | None = None,
     skip_bad_rows: bool = False,
-    report: Report | None = None,
-    progress: bool | None = None,
+    report: Report = lambda _: None,
 ) -> DatasetInfo:
     """Obtain, read, check and write one data set; what it was made from.
 
     `data_dir` is read where it lies; `archive` is unpacked into `home.raw`; with neither, `dataset` is downloaded
     there. `dataset` beside `archive` is the official name that its checksum must bear out.
-    Raises ConfigError for a contradiction, UnreachableError when a download fails, DataError for the files.
+    Raises UnreachableError when a download fails, DataError for the files.
     """
-    if data_dir is not None and archive is not None:
-        raise ConfigError("Give --data-dir or --archive, not both.")
-    if data_dir is None and archive is None and dataset is None:
-        raise ConfigError("Say which data: --dataset NAME, --data-dir FOLDER or --archive ZIP.")
     if archive is not None:
         fetch_archive(archive, home.raw, dataset=dataset, report=report)
     elif data_dir is None and dataset is not None:
-        fetch_official(dataset_called(dataset), home.raw, report=report, progress=progress)
+        fetch_official(dataset_called(dataset), home.raw, report=report)
     layout = find_layout(data_dir if data_dir is not None else home.raw)
     if layout.synthetic and home.name in DATASETS:
         raise DataError(f"{layout.folder} holds synthetic data, which cannot be kept under the name {home.name}.")
     for sentence in unusual_encodings(layout):
-        if report:
-            report(sentence)
+        report(sentence)
     # Bad rows are written out as they are found: there may be millions.
     with tempfile.TemporaryDirectory() as folder:
         quarantine = Path(folder) / "quarantine.csv"
@@ -106,7 +99,11 @@ def prepare(
             movies = read_movies(layout, bad)
             listed_users = read_users(layout, bad)
             events = read_events(layout, movies[ITEM_ID], bad, now=time.time())
-        _require_events(layout, events, bad, skip_bad_rows=skip_bad_rows)
+        if not skip_bad_rows:
+            bad.raise_if_any(layout.folder)
+        if events.empty:
+            why = f"all its rows are bad, {bad.summary()}" if bad.count else "it is empty"
+            raise DataError(f"{layout.ratings} holds no ratings: {why}.")
         users = _all_users(listed_users, events[USER_ID])
         info = DatasetInfo(
             name=home.name,
@@ -119,24 +116,12 @@ def prepare(
             n_quarantined=bad.count,
         )
         save_tables(Tables(events, movies, users, info), home.data, quarantine if bad.count else None)
-    if report and bad.count:
+    if bad.count:
         report(f"Left out {bad.summary()}; {home.data / 'quarantine.csv'} lists them.")
     return info
 
 
-def _require_events(layout: Layout, events: pd.DataFrame, bad: BadRows, *, skip_bad_rows: bool) -> None:
-    if not skip_bad_rows:
-        bad.raise_if_any(layout.folder)
-    if events.empty:
-        why = f"all its rows are bad, {bad.summary()}" if bad.count else "it is empty"
-        raise DataError(f"{layout.ratings} holds no ratings: {why}.")
-
-
 def _all_users(listed: pd.DataFrame, rating_user_ids: pd.Series) -> pd.DataFrame:
     """The users of the users file, and a row of nulls for each user that only the ratings name."""
-    others = pd.Index(rating_user_ids.unique()).difference(pd.Index(listed[USER_ID]))
-    rest = pd.DataFrame({USER_ID: others.to_numpy(dtype="int64")})
-    rest[GENDER] = pd.Series([None] * len(rest), dtype=object)
-    rest[AGE] = pd.array([None] * len(rest), dtype="Int32")
-    rest[OCCUPATION] = pd.Series([None] * len(rest), dtype=object)
-    return pd.concat([listed, rest], ignore_index=True)
+    everyone = pd.Index(listed[USER_ID]).union(pd.Index(rating_user_ids.unique()), sort=False)
+    return listed.set_index(USER_ID).reindex(everyone).rename_axis(USER_ID).reset_index()

@@ -1,14 +1,12 @@
 """The nested time split: which events each part of the system may learn from.
 
-Stage: data. In: event timestamps. Out: `Split`. Absent: rows; whoever fits something filters by timestamp.
-
-    ... <= T0      the two-tower model's first training        (0.7)
-    (T0, T1]       its validation window: number of epochs; the ranker's first window
-    ... <= T1      retrievers that make candidates for the ranker (0.8)
-    (T1, T2]       the ranker's second window
-    ... <= T2      retrievers of the evaluated system             (0.9)
-    (T2, end]      test; afterwards a window of the production ranker, with (T1, T2]
-    ... <= end     retrievers of the production bundle
+... <= T0      the two-tower model's first training        (0.7)
+(T0, T1]       its validation window: number of epochs; the ranker's first window
+... <= T1      retrievers that make candidates for the ranker (0.8)
+(T1, T2]       the ranker's second window
+... <= T2      retrievers of the evaluated system             (0.9)
+(T2, end]      test; afterwards a window of the production ranker, with (T1, T2]
+... <= end     retrievers of the production bundle
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,5 @@
 """The three typed tables that every later stage starts from.
 
-Stage: data. In: data frames that a reader made. Out: `events.parquet`, `items.parquet`, `users.parquet` and
-`dataset.json` in one folder, replaced as a whole. Absent: parsing (`layouts`), checks of single rows
-(`validate`).
-
 Order is part of the contract: events by (timestamp, user_id, item_id), items by item_id, users by user_id.
 """
 

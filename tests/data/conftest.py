@@ -1,8 +1,9 @@
-"""A web server on this machine for archives. Stage: tests of data. Absent: the files it serves (`raw_files`)."""
+"""A web server on this machine for archives (`raw_files`)."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,5 +41,8 @@ def host() -> Iterator[Host]:
 
 
 @pytest.fixture
-def no_sleep() -> Callable[[float], None]:
-    return lambda _: None
+def no_sleep(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Pooch does not wait between two tries; how long it would have."""
+    waits: list[float] = []
+    monkeypatch.setattr("pooch.core.time", SimpleNamespace(sleep=waits.append))
+    return waits

@@ -1,8 +1,7 @@
-"""Small files in each official layout, made up line by line, and what a web server answers.
+"""Small files in each official layout, made up line by line, and what a web server answers."""
 
-Stage: tests of data. In: a folder. Out: files whose exact contents the tests know. Absent: real MovieLens rows.
-"""
-
+import csv
+import io
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,3 +64,11 @@ class Host:
 
     def serve(self, path: str, body: bytes, status: int = 200, sent: int | None = None) -> None:
         self.answers[path] = (status, body, sent)
+
+
+def faults(quarantine: io.StringIO) -> list[tuple[str, int, str]]:
+    """File, line and reason of every bad row, in the order of files and lines."""
+    rows = [
+        (row["file"], int(row["line"]), row["reason"]) for row in csv.DictReader(io.StringIO(quarantine.getvalue()))
+    ]
+    return sorted(rows)

@@ -1,4 +1,4 @@
-"""The catalogue of official data sets. Stage: tests of data. Absent: any download."""
+"""The catalogue of official data sets."""
 
 import re
 

@@ -1,5 +1,6 @@
 """Each official layout read with exact values, and every way not to be one."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from recsys.data.layouts import find_layout, read_events, read_movies, read_user
 from recsys.data.validate import BadRows
 from recsys.errors import DataError
 
-from .raw_files import LAYOUTS, ML_1M_FILES, ML_100K_FILES, ML_LATEST_FILES, flags, write_files
+from .raw_files import LAYOUTS, ML_1M_FILES, ML_100K_FILES, ML_LATEST_FILES, faults, flags, write_files
 
 
 def rows(frame: object) -> list[tuple[object, ...]]:
@@ -94,6 +95,7 @@ def test_csv_columns_go_by_name_quotes_and_byte_order_mark_allowed(tmp_path: Pat
         ("A (1995)", 1995),
         ("A (1995) ", 1995),
         ("A (1975-1979)", 1975),
+        ("Death Note (2006–2007) ", 2006),
         ("A (Ah) (1968)", 1968),
         ("2001 (A) (1968) (TV)", 1968),
         ("A (1995) B", None),
@@ -151,10 +153,10 @@ def test_a_header_must_name_the_columns(tmp_path: Path) -> None:
 
 
 def collected(folder: Path, files: dict[str, bytes]) -> list[tuple[str, int, str]]:
-    layout, bad = find_layout(write_files(folder, files)), BadRows()
+    layout, bad = find_layout(write_files(folder, files)), BadRows(out := io.StringIO())
     read_movies(layout, bad)
     read_users(layout, bad)
-    return [(file, line, reason) for _, line, file, reason in sorted(bad._first)]
+    return faults(out)
 
 
 def test_bad_rows_of_movies_and_users_ml_100k(tmp_path: Path) -> None:

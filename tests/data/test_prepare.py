@@ -1,4 +1,4 @@
-"""The data stage as a whole: exact tables, names, quarantine, and nothing half-written. Stage: tests of data."""
+"""The data stage as a whole: exact tables, names, quarantine, and nothing half-written."""
 
 import csv
 from pathlib import Path
@@ -10,7 +10,7 @@ from recsys.data import prepare as stage
 from recsys.data.datasets import DATASETS, Dataset
 from recsys.data.prepare import dataset_name_for, prepare
 from recsys.data.tables import load_tables
-from recsys.errors import ConfigError, DataError
+from recsys.errors import DataError
 from recsys.workspace import DatasetWorkspace, Workspace
 
 from .raw_files import LAYOUTS, ML_1M_FILES, ML_100K_FILES, ML_LATEST_FILES, write_files, write_zip
@@ -147,15 +147,6 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert dataset_name_for(Path()) == "synthetic-other"
     (tmp_path / "a.zip").write_bytes(b"none")
     assert dataset_name_for(tmp_path / "a.zip") == "a"
-
-
-def test_contradictions(home: DatasetWorkspace, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not both"):
-        prepare(home, data_dir=tmp_path, archive=tmp_path)
-    with pytest.raises(ConfigError, match="Say which data"):
-        prepare(home)
-    with pytest.raises(ConfigError, match="No official data set"):
-        prepare(home, dataset="ml-9m")
 
 
 def test_an_official_name_is_downloaded(home: DatasetWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:

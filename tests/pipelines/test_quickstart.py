@@ -5,6 +5,7 @@ import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         return WorldSize(n_users, n_items, n_events)
 
     monkeypatch.setattr(requests, "get", unreachable)
-    monkeypatch.setattr("recsys.data.fetch._BACKOFF_S", 0.0)
+    monkeypatch.setattr("pooch.core.time", SimpleNamespace(sleep=lambda _: None))
     monkeypatch.setattr(obtain, "WorldSize", tiny)
 
 
@@ -41,7 +42,7 @@ def test_the_synthetic_world_takes_the_place_and_says_so(tmp_path: Path, capsys:
     assert obtain.obtain_or_synthetic("ml-100k", settings) == "synthetic"
     said = capsys.readouterr().err
     assert "Could not download https://files.grouplens.org/datasets/movielens/ml-100k.zip" in said
-    assert "its name cannot be resolved (2 tries)" in said
+    assert "its name cannot be resolved (3 tries)" in said
     assert "Going on with the SYNTHETIC world. Its numbers are not results on MovieLens." in said
     assert "do not pass it on" in said, "the licence of what was asked for"
     assert "synthetic (synthetic, not MovieLens): 900 events, 60 items, 30 users" in said

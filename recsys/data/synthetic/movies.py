@@ -1,12 +1,11 @@
-"""The movies of the synthetic world: latent factors, clusters, franchises, genres, release dates and popularity.
-
-Stage: data. In: a random generator and a `WorldSize`. Out: `Movies`, arrays with a row a movie. Absent: titles
-(`titles`), people (`people`), and who rates what (`behaviour`).
+"""The movies of the synthetic world: what is true of them, and their made-up titles.
 
 Shapes: N movies, D latent dimensions, C clusters, G genres (18), T time buckets.
 """
 
+import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Final
 
@@ -16,28 +15,28 @@ from numpy.typing import NDArray
 from recsys.data.synthetic.size import DAY_S, START_UTC, WorldSize
 
 D: Final = 12
-# MovieLens' genre names, with about the share of ml-1m's movies that have each as their leading one.
-GENRE_SHARE: Final = {
-    "Action": 0.11,
-    "Adventure": 0.04,
-    "Animation": 0.03,
-    "Children's": 0.05,
-    "Comedy": 0.2,
-    "Crime": 0.05,
-    "Documentary": 0.03,
-    "Drama": 0.22,
-    "Fantasy": 0.02,
-    "Film-Noir": 0.01,
-    "Horror": 0.07,
-    "Musical": 0.02,
-    "Mystery": 0.02,
-    "Romance": 0.03,
-    "Sci-Fi": 0.03,
-    "Thriller": 0.04,
-    "War": 0.02,
-    "Western": 0.01,
+# MovieLens' genres: about the share of ml-1m's movies that have it as the leading one, and nouns for titles.
+_GENRES: Final = {
+    "Action": (0.11, "Chase Siege Hammer Fury Convoy Showdown Ambush Ricochet Overdrive Strike"),
+    "Adventure": (0.04, "Voyage Compass Island Caravan Expedition Treasure Horizon Jungle Atlas Summit"),
+    "Animation": (0.03, "Puppet Paintbox Teapot Scarecrow Lantern Snowman Marionette Crayon Pinwheel Bumblebee"),
+    "Children's": (0.05, "Puppy Treehouse Marmalade Kitten Sandbox Lollipop Pony Holiday Birthday Rabbit"),
+    "Comedy": (0.2, "Wedding Neighbour Mishap Landlord Cousin Lottery Butler Vacation Sandwich Uproar"),
+    "Crime": (0.05, "Heist Alibi Racket Informer Verdict Safecracker Witness Payoff Precinct Forger"),
+    "Documentary": (0.03, "Portrait Archive Chronicle Glacier Orchestra Harvest Factory Migration Workshop Census"),
+    "Drama": (0.22, "Daughter Winter Letter Orchard Silence Father Promise River Inheritance Sorrow"),
+    "Fantasy": (0.02, "Dragon Wizard Amulet Enchantment Unicorn Prophecy Labyrinth Griffin Spell Oracle"),
+    "Film-Noir": (0.01, "Shadow Alley Cigarette Nightfall Blonde Pier Fog Stranger Neon Backroom"),
+    "Horror": (0.07, "Crypt Curse Cellar Fangs Asylum Seance Graveyard Howl Phantom Swamp"),
+    "Musical": (0.02, "Melody Rhapsody Chorus Tango Footlights Serenade Waltz Encore Vaudeville Refrain"),
+    "Mystery": (0.02, "Cipher Clue Mansion Riddle Keyhole Vanishing Enigma Lighthouse Footprint Secret"),
+    "Romance": (0.03, "Kiss Heart Moonlight Sweetheart Rose Rendezvous Springtime Valentine Embrace Honeymoon"),
+    "Sci-Fi": (0.03, "Orbit Android Nebula Starship Galaxy Quantum Reactor Colony Satellite Machine"),
+    "Thriller": (0.04, "Deadline Pursuit Conspiracy Hostage Sniper Blackmail Paranoia Wiretap Countdown Trap"),
+    "War": (0.02, "Battalion Trench Armistice Regiment Bombardier Frontline Bunker Brigade Ceasefire Squadron"),
+    "Western": (0.01, "Saddle Canyon Stagecoach Gunslinger Prairie Ranch Outlaw Mesa Sheriff Mustang"),
 }
-GENRES: Final = tuple(GENRE_SHARE)
+GENRES: Final = tuple(_GENRES)
 
 NEIGHBOURS: Final = 3  # clusters whose movies also turn up on a page about a cluster
 NEIGHBOUR_WEIGHT: Final = 0.12  # of theirs, against 1 for the cluster's own movies
@@ -51,6 +50,13 @@ NOVELTY_DAYS: Final = 75.0  # ...and how fast it fades
 AGEING: Final = 0.9  # a slow second fade, over years
 AGEING_DAYS: Final = 1500.0
 MAX_BUCKETS: Final = 400
+
+PLAIN: Final = "Last Long Golden Hidden Broken Quiet Distant Second Burning Little Blue Wild Empty Final Lost"
+ONSETS: Final = "b br d dr f fl gl j l m n r s t th tr v w"  # too few for common rude words
+VOWELS: Final = "a e i o u a e i o é è ö ü á ó ø"  # some accents, all in Latin-1
+CODAS: Final = ("", "", "n", "r", "l", "s", "nd", "th", "ñ")
+PART: Final = ("", "II", "III", "IV")
+NAMES_PER_CLUSTER: Final = 6
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ def make_movies(rng: np.random.Generator, size: WorldSize) -> Movies:
     """Draw a catalogue. Clusters have leading genres, genres have directions in taste space, movies scatter around."""
     n, c = size.n_items, size.n_clusters
     genre_factors = unit(rng.standard_normal((len(GENRES), D)))
-    share = np.array(list(GENRE_SHARE.values()))
+    share = np.array([part for part, _ in _GENRES.values()])
     leading = rng.choice(len(GENRES), c, p=share / share.sum())  # (C,)
     second = rng.choice(len(GENRES), (c, 2), p=share / share.sum())  # (C, 2)
     centres = unit(genre_factors[leading] + 0.5 * genre_factors[second].sum(1) + 0.35 * rng.standard_normal((c, D)))
@@ -221,3 +227,54 @@ def _releases(
     for movies in _groups(franchise):  # in order of release, so that a sequel follows its opener
         release[movies] = np.sort(release[movies])
     return release
+
+
+def make_titles(rng: np.random.Generator, movies: Movies) -> list[str]:
+    """One "Title (Year)" a movie. A leading article stands behind a comma, as in MovieLens ("Siege, The (1994)").
+
+    A cluster has its own six invented names; a movie's genre lends it a noun. Movies of one franchise share a
+    title and are numbered in order of release.
+    """
+    names = [[_name(rng) for _ in range(NAMES_PER_CLUSTER)] for _ in range(len(movies.near))]
+    bases: dict[int, str] = {}
+    parts: dict[int, int] = {}
+    taken: set[str] = set()
+    titles = [""] * len(movies.item_id)
+    for row in np.lexsort((np.arange(len(titles)), movies.release_utc)):
+        franchise = int(movies.franchise[row])
+        if franchise in bases:
+            parts[franchise] += 1
+            text = f"{bases[franchise]} {PART[parts[franchise]]}"
+        else:
+            text = _base(rng, names[movies.cluster[row]], np.flatnonzero(movies.genres[row]))
+            while text in taken:
+                text = f"{_name(rng)}: {text}"
+            if franchise >= 0:
+                bases[franchise], parts[franchise] = text, 0
+        taken.add(text)
+        text = re.sub(r"^(The|A) (.*)$", r"\2, \1", text)
+        titles[row] = f"{text} ({datetime.fromtimestamp(int(movies.release_utc[row]), UTC).year})"
+    return titles
+
+
+def _base(rng: np.random.Generator, names: list[str], genres: np.ndarray) -> str:
+    """A title from one of five moulds; a noun of one of the movie's genres is in each, a cluster's name in most."""
+    noun = str(rng.choice(_GENRES[GENRES[int(rng.choice(genres))]][1].split()))
+    name = names[int(rng.integers(len(names)))]
+    plain = str(rng.choice(PLAIN.split()))
+    moulds = (
+        f"The {noun} of {name}",
+        f"{name}'s {noun}",
+        f"{name}, {noun} and {plain} Days",
+        f"A {plain} {noun} in {name}",
+        f"The {plain} {noun}",
+    )
+    return moulds[int(rng.choice(len(moulds), p=(0.25, 0.2, 0.1, 0.2, 0.25)))]
+
+
+def _name(rng: np.random.Generator) -> str:
+    """An invented name of two or three syllables."""
+    syllables = int(rng.integers(2, 4))
+    pairs = zip(rng.choice(ONSETS.split(), syllables), rng.choice(VOWELS.split(), syllables), strict=True)
+    text = "".join(onset + vowel for onset, vowel in pairs)
+    return (text + CODAS[rng.integers(len(CODAS))]).capitalize()

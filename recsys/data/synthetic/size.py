@@ -1,8 +1,4 @@
-"""How large a synthetic world is, and how long it lasts.
-
-Stage: data. In: the numbers a person asks for. Out: a checked `WorldSize`, or a ConfigError that names the limit.
-Absent: the seed, and every constant that shapes behaviour (they live beside the code that uses them).
-"""
+"""How large a synthetic world is, and how long it lasts."""
 
 import math
 from dataclasses import dataclass
@@ -36,28 +32,24 @@ class WorldSize:
     span_days: int | None = None
 
     def __post_init__(self) -> None:
-        if self.n_users < 1:
-            raise ConfigError(f"n_users is {self.n_users}; a synthetic world needs at least 1 user.")
-        if self.n_items < MIN_MOVIES:
-            raise ConfigError(f"n_items is {self.n_items}; a synthetic world needs at least {MIN_MOVIES} movies.")
-        fewest = MIN_EVENTS_PER_USER * self.n_users
-        if self.n_events < fewest:
-            raise ConfigError(
-                f"n_events is {self.n_events}, but {self.n_users} users with {MIN_EVENTS_PER_USER} events each need "
-                f"{fewest}. Ask for more events or fewer users."
-            )
-        most = math.floor(MAX_DENSITY * self.n_users * self.n_items)
-        if self.n_events > most:
-            raise ConfigError(
-                f"n_events is {self.n_events}, but {self.n_users} users x {self.n_items} movies carry at most {most} "
-                f"({MAX_DENSITY:.0%} of all pairs). Ask for fewer events, or more users or movies."
-            )
-        if self.span_days is not None and not 30 <= self.span_days <= MAX_SPAN_DAYS:
-            raise ConfigError(f"span_days is {self.span_days}; it must lie in 30..{MAX_SPAN_DAYS}.")
+        users, items, events = self.n_users, self.n_items, self.n_events
+        fewest, most = MIN_EVENTS_PER_USER * users, math.floor(MAX_DENSITY * users * items)
+        faults = {
+            f"n_users is {users}; a synthetic world needs at least 1 user.": users < 1,
+            f"n_items is {items}; a synthetic world needs at least {MIN_MOVIES} movies.": items < MIN_MOVIES,
+            f"n_events is {events}, but {users} users with {MIN_EVENTS_PER_USER} events each need {fewest}."
+            " Ask for more events or fewer users.": events < fewest,
+            f"n_events is {events}, but {users} users x {items} movies carry at most {most} ({MAX_DENSITY:.0%} of all"
+            " pairs). Ask for fewer events, or more users or movies.": events > most,
+            f"span_days is {self.span_days}; it must lie in 30..{MAX_SPAN_DAYS}.": self.span_days is not None
+            and not 30 <= self.span_days <= MAX_SPAN_DAYS,
+        }
+        for sentence, holds in faults.items():
+            if holds:
+                raise ConfigError(sentence)
 
     @property
     def days(self) -> int:
-        """Length of the world in days."""
         if self.span_days is not None:
             return self.span_days
         return min(MAX_SPAN_DAYS, max(60, round(214 * math.pow(self.n_events / 100_000, 0.709))))
@@ -66,8 +58,3 @@ class WorldSize:
     def n_clusters(self) -> int:
         """C, groups of movies that people rate together; it grows with the square root of the catalogue."""
         return min(300, max(6, round(1.5 * math.sqrt(self.n_items))))
-
-
-LIKE_ML_100K: Final = WorldSize()
-LIKE_ML_1M: Final = WorldSize(n_users=6_040, n_items=3_700, n_events=1_000_000)
-LIKE_ML_25M: Final = WorldSize(n_users=162_541, n_items=59_047, n_events=25_000_000)
