@@ -68,23 +68,24 @@ def merge(
     numbers, so that a user who has seen almost everything still gets an answer.
     """
     names = tuple(answers)
-    size, depth = len(hidden), min(fetch, n_items)
-    row = np.arange(size)[:, None]
-    tops = [answers[name].top(depth)[0] for name in names]  # S of (B, k)
-    place = np.arange(1, depth + 1, dtype=np.int32)
-    rrf_score = np.zeros((size, n_items + 1), dtype=np.float32)  # the last column takes what -1 writes
-    for name, top in zip(names, tops, strict=True):
-        rrf_score[row, top] += weights.get(name, 1.0) / (RRF_OFFSET + place)
-    item_idx, best = top_k(rrf_score[:, :-1], keep, hidden)
+    size, width, depth = len(hidden), n_items + 1, min(fetch, n_items)  # -1 is the last column of the row before
+    start = np.arange(0, size * width, width)[:, None]
+    tops = [answers[name].top(depth)[0] for name in names]
+    places = [start + top for top in tops]  # S of (B, k), in a flat (B, N + 1)
+    rank = np.broadcast_to(np.arange(1, depth + 1, dtype=np.int32), (size, depth))
+    rrf_score = np.zeros(size * width, dtype=np.float32)
+    for name, place in zip(names, places, strict=True):
+        rrf_score[place] += weights.get(name, 1.0) / (RRF_OFFSET + rank)
+    item_idx, best = top_k(rrf_score.reshape(size, width)[:, :-1], keep, hidden)
+    asked = start + item_idx
     scores = np.empty((size, keep, len(names)), dtype=np.float32)
     ranks = np.empty(scores.shape, dtype=np.int32)
-    rank_of = np.full((size, n_items + 1), NOT_FOUND, dtype=np.int32)
-    for s, (name, top) in enumerate(zip(names, tops, strict=True)):
+    for s, (name, place) in enumerate(zip(names, places, strict=True)):
+        rank_of = np.full(size * width, NOT_FOUND, dtype=np.int32)
+        rank_of[place] = rank
+        rank_of[n_items::width] = NOT_FOUND
+        ranks[:, :, s] = rank_of[asked]
         scores[:, :, s] = answers[name].at(item_idx)
-        rank_of[row, top] = place
-        rank_of[:, -1] = NOT_FOUND
-        ranks[:, :, s] = rank_of[row, item_idx]
-        rank_of[row, top] = NOT_FOUND
     return Candidates(names, item_idx, best, scores, ranks)
 
 

@@ -84,14 +84,9 @@ def top_k(
         shown = scores[low : low + step] + np.float32(0)  # a copy, in which -0 is 0
         for line, columns in zip(shown, hidden[low : low + step], strict=True):
             line[columns] = np.nan
-        keys = np.full(shown.shape, LAST)
+        keys = np.empty(shown.shape, dtype=np.uint64)
         widest = _shortlist(shown, shown.view(np.uint32), np.float32(no_score), min(k, n), keys)
-        keys = np.sort(keys[:, :widest], axis=1)[:, :k]
-        found, none = (keys & np.uint64(0xFFFF_FFFF)).view(np.int64), keys == LAST
-        found[none] = 0
-        values = shown.take(found + np.arange(0, shown.size, n)[:, None])
-        found[none], values[none] = -1, -np.inf
-        item_idx[low : low + step, : found.shape[1]], best[low : low + step, : found.shape[1]] = found, values
+        _decode(np.sort(keys[:, :widest], axis=1), shown, item_idx[low : low + step], best[low : low + step])
     return item_idx, best
 
 
@@ -123,8 +118,20 @@ def _shortlist(scores, bits, no_score, k, keys):  # type: ignore[no-untyped-def]
             if falling[i] >> SHIFT <= last and falling[i] != NONE:
                 keys[b, n] = np.uint64(falling[i]) << np.uint64(32) | np.uint64(i)
                 n += 1
+        keys[b, n:] = LAST
         longest = max(longest, n)
     return longest
+
+
+@njit(cache=True, nogil=True)
+def _decode(keys, scores, item_idx, best):  # type: ignore[no-untyped-def]
+    """Fill (B, k) from sorted keys; part of the same gain."""
+    for b in range(len(keys)):
+        for place in range(min(keys.shape[1], item_idx.shape[1])):
+            if keys[b, place] == LAST:
+                break
+            item = np.int64(keys[b, place] & np.uint64(0xFFFF_FFFF))
+            item_idx[b, place], best[b, place] = item, scores[b, item]
 
 
 class DenseScores:

@@ -151,11 +151,13 @@ class TowerEncoder:
 
     def encode(self, states: StateBatch) -> FloatArray:
         """(B, D) user vectors."""
+        if len(states) == 1:
+            return self._encode(states)
         users = np.empty((len(states), self.shape.dim), dtype=np.float32)
         by_length = np.argsort((states.item_idx >= 0).sum(axis=1), kind="stable")  # alike lengths need little padding
         for low in range(0, len(states), AT_ONCE):
             rows = by_length[low : low + AT_ONCE]
-            users[rows] = self._encode(states if len(states) == 1 else states.rows(rows))
+            users[rows] = self._encode(states.rows(rows))
         return users
 
     def _encode(self, states: StateBatch) -> FloatArray:

@@ -105,10 +105,15 @@ def tokens_of(states: StateBatch, max_length: int) -> Tokens:
     count = np.minimum((states.item_idx >= 0).sum(axis=1), max_length)
     step = np.arange(count.max(initial=0))
     valid = step < count[:, None]
-    column = np.where(valid, (length - count)[:, None] + step, length - 1)
-    item_idx = np.take_along_axis(states.item_idx, column, axis=1)
-    ratings = np.take_along_axis(states.ratings, column, axis=1)
-    times = np.take_along_axis(states.timestamps, column, axis=1)
+    item_idx, ratings, times = states.item_idx, states.ratings, states.timestamps
+    if valid.all():
+        window = slice(length - len(step), None)
+        item_idx, ratings, times = item_idx[:, window], ratings[:, window], times[:, window]
+    else:
+        column = np.where(valid, (length - count)[:, None] + step, length - 1)
+        item_idx = np.take_along_axis(item_idx, column, axis=1)
+        ratings = np.take_along_axis(ratings, column, axis=1)
+        times = np.take_along_axis(times, column, axis=1)
     spans = np.zeros_like(times)
     spans[:, 1:] = times[:, 1:] - times[:, :-1]
     return Tokens(
