@@ -28,6 +28,7 @@ from recsys.ranking.calibration import Probabilities
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 from recsys.recommender import RequestContext
 from recsys.retrieval.retrievers import load_retrievers
+from recsys.threads import limited
 from recsys.workspace import DatasetWorkspace
 
 LATENCY_REQUESTS, LATENCY_WARM_UP, LATENCY_K = 300, 30, 10
@@ -62,6 +63,7 @@ def evaluate(data: TrainingSet, *, home: DatasetWorkspace, report: Report, dump:
         report(f"lists of every test event: {dump}")
 
 
+@limited(1)
 def measure(
     data: TrainingSet,
     bundle: Bundle,

@@ -84,6 +84,7 @@ def print_recommendations(pipeline: Pipeline, user_id: int, k: int, at: int) -> 
             typer.echo(f"{place + 1:3}  {score:8.3f}  {item_id:7}  {title}  {genres}{probabilities}")
 
 
+@limited(1)
 def write_batch(pipeline: Pipeline, out: Path, k: int, at: int) -> None:
     """A row for each user and rank. Who has seen almost everything gets what is left."""
     newest = Newest.of(pipeline, at)

@@ -17,6 +17,7 @@ from typing import Any
 from pipelines.code_fingerprint import code_fingerprint
 from recsys.atomic_io import fingerprint_value, read_json, write_json
 from recsys.errors import ConfigError, MissingArtefactError
+from recsys.threads import limited
 
 Report = Callable[[str], None]  # prints a line for the person who watches
 
@@ -77,7 +78,8 @@ def run_stages(
         report(f"{head}: {stage.description}")
         _path(records, stage.name).unlink(missing_ok=True)
         started = time.perf_counter()
-        stage.run()
+        with limited(1):
+            stage.run()
         seconds[stage.name] = time.perf_counter() - started
         now = datetime.now(UTC).isoformat()
         write_json(_path(records, stage.name), {"key": key, "seconds": seconds[stage.name], "finished_utc": now})
