@@ -26,7 +26,7 @@ contracts: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 pytest: $(VENV)/.installed
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 format: $(VENV)/.installed  ## rewrite the code in the agreed form
 	$(BIN)/ruff check --fix .

@@ -5,6 +5,8 @@ quality (the models are barely trained), and hand-made parts (`planted`). A test
 that only read; whoever changes anything takes a home of their own.
 """
 
+import fcntl
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -91,24 +93,45 @@ def small_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     use_small_settings(monkeypatch)
 
 
+def made_once(temporary: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first of the test processes makes, and all of them read."""
+    base = temporary.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    place = base / f"once-{name}"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (place / "made").exists():
+            make(place)
+            (place / "made").touch()
+    return place
+
+
 @pytest.fixture(scope="session")
 def world_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in ml-1m's layout, synthetic, with two users who never rated."""
-    folder = tmp_path_factory.mktemp("files") / "world"
-    generate_world(folder, WORLD, seed=1)
-    with (folder / "users.dat").open("a", encoding="latin-1") as users:
-        users.writelines(f"{user}::F::25::3::00000\n" for user in SILENT_USERS)
-    return folder
+
+    def make(place: Path) -> None:
+        generate_world(place / "world", WORLD, seed=1)
+        with (place / "world" / "users.dat").open("a", encoding="latin-1") as users:
+            users.writelines(f"{user}::F::25::3::00000\n" for user in SILENT_USERS)
+
+    return made_once(tmp_path_factory, "world", make) / "world"
 
 
 @pytest.fixture(scope="session")
 def trained_home(world_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedHome]:
+    """This process's copy of the home that was trained for all."""
+
+    def make(place: Path) -> None:
+        home = TrainedHome(place / "home", world_files)
+        with pytest.MonkeyPatch.context() as patch:
+            use_small_settings(patch)
+            assert home.run("data", "--data-dir", str(world_files), "--dataset", home.name) == 0
+            assert home.run("train") == 0
+        (bundle, *_) = sorted(home.dataset.bundles.iterdir())
+        assert read_facts(bundle).parameters["tower"]["dim"] == SMALL_DIM, "trained with settings that are not small"
+
     home = TrainedHome(tmp_path_factory.mktemp("trained") / "home", world_files)
-    with pytest.MonkeyPatch.context() as patch:
-        use_small_settings(patch)
-        assert home.run("data", "--data-dir", str(world_files), "--dataset", home.name) == 0
-        assert home.run("train") == 0
-    (bundle, *_) = sorted(home.dataset.bundles.iterdir())
-    assert read_facts(bundle).parameters["tower"]["dim"] == SMALL_DIM, "trained with settings that are not small"
+    shutil.copytree(made_once(tmp_path_factory, "trained", make) / "home", home.root)
     yield home
     shutil.rmtree(home.root)
