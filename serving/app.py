@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
@@ -35,7 +35,7 @@ from serving.http.openapi import completed
 from serving.observability import logs, tracing
 from serving.observability.metrics import Metrics
 from serving.recommending.service import Service
-from serving.settings import ServiceSettings
+from serving.settings import ServiceSettings, hand_down
 
 PAGE = Path(__file__).parent / "page"
 FIRST_READ_S = 30.0
@@ -109,17 +109,20 @@ def create_app_from_environment() -> FastAPI:
         sys.exit(1)
 
 
-def run(settings: ServiceSettings) -> None:
-    """Serve until SIGTERM or Ctrl-C; what is in flight then is answered. Raises RecsysError where the champion cannot
-    be served."""
+def run(options: Mapping[str, Any]) -> None:
+    """Serve until SIGTERM or Ctrl-C; what is in flight then is answered. `options` are those of
+    `ServiceSettings.choose`. Raises RecsysError where the champion cannot be served."""
+    settings = ServiceSettings.choose(**options)
     configure_logs(settings)
     run_uvicorn = partial(
         uvicorn.run, "serving.app:create_app_from_environment", factory=True, **uvicorn_options(settings)
     )
     if settings.workers == 1:
+        hand_down(options)
         run_uvicorn()
         return
-    Service.check(settings)  # so that a model which nobody can load ends the command, and not workers in turn
+    # Once for all workers; and a model that nobody can load ends the command, and not one worker after the other.
+    hand_down({**options, "tried_bundle": Service.check(settings)})
     with tempfile.TemporaryDirectory(prefix="recsys-metrics-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # where the workers share their metrics
         run_uvicorn()

@@ -63,7 +63,7 @@ def serve(
     from recsys.errors import RecsysError
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # FAISS's and BLAS' threads read it when they are first loaded
-    from serving.settings import ServiceSettings, hand_down
+    from serving.settings import ServiceSettings
 
     options: dict[str, Any] = {
         "home": None if home is None else str(home),
@@ -87,10 +87,9 @@ def serve(
             tried.bind((host, port))
         except OSError as error:
             raise RecsysError(f"Cannot listen on {shown}:{port}: {error.strerror}. Choose another --port.") from error
-    hand_down(options)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn drains first, then raises the signal again
     from serving.app import run
 
     typer.echo(f"recsys: {settings.home.name} at http://{shown}:{port}/ (Ctrl-C stops it)", err=True)
-    run(settings)
+    run(options)
     typer.echo("recsys: service stopped", err=True)

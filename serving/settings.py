@@ -41,6 +41,7 @@ class ServiceSettings(BaseModel):
     shutdown_s          when told to stop, what is in flight is given that long to end
     allowed_origins     whose pages may read answers (CORS), as "https://example.org"; nobody's by default
     log_format, log_level   text or json; debug, info, warning or error
+    tried_bundle        SHA-256 of the bundle that need not be tried again: whoever started the workers did
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -72,6 +73,7 @@ class ServiceSettings(BaseModel):
     allowed_origins: tuple[str, ...] = ()
     log_format: str = "text"
     log_level: str = "info"
+    tried_bundle: str | None = None
 
     @field_validator("api_key")
     @classmethod

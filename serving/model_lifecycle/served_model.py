@@ -68,7 +68,8 @@ class ServedModel:
         """Fetch a version, try it in a child process, load it, warm it up. Raises RecsysError where it is broken, or of
         another data set than is served."""
         folder = registry.download(info, to=settings.home.bundles)
-        try_bundle(folder)  # in a child process: LightGBM ends the one that reads some damaged files
+        if info.bundle_sha256 != settings.tried_bundle:
+            try_bundle(folder)  # in a child process: LightGBM ends the one that reads some damaged files
         bundle = load_bundle(folder)
         name = bundle.facts.dataset.name
         if name != settings.home.name:

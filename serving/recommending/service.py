@@ -84,10 +84,12 @@ class Service:
         return cls(settings, Champion(settings, store, metrics, model), store, metrics)
 
     @staticmethod
-    def check(settings: ServiceSettings) -> None:
-        """Raises RecsysError where the champion cannot be loaded, without loading it here."""
+    def check(settings: ServiceSettings) -> str:
+        """SHA-256 of the champion's bundle. Raises RecsysError where it cannot be loaded; it is not loaded here."""
         registry = registry_of(settings)
-        try_bundle(registry.download(registry.look_up(CHAMPION), to=settings.home.bundles))
+        info = registry.look_up(CHAMPION)
+        try_bundle(registry.download(info, to=settings.home.bundles))
+        return info.bundle_sha256
 
     async def recommend_user(self, trace: RequestTrace, user_id: int, query: ListQuery) -> Body:
         """For a user of the store; the cold-start answer for somebody unknown."""
