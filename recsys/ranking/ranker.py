@@ -121,7 +121,9 @@ def _check_tree_text(text: str) -> None:
         leaves = int(fields.get("num_leaves", "0"))
         for name in ("leaf_value", "split_feature", "decision_type", "threshold", "left_child", "right_child"):
             values = np.array(fields.get(name, "").split(), dtype=np.float64)
-            if len(values) != leaves - (name != "leaf_value") or not np.isfinite(values).all():
+            # a split of what is missing from all else has the threshold inf
+            possible = ~np.isnan(values) if name == "threshold" else np.isfinite(values)
+            if len(values) != leaves - (name != "leaf_value") or not possible.all():
                 raise ValueError(f"tree {number} has other numbers of {name} than its {leaves} leaves need")
             if name.endswith("_child") and not ((values >= -leaves) & (values < leaves - 1)).all():
                 raise ValueError(f"tree {number} has a branch that leads nowhere")
