@@ -15,14 +15,16 @@ from pipelines.stage_runner import Report, progress, stage_seconds
 from pipelines.training_set import TrainingSet
 from recsys.atomic_io import read_json, write_json
 from recsys.bundle import Bundle, load_bundle, save_bundle, with_metrics
+from recsys.columns import RANK
 from recsys.evaluation.about import about
 from recsys.evaluation.calibration import Predicted, write_calibration
 from recsys.evaluation.latency import TOTAL, Percentiles, measure_in_process
-from recsys.evaluation.leaderboard import ALL, NDCG, Leaderboard, build_leaderboard, save_leaderboard
+from recsys.evaluation.leaderboard import ALL, NDCG, Leaderboard, build_leaderboard
 from recsys.evaluation.ranks import RANKS_FILE, write_ranks
 from recsys.evaluation.replay import FULL_SYSTEM, MERGED, replay, test_events
 from recsys.evaluation.report import write_report
-from recsys.evaluation.tables import BUNDLE, leaderboard_text
+from recsys.evaluation.study import StudyRun
+from recsys.evaluation.tables import BUNDLE, leaderboard_markdown
 from recsys.features.item_stats import ItemStatsTimeline, day_of, snapshots
 from recsys.ranking.calibration import Probabilities
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
@@ -82,7 +84,7 @@ def measure(
     snapshot_table = snapshots(data.tables.events)
     events = test_events(data.tables.events, t2)
     predicted = Predicted()
-    methods = replay(
+    replayed = replay(
         bundle,
         data.histories,
         snapshot_table,
@@ -91,27 +93,27 @@ def measure(
         observe=predicted.observe,
         progress=progress(report, "evaluate: contexts replayed"),
     )
-    leaderboard = build_leaderboard(methods, data.tables.info, data.split.t1, t2, system=FULL_SYSTEM)
+    leaderboard = build_leaderboard(replayed, data.tables.info, data.split.t1, t2, system=FULL_SYSTEM)
     latency = _latency(data, bundle, snapshot_table)
-    folder = home.reports
-    folder.mkdir(parents=True, exist_ok=True)
-    save_leaderboard(leaderboard, folder / "leaderboard.json")
     if ranks is not None:
-        write_ranks(next(m.frame for m in methods if m.name == FULL_SYSTEM), ranks)
-    retrieved = {m.name: m.frame["rank"].to_numpy(np.int64) for m in methods if m.kind == "single" or m.name == MERGED}
-    facts = read_json(home.work / "ranker_t2" / "facts.json")
-    run = {**about(command), BUNDLE: bundle.facts.bundle_id}
+        write_ranks(replayed.events.assign(**{RANK: replayed.ranks(FULL_SYSTEM)}), ranks)
+    run = about(command)
+    calibration = predicted.measured(StudyRun(data.tables.info, run, bundle.facts.bundle_id))
     page = write_report(
-        folder,
+        home.reports,
         leaderboard,
         compared=[FULL_SYSTEM, MERGED, *leaderboard.best_singles(2)],
-        retrieval_ranks=retrieved,
-        importance=facts["importance"],
-        calibration=write_calibration(folder, predicted.measured(), data.tables.info, run),
-        about={**run, "latency, one user in process, p50 / p99 ms": _shown(latency)},
+        retrieval_ranks={m.name: m.ranks for m in replayed.methods if m.kind == "single" or m.name == MERGED},
+        importance=read_json(home.work / "ranker_t2" / "facts.json")["importance"],
+        calibration=write_calibration(home.reports, calibration),
+        about={
+            **run,
+            BUNDLE: bundle.facts.bundle_id,
+            "latency, one user in process, p50 / p99 ms": _shown(latency),
+        },
         stages=stage_seconds(home.stages),
     )
-    report(leaderboard_text(leaderboard))
+    report(leaderboard_markdown(leaderboard))
     report(f"report: {page}")
     return _carried(leaderboard, latency)
 
@@ -143,7 +145,7 @@ def _carried(leaderboard: Leaderboard, latency: dict[str, Percentiles]) -> dict[
     return {
         **{name: asdict(value) for name, value in overall.metrics.items() if value is not None},
         "retrieval_ndcg@10": merged and asdict(merged),
-        "coverage@10": full.coverage,
+        "coverage@10": full.beyond_accuracy.coverage,
         "latency_p50_ms": latency[TOTAL].p50_ms,
         "latency_p99_ms": latency[TOTAL].p99_ms,
         "n_events": overall.n_events,

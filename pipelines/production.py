@@ -20,7 +20,7 @@ from recsys.retrieval.retrievers import load_retrievers
 from recsys.workspace import DatasetWorkspace
 
 REPORT_FILES = (
-    *("leaderboard.json", "leaderboard.txt", "leaderboard.png", "retrieval.png", "importance.png"),
+    *("leaderboard.json", "leaderboard.png", "retrieval.png", "importance.png"),
     *("cohorts.md", "cohorts.png", "beyond_accuracy.md"),
     *("calibration.json", "calibration.md", "calibration.png", "report.html"),
 )

@@ -2,39 +2,39 @@
 
 Without a retriever its candidates are gone and so are its features; what else reads its tables is 0: the similarity
 features without the two-tower model, `covisitation_last` without co-visitation. The ranker's table is then built again.
-Without a group of features the table stays and loses columns. Retrievers are not fitted again: each was fitted by
-itself. No setting is chosen from the result, because it is measured on the test window.
+Without a group of features the table stays and loses columns. No retriever is fitted again. No setting is chosen from
+the result, because it is measured on the test window.
 
-A finished row is kept in `ablation.json` under the identity of the run: the bundle, the retrievers of the ranker's
-windows, the code, the settings. A run that was stopped goes on with the rows that it lacks.
+Finished rows are kept in `ablation.json` with the identity of the run. A run that was stopped goes on with the rows
+that it lacks.
 """
 
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
-import pandas as pd
 from pydantic import TypeAdapter
 
 from pipelines import rankers
 from pipelines.bundles import evaluation_bundle
 from pipelines.code_fingerprint import code_fingerprint
+from pipelines.config import PipelineConfig
 from pipelines.pipeline import Pipeline
-from pipelines.studies.reports import StudyRun, write_study
 from recsys.arrays import FloatArray, IntArray
 from recsys.atomic_io import fingerprint_files, fingerprint_value, read_json, replacing_file
 from recsys.bundle import Bundle
-from recsys.columns import RANK, USER_ID
+from recsys.columns import USER_ID
 from recsys.errors import BundleError, MissingArtefactError
 from recsys.evaluation import plots
 from recsys.evaluation.about import about
-from recsys.evaluation.bootstrap import EVENT_KEY, LEVEL, Estimate, PairedDifference, bootstrap_means, paired_difference
+from recsys.evaluation.bootstrap import LEVEL, Estimate, PairedDifference, bootstrap_means, rank_difference
 from recsys.evaluation.metrics import event_values
-from recsys.evaluation.replay import replay, test_events
-from recsys.evaluation.tables import Table, estimate, with_facts
+from recsys.evaluation.replay import FULL_SYSTEM, replay, test_events
+from recsys.evaluation.study import Study, StudyRun, write_study
+from recsys.evaluation.tables import Table, estimate
 from recsys.features.candidate import FEATURE_GROUPS
 from recsys.features.item_stats import snapshots
 from recsys.ranking.ranker import Ranker
@@ -71,12 +71,11 @@ class AblationRow:
 
 
 @dataclass(frozen=True)
-class Ablation:
-    """The rows measured so far, by name in the order of the table; `key` is the identity of the run."""
+class Ablation(Study):
+    """The rows measured so far, by name; `key` is the identity of the run."""
 
-    run: StudyRun
     key: str
-    rows: Mapping[str, AblationRow]
+    rows: dict[str, AblationRow] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,32 +100,129 @@ def variants(retriever_names: Sequence[str]) -> list[Variant]:
     ]
 
 
-def run(pipeline: Pipeline, *, force: bool = False) -> Ablation:
-    """Measure what is not yet measured and write the reports. `force` forgets the rows of an earlier run.
+def run(pipeline: Pipeline, *, force: bool = False) -> str:
+    """Measure what is not yet measured and write the reports; the Markdown. `force` forgets an earlier run.
 
     Raises MissingArtefactError where nothing was trained or the retrievers of the ranker's windows are gone,
     BundleError where the bundle was made with settings that this code does not know.
     """
     bundle = evaluation_bundle(pipeline.home, pipeline.data)
-    study = _Study(_as_trained(pipeline, bundle), bundle, force)
+    measurement = _Measurement(pipeline, bundle, force)
+    found = measurement.found
+    rows = variants([retriever.name for retriever in bundle.recommender.retrievers])
     # The rows that share the full table come first, so that it is built once and can be dropped then.
-    missing = [variant for variant in study.variants if variant.name not in study.rows]
-    pending = sorted(missing, key=lambda variant: variant.retriever is not None)
+    pending = sorted((v for v in rows if v.name not in found.rows), key=lambda v: v.retriever is not None)
     started = time.perf_counter()
     for done, variant in enumerate(pending, start=1):
-        study.measure(variant)
+        pipeline.report(f"ablate: {variant.name}")
+        found.rows[variant.name] = measurement.row(variant)
+        write_study(pipeline.home.reports, "ablation", found)
         left = (time.perf_counter() - started) / done * (len(pending) - done)
         pipeline.report(f"ablate: {variant.name} measured, {done} of {len(pending)}, about {left:.0f} s left")
-    found = study.result()
-    write_study(pipeline.home.reports, "ablation", found, markdown(found), picture(found))
-    return found
+    found = replace(found, rows={variant.name: found.rows[variant.name] for variant in rows})
+    return write_study(pipeline.home.reports, "ablation", found, markdown(found), picture(found))
 
 
-def _as_trained(pipeline: Pipeline, bundle: Bundle) -> Pipeline:
-    """The pipeline with the settings that the bundle was trained with, whatever the defaults are now."""
-    for window in rankers.windows_t2(pipeline.home.work, pipeline.data.split):
-        if not window.retrievers.exists():
-            raise MissingArtefactError(f"{window.retrievers} is not there. Run `recsys train` first.")
+class _Measurement:
+    """What the rows of one run share."""
+
+    def __init__(self, pipeline: Pipeline, bundle: Bundle, force: bool) -> None:
+        self.pipeline, self.bundle = pipeline, bundle
+        home, data = pipeline.home, pipeline.data
+        self._windows = rankers.windows_t2(home.work, data.split)
+        for window in self._windows:
+            if not window.retrievers.exists():
+                raise MissingArtefactError(f"{window.retrievers} is not there. Run `recsys train` first.")
+        self._config = _as_trained(pipeline.config, bundle)
+        self._snapshots = snapshots(data.tables.events)
+        self._events = test_events(data.tables.events, bundle.facts.trained_through)
+        self._full: TrainingTable | None = None
+        files = [sorted(path for path in w.retrievers.rglob("*") if path.is_file()) for w in self._windows]
+        retrievers = [fingerprint_files(paths) for paths in files]
+        key = fingerprint_value([bundle.facts.bundle_id, retrievers, code_fingerprint(__name__)])
+        # The ranks of every event with everything, which each row is compared with.
+        self._ranks = home.work / f"ablation.{key[:12]}.npy"
+        for other in home.work.glob("ablation.*"):
+            if other != self._ranks:
+                other.unlink()
+        self.found = Ablation(StudyRun(data.tables.info, about("recsys ablate"), bundle.facts.bundle_id), key)
+        path = home.reports / "ablation.json"
+        stored = read_json(path) if path.exists() and self._ranks.exists() and not force else {}
+        if stored.get("key") == key:
+            # The figures keep the date of the run that they were begun in.
+            rows = TypeAdapter(dict[str, AblationRow]).validate_python(stored["rows"])
+            self.found = replace(self.found, run=replace(self.found.run, about=stored["run"]["about"]), rows=rows)
+
+    def row(self, variant: Variant) -> AblationRow:
+        """Fit, replay and compare."""
+        started = time.perf_counter()
+        table = self._table(variant)
+        ranker = fit_boosted(table, self._config.ranker, report=self.pipeline.report)
+        ranks = self._replay(variant, ranker)
+        if variant.name == EVERYTHING:
+            with replacing_file(self._ranks) as beside, beside.open("wb") as file:
+                np.save(file, ranks)
+        user_id = self._events[USER_ID].to_numpy()
+        means = bootstrap_means(user_id, event_values(ranks, MEASURED))
+        return AblationRow(
+            variant=variant,
+            n_features=len(table.feature_names),
+            trees=ranker.booster.num_trees(),
+            retrieved=table.found,
+            seconds=time.perf_counter() - started,
+            n_events=means.n_events,
+            n_users=means.n_users,
+            metrics=dict(zip(MEASURED, means.estimates, strict=True)),
+            differences=rank_difference(user_id, ranks, np.load(self._ranks), COMPARED),
+        )
+
+    def _table(self, variant: Variant) -> TrainingTable:
+        """What the ranker learns from: built again without a retriever, with fewer columns without a group."""
+        if variant.retriever is not None:
+            self._full = None
+            return self._built(variant.retriever)
+        self._full = self._full or self._built(None)
+        if variant.group is None:
+            return self._full
+        columns = columns_without(self._full.feature_names, variant.group)
+        names = tuple(self._full.feature_names[c] for c in columns)
+        return replace(self._full, feature_names=names, features=self._full.features[:, columns])
+
+    def _built(self, without: str | None) -> TrainingTable:
+        tables = [
+            rankers.window_table(
+                self.pipeline.data,
+                window,
+                store=self.pipeline.store,
+                ranker=self._config.ranker,
+                recommender=self._config.recommender,
+                report=self.pipeline.report,
+                without=without,
+            )
+            for window in self._windows
+        ]
+        return joined(tables)
+
+    def _replay(self, variant: Variant, ranker: Ranker) -> IntArray:
+        """(E,) rank of every test event."""
+        whole = self.bundle.recommender
+        kept = [retriever for retriever in whole.retrievers if retriever.name != variant.retriever]
+        if variant.group is not None:
+            ranker = PartialRanker(ranker, whole.feature_names, columns_without(whole.feature_names, variant.group))
+        recommender = Recommender(whole.catalogue, kept, ranker, whole.settings)
+        replayed = replay(
+            replace(self.bundle, recommender=recommender),
+            self.pipeline.data.histories,
+            self._snapshots,
+            self._events,
+            leaderboard=False,
+            progress=self.pipeline.progress("ablate: contexts replayed"),
+        )
+        return replayed.ranks(FULL_SYSTEM)
+
+
+def _as_trained(config: PipelineConfig, bundle: Bundle) -> PipelineConfig:
+    """The settings that the bundle was trained with, whatever the defaults are now."""
     try:
         ranker = RankerSettings(**bundle.facts.parameters["ranker"])
     except (KeyError, TypeError) as error:
@@ -135,115 +231,7 @@ def _as_trained(pipeline: Pipeline, bundle: Bundle) -> Pipeline:
             "Run `recsys train` first."
         ) from error
     # Whole candidate lists are for probabilities, which are not measured here; the table is the same without them.
-    ranker = replace(ranker, unsampled_candidates=0)
-    return replace(pipeline, config=replace(pipeline.config, ranker=ranker, recommender=bundle.recommender.settings))
-
-
-class _Study:
-    """One run: its rows so far, and what several of them need."""
-
-    def __init__(self, pipeline: Pipeline, bundle: Bundle, force: bool) -> None:
-        self.pipeline, self.bundle = pipeline, bundle
-        self.variants = variants([retriever.name for retriever in bundle.recommender.retrievers])
-        self.rows: dict[str, AblationRow] = {}
-        self._snapshots = snapshots(pipeline.data.tables.events)
-        self._events = test_events(pipeline.data.tables.events, bundle.facts.trained_through)
-        self._full: TrainingTable | None = None
-        settings = [asdict(pipeline.config.ranker), asdict(pipeline.config.recommender)]
-        saved = [
-            sorted(window.retrievers.rglob("*"))
-            for window in rankers.windows_t2(pipeline.home.work, pipeline.data.split)
-        ]
-        retrievers = [fingerprint_files(path for path in paths if path.is_file()) for paths in saved]
-        self._key = fingerprint_value([bundle.facts.bundle_id, retrievers, code_fingerprint(__name__), settings])
-        self._run = StudyRun(pipeline.data.tables.info, about("recsys ablate"), bundle.facts.bundle_id)
-        # The ranks of every event with everything, which each row is compared with.
-        self._ranks = pipeline.home.work / f"ablation.{self._key[:12]}.parquet"
-        for other in pipeline.home.work.glob("ablation.*.parquet"):
-            if other != self._ranks:
-                other.unlink()
-        stored_at = pipeline.home.reports / "ablation.json"
-        if not force and stored_at.exists() and self._ranks.exists():
-            stored = read_json(stored_at)
-            if stored.get("key") == self._key:
-                self.rows = TypeAdapter(dict[str, AblationRow]).validate_python(stored["rows"])
-                if len(self.rows) == len(self.variants):  # nothing is left to measure: the date is that of the figures
-                    self._run = replace(self._run, about=stored["run"]["about"])
-
-    def measure(self, variant: Variant) -> None:
-        """Fit, replay, compare and keep one row."""
-        started = time.perf_counter()
-        self.pipeline.report(f"ablate: {variant.name}")
-        table = self._table(variant)
-        ranker = fit_boosted(table, self.pipeline.config.ranker, report=self.pipeline.report)
-        frame = self._replay(variant, ranker)
-        if variant.name == EVERYTHING:
-            with replacing_file(self._ranks) as beside:
-                frame.to_parquet(beside, index=False)
-        found = bootstrap_means(frame[USER_ID].to_numpy(), event_values(frame[RANK].to_numpy(), MEASURED))
-        self.rows[variant.name] = AblationRow(
-            variant=variant,
-            n_features=len(table.feature_names),
-            trees=ranker.booster.num_trees(),
-            retrieved=table.found,
-            seconds=time.perf_counter() - started,
-            n_events=found.n_events,
-            n_users=found.n_users,
-            metrics=dict(zip(MEASURED, found.estimates, strict=True)),
-            differences=paired_difference(frame, pd.read_parquet(self._ranks), COMPARED),
-        )
-        write_study(self.pipeline.home.reports, "ablation", self.result())
-
-    def result(self) -> Ablation:
-        rows = {v.name: self.rows[v.name] for v in self.variants if v.name in self.rows}
-        return Ablation(self._run, self._key, rows)
-
-    def _table(self, variant: Variant) -> TrainingTable:
-        """What the ranker learns from: built again without a retriever, with fewer columns without a group."""
-        if variant.retriever is not None:
-            self._full = None
-            return self._built(variant.retriever)
-        if self._full is None:
-            self._full = self._built(None)
-        if variant.group is None:
-            return self._full
-        columns = columns_without(self._full.feature_names, variant.group)
-        names = tuple(self._full.feature_names[c] for c in columns)
-        return replace(self._full, feature_names=names, features=self._full.features[:, columns])
-
-    def _built(self, without: str | None) -> TrainingTable:
-        pipeline = self.pipeline
-        return joined(
-            [
-                rankers.window_table(
-                    pipeline.data,
-                    window,
-                    store=pipeline.store,
-                    ranker=pipeline.config.ranker,
-                    recommender=pipeline.config.recommender,
-                    report=pipeline.report,
-                    without=without,
-                )
-                for window in rankers.windows_t2(pipeline.home.work, pipeline.data.split)
-            ]
-        )
-
-    def _replay(self, variant: Variant, ranker: Ranker) -> pd.DataFrame:
-        """Key and rank of every test event."""
-        whole = self.bundle.recommender
-        kept = [retriever for retriever in whole.retrievers if retriever.name != variant.retriever]
-        if variant.group is not None:
-            ranker = PartialRanker(ranker, whole.feature_names, columns_without(whole.feature_names, variant.group))
-        recommender = Recommender(whole.catalogue, kept, ranker, whole.settings)
-        (full,) = replay(
-            replace(self.bundle, recommender=recommender),
-            self.pipeline.data.histories,
-            self._snapshots,
-            self._events,
-            leaderboard=False,
-            progress=self.pipeline.progress("ablate: contexts replayed"),
-        )
-        return full.frame[[*EVENT_KEY, RANK]]
+    return replace(config, ranker=replace(ranker, unsampled_candidates=0), recommender=bundle.recommender.settings)
 
 
 def columns_without(names: Sequence[str], group: str) -> IntArray:
@@ -255,21 +243,20 @@ def columns_without(names: Sequence[str], group: str) -> IntArray:
 def markdown(found: Ablation) -> str:
     rows = []
     for name, row in found.rows.items():
-        cells = [estimate(row.metrics["ndcg@10"], row.n_users), f"{row.metrics['hr@10'].mean:.4f}"]
-        minus = [
+        ndcg, hr = (
             "" if name == EVERYTHING else estimate(row.differences[metric], row.n_users, "+.4f") for metric in COMPARED
-        ]
-        pairs = [text for pair in zip(cells, minus, strict=True) for text in pair]
-        rows.append([name, str(row.n_features), str(row.trees), *pairs, f"{row.metrics['recall@100'].mean:.4f}"])
+        )
+        mean = {metric: f"{cell.mean:.4f}" for metric, cell in row.metrics.items()}
+        first = estimate(row.metrics["ndcg@10"], row.n_users)
+        rows.append([name, str(row.n_features), str(row.trees), first, ndcg, mean["hr@10"], hr, mean["recall@100"]])
     header = ["", "Features", "Trees", "NDCG@10", "Difference", "HR@10", "Difference", "Recall@100"]
     base = found.rows[EVERYTHING]
-    text = (
+    return (
         f"# Ablation\n\nData: {found.run.data.label}. The ranker fitted again without one part, and every event after "
         f"T2 replayed: {base.n_events:,} events of {base.n_users:,} users. In brackets: {LEVEL:.0%} bootstrap interval "
         "over users. Difference: the row minus everything, on the same events; below 0 the part helps.\n\n"
         f"{Table(header, rows).markdown()}\n{finding(found.rows)}\n"
     )
-    return with_facts(text, found.run.facts)
 
 
 def finding(rows: Mapping[str, AblationRow]) -> str:
@@ -285,16 +272,15 @@ def finding(rows: Mapping[str, AblationRow]) -> str:
 def picture(found: Ablation) -> bytes:
     """The difference in NDCG@10 of each row, with whiskers; retrievers are darker than groups of features."""
     rows = {name: row for name, row in found.rows.items() if name != EVERYTHING}
-    figure, axes = plots.new_figure(height=1.9 + 0.36 * len(rows), labels=[*rows], foot=0.85)
+    figure, axes = plots.rows_figure([*rows], height=1.9 + 0.36 * len(rows), foot=0.85)
     for y, row in enumerate(rows.values()):
-        cell, colour = row.differences["ndcg@10"], plots.SYSTEM if row.variant.retriever else plots.SINGLE
-        axes.errorbar(cell.mean, y, xerr=plots.whiskers(cell), fmt="o", color=colour, ecolor=plots.INK, capsize=3)
+        colour = plots.SYSTEM if row.variant.retriever else plots.SINGLE
+        plots.dots(axes, [row.differences["ndcg@10"]], [y], fmt="o", color=colour, ecolor=plots.INK)
     axes.axvline(0.0, color=plots.MUTED, linewidth=1.0)
-    plots.row_labels(axes, [*rows])
     axes.set_xlabel("difference in NDCG@10, left of 0 the part helps", color=plots.MUTED)
-    base, data = found.rows[EVERYTHING], found.run.data
+    base = found.rows[EVERYTHING]
     note = (
         f"Everything: {base.metrics['ndcg@10'].mean:.4f}. The same {base.n_events:,} test events of "
         f"{base.n_users:,} users. Whiskers: {LEVEL:.0%} bootstrap interval over users."
     )
-    return plots.finished(figure, "What each part is worth", data.label, note, synthetic=data.synthetic)
+    return plots.finished(figure, "What each part is worth", found.run.data, note)

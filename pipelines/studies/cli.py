@@ -1,10 +1,7 @@
-"""The commands that study a trained system: each makes one table or picture that the documentation shows.
-
-Heavy libraries are imported inside the commands, so that `--help` answers at once.
-"""
+"""The commands that study a trained system: each makes one table or picture that the documentation shows."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -29,12 +26,9 @@ def protocol(
 
     Example: `recsys protocol leave-last-out --dataset ml-100k`
     """
-    from pipelines.pipeline import open_pipeline
     from pipelines.studies import protocols
-    from recsys.settings import read_settings
 
-    pipeline = open_pipeline(dataset, read_settings(home), later_ratings="none")
-    print(protocols.run(pipeline, name, data_dir).text(), end="")
+    print(protocols.run(_open(dataset, home, later_ratings="none"), name, data_dir), end="")
 
 
 @app.command()
@@ -51,9 +45,9 @@ def diversity(
 
     Example: `recsys diversity --contexts 2000`
     """
-    from pipelines.studies.diversity import markdown, run
+    from pipelines.studies.diversity import run
 
-    print(markdown(run(_pipeline(dataset, home), contexts)), end="")
+    print(run(_open(dataset, home), contexts), end="")
 
 
 @app.command()
@@ -69,9 +63,9 @@ def ablate(
 
     Example: `recsys ablate --dataset ml-100k`
     """
-    from pipelines.studies.ablation import markdown, run
+    from pipelines.studies.ablation import run
 
-    print(markdown(run(_pipeline(dataset, home), force=force)), end="")
+    print(run(_open(dataset, home), force=force), end="")
 
 
 @app.command()
@@ -99,12 +93,10 @@ def tune(
 
     Example: `recsys tune --parts ease,ials --trials 30`
     """
-    from pipelines.pipeline import open_pipeline
     from pipelines.studies import tuning, tuning_report
-    from recsys.settings import read_settings
 
     chosen = tuning.USUAL if parts is None else [name.strip() for name in parts.split(",")]
-    pipeline = open_pipeline(dataset, read_settings(home), tuned=False, later_ratings="none")
+    pipeline = _open(dataset, home, tuned=False, later_ratings="none")
     found = tuning.run(pipeline, chosen, trials=trials, minutes=minutes, save=save)
     print(tuning_report.summary(found).markdown(), end="")
 
@@ -121,12 +113,12 @@ def keep(
     """
     from pipelines.studies.keeping import keep as copy
 
-    for path in copy(_pipeline(dataset, home), folder):
+    for path in copy(_open(dataset, home), folder):
         print(path)
 
 
-def _pipeline(dataset: str | None, home: Path | None) -> "Pipeline":
-    from pipelines.pipeline import open_pipeline
+def _open(dataset: str | None, home: Path | None, **options: Any) -> "Pipeline":
+    from pipelines.pipeline import open_pipeline  # heavy libraries come late, so that `--help` answers at once
     from recsys.settings import read_settings
 
-    return open_pipeline(dataset, read_settings(home))
+    return open_pipeline(dataset, read_settings(home), **options)

@@ -8,7 +8,6 @@ from recsys.atomic_io import replacing_file
 from recsys.errors import MissingArtefactError
 from recsys.evaluation.tables import bundle_of
 
-KEPT = (".md", ".png")
 LEADERBOARD = "leaderboard.md"
 
 
@@ -18,21 +17,20 @@ def keep(pipeline: Pipeline, folder: Path) -> list[Path]:
     Warns of tables that were not measured on the model of the leaderboard. Raises MissingArtefactError where there is
     no report yet.
     """
-    found = sorted(p for p in pipeline.home.reports.glob("*") if p.suffix in KEPT)
+    reports = pipeline.home.reports
+    found = sorted(path for path in reports.glob("*") if path.suffix in (".md", ".png"))
     if not found:
-        raise MissingArtefactError(
-            f"{pipeline.home.reports} holds no report yet. Run `recsys train` or `recsys evaluate`."
-        )
+        raise MissingArtefactError(f"{reports} holds no report yet. Run `recsys train` or `recsys evaluate`.")
     if others := of_other_bundles(found):
         pipeline.report(
             f"warning: {', '.join(others)}: measured on another model than {LEADERBOARD}, or without saying which. "
             "Measure again what is to stand side by side."
         )
-    place = folder / pipeline.home.name
-    for path in found:
-        with replacing_file(place / path.name) as beside:
+    kept = {folder / pipeline.home.name / path.name: path for path in found}
+    for place, path in kept.items():
+        with replacing_file(place) as beside:
             beside.write_bytes(path.read_bytes())
-    return [place / path.name for path in found]
+    return [*kept]
 
 
 def of_other_bundles(paths: Sequence[Path]) -> list[str]:

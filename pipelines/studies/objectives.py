@@ -4,7 +4,7 @@ Every event of the window is predicted from what its user had done before that m
 <= T1: the replay protocol, one window earlier. Everything after T2 is dropped first. Where the window has more than
 MOST_CONTEXTS moments, a uniform sample of them with their events stands for it.
 
-Shapes: C contexts, B contexts of a batch, E events, S retrievers, U items that any retriever names for a context.
+Shapes: B contexts of a batch, E events, N items, k items of a list.
 """
 
 from collections.abc import Callable, Sequence
@@ -121,53 +121,40 @@ def tower_ndcg(past: Past, settings: TowerSettings, report: Callable[[str], None
 
 
 class Fusion:
-    """The retrievers' lists of every validation context, kept as reciprocal ranks, so that weights are tried without
-    asking a retriever again. Equals `recsys.retrieval.merge` except that an item which only retrievers of weight 0 name
-    counts as missed."""
+    """The retrievers' lists of every validation context, so that weights are tried without asking a retriever again.
+    Equals `recsys.retrieval.merge` except that an item which only retrievers of weight 0 name counts as missed."""
 
     def __init__(self, retrievers: Sequence[Retriever], batches: Sequence[Batch], n_items: int, fetch: int) -> None:
         """fetch: how many items each retriever returns."""
         self.names = tuple(retriever.name for retriever in retrievers)
-        n_contexts = 0
-        named, ranks, by, targets = ([] for _ in range(4))  # of each item that a retriever names; items of events
-        for batch in batches:
-            lists = [retriever.answer(batch.states).top(min(fetch, n_items))[0] for retriever in retrievers]
-            for s, ranked in enumerate(lists):
-                row, rank = np.nonzero(ranked >= 0)
-                named.append((n_contexts + row) * n_items + ranked[row, rank])
-                ranks.append(rank)
-                by.append(np.full(len(row), s))
-            # an item that is not in the catalogue has row number -1 and is named by nobody
-            targets.append(np.where(batch.target >= 0, (n_contexts + batch.row) * n_items + batch.target, -1))
-            n_contexts += len(batch.states)
-        united, at = np.unique(np.concatenate(named), return_inverse=True)  # by context, items ascending
-        context = united // n_items
-        place = np.arange(len(united)) - np.searchsorted(context, context)
-        self._shares = np.zeros((n_contexts, int(place.max(initial=-1)) + 1, len(retrievers)), np.float32)  # (C, U, S)
-        self._shares[context[at], place[at], np.concatenate(by)] = 1 / (RRF_OFFSET + 1 + np.concatenate(ranks))
-        target = np.concatenate(targets)
-        found = np.minimum(np.searchsorted(united, target), len(united) - 1)
-        self._context = context[found]
-        self._place = np.where(united[found] == target, place[found], -1)
+        self._n_items = n_items
+        self._share = 1 / (RRF_OFFSET + 1 + np.arange(min(fetch, n_items)))  # (k,) of the first place, the second, ..
+        self._lists = [
+            (batch, [retriever.answer(batch.states).top(len(self._share))[0] for retriever in retrievers])
+            for batch in batches
+        ]
 
     def ranks(self, weights: Sequence[float]) -> IntArray:
         """(E,) rank of each event's item in the merged order, 0 where it has none; ties by row number. `weights` are
         in the order of `names`, none below 0."""
-        rrf_score = self._shares @ np.asarray(weights, dtype=np.float32)  # (C, U)
-        named = np.flatnonzero(self._place >= 0)
-        lists, place = rrf_score[self._context[named]], self._place[named]
-        mine = lists[np.arange(len(named)), place][:, None]
-        before = np.arange(lists.shape[1])[None, :] < place[:, None]
-        rank = 1 + ((lists > mine) | ((lists == mine) & before)).sum(axis=1)
-        out = np.zeros(len(self._place), dtype=np.int64)
-        out[named] = np.where(mine[:, 0] > 0, rank, 0)
-        return out
+        return np.concatenate([self._ranks(batch, lists, weights) for batch, lists in self._lists])
+
+    def _ranks(self, batch: Batch, lists: Sequence[IntArray], weights: Sequence[float]) -> IntArray:
+        scores = np.zeros((len(batch.states), self._n_items + 1), np.float32)  # the last column takes the ends of lists
+        row = np.arange(len(scores))[:, None]
+        for ranked, weight in zip(lists, weights, strict=True):
+            scores[row, ranked] += np.float32(weight) * self._share.astype(np.float32)
+        scores[:, -1] = 0.0
+        of_event = scores[batch.row]  # (E, N + 1); an item outside the catalogue is in the last column as well
+        mine = of_event[np.arange(len(of_event)), batch.target][:, None]
+        before = np.arange(self._n_items + 1) < batch.target[:, None]
+        rank = 1 + ((of_event > mine) | ((of_event == mine) & before)).sum(axis=1)
+        return np.where(mine[:, 0] > 0, rank, 0)
 
     def value(self, weights: Sequence[float]) -> float:
         """NDCG@10 + RECALL_WEIGHT * Recall@100 of the merged order."""
         ranks = self.ranks(weights)
-        within = np.where(ranks <= 100, ranks, 0)
-        return float(ndcg_at(within, TOP).mean() + RECALL_WEIGHT * hit_at(within, 100).mean())
+        return float(ndcg_at(ranks, TOP).mean() + RECALL_WEIGHT * hit_at(ranks, 100).mean())
 
 
 class RankerTrials:

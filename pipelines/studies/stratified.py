@@ -4,15 +4,14 @@ It is known in which order a user rated, but not where in it a held-out item bel
 the two-tower model and co-visitation, which predict what comes next, are left out. Time still shows which items were
 rated close together: EASE is fitted a second time on short stretches of the histories as if each were a user.
 
-Settings and the ranker come from inner splits of the training part, made in the same way: its ratings are dealt into
-FOLDS folds an item, and what is fitted without one fold is judged, or labelled, by that fold. The first fold picks the
-settings of each retriever; the ranker learns from the candidates of all folds. Then the retrievers are fitted on the
-whole training part. The held-out quarter is read once, at the end.
+The training part is dealt into FOLDS folds an item, and what is fitted without one fold is judged, or labelled, by that
+fold. The first fold picks the settings of each retriever; the ranker learns from the candidates of all folds. Then the
+retrievers are fitted on the whole training part. The held-out quarter is read once, at the end.
 
 Shapes: U users, L history length, E events.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
@@ -20,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from pipelines.pipeline import Pipeline
-from recsys.arrays import IntArray
+from recsys.arrays import DoubleArray, IntArray
 from recsys.columns import EASE, IALS, ITEM_ID, ITEM_KNN, POPULARITY, TIMESTAMP, USER_ID
 from recsys.errors import DataError
 from recsys.evaluation.protocols import (
@@ -34,6 +33,7 @@ from recsys.evaluation.protocols import (
     stratified_by_item,
 )
 from recsys.evaluation.replay import FULL_SYSTEM, MERGED
+from recsys.evaluation.study import StudyRun
 from recsys.features.histories import Histories
 from recsys.features.item_stats import SECONDS_PER_DAY, ItemStats, ItemStatsTimeline, day_of, snapshots
 from recsys.features.prediction_points import BATCH, PredictionPoints
@@ -77,6 +77,27 @@ RANKER: Final[Settings] = {  # set by hand on an inner split: a list has dozens 
 }
 
 
+Lists = dict[str, IntArray]
+
+
+@dataclass(frozen=True)
+class Held:
+    """Held-out events of `users` (U,): which of them each is of, and its item's row number, (E,) each."""
+
+    users: IntArray
+    row: IntArray
+    item_idx: IntArray
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, events: pd.DataFrame) -> "Held":
+        users, row = np.unique(events[USER_ID].to_numpy(), return_inverse=True)
+        return cls(users, row, pipeline.data.catalogue.to_idx(events[ITEM_ID].to_numpy()))
+
+    def values(self, lists: IntArray) -> DoubleArray:
+        """(U, M) LIST_METRICS of the lists (U, TOP) of the users."""
+        return list_values(lists, self.row, self.item_idx)
+
+
 class EaseOnStretches(Ease):
     """Its "users" are stretches of histories, so that it stands beside EASE on whole histories."""
 
@@ -84,21 +105,18 @@ class EaseOnStretches(Ease):
 
 
 class Part:
-    """Some events as everything that is known: histories, statistics, and states of the users in them."""
+    """Some events as everything that is known. Every prediction is made at midnight after the last of them: `day` in
+    days, `now` in seconds UTC."""
 
     def __init__(self, pipeline: Pipeline, events: pd.DataFrame) -> None:
-        self.catalogue = pipeline.data.catalogue
-        self.histories = Histories.from_tables(pipeline.data.catalogue, events, pipeline.data.tables.users)
+        self.catalogue, self.settings = pipeline.data.catalogue, pipeline.config.ranker
+        self.histories = Histories.from_tables(self.catalogue, events, pipeline.data.tables.users)
         last = int(events[TIMESTAMP].max())
-        self.known = KnownEvents.through(self.histories, len(pipeline.data.catalogue), last)
+        self.known = KnownEvents.through(self.histories, len(self.catalogue), last)
         self.day = int(day_of(last)) + 1
+        self.now = self.day * SECONDS_PER_DAY
         self._snapshots = snapshots(events)
         self.users = np.unique(events[USER_ID].to_numpy())
-
-    @property
-    def now(self) -> int:
-        """The moment of every prediction: midnight after the last event, seconds UTC."""
-        return self.day * SECONDS_PER_DAY
 
     def stats(self) -> ItemStats:
         return ItemStatsTimeline(self.catalogue, self._snapshots).as_of(self.day)
@@ -119,32 +137,47 @@ class Part:
             timestamps=np.where(valid, self.histories.timestamps[at], 0),
         )
 
-    def batches(self, user_ids: IntArray) -> Iterator[StateBatch]:
-        return (self.states(user_ids[low : low + BATCH]) for low in range(0, len(user_ids), BATCH))
-
     def fit(self, name: str, settings: Settings) -> Retriever:
         if name != EASE_STRETCHES:
             return fit_retriever(name, self.known, settings)
         length, rest = int(settings["length"]), {k: v for k, v in settings.items() if k != "length"}
-        stretch, item_idx = stretches(self.known, length)
-        return EaseOnStretches.fit(stretch, item_idx, self.known.n_items, **rest)
+        return EaseOnStretches.fit(*stretches(self.known, length), self.known.n_items, **rest)
+
+    def fit_all(self, settings: Mapping[str, Settings]) -> list[Retriever]:
+        return [self.fit(name, settings[name]) for name in GRID]
+
+    def lists(self, retrievers: Sequence[Retriever], systems: Mapping[str, Recommender], held: Held) -> Lists:
+        """(U, TOP) row numbers by method: of each retriever, newest in GRID first, and of each system."""
+        context = RequestContext(self.stats())
+        found: dict[str, list[IntArray]] = {name: [] for name in (*(r.name for r in reversed(retrievers)), *systems)}
+        for low in range(0, len(held.users), BATCH):
+            states = self.states(held.users[low : low + BATCH])
+            for retriever in retrievers:
+                found[retriever.name].append(retriever.answer(states).top(TOP)[0])
+            for name, system in systems.items():
+                found[name].append(self.catalogue.to_idx(system.recommend(states, context, TOP).item_ids))
+        return {name: np.concatenate(parts) for name, parts in found.items()}
+
+    def table(self, held: pd.DataFrame, retrievers: Sequence[Retriever]) -> TrainingTable:
+        """What the ranker learns from: a context for each user, labelled by what was held out."""
+        contexts = PredictionPoints.from_events(
+            held.assign(**{TIMESTAMP: self.now}), most=self.settings.max_contexts, seed=SPLIT_SEED
+        )
+        states, stats = self.states(contexts.user_id), self.stats()
+        recommender = Recommender(self.catalogue, retrievers, None, RECOMMENDER)
+        retrieved = retrieve_contexts(recommender, contexts, states)
+        return build_training_table(
+            recommender, contexts, states, retrieved, lambda _: stats, negatives=RECOMMENDER.rank, seed=SPLIT_SEED
+        )
 
 
 def stretches(known: KnownEvents, length: int) -> tuple[IntArray, IntArray]:
     """Every history cut into stretches of `length` events, twice, the second time half a stretch further on: number of
     the stretch and item of each event, (2E,) each. An event is in two stretches, so neighbours always share one."""
     first = np.searchsorted(known.user_idx, known.user_idx, side="left")  # events are ordered by user
-    step = np.arange(len(known.user_idx)) - first
-    shifted = (step + length // 2) // length
-    keys = np.concatenate(
-        [
-            np.stack([np.zeros_like(step), known.user_idx, step // length]),
-            np.stack([np.ones_like(step), known.user_idx, shifted]),
-        ],
-        axis=1,
-    )
-    _, number = np.unique(keys, axis=1, return_inverse=True)
-    return np.asarray(number, dtype=np.int64).ravel(), np.tile(known.item_idx, 2)
+    step = np.arange(len(first)) - first
+    number = np.concatenate([first + step // length, len(first) + first + (step + length // 2) // length])
+    return np.unique(number, return_inverse=True)[1], np.tile(known.item_idx, 2)
 
 
 @dataclass(frozen=True)
@@ -157,8 +190,8 @@ class Learned:
     table: TrainingTable
 
 
-def measure(pipeline: Pipeline, events: pd.DataFrame) -> ProtocolResult:
-    """Raises DataError where the parts are too small to learn from."""
+def measure(pipeline: Pipeline, run: StudyRun, events: pd.DataFrame, row_order: str) -> ProtocolResult:
+    """`row_order` says in which order the events come. Raises DataError where the parts are too small to learn from."""
     trains = stratified_by_item(events[ITEM_ID].to_numpy())
     train, test = events[trains].reset_index(drop=True), events[~trains]
     test = test[test[USER_ID].isin(train[USER_ID])]
@@ -167,20 +200,20 @@ def measure(pipeline: Pipeline, events: pd.DataFrame) -> ProtocolResult:
     learned = learn(pipeline, train)
     settings = replace(pipeline.config.ranker, **RANKER)
     ranker = fit_boosted(learned.table, settings, report=pipeline.report)
-    part = Part(pipeline, train)
-    retrievers = [part.fit(name, learned.chosen[name]) for name in GRID]
-    users = np.unique(test[USER_ID].to_numpy())
-    lists = ranked_lists(pipeline, part, Recommender(pipeline.data.catalogue, retrievers, ranker, RECOMMENDER), users)
-    held = np.searchsorted(users, test[USER_ID].to_numpy()), pipeline.data.catalogue.to_idx(test[ITEM_ID].to_numpy())
+    part, held = Part(pipeline, train), Held.of(pipeline, test)
+    retrievers = part.fit_all(learned.chosen)
+    merged, full = (Recommender(part.catalogue, retrievers, fitted, RECOMMENDER) for fitted in (None, ranker))
+    lists = part.lists(retrievers, {MERGED: merged, FULL_SYSTEM: full}, held)
     return protocol_result(
-        pipeline.data.tables.info,
+        run,
         f"Of each item's ratings a random {TRAIN_SHARE:.0%} train and the rest is tested: {len(train):,} and "
-        f"{len(test):,} ratings, {len(users):,} users, seed {SPLIT_SEED}. Means over users.",
-        users,
-        {name: list_values(found, *held) for name, found in lists.items()},
+        f"{len(test):,} ratings, {len(held.users):,} users, seed {SPLIT_SEED}. Means over users.",
+        held.users,
+        {name: held.values(found) for name, found in lists.items()},
         LIST_METRICS,
         FULL_SYSTEM,
         {
+            "row_order": row_order,
             "n_train": len(train),
             "n_test": len(test),
             "settings": learned.chosen,
@@ -194,25 +227,24 @@ def measure(pipeline: Pipeline, events: pd.DataFrame) -> ProtocolResult:
 
 def learn(pipeline: Pipeline, train: pd.DataFrame) -> Learned:
     fold = item_folds(train[ITEM_ID].to_numpy(), FOLDS, SPLIT_SEED)
-    n_users = train[USER_ID].nunique()
-    n_folds = int(np.clip(pipeline.config.ranker.max_contexts // n_users, 1, FOLDS))  # large data need no more of them
+    # Large data need no more folds than give the ranker its contexts.
+    n_folds = int(np.clip(pipeline.config.ranker.max_contexts // train[USER_ID].nunique(), 1, FOLDS))
     progress, steps = pipeline.progress("stratified: folds"), n_folds + 1
     chosen: dict[str, Settings] = {}
     tried: dict[str, list[Settings]] = {}
     tables = []
     for f in range(n_folds):
-        part, held = Part(pipeline, train[fold != f]), train[fold == f]
-        held = held[held[USER_ID].isin(part.users)]
+        part, rest = Part(pipeline, train[fold != f]), train[fold == f]
+        rest = rest[rest[USER_ID].isin(part.users)]
         if f == 0:
+            held = Held.of(pipeline, rest)
             for name, grid in GRID.items():
-                tried[name] = [
-                    {**settings, "ndcg@10": _inner_ndcg(pipeline, part, held, name, settings)} for settings in grid
-                ]
+                tried[name] = [{**s, "ndcg@10": _ndcg(part, part.fit(name, s), held)} for s in grid]
                 best = max(range(len(grid)), key=lambda i: tried[name][i]["ndcg@10"])
                 chosen[name] = grid[best]
                 pipeline.report(f"stratified: {name} {grid[best]}, inner NDCG@10 {tried[name][best]['ndcg@10']:.4f}")
             progress(1, steps)
-        tables.append(fold_table(pipeline, part, held, [part.fit(name, chosen[name]) for name in GRID]))
+        tables.append(part.table(rest, part.fit_all(chosen)))
         progress(f + 2, steps)
     table = joined(tables)
     pipeline.report(
@@ -221,37 +253,6 @@ def learn(pipeline: Pipeline, train: pd.DataFrame) -> Learned:
     return Learned(chosen, tried, table)
 
 
-def _inner_ndcg(pipeline: Pipeline, part: Part, held: pd.DataFrame, name: str, settings: Settings) -> float:
+def _ndcg(part: Part, retriever: Retriever, held: Held) -> float:
     """NDCG@10 of one retriever, judged by the fold that it was fitted without."""
-    users = np.unique(held[USER_ID].to_numpy())
-    truth = np.searchsorted(users, held[USER_ID].to_numpy()), pipeline.data.catalogue.to_idx(held[ITEM_ID].to_numpy())
-    retriever = part.fit(name, settings)
-    lists = [retriever.answer(states).top(TOP)[0] for states in part.batches(users)]
-    return float(list_values(np.concatenate(lists), *truth)[:, 0].mean())
-
-
-def fold_table(pipeline: Pipeline, part: Part, held: pd.DataFrame, retrievers: list[Retriever]) -> TrainingTable:
-    """One context a user: the candidates from the part, labelled by what was held out."""
-    contexts = PredictionPoints.from_events(
-        held.assign(**{TIMESTAMP: part.now}), most=pipeline.config.ranker.max_contexts, seed=SPLIT_SEED
-    )
-    states = part.states(contexts.user_id)
-    recommender = Recommender(pipeline.data.catalogue, retrievers, None, RECOMMENDER)
-    retrieved = retrieve_contexts(recommender, contexts, states)
-    stats = part.stats()
-    return build_training_table(
-        recommender, contexts, states, retrieved, lambda _: stats, negatives=RECOMMENDER.rank, seed=SPLIT_SEED
-    )
-
-
-def ranked_lists(pipeline: Pipeline, part: Part, recommender: Recommender, users: IntArray) -> dict[str, IntArray]:
-    """(U, TOP) row numbers by method: every retriever, the merged order, the ranked lists."""
-    merged = Recommender(pipeline.data.catalogue, recommender.retrievers, None, RECOMMENDER)
-    found: dict[str, list[IntArray]] = {name: [] for name in (*reversed(GRID), MERGED, FULL_SYSTEM)}
-    context = RequestContext(part.stats())
-    for states in part.batches(users):
-        for retriever in recommender.retrievers:
-            found[retriever.name].append(retriever.answer(states).top(TOP)[0])
-        for name, system in ((MERGED, merged), (FULL_SYSTEM, recommender)):
-            found[name].append(pipeline.data.catalogue.to_idx(system.recommend(states, context, TOP).item_ids))
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+    return float(held.values(part.lists([retriever], {}, held)[retriever.name])[:, 0].mean())

@@ -1,17 +1,16 @@
-"""`recsys tune`: a bounded, resumable hyper-parameter search on the validation window, one study a part.
+"""`recsys tune`: a bounded, resumable hyper-parameter search on the validation window, one Optuna study a part.
 
-A part is a retriever, the weights of the merge, the ranker or the two-tower model. Its trial 0 is the default; the
-others come from the Tree-structured Parzen Estimator (Bergstra et al., NeurIPS 2011) as Optuna implements it. The
+A part is a retriever, the weights of the merge, the ranker or the two-tower model. Its trial 0 is the default. The
 sampler is seeded by how many trials are complete, so that a stopped search goes on as if it had not been stopped.
-
-Studies are kept in `work/tuning.db` under a key of the data, the part's search space, its default and whatever else its
-value depends on. Where one of these changes, a new study begins.
+Studies are kept in `work/tuning.db` under a key of whatever a trial's value depends on.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 import optuna
@@ -22,15 +21,13 @@ from pipelines.config import RANKER, RRF, TOWER
 from pipelines.pipeline import Pipeline
 from pipelines.studies import objectives, tuning_report
 from pipelines.studies.objectives import Fusion, Past, RankerTrials
-from pipelines.studies.reports import StudyRun
 from pipelines.studies.tuning_report import Trial, TunedPart, TuningStudy
 from recsys.atomic_io import fingerprint_files, fingerprint_value, read_json
 from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, RETRIEVERS, TWO_TOWER
 from recsys.errors import ConfigError, MissingArtefactError
 from recsys.evaluation.about import about
-from recsys.retrieval.retriever import Retriever
+from recsys.evaluation.study import StudyRun
 from recsys.retrieval.retrievers import fit_retriever, load_retrievers
-from recsys.retrieval.two_tower_retriever import TwoTowerRetriever
 
 Settings = dict[str, Any]
 Space = dict[str, BaseDistribution]
@@ -39,7 +36,6 @@ VERSION: Final = 1  # of the objectives: raise it where one of them changes its 
 NDCG: Final = "NDCG@10"
 FUSED: Final = f"NDCG@10 + {objectives.RECALL_WEIGHT:g} · Recall@100"
 SEED: Final = 7
-TRIALS: Final = 50
 
 SPACES: Final[dict[str, Space]] = {
     EASE: {"regularisation": FloatDistribution(20, 5_000, log=True), "power": FloatDistribution(0.2, 2.0)},
@@ -79,8 +75,8 @@ SPACES: Final[dict[str, Space]] = {
 }
 WEIGHT: Final = FloatDistribution(0.0, 1.5)
 SINGLES: Final = tuple(name for name in RETRIEVERS if name in SPACES)
-PARTS: Final = (*SINGLES, RRF, RANKER, TOWER)
-USUAL: Final = (*SINGLES, RRF, RANKER)  # the two-tower model costs minutes a trial
+USUAL: Final = (*SINGLES, RRF, RANKER)
+PARTS: Final = (*USUAL, TOWER)  # the two-tower model costs minutes a trial
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,7 @@ def run(
     pipeline: Pipeline,
     parts: Sequence[str] = USUAL,
     *,
-    trials: int = TRIALS,
+    trials: int,
     minutes: float | None = None,
     save: bool = False,
 ) -> TuningStudy:
@@ -119,7 +115,7 @@ def run(
     if save:
         tuning_report.require_savable(pipeline)
     until = None if minutes is None else time.perf_counter() + 60 * minutes
-    with _storage(pipeline) as storage:
+    with _storage(pipeline.home.work) as storage:
         search = Search(pipeline, storage)
         # In the order of PARTS: the merge uses the best settings of the retrievers.
         chosen = search.runnable([name for name in PARTS if name in parts], skip=tuple(parts) == USUAL)
@@ -127,10 +123,9 @@ def run(
             now = time.perf_counter()
             search.run(name, trials, None if until is None else now + (until - now) / (len(chosen) - number))
             found = search.result()
-            tuning_report.write(pipeline, found)
-    pipeline.report(
-        f"tune: every trial in {pipeline.home.reports / 'tuning.md'}, the best settings in tuned.json beside it"
-    )
+            tuning_report.write(pipeline.home.reports, found)
+    reports = pipeline.home.reports
+    pipeline.report(f"tune: every trial in {reports / 'tuning.md'}, the best settings in tuned.json beside it")
     if save:
         tuning_report.save(pipeline, found, chosen)
     else:
@@ -139,10 +134,10 @@ def run(
 
 
 @contextmanager
-def _storage(pipeline: Pipeline) -> Iterator[optuna.storages.RDBStorage]:
+def _storage(work: Path) -> Iterator[optuna.storages.RDBStorage]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    pipeline.home.work.mkdir(parents=True, exist_ok=True)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{pipeline.home.work / 'tuning.db'}")
+    work.mkdir(parents=True, exist_ok=True)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{work / 'tuning.db'}")
     try:
         yield storage
     finally:
@@ -154,10 +149,10 @@ class Search:
     """The studies of one data set."""
 
     def __init__(self, pipeline: Pipeline, storage: optuna.storages.RDBStorage) -> None:
-        self.pipeline = pipeline
+        self.pipeline, self.config = pipeline, pipeline.config
         self.past = Past.of(pipeline.data.tables)
         self._storage = storage
-        self._known_files: dict[str, dict[str, str]] = {}
+        self._saved = cache(_saved)
 
     def runnable(self, names: Sequence[str], *, skip: bool) -> list[str]:
         """The parts that have what they need. Any other is left out with a line, or refused by MissingArtefactError."""
@@ -175,40 +170,28 @@ class Search:
 
     def run(self, name: str, trials: int, until: float | None) -> None:
         """Complete the part's study. `until` is a moment of the performance counter; at least one trial is made."""
-        part = self.part(name)
+        part, report = self.part(name), self.pipeline.report
         study = self._study(part)
         missing = trials - len(complete(study))
         if missing <= 0:
-            self.pipeline.report(f"tune: {name} has {len(complete(study))} trials, none to do")
+            report(f"tune: {name} has {len(complete(study))} trials, none to do")
             return
-        self.pipeline.report(f"tune: {name}, {missing} of {trials} trials to do")
+        report(f"tune: {name}, {missing} of {trials} trials to do")
         objective = part.prepare()
         progress = self.pipeline.progress(f"tune: trials of {name}")
         for done in range(1, missing + 1):
-            self._trial(study, part, objective)
+            count = len(complete(study))
+            if count == 0:
+                study.enqueue_trial(part.default)
+            study.sampler = optuna.samplers.TPESampler(seed=SEED + count, constant_liar=False)
+            trial = study.ask(part.space)
+            study.tell(trial, objective(trial.params))  # one that is interrupted never completes, so it does not count
             progress(done, missing)
             if until is not None and time.perf_counter() >= until and done < missing:
-                self.pipeline.report(f"tune: {name} stops after its share of the minutes; the same command goes on")
+                report(f"tune: {name} stops after its share of the minutes; the same command goes on")
                 break
         made = complete(study)
-        best = max(made, key=lambda trial: trial.values[0])
-        self.pipeline.report(f"tune: {name}, {len(made)} trials: default {made[0].value:.4f}, best {best.value:.4f}")
-
-    def _trial(self, study: optuna.Study, part: Part, objective: Callable[[Settings], float]) -> None:
-        """One trial, kept when it is complete. One that is interrupted counts as failed."""
-        count = len(complete(study))
-        if count == 0:
-            study.enqueue_trial(part.default)
-        study.sampler = optuna.samplers.TPESampler(seed=SEED + count, constant_liar=False)
-        started = time.perf_counter()
-        trial = study.ask(part.space)
-        try:
-            value = objective(trial.params)
-        except BaseException:
-            study.tell(trial, state=TrialState.FAIL)
-            raise
-        trial.set_user_attr("seconds", time.perf_counter() - started)
-        study.tell(trial, value)
+        report(f"tune: {name}, {len(made)} trials: default {made[0].value:.4f}, best {study.best_value:.4f}")
 
     def result(self) -> TuningStudy:
         """Every part that has a complete trial under its present key."""
@@ -218,11 +201,14 @@ class Search:
                 part = self.part(name)
             except MissingArtefactError:
                 continue  # its key needs what `recsys train` leaves
-            if done := self._complete(part):
-                trials = tuple(Trial(t.values[0], t.user_attrs["seconds"], dict(t.params)) for t in done)
-                found[name] = TunedPart(part.objective, self._key(part), trials)
+            trials = [
+                Trial(t.values[0], t.duration.total_seconds() if t.duration else 0.0, dict(t.params))
+                for t in complete(self._study(part))
+            ]
+            if trials:
+                found[name] = TunedPart(part.objective, self._key(part), tuple(trials))
         split = self.past.split
-        return TuningStudy(StudyRun(self.pipeline.data.tables.info, about("recsys tune")), split.t1, split.t2, found)
+        return TuningStudy(StudyRun(self.pipeline.data.source, about("recsys tune")), split.t1, split.t2, found)
 
     def part(self, name: str) -> Part:
         """The named study. Raises MissingArtefactError where it needs what is not there."""
@@ -230,105 +216,92 @@ class Search:
             return self._rrf_weights()
         if name == RANKER:
             return self._ranker()
-        whole = asdict(self.pipeline.config.tower) if name == TOWER else self.pipeline.config.retrievers[name]
-        default = {key: whole[key] for key in SPACES[name]}
-        prepare = self._tower if name == TOWER else lambda: self._retriever(name)
-        return Part(name, NDCG, SPACES[name], default, whole, prepare)
+        if name == TOWER:
+            tower = self.config.tower
+            return self._plain(
+                TOWER,
+                asdict(tower),
+                lambda: lambda s: objectives.tower_ndcg(self.past, replace(tower, **s), self.pipeline.report),
+            )
+        whole = self.config.retrievers[name]
 
-    def _retriever(self, name: str) -> Callable[[Settings], float]:
-        whole, batches = self.pipeline.config.retrievers[name], self.past.validation
-        return lambda s: objectives.retriever_ndcg(fit_retriever(name, self.past.known, {**whole, **s}), batches)
+        def prepare() -> Callable[[Settings], float]:
+            known, batches = self.past.known, self.past.validation
+            return lambda s: objectives.retriever_ndcg(fit_retriever(name, known, {**whole, **s}), batches)
 
-    def _tower(self) -> Callable[[Settings], float]:
-        tower = self.pipeline.config.tower
-        return lambda s: objectives.tower_ndcg(self.past, replace(tower, **s), self.pipeline.report)
+        return self._plain(name, whole, prepare)
+
+    def _plain(self, name: str, whole: Settings, prepare: Callable[[], Callable[[Settings], float]]) -> Part:
+        return Part(name, NDCG, SPACES[name], {key: whole[key] for key in SPACES[name]}, whole, prepare)
 
     def _rrf_weights(self) -> Part:
         """The retrievers at the best settings so far, and the saved two-tower model. There is no search without that
         one: only the ratios of weights mean something, so its own could not be placed afterwards."""
-        pipeline, settings = self.pipeline, self.pipeline.config.recommender
-        fits = {name: {**pipeline.config.retrievers[name], **self._best(name)} for name in pipeline.config.retrievers}
-        tower = pipeline.home.work / "retrievers_t1" / TWO_TOWER
+        settings, folder = self.config.recommender, self.pipeline.home.work / "retrievers_t1"
+        fits = {name: {**whole, **self._best(name)} for name, whole in self.config.retrievers.items()}
         names = [name for name in RETRIEVERS if name in fits or name == TWO_TOWER]
-        saved_files = self._fingerprints("retrievers_t1", self.past.split.t1)[TWO_TOWER]
-
-        def fitted(name: str) -> Retriever:
-            if name == TWO_TOWER:
-                return TwoTowerRetriever.load(tower, self.past.catalogue)
-            return fit_retriever(name, self.past.known, fits[name])
+        files = self._saved(folder, self.past.split.t1)[TWO_TOWER]
 
         def prepare() -> Callable[[Settings], float]:
-            lists = Fusion(
-                [fitted(name) for name in names], self.past.validation, len(self.past.catalogue), settings.fetch
-            )
+            past = self.past
+            ready = [r for r in load_retrievers(folder, past.catalogue) if r.name == TWO_TOWER]
+            ready += [fit_retriever(name, past.known, fits[name]) for name in names if name in fits]
+            lists = Fusion(ready, past.validation, len(past.catalogue), settings.fetch)
             return lambda s: lists.value([s[name] for name in lists.names])
 
         default: Settings = {name: float(settings.rrf_weights.get(name, 1.0)) for name in names}
-        return Part(RRF, FUSED, dict.fromkeys(names, WEIGHT), default, [fits, saved_files, settings.fetch], prepare)
+        return Part(RRF, FUSED, dict.fromkeys(names, WEIGHT), default, [fits, files, settings.fetch], prepare)
 
     def _ranker(self) -> Part:
         """On the retrievers as `recsys train` left them, merged by the best weights so far."""
-        pipeline, split, config = self.pipeline, self.past.split, self.pipeline.config.ranker
+        split, config, work = self.past.split, self.config.ranker, self.pipeline.home.work
         cutoffs = {"retrievers_t0": split.t0, "retrievers_t1": split.t1}
-        saved_files = {stage: self._fingerprints(stage, cutoff) for stage, cutoff in cutoffs.items()}
-        recommender = replace(
-            pipeline.config.recommender, rrf_weights={**pipeline.config.recommender.rrf_weights, **self._best(RRF)}
-        )
+        files = {stage: self._saved(work / stage, cutoff) for stage, cutoff in cutoffs.items()}
+        weights = {**self.config.recommender.rrf_weights, **self._best(RRF)}
+        recommender = replace(self.config.recommender, rrf_weights=weights)
 
         def prepare() -> Callable[[Settings], float]:
-            before, after = (load_retrievers(pipeline.home.work / stage, pipeline.data.catalogue) for stage in cutoffs)
-            progress = pipeline.progress("tune: contexts retrieved for the ranker's table")
+            before, after = (load_retrievers(work / stage, self.past.catalogue) for stage in cutoffs)
+            progress = self.pipeline.progress("tune: contexts retrieved for the ranker's table")
             table = RankerTrials(self.past, before, after, config, recommender, progress)
             return lambda s: table.ndcg(replace(config, **s))
 
         whole = asdict(config)
         space = {key: d for key, d in SPACES[RANKER].items() if key != "truncation" or config.objective == "lambdarank"}
         default = {key: whole[key] for key in space}
-        return Part(RANKER, NDCG, space, default, [whole, asdict(recommender), saved_files], prepare)
-
-    def _fingerprints(self, stage: str, cutoff: int) -> dict[str, str]:
-        """SHA-256 of each saved retriever. Raises MissingArtefactError where they or the two-tower model among them are
-        missing, or were fitted up to another moment."""
-        folder = self.pipeline.home.work / stage
-        if not (folder / "log.json").exists():
-            raise MissingArtefactError(f"{folder} is not there. Run `recsys train` first.")
-        if read_json(folder / "log.json")["cutoff"] != cutoff:
-            raise MissingArtefactError(f"{folder} was fitted on other data. Run `recsys train` again.")
-        if not (folder / TWO_TOWER).is_dir():
-            raise MissingArtefactError(f"{folder} lacks the two-tower model. Run `recsys train --force`.")
-        if stage not in self._known_files:
-            self._known_files[stage] = {
-                retriever.name: fingerprint_files(path for path in retriever.rglob("*") if path.is_file())
-                for retriever in sorted(folder.iterdir())
-                if retriever.is_dir()
-            }
-        return self._known_files[stage]
+        return Part(RANKER, NDCG, space, default, [whole, asdict(recommender), files], prepare)
 
     def _key(self, part: Part) -> str:
         space = {name: distribution_to_json(d) for name, d in part.space.items()}
-        data = self.pipeline.data.tables.info.fingerprint
-        return fingerprint_value(
-            [VERSION, data, asdict(self.past.split), part.name, space, part.default, part.depends_on]
-        )
-
-    def _name(self, part: Part) -> str:
-        return f"{part.name}-{self._key(part)[:16]}"
+        data, split = self.pipeline.data.tables.info.fingerprint, asdict(self.past.split)
+        return fingerprint_value([VERSION, data, split, part.name, space, part.default, part.depends_on])
 
     def _study(self, part: Part) -> optuna.Study:
-        return optuna.create_study(
-            storage=self._storage, study_name=self._name(part), direction="maximize", load_if_exists=True
-        )
-
-    def _complete(self, part: Part) -> list[FrozenTrial]:
-        names = optuna.get_all_study_names(self._storage)
-        return complete(self._study(part)) if self._name(part) in names else []
+        name = f"{part.name}-{self._key(part)[:16]}"
+        return optuna.create_study(storage=self._storage, study_name=name, direction="maximize", load_if_exists=True)
 
     def _best(self, name: str) -> Settings:
         """The best settings of a part so far; nothing where there is no trial."""
-        done = self._complete(self.part(name))
-        return dict(max(done, key=lambda trial: trial.values[0]).params) if done else {}
+        study = self._study(self.part(name))
+        return dict(study.best_params) if complete(study) else {}
 
 
 def complete(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that count, in the order in which they were made; the first is the default."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def _saved(folder: Path, cutoff: int) -> dict[str, str]:
+    """SHA-256 of each saved retriever. Raises MissingArtefactError where they or the two-tower model among them are
+    missing, or were fitted up to another moment."""
+    if not (folder / "log.json").exists():
+        raise MissingArtefactError(f"{folder} is not there. Run `recsys train` first.")
+    if read_json(folder / "log.json")["cutoff"] != cutoff:
+        raise MissingArtefactError(f"{folder} was fitted on other data. Run `recsys train` again.")
+    if not (folder / TWO_TOWER).is_dir():
+        raise MissingArtefactError(f"{folder} lacks the two-tower model. Run `recsys train --force`.")
+    return {
+        retriever.name: fingerprint_files(path for path in retriever.rglob("*") if path.is_file())
+        for retriever in sorted(folder.iterdir())
+        if retriever.is_dir()
+    }

@@ -1,21 +1,21 @@
-"""The results of a hyper-parameter search, for people and for `pipelines.config`.
+"""The results of a search: every trial in `reports/tuning.json` and `.md`, and the best settings alone in `tuned.json`.
 
-`reports/tuning.json` with every trial, `tuning.md`, and `tuned.json`, the settings alone. `save` puts parts of it into
-`pipelines/tuned/<data set>.json`, which later trainings use.
+`save` puts those into `pipelines/tuned/<data set>.json`, which later trainings use (`pipelines.config`).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipelines.config import ABOUT, OF_RETRIEVERS, RANKER, RRF, TOWER, Tuned, read_tuned, tuned_path, with_tuned
 from pipelines.pipeline import Pipeline
-from pipelines.studies.reports import StudyRun, write_study
 from recsys.atomic_io import write_json
 from recsys.data.datasets import DATASETS
 from recsys.errors import ConfigError
 from recsys.evaluation.leaderboard import data_of, utc
-from recsys.evaluation.tables import Table, with_facts
+from recsys.evaluation.study import Study, write_study
+from recsys.evaluation.tables import Table
 
 
 @dataclass(frozen=True)
@@ -44,29 +44,28 @@ class TunedPart:
 
 
 @dataclass(frozen=True)
-class TuningStudy:
+class TuningStudy(Study):
     """The validation window is (after, through], seconds UTC."""
 
-    run: StudyRun
     after: int
     through: int
     parts: Mapping[str, TunedPart]
 
 
-def write(pipeline: Pipeline, found: TuningStudy) -> None:
-    write_study(pipeline.home.reports, "tuning", found, markdown(found))
-    write_json(pipeline.home.reports / "tuned.json", tuned(found, [*found.parts]))
+def write(folder: Path, found: TuningStudy) -> None:
+    write_study(folder, "tuning", found, markdown(found))
+    write_json(folder / "tuned.json", tuned(found, [*found.parts], {}))
 
 
-def tuned(found: TuningStudy, names: Sequence[str], earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def tuned(found: TuningStudy, names: Sequence[str], earlier: Mapping[str, Any]) -> dict[str, Any]:
     """What `pipelines.config.with_tuned` reads: the best settings of the named parts, and how they were found. Other
     parts of an `earlier` file stay."""
-    kept = earlier or {}
-    settings = {**kept.get(OF_RETRIEVERS, {}), **{name: kept[name] for name in (RRF, RANKER, TOWER) if name in kept}}
-    validation = dict(kept.get(ABOUT, {}).get("validation", {}))
+    best = {name: found.parts[name].best.settings for name in names}
+    sections = {name: earlier[name] for name in (RRF, RANKER, TOWER) if name in earlier}
+    sections |= {name: best.pop(name) for name in (RRF, RANKER, TOWER) if name in best}
+    validation = dict(earlier.get(ABOUT, {}).get("validation", {}))
     for name in names:
         part = found.parts[name]
-        settings[name] = part.best.settings
         validation[name] = {
             "objective": part.objective,
             "default": part.default.value,
@@ -74,37 +73,41 @@ def tuned(found: TuningStudy, names: Sequence[str], earlier: Mapping[str, Any] |
             "trials": len(part.trials),
             "run": dict(found.run.about),
         }
-    alone = {name: settings.pop(name) for name in (RRF, RANKER, TOWER) if name in settings}
-    return {**alone, OF_RETRIEVERS: settings, ABOUT: {"data": data_of(found.run.data), "validation": validation}}
+    about = {"data": data_of(found.run.data), "validation": validation}
+    return {**sections, OF_RETRIEVERS: {**earlier.get(OF_RETRIEVERS, {}), **best}, ABOUT: about}
 
 
 def require_savable(pipeline: Pipeline) -> None:
     """Raises ConfigError unless the data are an official data set and its file, if there is one, can be used."""
-    info, path = pipeline.data.tables.info, tuned_path(pipeline.data.tables.info.name)
+    info = pipeline.data.source
     if info.synthetic or info.name not in DATASETS:
         raise ConfigError(
             f"tune --save keeps settings for official data sets, and {info.label} is none. Its search is in "
             f"{pipeline.home.reports}; the rules of pipelines/config.py set its defaults."
         )
-    if path.exists() and (found := read_tuned(path)).fingerprint == info.fingerprint:
-        with_tuned(pipeline.config, found)
+    _earlier(pipeline)
+
+
+def _earlier(pipeline: Pipeline) -> Mapping[str, Any]:
+    """What the checked-in file holds; nothing where it is not there or of other data of that name."""
+    info = pipeline.data.source
+    path = tuned_path(info.name)
+    if not path.exists() or (found := read_tuned(path)).fingerprint != info.fingerprint:
+        return {}
+    with_tuned(pipeline.config, found)  # refuses what a training would refuse
+    return found.content
 
 
 def save(pipeline: Pipeline, found: TuningStudy, names: Sequence[str]) -> None:
     """Put the named parts into the checked-in file. Its other parts stay if they are of the same data."""
-    path, fingerprint = tuned_path(pipeline.data.tables.info.name), pipeline.data.tables.info.fingerprint
-    earlier = read_tuned(path) if path.exists() else None
-    if earlier and earlier.fingerprint != fingerprint:
-        pipeline.report(f"tune: {path} was searched on other data of that name; it begins anew, without its parts")
-        earlier = None
-    content = tuned(found, names, earlier.content if earlier else None)
-    if kept := sorted(set(content[ABOUT]["validation"]) - set(names)):
-        pipeline.report(f"tune: kept from earlier searches: {', '.join(kept)}")
-    if unnamed := [name for name in found.parts if name not in names]:
-        pipeline.report(f"tune: not saved, because this command did not name them: {', '.join(unnamed)}")
-    with_tuned(pipeline.config, Tuned(path, fingerprint, content))  # refuses what a later training would refuse
+    info, report = pipeline.data.source, pipeline.report
+    path = tuned_path(info.name)
+    content = tuned(found, names, _earlier(pipeline))
+    with_tuned(pipeline.config, Tuned(path, info.fingerprint, content))
     write_json(path, content)
-    pipeline.report(f"tune: saved as {path}; `recsys train` uses it from now on. Check it in: git add {path}")
+    kept = sorted(set(content[ABOUT]["validation"]) - set(names))
+    report(f"tune: {path} holds {', '.join(names)} of this search, and of earlier ones {', '.join(kept) or 'nothing'}")
+    report(f"tune: `recsys train` uses it from now on. Check it in: git add {path}")
 
 
 def markdown(found: TuningStudy) -> str:
@@ -124,8 +127,7 @@ def markdown(found: TuningStudy) -> str:
         ]
         text += f"\n## {name}\n\n{Table(['Setting', 'Default', 'Best'], settings).markdown()}"
         text += f"\n{Table(['Trial', 'Value', 'Seconds', *keys], trials).markdown()}"
-    text += "\nTo keep the settings for later trainings: `recsys tune --save`, then check in the file that it names.\n"
-    return with_facts(text, found.run.facts)
+    return f"{text}\nTo keep the settings for later trainings: `recsys tune --save`, then check in the file it names.\n"
 
 
 def summary(found: TuningStudy) -> Table:

@@ -18,19 +18,27 @@ from recsys.features.catalogue import Catalogue
 class BeyondAccuracy:
     """Measures of top tens; None where nothing was shown, or no list had two items with genres.
 
+    coverage     share of the catalogue that was in anybody's list
     novelty      mean self-information of everything shown, bits
     diversity    mean over lists of `list_diversity`
     popularity   mean percentile, by raters, of everything shown
     gini         of how often each item was shown
     """
 
+    coverage: float
     novelty: float | None
     diversity: float | None
     popularity: float | None
     gini: float | None
 
 
-LABELS = ("Novelty@10, bits", "Diversity@10", "Popularity@10, percentile", "Gini@10")  # of the fields, in order
+LABELS = (
+    "Coverage@10",
+    "Novelty@10, bits",
+    "Diversity@10",
+    "Popularity@10, percentile",
+    "Gini@10",
+)  # of the fields, in order
 
 
 def self_information(raters: IntArray, n_users: int) -> DoubleArray:
@@ -96,7 +104,7 @@ def list_diversity(item_idx: IntArray, genres: DoubleArray) -> DoubleArray:
 
 
 class Items:
-    """What the measures need of each item, as known up to T2: self_information, percentile (N,), genres (N + 1, G)."""
+    """What the measures need of each item, as known up to T2."""
 
     def __init__(self, catalogue: Catalogue, raters: IntArray, n_users: int) -> None:
         """raters (N,): users who rated each item up to T2; n_users: users with an event up to T2."""
@@ -130,6 +138,7 @@ class Shown:
         """Novelty and popularity are means over everything shown, which is the mean over lists where all have k."""
         shown = int(self.times.sum())
         return BeyondAccuracy(
+            coverage=float((self.times > 0).mean()),
             novelty=float(self.times @ self._items.self_information) / shown if shown else None,
             diversity=self._diversity / self._diverse_lists if self._diverse_lists else None,
             popularity=float(self.times @ self._items.percentile) / shown if shown else None,

@@ -1,19 +1,15 @@
-"""How sure we are of a mean over events: a percentile bootstrap whose unit is the user.
-
-E  events      U  users      M  metrics      B  resamples
+"""How sure we are of a mean over events: a percentile bootstrap that draws whole users with replacement.
 
 Events of one user resemble each other, so drawing events one by one would make the interval too narrow
-(Efron and Tibshirani 1993, ch. 8). Whole users are drawn with replacement instead. The statistic stays the mean over
-events: for a resample, the sum of the drawn users' sums over the sum of their counts. Only those sums are kept, so a
-resample costs O(U) time and memory, whatever E and B are.
+(Efron and Tibshirani 1993, ch. 8). The statistic stays the mean over events. Fewer than MIN_USERS users give no
+interval: below five even unanimous differences leave a sign test at p > 0.05 (0.5**4 = 0.0625).
 
-Fewer than MIN_USERS users give no interval and no share of resamples. Resamples of a single user never differ, and
-below five users even unanimous differences leave a sign test at p > 0.05 (0.5**4 = 0.0625).
+E  events      U  users      M  metrics      B  resamples
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -99,7 +95,7 @@ def resampled_means(sums: DoubleArray, counts: IntArray, n_boot: int = N_BOOT, s
 def bootstrap_means(user_id: IntArray, values: DoubleArray, n_boot: int = N_BOOT, seed: int = SEED) -> Means:
     """The mean of each column of `values` (E, M) with its interval. Rows may come in any order.
 
-    Raises ValueError where there is no event, the lengths differ, or a value is not finite.
+    Raises ValueError where there is no event or a value is not finite.
     """
     return bootstrap_means_of_each(user_id, [values], n_boot, seed)[0]
 
@@ -109,11 +105,9 @@ def bootstrap_means_of_each(
 ) -> list[Means]:
     """`bootstrap_means` of several methods, (E, M) each, on the same events; the users are drawn once for all.
 
-    The arrays are read one at a time and only sums per user are kept. Raises ValueError where there is no method.
+    The arrays are read one at a time and only sums per user are kept.
     """
     per_user = [_per_user(user_id, of_method) for of_method in values]
-    if not per_user:
-        raise ValueError("There is no method whose means could be bootstrapped.")
     counts = per_user[0][1]
     estimates, _ = _estimates(np.hstack([sums for sums, _ in per_user]), counts, n_boot, seed)
     n_metrics = per_user[0][0].shape[1]
@@ -123,18 +117,16 @@ def bootstrap_means_of_each(
     ]
 
 
-def paired_difference(
-    a: pd.DataFrame, b: pd.DataFrame, metrics: Sequence[str] = ("ndcg@10",), n_boot: int = N_BOOT, seed: int = SEED
+def rank_difference(
+    user_id: IntArray,
+    a: IntArray,
+    b: IntArray,
+    metrics: Sequence[str] = ("ndcg@10",),
+    n_boot: int = N_BOOT,
+    seed: int = SEED,
 ) -> dict[str, PairedDifference]:
-    """For each metric, a minus b over the same events. Frames have columns user_id, timestamp, item_id, rank.
-
-    Rows meet by (user_id, timestamp, item_id), never by position. Raises ValueError where a key is there twice
-    or only in one of the two frames.
-    """
-    a, b = sorted_by_event(a), sorted_by_event(b)
-    require_same_events(a, b)
-    delta = event_values(a[RANK].to_numpy(), metrics) - event_values(b[RANK].to_numpy(), metrics)  # (E, M)
-    sums, counts = _per_user(a[USER_ID].to_numpy(), delta)
+    """For each metric, that of the ranks `a` minus that of `b`, (E,) each, event by event."""
+    sums, counts = _per_user(user_id, event_values(a, metrics) - event_values(b, metrics))
     estimates, resampled = _estimates(sums, counts, n_boot, seed)
     not_positive = (resampled <= 0).mean(axis=0)  # (M,)
     n_events, n_users = int(counts.sum()), len(counts)
@@ -144,47 +136,36 @@ def paired_difference(
     }
 
 
-def sorted_by_event(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows by (user_id, timestamp, item_id). Raises ValueError where a column is missing or a key is doubled."""
-    if missing := [name for name in (*EVENT_KEY, RANK) if name not in frame.columns]:
-        raise ValueError(f"A frame of ranks lacks the columns {', '.join(missing)}.")
-    keys = [frame[name].to_numpy() for name in EVENT_KEY]
-    ordered = frame.iloc[np.lexsort(keys[::-1])].reset_index(drop=True)  # lexsort: the last key leads
-    twice = ordered.duplicated(subset=list(EVENT_KEY))
-    if twice.any():
-        raise ValueError(f"{int(twice.sum())} events are there twice, the first: {_first_key(ordered[twice])}.")
-    return ordered
+def paired_difference(
+    a: pd.DataFrame, b: pd.DataFrame, metrics: Sequence[str] = ("ndcg@10",)
+) -> dict[str, PairedDifference]:
+    """`rank_difference` of two measurements, frames with columns user_id, timestamp, item_id, rank.
 
-
-def require_same_events(a: pd.DataFrame, b: pd.DataFrame) -> None:
-    """Raise ValueError unless two frames of `sorted_by_event` hold the same keys."""
-    key = list(EVENT_KEY)
-    if len(a) == len(b) and all(np.array_equal(a[name].to_numpy(), b[name].to_numpy()) for name in key):
-        return
-    merged: Any = a[key].merge(b[key], on=key, how="outer", indicator="side")
-    lone = merged[merged["side"] != "both"]
-    n_a, n_b = int((lone["side"] == "left_only").sum()), int((lone["side"] == "right_only").sum())
-    raise ValueError(
-        f"The two methods were not measured on the same events: {n_a} only in the first, {n_b} only in the second, "
-        f"such as {_first_key(lone)}."
-    )
-
-
-def _first_key(frame: pd.DataFrame) -> str:
-    return ", ".join(f"{name} {int(frame[name].iloc[0])}" for name in EVENT_KEY)
+    Rows meet by (user_id, timestamp, item_id), never by position. Raises ValueError where an event is there twice or
+    only in one of the two.
+    """
+    both = a.merge(b, on=[*EVENT_KEY], how="outer", validate="one_to_one", suffixes=("_a", "_b"), indicator="side")
+    lone = both[both["side"] != "both"]
+    if len(lone):
+        n_a, n_b = (int((lone["side"] == side).sum()) for side in ("left_only", "right_only"))
+        example = ", ".join(f"{name} {int(lone[name].iloc[0])}" for name in EVENT_KEY)
+        raise ValueError(
+            f"The two methods were not measured on the same events: {n_a} only in the first, {n_b} only in the second, "
+            f"such as {example}."
+        )
+    ranks = both[f"{RANK}_a"].to_numpy(), both[f"{RANK}_b"].to_numpy()
+    return rank_difference(both[USER_ID].to_numpy(), *ranks, metrics)
 
 
 def _per_user(user_id: IntArray, values: DoubleArray) -> tuple[DoubleArray, IntArray]:
     """sums (U, M) and counts (U,), users in ascending order of their id."""
-    if values.ndim != 2 or len(user_id) != len(values):
-        raise ValueError(f"values must be (E, M) with a row for each of {len(user_id)} user ids, not {values.shape}.")
     if not np.isfinite(values).all():
         raise ValueError("A value to be averaged is not finite.")
     users, user_idx = np.unique(user_id, return_inverse=True)
-    sums = np.empty((users.size, values.shape[1]))
-    for m in range(values.shape[1]):
-        sums[:, m] = np.bincount(user_idx, weights=values[:, m], minlength=users.size)
-    return sums, np.bincount(user_idx, minlength=users.size)
+    sums = np.empty((len(users), values.shape[1]))
+    for m, column in enumerate(values.T):
+        sums[:, m] = np.bincount(user_idx, weights=column)
+    return sums, np.bincount(user_idx)
 
 
 def _estimates(sums: DoubleArray, counts: IntArray, n_boot: int, seed: int) -> tuple[list[Estimate], DoubleArray]:

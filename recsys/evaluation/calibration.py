@@ -5,30 +5,26 @@ P(like) is judged on the test events whose item is among those that the ranker s
 at least `columns.LIKED_RATING`? The other events have no feature row and are counted only.
 
 Bins hold equally many examples, in the order of the predicted probability. ECE is the mean over the examples of
-|mean prediction - observed share| of their bin (M. Naeini and others, Obtaining Well Calibrated Probabilities Using
-Bayesian Binning, AAAI 2015, there with bins of equal width). Losses are compared with those of the best constant, the
-observed share of the same examples.
+|mean prediction - observed share| of their bin (Naeini et al., AAAI 2015, there with bins of equal width).
 
-Shapes: B contexts of a batch, E events of it, n examples, k answers.
+Shapes: E events of a batch, n examples, k answers.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from scipy.special import xlogy
+from scipy.stats import binomtest
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
-from recsys.arrays import BoolArray, DoubleArray, IntArray
-from recsys.atomic_io import replacing_file, write_json
+from recsys.arrays import BoolArray, DoubleArray, FloatArray, IntArray
 from recsys.columns import LIKED_RATING
-from recsys.data.tables import DatasetInfo
 from recsys.evaluation import plots
-from recsys.evaluation.leaderboard import data_of
-from recsys.evaluation.tables import Table, number, with_facts
-from recsys.features.prediction_points import PredictionPoints
+from recsys.evaluation.bootstrap import Estimate
+from recsys.evaluation.study import Study, StudyRun, write_study
+from recsys.evaluation.tables import Table, number
 from recsys.recommender import Recommendations
 
 TOP: Final = 10
@@ -68,7 +64,7 @@ class Reliability:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(Study):
     """Both probabilities, and how many test events had no ranked item to judge P(like) on."""
 
     watch: Reliability
@@ -83,18 +79,10 @@ class Predicted:
     _watch: list[tuple[DoubleArray, BoolArray]] = field(default_factory=list)
     _like: list[tuple[DoubleArray, BoolArray]] = field(default_factory=list)
     _n_unranked: int = 0
-    _index: tuple[PredictionPoints, IntArray, IntArray] | None = None  # the events of each context
 
-    def observe(self, full: Recommendations, rows: IntArray, contexts: PredictionPoints) -> None:
-        """Row r of `full` answers context `rows[r]`."""
-        if self._index is None or self._index[0] is not contexts:
-            by_context = np.argsort(contexts.event_context, kind="stable")
-            starts = np.searchsorted(contexts.event_context[by_context], np.arange(len(contexts) + 1))
-            self._index = contexts, by_context, starts
-        _, by_context, starts = self._index
-        events = np.concatenate([by_context[starts[c] : starts[c + 1]] for c in rows])
-        row = np.repeat(np.arange(len(rows)), starts[rows + 1] - starts[rows])
-        hit = full.item_ids[row] == contexts.event_item_id[events, None]  # (E, k)
+    def observe(self, full: Recommendations, row: IntArray, item_id: IntArray, rating: FloatArray) -> None:
+        """row, item_id, rating: (E,) which answer of `full` each event belongs to, and what happened."""
+        hit = full.item_ids[row] == item_id[:, None]  # (E, k)
         happened = np.zeros(full.item_ids.shape, dtype=bool)
         np.logical_or.at(happened, row, hit)
         predicted = full.watch_probability[:, :TOP]
@@ -102,17 +90,16 @@ class Predicted:
         self._watch.append((predicted[known].astype(np.float64), happened[:, :TOP][known]))
         shown = np.where(hit.any(axis=1), full.like_probability[row, hit.argmax(axis=1)], np.nan)
         ranked = ~np.isnan(shown)
-        liked = contexts.event_rating[events] >= LIKED_RATING
-        self._like.append((shown[ranked].astype(np.float64), liked[ranked]))
+        self._like.append((shown[ranked].astype(np.float64), rating[ranked] >= LIKED_RATING))
         self._n_unranked += int((~ranked).sum())
 
-    def measured(self) -> Calibration:
+    def measured(self, run: StudyRun) -> Calibration:
         none = (np.empty(0), np.empty(0, dtype=bool))
         watch, like = (
             reliability(*(np.concatenate(arrays) for arrays in zip(*parts, none, strict=True)))
             for parts in (self._watch, self._like)
         )
-        return Calibration(watch, like, self._n_unranked)
+        return Calibration(run, watch, like, self._n_unranked)
 
 
 def reliability(predicted: DoubleArray, happened: BoolArray) -> Reliability:
@@ -142,50 +129,39 @@ def reliability(predicted: DoubleArray, happened: BoolArray) -> Reliability:
 
 
 def equal_mass_bins(predicted: DoubleArray, happened: BoolArray, bins: int = BINS) -> tuple[Bin, ...]:
-    """Up to `bins` groups in the order of the prediction, as even as n allows, ties in the order given.
-
-    Source of the interval: E. Wilson, Probable Inference, the Law of Succession, JASA 1927.
-    """
-    order = np.argsort(predicted, kind="stable")
+    """Up to `bins` groups in the order of the prediction, as even as n allows, ties in the order given."""
     out = []
-    for part in np.array_split(order, min(bins, len(order))):
-        n, share, z = len(part), float(happened[part].mean()), 1.959964
-        centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-        half = z / (1 + z**2 / n) * float(np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)))
-        out.append(Bin(n, float(predicted[part].mean()), share, centre - half, centre + half))
+    for part in np.array_split(np.argsort(predicted, kind="stable"), min(bins, len(predicted))):
+        count = int(happened[part].sum())
+        low, high = binomtest(count, len(part)).proportion_ci(method="wilson")
+        out.append(Bin(len(part), float(predicted[part].mean()), count / len(part), float(low), float(high)))
     return tuple(out)
 
 
-def write_calibration(folder: Path, found: Calibration, data: DatasetInfo, about: Mapping[str, str]) -> bytes:
+def write_calibration(folder: Path, found: Calibration) -> bytes:
     """Write `calibration.json`, `.md` and `.png` into `folder`; returns the picture."""
-    write_json(folder / "calibration.json", {"data": data_of(data), "about": dict(about), **asdict(found)})
-    picture = calibration_png(found, data)
-    with replacing_file(folder / "calibration.md") as beside:
-        beside.write_text(with_facts(calibration_markdown(found, data), about), encoding="utf-8")
-    with replacing_file(folder / "calibration.png") as beside:
-        beside.write_bytes(picture)
+    picture = calibration_png(found)
+    write_study(folder, "calibration", found, calibration_markdown(found), picture)
     return picture
 
 
-def calibration_markdown(found: Calibration, data: DatasetInfo) -> str:
+def calibration_markdown(found: Calibration) -> str:
     """One table for both probabilities, then the bins of each."""
     parts = {"watch": found.watch, "like": found.like}
     losses = ("Log loss", "of the constant", "Brier", "of the constant")
-    table = Table(
-        ["Probability", "Examples", "Mean predicted", "Observed", "ECE", *losses, "AUC"],
+    rows = [
         [
-            [
-                f"P({name})",
-                f"{m.n:,}",
-                *(number(value) for value in (m.mean_probability, m.base_rate, m.ece)),
-                *(number(v, ".5f") for v in (m.log_loss, m.log_loss_constant, m.brier, m.brier_constant)),
-                number(m.auc),
-            ]
-            for name, m in parts.items()
-        ],
-    )
+            f"P({name})",
+            f"{m.n:,}",
+            *(number(value) for value in (m.mean_probability, m.base_rate, m.ece)),
+            *(number(v, ".5f") for v in (m.log_loss, m.log_loss_constant, m.brier, m.brier_constant)),
+            number(m.auc),
+        ]
+        for name, m in parts.items()
+    ]
+    table = Table(["Probability", "Examples", "Mean predicted", "Observed", "ECE", *losses, "AUC"], rows)
     text = (
-        f"# Calibration on {data.label}\n\n"
+        f"# Calibration on {found.run.data.label}\n\n"
         f"ECE over {BINS} bins of equal size. The constant is the observed share of the same examples.\n"
         f"P(like) is not judged on the {found.n_events_not_ranked:,} test events whose item was not ranked.\n\n"
         f"{table.markdown()}"
@@ -199,25 +175,26 @@ def calibration_markdown(found: Calibration, data: DatasetInfo) -> str:
     return text
 
 
-def calibration_png(found: Calibration, data: DatasetInfo) -> bytes:
+def calibration_png(found: Calibration) -> bytes:
     """Observed share against predicted probability, a panel each; below, how many examples lie where."""
-    figure, first = plots.new_figure(height=5.4, foot=0.6)
+    figure, first = plots.new_figure(height=5.4)
     figure.delaxes(first)
     _panel(figure, 0.085, "P(watch)", found.watch)
     _panel(figure, 0.575, "P(like)", found.like)
     note = f"{BINS} bins of equal size. Whiskers: 95 % interval of the observed share. Dashed: perfect calibration."
-    return plots.finished(figure, "Calibration", data.label, note, synthetic=data.synthetic)
+    return plots.finished(figure, "Calibration", found.run.data, note)
 
 
 def _panel(figure: Any, left: float, name: str, m: Reliability) -> None:
     axes = figure.add_axes((left, 0.3, 0.4, 0.5))
     counts = figure.add_axes((left, 0.13, 0.4, 0.1), sharex=axes)
-    x, y = np.array([b.mean_probability for b in m.bins]), np.array([b.share for b in m.bins])
+    x = [b.mean_probability for b in m.bins]
     top = min(1.0, 1.08 * max([max(b.high, b.mean_probability) for b in m.bins] + [1e-6]))
     axes.plot([0, top], [0, top], color=plots.MUTED, linewidth=1, linestyle="--")
     if m.bins:
-        whiskers = np.maximum([y - [b.low for b in m.bins], [b.high for b in m.bins] - y], 0.0)
-        axes.errorbar(x, y, yerr=whiskers, fmt="o-", color=plots.SYSTEM, ecolor=plots.SINGLE, markersize=4, capsize=2)
+        shares = [Estimate(b.share, b.low, b.high) for b in m.bins]
+        style = {"fmt": "o-", "color": plots.SYSTEM, "ecolor": plots.SINGLE, "markersize": 4, "capsize": 2}
+        plots.dots(axes, shares, x, upright=True, **style)
         counts.bar(x, [b.n for b in m.bins], width=top * 0.012, color=plots.SINGLE)
     else:
         axes.text(top / 2, top / 2, "not measured", ha="center", color=plots.MUTED, style="italic")

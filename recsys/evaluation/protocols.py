@@ -7,7 +7,7 @@ E events      U users that are measured      T held-out events      k length of 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -15,11 +15,10 @@ import pandas as pd
 
 from recsys.arrays import BoolArray, DoubleArray, IntArray
 from recsys.columns import ITEM_ID, TIMESTAMP, USER_ID
-from recsys.data.tables import DatasetInfo
 from recsys.errors import DataError
-from recsys.evaluation.bootstrap import Bootstrap, Estimate, bootstrap_means, bootstrap_means_of_each
-from recsys.evaluation.leaderboard import data_of
+from recsys.evaluation.bootstrap import Estimate, bootstrap_means_of_each
 from recsys.evaluation.metrics import hit_at, ndcg_at, reciprocal_rank
+from recsys.evaluation.study import Study, StudyRun
 from recsys.evaluation.tables import Table, escaped, estimate, interval, number
 
 STRATIFIED: Final = "stratified"
@@ -36,22 +35,20 @@ LABELS: Final = {
 }
 
 
-def stratified_by_item(item_id: IntArray, share: float = TRAIN_SHARE, seed: int = SPLIT_SEED) -> BoolArray:
-    """(E,) True for the events that train: of each item's events in random order, the first `share`.
+def stratified_by_item(item_id: IntArray, seed: int = SPLIT_SEED) -> BoolArray:
+    """(E,) True for the events that train: of each item's events in random order, the first TRAIN_SHARE.
 
-    With n events of an item, the one at place r of 1 .. n trains if r / n <= share, so an item with a single event
-    is in the test part only. The order is that of one uniform draw an event, from NumPy's MT19937 as `RandomState`
+    With n events of an item, the one at place r of 1 .. n trains if r / n <= TRAIN_SHARE, so an item with one event is
+    in the test part only. The order is that of one uniform draw an event, from NumPy's MT19937 as `RandomState`
     gives it: for a given order of rows the parts are those of `python_stratified_split(filter_by="item")` of
     github.com/recommenders-team/recommenders (recommenders/datasets/python_splitters.py), which the benchmark there
-    uses. Raises ValueError for a share outside (0, 1).
+    uses.
 
     >>> stratified_by_item(np.array([7, 8, 7, 7, 7]), seed=0).tolist()
     [True, False, False, True, True]
     """
-    if not 0 < share < 1:
-        raise ValueError(f"the share that trains must lie between 0 and 1, got {share}")
     drawn = pd.Series(np.random.RandomState(seed).random_sample(len(item_id))).groupby(item_id)
-    trains: BoolArray = (drawn.rank() / drawn.transform("size") <= share).to_numpy()
+    trains: BoolArray = (drawn.rank() / drawn.transform("size") <= TRAIN_SHARE).to_numpy()
     return trains
 
 
@@ -108,13 +105,10 @@ def list_values(lists: IntArray, held_row: IntArray, held_item: IntArray) -> Dou
     top = lists[:, :10]
     n_users, k = top.shape
     n = np.bincount(held_row, minlength=n_users)
-    if len(n) != n_users or (n == 0).any():
-        raise ValueError("every list needs a user with a held-out event, and every held-out event a list")
     width = int(max(top.max(initial=0), np.max(held_item, initial=0))) + 1
-    pairs = held_row * width + held_item
-    if len(np.unique(pairs)) != len(pairs):
-        raise ValueError("a user's held-out items hold the same one twice")
-    hit = (np.isin(np.arange(n_users)[:, None] * width + top, pairs) & (top >= 0)).astype(np.float64)  # (U, k)
+    hit = (np.isin(np.arange(n_users)[:, None] * width + top, held_row * width + held_item) & (top >= 0)).astype(
+        np.float64
+    )  # (U, k)
     rank = np.arange(1, k + 1)
     ideal = np.append(0.0, np.cumsum(1 / np.log2(np.arange(1, 11) + 1)))[np.minimum(n, 10)]
     precisions = (hit * np.cumsum(hit, axis=1) / rank).sum(axis=1)
@@ -138,53 +132,40 @@ class ProtocolRow:
 
 
 @dataclass(frozen=True)
-class ProtocolResult:
-    """`description` is a sentence on the protocol; `facts` are what else the JSON file keeps of the run."""
+class ProtocolResult(Study):
+    """`description` is a sentence on the protocol; `facts` are what else the JSON file keeps of it."""
 
-    data: DatasetInfo
     description: str
     system: str
     n_users: int
     rows: tuple[ProtocolRow, ...]
     facts: Mapping[str, Any]
-    bootstrap: Bootstrap
 
-    def to_json(self) -> dict[str, Any]:
-        values = asdict(self)
-        return {**values.pop("facts"), **values, "data": data_of(self.data)}
-
-    @property
-    def table(self) -> Table:
-        """The first metric with its interval."""
+    def markdown(self) -> str:
+        """The first metric with its interval, the others without."""
         (first, *others) = self.rows[0].metrics
         rows = [
             [row.name, estimate(row.metrics[first], self.n_users), *(number(row.metrics[name].mean) for name in others)]
             for row in self.rows
         ]
-        return Table(["Method", *(LABELS[name] for name in (first, *others))], rows, self.system)
-
-    def text(self) -> str:
-        return f"Data: {self.data.label}. {self.description}\n{self.table.text()}{self.finding()}\n"
-
-    def markdown(self) -> str:
-        head = escaped(f"Data: {self.data.label}. {self.description}")
-        return f"{head}\n\n{self.table.markdown()}\n{escaped(self.finding())}\n"
+        table = Table(["Method", *(LABELS[name] for name in (first, *others))], rows, self.system)
+        head = escaped(f"Data: {self.run.data.label}. {self.description}")
+        return f"{head}\n\n{table.markdown()}\n{escaped(self.finding())}\n"
 
     def finding(self) -> str:
         """The system against the best of the other methods by the first metric, in one sentence."""
         metric = next(iter(self.rows[0].metrics))
-        best = max((row for row in self.rows if row.system_minus), key=lambda row: row.metrics[metric].mean)
-        d = best.system_minus
-        assert d is not None
+        compared = [(row.metrics[metric].mean, row.name, row.system_minus) for row in self.rows if row.system_minus]
+        _, name, d = max(compared, key=lambda row: row[0])
         verdict = "is ahead of" if d.above_zero else "is behind" if d.below_zero else "cannot be told apart from"
         return (
-            f"By {LABELS[metric]} the {self.system} {verdict} {best.name}, the best of the others: "
-            f"{d.mean:+.4f} ({self.bootstrap.level:.0%} interval {interval(d, self.n_users)})."
+            f"By {LABELS[metric]} the {self.system} {verdict} {name}, the best of the others: "
+            f"{d.mean:+.4f} ({self.run.bootstrap.level:.0%} interval {interval(d, self.n_users)})."
         )
 
 
 def protocol_result(
-    data: DatasetInfo,
+    run: StudyRun,
     description: str,
     user_id: IntArray,
     values: Mapping[str, DoubleArray],
@@ -194,13 +175,11 @@ def protocol_result(
 ) -> ProtocolResult:
     """user_id (E,) and values, (E, M) for each method, have a row for whatever is measured: a user or an event."""
     found = bootstrap_means_of_each(user_id, values.values())
-    minus = {
-        name: bootstrap_means(user_id, values[system][:, :1] - of_method[:, :1]).estimates[0]
-        for name, of_method in values.items()
-        if name != system
-    }
+    others = [name for name in values if name != system]
+    minus = bootstrap_means_of_each(user_id, (values[system][:, :1] - values[name][:, :1] for name in others))
+    system_minus = {name: means.estimates[0] for name, means in zip(others, minus, strict=True)}
     rows = tuple(
-        ProtocolRow(name, dict(zip(metrics, means.estimates, strict=True)), minus.get(name))
+        ProtocolRow(name, dict(zip(metrics, means.estimates, strict=True)), system_minus.get(name))
         for name, means in zip(values, found, strict=True)
     )
-    return ProtocolResult(data, description, system, found[0].n_users, rows, facts, Bootstrap())
+    return ProtocolResult(run, description, system, found[0].n_users, rows, facts)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from recsys.atomic_io import replacing_file
 from recsys.columns import ITEM_ID, RANK, TIMESTAMP, USER_ID
 from recsys.errors import BundleError
-from recsys.evaluation.bootstrap import sorted_by_event
+from recsys.evaluation.bootstrap import EVENT_KEY
 from recsys.evaluation.metrics import check_rank
 
 RANKS_FILE: Final = "ranks.parquet"
@@ -22,10 +22,9 @@ SCHEMA: Final = pa.schema([(USER_ID, pa.int64()), (TIMESTAMP, pa.int64()), (ITEM
 
 
 def write_ranks(frame: pd.DataFrame, path: Path) -> None:
-    """Write the four columns of `frame`, others left out. Raises ValueError on a missing column, a doubled event or a
-    rank outside 0..LIST_LENGTH."""
-    ordered = sorted_by_event(frame)
-    check_rank(ordered[RANK].to_numpy())
+    """Write the four columns of `frame`, others left out. Raises ValueError on a rank outside 0..LIST_LENGTH."""
+    check_rank(frame[RANK].to_numpy())
+    ordered = frame.sort_values([*EVENT_KEY])
     table = pa.table({name: ordered[name].to_numpy() for name in SCHEMA.names}, schema=SCHEMA)
     with replacing_file(path) as beside:
         pq.write_table(table, beside, compression="zstd")

@@ -1,6 +1,6 @@
 """The yardstick: every event after T2 is predicted from what its user had done before that moment.
 
-An evaluation bundle frozen at T2 gives a `MethodRanks` for every rung of the leaderboard, and on request the lists.
+An evaluation bundle frozen at T2 gives the ranks of every rung of the leaderboard, and on request the lists.
 Metrics and intervals are in `metrics` and `leaderboard`, which events form a cohort in `cohorts`.
 
 The events of one user in one second share a context, hence a list; each is then looked up in it. The full system's
@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.arrays import IntArray
+from recsys.arrays import FloatArray, IntArray
 from recsys.atomic_io import replacing_file
 from recsys.bundle import Bundle
 from recsys.columns import (
@@ -31,7 +31,6 @@ from recsys.columns import (
     ITEM_ID,
     ITEM_KNN,
     POPULARITY,
-    RANK,
     RANKED,
     RATING,
     TIMESTAMP,
@@ -41,13 +40,14 @@ from recsys.columns import (
 from recsys.errors import DataError
 from recsys.evaluation.beyond_accuracy import Items, Shown
 from recsys.evaluation.cohorts import GAP_S, N_HISTORY, NEW_USER, RATERS, Trained
-from recsys.evaluation.leaderboard import MethodRanks
+from recsys.evaluation.leaderboard import MethodRanks, Replayed
 from recsys.evaluation.metrics import LIST_LENGTH, rank_in
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, day_of
 from recsys.features.prediction_points import PredictionPoints
 from recsys.features.state import StateBatch
-from recsys.recommender import Recommendations, RequestContext, order
+from recsys.ranking.ranker import LogisticRanker
+from recsys.recommender import Recommendations, Recommender, RequestContext, order
 from recsys.retrieval.merge import ask
 from recsys.threads import limited
 
@@ -96,17 +96,16 @@ def replay(
     *,
     dump: Path | None = None,
     leaderboard: bool = True,
-    observe: Callable[[Recommendations, IntArray, PredictionPoints], None] | None = None,
+    observe: Callable[[Recommendations, IntArray, IntArray, FloatArray], None] | None = None,
     progress: Callable[[int, int], None] = lambda _done, _of: None,
-) -> list[MethodRanks]:
+) -> Replayed:
     """Ranks of every event in `events` (all after the bundle's `trained_through`) for each rung of the leaderboard.
 
     With `leaderboard` False only the full system is replayed. `dump` writes a Parquet row for each event with the full
     system's list of up to LIST_LENGTH items; the file appears when it is complete.
 
-    `observe(full, rows, contexts)` is called once a batch with the full system's answers, lists of up to LIST_LENGTH
-    items. Row r of `full` answers context `rows[r]` of `contexts`; what happened then are the `event_item_id` whose
-    `event_context` is `rows[r]`. The answers are the replay's own and must not be changed.
+    `observe(full, row, item_id, rating)` is called once a batch with the full system's answers, lists of up to
+    LIST_LENGTH items, and the events (E,) of the batch: which row answers each, and what happened.
     """
     recommender = bundle.recommender
     catalogue = recommender.catalogue
@@ -115,11 +114,10 @@ def replay(
     target = catalogue.to_idx(contexts.event_item_id)
     by_context = np.argsort(contexts.event_context, kind="stable")
     starts = np.searchsorted(contexts.event_context[by_context], np.arange(len(contexts) + 1))
-    singles = [s.name for s in reversed(recommender.retrievers)] if leaderboard else []
-    names = [*singles, *((MERGED, LOGISTIC) if leaderboard else ()), FULL_SYSTEM]
+    names = [*(s.name for s in reversed(recommender.retrievers)), MERGED, LOGISTIC] if leaderboard else []
     trained = Trained.through(histories, bundle.facts.trained_through)
     items = Items(catalogue, trained.raters, len(trained.user_ids))
-    columns = {name: _Column(np.zeros(len(events), dtype=np.int64), Shown(items)) for name in names}
+    columns = {name: _Column(np.zeros(len(events), dtype=np.int64), Shown(items)) for name in (*names, FULL_SYSTEM)}
     n_history, gap_s = np.zeros((2, len(events)), dtype=np.int64)
 
     done = 0
@@ -129,7 +127,9 @@ def replay(
             stats = timeline.as_of(int(day_of(contexts.timestamp[rows[0]])))
             mine = np.concatenate([by_context[starts[c] : starts[c + 1]] for c in rows])
             row_of = np.repeat(np.arange(len(rows)), starts[rows + 1] - starts[rows])
-            full, lists = _answers(bundle, states, RequestContext(stats), singles, leaderboard)
+            full, lists = answers_by_method(
+                recommender, bundle.logistic if leaderboard else None, states, RequestContext(stats)
+            )
             for name, ranked in lists.items():
                 columns[name].ranks[mine] = rank_in(ranked[row_of], target[mine])
                 columns[name].shown.add(ranked[:, :TOP])
@@ -139,7 +139,7 @@ def replay(
                 ids = catalogue.to_ids(lists[FULL_SYSTEM])[row_of]
                 write(contexts, mine, ids)
             if observe is not None:
-                observe(full, rows, contexts)
+                observe(full, row_of, contexts.event_item_id[mine], contexts.event_rating[mine])
             done += len(rows)
             progress(done, len(contexts))
     known = {
@@ -152,36 +152,30 @@ def replay(
         NEW_USER: ~np.isin(events[USER_ID].to_numpy(), trained.user_ids),
         RATERS: np.append(trained.raters, 0)[target],  # an item outside the catalogue has none
     }
-    return [
-        MethodRanks(
-            name,
-            pd.DataFrame({**known, RANK: column.ranks.astype(np.int32)}),
-            catalogue.item_ids[column.shown.times > 0],
-            len(catalogue),
-            column.shown.measure(),
-            _kind(name),
-            DESCRIPTIONS[name],
-        )
+    methods = [
+        MethodRanks(name, column.ranks, column.shown.measure(), _kind(name), DESCRIPTIONS[name])
         for name, column in columns.items()
     ]
+    return Replayed(pd.DataFrame(known), len(catalogue), methods)
 
 
 def _kind(name: str) -> Literal["single", "system"]:
     return "system" if name in (MERGED, LOGISTIC, FULL_SYSTEM) else "single"
 
 
-def _answers(
-    bundle: Bundle, states: StateBatch, context: RequestContext, singles: list[str], leaderboard: bool
+def answers_by_method(
+    recommender: Recommender, logistic: LogisticRanker | None, states: StateBatch, context: RequestContext
 ) -> tuple[Recommendations, dict[str, IntArray]]:
-    """The full system's answers, and (B, k) row numbers by method, best first, -1 where there is no more."""
-    recommender = bundle.recommender
+    """The full system's answers, and (B, k) row numbers by method, best first, -1 where there is no more: of every rung
+    of the leaderboard, or without a `logistic` of the full system alone."""
     answers = ask(recommender.retrievers, states)
-    lists = {name: answers[name].top(LIST_LENGTH)[0] for name in singles}
     full = recommender.recommend(states, context, LIST_LENGTH, answers=answers)
-    if leaderboard:
+    lists = {}
+    if logistic is not None:
+        lists = {name: answers[name].top(LIST_LENGTH)[0] for name in reversed(answers)}
         lists[MERGED] = order(full.candidates, full.candidates.rrf_score, LIST_LENGTH)[0]
         if full.features is not None:
-            scores = recommender.ranked_scores(full.candidates, full.features, bundle.logistic)
+            scores = recommender.ranked_scores(full.candidates, full.features, logistic)
             lists[LOGISTIC] = order(full.candidates, scores, LIST_LENGTH)[0]
     lists[FULL_SYSTEM] = recommender.catalogue.to_idx(full.item_ids)
     return full, lists

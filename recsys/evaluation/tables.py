@@ -1,12 +1,11 @@
-"""Tables as text: one `Table` with a Markdown form and a fixed-width form, and the tables of a leaderboard.
-
-The page (`report_html`) shows the same `Table` objects. No name can move a cursor or break a column.
-"""
+"""Tables in Markdown, as files hold them and a terminal shows them; the page (`report_html`) has the same ones."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
 from typing import Final
+
+from tabulate import tabulate
 
 from recsys.evaluation.beyond_accuracy import LABELS as BEYOND_LABELS
 from recsys.evaluation.bootstrap import MIN_USERS, Estimate, PairedDifference
@@ -15,7 +14,7 @@ from recsys.evaluation.leaderboard import ALL, NDCG, Leaderboard
 from recsys.evaluation.metrics import LABELS, METRICS
 
 NOTHING: Final = "n/a"  # a segment without events, a measure of nothing shown, a claim that too few users allow
-WITH_INTERVAL: Final = (NDCG, "hr@10")  # in Markdown and in the terminal; the page shows every interval
+WITH_INTERVAL: Final = (NDCG, "hr@10")  # in Markdown; the page shows every interval
 BUNDLE: Final = "bundle"
 FACTS_OF_A_RUN: Final = ("command", BUNDLE, "code", "date (UTC)", "machine", "python", "versions")
 BEYOND_NOTE: Final = (
@@ -36,22 +35,13 @@ class Table:
     marked: str | None = None
 
     def markdown(self) -> str:
-        """A GitHub table, the marked row in bold."""
-        lines = ["| " + " | ".join(map(escaped, self.header)) + " |", "|:--|" + "--:|" * (len(self.header) - 1)]
-        for name, *cells in self.rows:
-            row = [escaped(name), *cells]
-            lines.append("| " + " | ".join(f"**{c}**" if name == self.marked else c for c in row) + " |")
-        return "\n".join(lines) + "\n"
-
-    def text(self) -> str:
-        """Fixed width for a terminal, the first column to the left, `*` before the marked row."""
-        names = [("* " if row[0] == self.marked else "  ") + _line(row[0]) for row in self.rows]
-        table = [["  " + self.header[0], *self.header[1:]]]
-        table += [[name, *row[1:]] for name, row in zip(names, self.rows, strict=True)]
-        widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
-        pads: list[Callable[[str, int], str]] = [str.ljust, *[str.rjust] * (len(widths) - 1)]
-        lines = ["  ".join(p(c, w) for p, c, w in zip(pads, row, widths, strict=True)).rstrip() for row in table]
-        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]]) + "\n"
+        """A GitHub table whose columns are aligned, so that a terminal shows it as well; the marked row in bold."""
+        cells = [[escaped(name), *rest] for name, *rest in self.rows]
+        for row, (name, *_) in zip(cells, self.rows, strict=True):
+            row[:] = [f"**{cell}**" for cell in row] if name == self.marked else row
+        align = ["left", *["right"] * (len(self.header) - 1)]
+        header = [escaped(name) for name in self.header]
+        return f"{tabulate(cells, header, tablefmt='pipe', disable_numparse=True, colalign=align)}\n"
 
 
 def number(value: float | None, form: str = ".4f") -> str:
@@ -77,10 +67,12 @@ def estimate(value: Estimate | None, n_users: int, form: str = ".4f") -> str:
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown shows as it is; `<` and `&` as entities, since Markdown lets HTML through."""
+    """One line that Markdown shows as it is, `<` and `&` as entities, since Markdown lets HTML through; without control
+    characters, which could move a terminal's cursor."""
     for mark in "\\`*[]|":
         text = text.replace(mark, "\\" + mark)
-    return _line(text.replace("&", "&amp;").replace("<", "&lt;"))
+    clean = "".join(c if c.isprintable() else " " for c in text.replace("&", "&amp;").replace("<", "&lt;"))
+    return " ".join(clean.split())
 
 
 def with_facts(text: str, about: Mapping[str, str]) -> str:
@@ -107,8 +99,8 @@ def segment_table(board: Leaderboard, segment: str = ALL, intervals: Sequence[st
             estimate(value, found.n_users) if name in intervals else mean(value)
             for name, value in found.metrics.items()
         ]
-        rows.append([method.name, *cells, *([number(method.coverage)] if segment == ALL else [])])
-    header = ["Method", *(LABELS[name] for name in METRICS), *([LABELS["coverage@10"]] if segment == ALL else [])]
+        rows.append([method.name, *cells, *([number(method.beyond_accuracy.coverage)] if segment == ALL else [])])
+    header = ["Method", *(LABELS[name] for name in METRICS), *(BEYOND_LABELS[:1] if segment == ALL else [])]
     return Table(header, rows, board.system)
 
 
@@ -125,10 +117,8 @@ def cohort_table(board: Leaderboard) -> Table:
 def beyond_accuracy_table(board: Leaderboard) -> Table:
     rows = []
     for method in board.methods:
-        beyond = method.beyond_accuracy
-        values = (method.coverage, beyond.novelty, beyond.diversity, beyond.popularity, beyond.gini)
-        rows.append([method.name, *(number(value, ".4g") for value in values)])
-    return Table(["Method", LABELS["coverage@10"], *BEYOND_LABELS], rows, board.system)
+        rows.append([method.name, *(number(value, ".4g") for value in astuple(method.beyond_accuracy))])
+    return Table(["Method", *BEYOND_LABELS], rows, board.system)
 
 
 def difference_table(board: Leaderboard) -> Table:
@@ -147,44 +137,38 @@ def _share(board: Leaderboard, difference: PairedDifference) -> str:
     return NOTHING if share is None else f"{share:.3f}" if share else f"< {1 / board.bootstrap.n_boot:.3g}"
 
 
-def leaderboard_text(board: Leaderboard) -> str:
-    """For a terminal: the leaderboard over all events, what it found, and the differences."""
-    lines = [*caption(board), segment_table(board, intervals=WITH_INTERVAL).text().rstrip(), finding(board), ""]
-    if board.differences:
-        lines += [f"{board.system} minus each other method, on the same events:"]
-        lines += [difference_table(board).text().rstrip()]
-    else:
-        lines += ["No differences: the leaderboard has no full system, nothing to compare it with, or no event."]
-    return "\n".join(_line(line, keep_spaces=True) for line in "\n".join(lines).split("\n")) + "\n"
-
-
 def leaderboard_markdown(board: Leaderboard, segment: str = ALL) -> str:
-    """The events of one segment as a GitHub table; over all events it ends with the finding."""
-    text = f"{escaped(' '.join(caption(board, segment)))}\n\n{segment_table(board, segment, WITH_INTERVAL).markdown()}"
-    return f"{text}\n{escaped(finding(board))}\n" if segment == ALL else text
+    """The events of one segment; over all events also the finding and the differences."""
+    text = f"{escaped(caption(board, segment))}\n\n{segment_table(board, segment, WITH_INTERVAL).markdown()}"
+    if segment != ALL:
+        return text
+    text += f"\n{escaped(finding(board))}\n"
+    if board.differences:
+        what = f"{board.system} minus each other method, on the same events:"
+        text += f"\n{escaped(what)}\n\n{difference_table(board).markdown()}"
+    return text
 
 
 def cohorts_markdown(board: Leaderboard) -> str:
     """NDCG@10 of every method in every segment, then each segment but the first with all metrics."""
-    note = escaped(f"{caption(board)[0]} {LABELS[NDCG]} of each method by cohort. Cohorts overlap.")
+    note = escaped(f"Data: {board.data.label}. {LABELS[NDCG]} of each method by cohort. Cohorts overlap.")
     parts = [f"# Cohorts\n\n{note}\n\n{cohort_table(board).markdown()}"]
     parts += [f"## {name}\n\n{leaderboard_markdown(board, name)}" for name in SEGMENTS if name != ALL]
     return "\n".join(parts)
 
 
 def beyond_accuracy_markdown(board: Leaderboard) -> str:
-    note = escaped(f"{caption(board)[0]} {BEYOND_NOTE}")
+    note = escaped(f"Data: {board.data.label}. {BEYOND_NOTE}")
     return f"# Beyond accuracy\n\n{note}\n\n{beyond_accuracy_table(board).markdown()}"
 
 
-def caption(board: Leaderboard, segment: str = ALL) -> list[str]:
+def caption(board: Leaderboard, segment: str = ALL) -> str:
     size = board.methods[0].segments[segment]
     head = "Test" if segment == ALL else f"{segment.capitalize()} ({SEGMENTS[segment]})"
-    return [
-        f"Data: {board.data.label}.",
-        f"{head}: {size.n_events:,} events of {size.n_users:,} users after {board.protocol.t2_utc}. In brackets: "
-        f"{board.bootstrap.level:.0%} bootstrap interval over users.",
-    ]
+    return (
+        f"Data: {board.data.label}. {head}: {size.n_events:,} events of {size.n_users:,} users after "
+        f"{board.protocol.t2_utc}. In brackets: {board.bootstrap.level:.0%} bootstrap interval over users."
+    )
 
 
 def finding(board: Leaderboard) -> str:
@@ -213,9 +197,3 @@ def finding(board: Leaderboard) -> str:
     return (
         f"{first} The best single retriever is {best} at {means[best].mean:.4f}; difference {d.mean:+.4f}: {verdict}."
     )
-
-
-def _line(text: str, keep_spaces: bool = False) -> str:
-    """One line without control characters: a name must not move a terminal's cursor."""
-    clean = "".join(c if c.isprintable() else " " for c in text)
-    return clean if keep_spaces else " ".join(clean.split())

@@ -7,14 +7,20 @@ import pandas as pd
 
 from recsys.data.tables import DatasetInfo
 from recsys.evaluation.beyond_accuracy import BeyondAccuracy
-from recsys.evaluation.leaderboard import Leaderboard, MethodRanks, build_leaderboard
+from recsys.evaluation.leaderboard import Leaderboard, MethodRanks, Replayed, build_leaderboard
+from recsys.evaluation.study import StudyRun
 
 NASTY = """<script>alert("x")</script> & 'q' $\\frac{1 | {0} %s \x1b[31m 日本"""
 PNG = b"\x89PNG\r\n\x1a\n"
+TWO = {"popular": ("single", [3] * 8), "full": ("system", [1] * 8)}
 
 
 def info(name: str = "ml-1m", synthetic: bool = False) -> DatasetInfo:
     return DatasetInfo(name, synthetic, "ml-1m", "a" * 64, 9, 10, 9)
+
+
+def study_run(name: str = "ml-1m", synthetic: bool = False) -> StudyRun:
+    return StudyRun(info(name, synthetic), {"command": "recsys train"}, "b1")
 
 
 def make(
@@ -42,13 +48,10 @@ def make(
             "raters": np.array([1, 9, 10, 50, 50, 50, 50, 50]),
         }
     )
-    kinds: dict[str, Any] = {"single": "single", "system": "system"}
     methods = []
+    kind: Any
     for m, (title, (kind, values)) in enumerate(ranks.items()):
-        beyond = BeyondAccuracy(m + 0.5, None if m == 1 else m + 1.5, m + 2.5, m + 3.5)
-        ranked = frame.assign(rank=np.array(values)).iloc[:events]
-        methods.append(MethodRanks(title, ranked, np.arange(5), 10, beyond, kinds[kind], f"about {title}"))
-    return build_leaderboard(methods, info(name, synthetic), 500, 999, n_boot=200)
-
-
-TWO = {"popular": ("single", [3] * 8), "full": ("system", [1] * 8)}
+        beyond = BeyondAccuracy(0.5, m + 0.5, None if m == 1 else m + 1.5, m + 2.5, m + 3.5)
+        methods.append(MethodRanks(title, np.array(values)[:events], beyond, kind, f"about {title}"))
+    replayed = Replayed(frame.iloc[:events], 10, methods)
+    return build_leaderboard(replayed, info(name, synthetic), 500, 999, n_boot=200)

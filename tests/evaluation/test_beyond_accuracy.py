@@ -16,8 +16,6 @@ from recsys.evaluation.beyond_accuracy import (
     Shown,
     gini,
     list_diversity,
-    popularity_percentile,
-    self_information,
     unit_genres,
 )
 from recsys.features.catalogue import Catalogue
@@ -64,18 +62,6 @@ def test_diversity_equals_all_pairs_with_holes_and_items_without_genres(items: I
     assert list_diversity(np.array([[0, 1, 2, 4, 5]]), items.genres)[0] == pytest.approx(by_sklearn)
 
 
-def test_novelty_is_bits_and_never_negative() -> None:
-    bits = self_information(RATERS, N_USERS)
-    assert bits.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 2.0, 4.0]
-
-
-def test_percentile_is_the_middle_rank() -> None:
-    rng = np.random.default_rng(0)
-    for raters in (RATERS, rng.integers(0, 30, 200)):
-        expected = 100 * (rankdata(raters) - 0.5) / len(raters)
-        np.testing.assert_allclose(popularity_percentile(raters), expected, rtol=1e-12)
-
-
 def test_gini_is_half_the_relative_mean_difference() -> None:
     rng = np.random.default_rng(3)
     shown = rng.poisson(1.5, 70)
@@ -93,6 +79,7 @@ def test_what_was_shown_adds_up_over_batches(items: Items) -> None:
     diverse = [d for d in map(diversity_by_pairs, lists) if not math.isnan(d)]
     assert len(diverse) == 2, "a list of items without genres and one of a single item have no pair"
     assert shown.measure() == BeyondAccuracy(
+        coverage=1.0,
         novelty=pytest.approx(sum(math.log2(16 / (RATERS[i] + 1)) for i in flat) / len(flat)),
         diversity=pytest.approx(sum(diverse) / 2),
         popularity=pytest.approx(np.mean([100 * (rankdata(RATERS)[i] - 0.5) / 7 for i in flat])),
@@ -102,15 +89,13 @@ def test_what_was_shown_adds_up_over_batches(items: Items) -> None:
 
 def test_nothing_shown_has_no_measures(items: Items) -> None:
     shown = Shown(items)
-    assert shown.measure() == BeyondAccuracy(None, None, None, None)
     shown.add(np.array([[-1, -1]]))
-    assert shown.measure() == BeyondAccuracy(None, None, None, None)
+    assert shown.measure() == BeyondAccuracy(0.0, None, None, None, None)
 
 
 def test_a_catalogue_without_genres_has_no_diversity() -> None:
-    shown = Shown(Items(catalogue([[], [], []]), np.array([1, 0, 0]), 1))
+    shown = Shown(Items(catalogue([[], [], [], []]), np.array([1, 0, 0, 0]), 1))
     shown.add(np.array([[0, 1, 2]]))
     measured = shown.measure()
-    assert measured.diversity is None
+    assert (measured.diversity, measured.coverage) == (None, 0.75)
     assert measured.novelty == pytest.approx(2 / 3)
-    assert measured.gini == 0.0

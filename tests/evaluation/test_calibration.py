@@ -2,12 +2,12 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
@@ -26,10 +26,9 @@ from recsys.evaluation.calibration import (
 from recsys.evaluation.replay import replay
 from recsys.evaluation.replay import test_events as events_after
 from recsys.features.item_stats import snapshots
-from recsys.features.prediction_points import PredictionPoints
 from recsys.recommender import RequestContext
 from tests import planted
-from tests.evaluation.leaderboards import PNG, info
+from tests.evaluation.leaderboards import PNG, study_run
 
 
 def test_measures_by_hand() -> None:
@@ -67,7 +66,7 @@ def test_the_wilson_interval_by_its_definition() -> None:
     """Its ends are the shares p at which the observed one is 1.96 standard errors of p away."""
     (only,) = equal_mass_bins(np.full(40, 0.2), np.arange(40) < 7, bins=1)
     for end in (only.low, only.high):
-        assert abs(only.share - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / 40))
+        assert abs(only.share - end) == pytest.approx(1.959963985 * math.sqrt(end * (1 - end) / 40))
     (none,) = equal_mass_bins(np.full(40, 0.2), np.zeros(40, dtype=bool), bins=1)
     assert none.low == pytest.approx(0.0, abs=1e-12)
     assert none.high > 0
@@ -97,10 +96,10 @@ def test_outcomes_that_are_all_the_same(outcome: bool) -> None:
 
 
 def test_nothing_measured_is_none_and_drawn_as_such() -> None:
-    found = Predicted().measured()
-    assert found == Calibration(Reliability(0), Reliability(0), 0)
-    assert "| P(like) | 0 | n/a | n/a |" in calibration_markdown(found, info())
-    assert calibration_png(found, info()).startswith(PNG)
+    found = Predicted().measured(study_run())
+    assert (found.watch, found.like, found.n_events_not_ranked) == (Reliability(0), Reliability(0), 0)
+    assert re.search(r"\| P\(like\) +\| +0 \| +n/a \|", calibration_markdown(found))
+    assert calibration_png(found).startswith(PNG)
 
 
 def test_a_replay_by_loops() -> None:
@@ -135,7 +134,7 @@ def test_a_replay_by_loops() -> None:
                 unranked += 1
             else:
                 like.append((p, rating >= 4))
-    found = predicted.measured()
+    found = predicted.measured(study_run())
     assert found.n_events_not_ranked == unranked
     for measured, pairs in ((found.watch, watch), (found.like, like)):
         p, y = np.array([a for a, _ in pairs]), np.array([b for _, b in pairs])
@@ -148,41 +147,27 @@ def test_a_replay_by_loops() -> None:
 
 def test_events_of_one_second_and_what_is_not_ranked() -> None:
     """Two contexts, written out: user 1 watches two items at once, one of them not ranked; user 2 one outside."""
-    events = pd.DataFrame(
-        [(1, 10, 5.0, 100), (2, 99, 5.0, 100), (1, 12, 3.5, 100)], columns=[USER_ID, ITEM_ID, RATING, TIMESTAMP]
-    )
     answer: Any = SimpleNamespace(
         item_ids=np.array([[10, 11, 12], [10, 11, -1]]),
         watch_probability=np.array([[0.5, 0.25, np.nan], [0.125, 0.0625, np.nan]], dtype=np.float32),
         like_probability=np.array([[0.75, 0.5, np.nan], [0.5, 0.5, np.nan]], dtype=np.float32),
     )
     predicted = Predicted()
-    predicted.observe(answer, np.array([0, 1]), PredictionPoints.from_events(events))
-    found = predicted.measured()
-    assert [(b.mean_probability, b.share) for b in found.watch.bins] == [
-        (0.0625, 0.0),
-        (0.125, 0.0),
-        (0.25, 0.0),
-        (0.5, 1.0),
-    ]
+    predicted.observe(answer, np.array([0, 1, 0]), np.array([10, 99, 12]), np.array([5.0, 5.0, 3.5], np.float32))
+    found = predicted.measured(study_run())
+    watched = [(b.mean_probability, b.share) for b in found.watch.bins]
+    assert watched == [(0.0625, 0.0), (0.125, 0.0), (0.25, 0.0), (0.5, 1.0)]
     assert [(b.mean_probability, b.share) for b in found.like.bins] == [(0.75, 1.0)]
     assert found.n_events_not_ranked == 2
 
 
-def test_files_are_written_whole_and_name_the_data(tmp_path: Path) -> None:
-    predicted = Predicted()
+def test_files_are_written_and_name_the_data(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    predicted._watch.append((rng.random(100), rng.random(100) < 0.5))
-    about = {"command": "recsys train", "bundle": "b1"}
-    found, data = predicted.measured(), info("worlds", synthetic=True)
-    png = write_calibration(tmp_path, found, data, about)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["calibration.json", "calibration.md", "calibration.png"]
-    assert (tmp_path / "calibration.png").read_bytes() == png == calibration_png(found, data)
-    assert png.startswith(PNG)
+    watch = reliability(rng.random(100), rng.random(100) < 0.5)
+    found = Calibration(study_run("worlds", synthetic=True), watch, Reliability(0), 0)
+    assert write_calibration(tmp_path, found) == (tmp_path / "calibration.png").read_bytes() == calibration_png(found)
     kept = json.loads((tmp_path / "calibration.json").read_text())
-    assert (kept["data"]["name"], kept["about"], kept["watch"]["ece"]) == ("worlds", about, found.watch.ece)
+    assert (kept["run"]["data"]["name"], kept["watch"]["ece"]) == ("worlds", found.watch.ece)
     text = (tmp_path / "calibration.md").read_text()
     assert text.startswith("# Calibration on worlds (synthetic, not MovieLens)")
-    assert "| P(watch) | 100 | " in text
     assert text.endswith("|\n\nMeasured: command: recsys train; bundle: b1.\n")
-    assert text.count("\n| 7 |") + text.count("\n| 6 |") == BINS

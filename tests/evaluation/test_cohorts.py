@@ -44,10 +44,6 @@ def test_borders(column: str, values: list[float], segment: str, inside: list[fl
     assert [v for v, held in zip(values, mask, strict=True) if held] == inside
 
 
-def test_no_event_gives_empty_masks() -> None:
-    assert {mask.shape for mask in segment_masks(frame(rating=[])).values()} == {(0,)}
-
-
 def test_training_knows_events_up_to_the_cutoff_and_a_second_rating_is_no_second_user() -> None:
     rows = [(1, 5, 10), (1, 5, 20), (2, 5, 20), (2, 8, 21), (3, 8, 21), (3, 11, 30)]
     events = pd.DataFrame(rows, columns=[USER_ID, ITEM_ID, TIMESTAMP]).assign(**{RATING: np.float32(4)})

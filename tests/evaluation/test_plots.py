@@ -1,7 +1,6 @@
 """Pictures: the same bytes each time, the data named, nothing drawn of nothing."""
 
 import numpy as np
-import pytest
 
 from recsys.evaluation.plots import cohorts_png, importance_png, leaderboard_png, retrieval_png
 from tests.evaluation.leaderboards import NASTY, PNG, TWO, info, make
@@ -49,17 +48,3 @@ def test_a_nasty_name_is_drawn_as_text() -> None:
         importance_png({NASTY: 1.0}, leaderboard.data),
     ):
         assert png.startswith(PNG)
-
-
-def test_pictures_of_nothing_are_refused() -> None:
-    data = info()
-    with pytest.raises(ValueError, match="at least one method"):
-        retrieval_png({}, data)
-    with pytest.raises(ValueError, match="at least one event"):
-        retrieval_png({"a": np.array([], dtype=np.int64)}, data)
-    for gains in ({}, {"a": -1.0}, {"a": float("nan")}):
-        with pytest.raises(ValueError, match="Feature gains"):
-            importance_png(gains, data)
-    for names in ([], ["popular", "other"]):
-        with pytest.raises(ValueError, match=r"Unknown methods .*; the leaderboard holds popular, full"):
-            cohorts_png(make(TWO), names)

@@ -35,8 +35,6 @@ def test_ranks_come_back_by_event(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
-        (FRAME.drop(columns="item_id"), "lacks the columns item_id"),
-        (pd.concat([FRAME, FRAME[:1]]), "1 events are there twice"),
         (FRAME.assign(rank=[1, 2, 3, 501]), "rank must lie in"),
         (FRAME.assign(rank=[1.0, 2.0, 3.0, 4.0]), "whole numbers"),
     ],

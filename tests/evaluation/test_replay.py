@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,13 +17,12 @@ from recsys.columns import ITEM_ID, RANK, RATING, TIMESTAMP, USER_ID
 from recsys.errors import DataError
 from recsys.evaluation import replay as module
 from recsys.evaluation.cohorts import GAP_S, N_HISTORY, NEW_USER, RATERS, SEGMENTS
-from recsys.evaluation.leaderboard import build_leaderboard
+from recsys.evaluation.leaderboard import Replayed, build_leaderboard
 from recsys.evaluation.metrics import event_values
 from recsys.evaluation.replay import FULL_SYSTEM, LOGISTIC, MERGED, replay
 from recsys.evaluation.replay import test_events as events_after
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, snapshots
-from recsys.features.prediction_points import PredictionPoints
 from recsys.features.state import Event, UserState, state_after, state_batch
 from recsys.recommender import Recommendations, RequestContext
 from tests import planted
@@ -64,13 +64,16 @@ def window() -> pd.DataFrame:
     return events_after(events(), planted.planted_split().t2)
 
 
-def replayed(bundle: Bundle, **options: object) -> dict[str, module.MethodRanks]:
-    methods = replay(bundle, histories(), snapshots(events()), window(), **options)  # type: ignore[arg-type]
-    return {m.name: m for m in methods}
+def replayed(bundle: Bundle, **options: Any) -> Replayed:
+    return replay(bundle, histories(), snapshots(events()), window(), **options)
+
+
+def frame_of(ranks: Replayed, name: str) -> pd.DataFrame:
+    return ranks.events.assign(rank=ranks.ranks(name))
 
 
 @pytest.fixture(scope="module")
-def ranks(bundle: Bundle) -> dict[str, module.MethodRanks]:
+def ranks(bundle: Bundle) -> Replayed:
     return replayed(bundle)
 
 
@@ -141,40 +144,36 @@ def test_the_window_holds_what_the_tests_below_are_about() -> None:
     assert sum(cold) == 3
 
 
-def test_popularity_ranks_are_those_of_plain_python(ranks: dict[str, module.MethodRanks]) -> None:
-    frame = ranks["popularity"].frame
+def test_popularity_ranks_are_those_of_plain_python(ranks: Replayed) -> None:
+    frame = frame_of(ranks, "popularity")
     expected = [
         rank_in(popularity_order(u, t), i)
         for u, t, i in zip(frame[USER_ID], frame[TIMESTAMP], frame[ITEM_ID], strict=True)
     ]
     assert frame[RANK].tolist() == expected
     gains = [1 / math.log2(r + 1) if 1 <= r <= 10 else 0.0 for r in expected]
-    leaderboard = build_leaderboard([ranks["popularity"]], planted.planted_tables().info, 0, planted.planted_split().t2)
-    measured = leaderboard["methods"][0]["segments"]["all"]["metrics"]
-    assert measured["ndcg@10"]["mean"] == pytest.approx(sum(gains) / len(gains), abs=1e-12)
-    assert measured["hr@10"]["mean"] == sum(1 <= r <= 10 for r in expected) / len(expected)
-    assert measured["mrr"]["mean"] == pytest.approx(sum(1 / r for r in expected if r) / len(expected), abs=1e-12)
+    leaderboard = build_leaderboard(ranks, planted.planted_tables().info, 0, planted.planted_split().t2)
+    measured: Any = leaderboard.method("popularity").overall
+    assert measured["ndcg@10"].mean == pytest.approx(sum(gains) / len(gains), abs=1e-12)
+    assert measured["hr@10"].mean == sum(1 <= r <= 10 for r in expected) / len(expected)
+    assert measured["mrr"].mean == pytest.approx(sum(1 / r for r in expected if r) / len(expected), abs=1e-12)
 
 
-def test_the_full_system_is_the_one_recommend_path(
-    bundle: Bundle, ranks: dict[str, module.MethodRanks], tmp_path: Path
-) -> None:
+def test_the_full_system_is_the_one_recommend_path(bundle: Bundle, ranks: Replayed, tmp_path: Path) -> None:
     """Batches of many users, replayed, against one call a context: ranks of every event, and the whole lists."""
     replayed(bundle, dump=tmp_path / "dump.parquet", leaderboard=False)
     dumped = pq.read_table(tmp_path / "dump.parquet").to_pylist()
     lists = {(r[USER_ID], r[TIMESTAMP]): r["ranked"] for r in dumped}
     single = {key: single_answer(bundle, *key, 500) for key in lists}
     assert lists == single
-    frame = ranks[FULL_SYSTEM].frame
+    frame = frame_of(ranks, FULL_SYSTEM)
     keys = zip(frame[USER_ID], frame[TIMESTAMP], strict=True)
     expected = [rank_in(single[key], i) for key, i in zip(keys, frame[ITEM_ID], strict=True)]
     assert frame[RANK].tolist() == expected
     assert all(r > 0 for r in expected), "the whole catalogue outside the history is ranked"
 
 
-def test_every_retriever_alone_answers_as_when_asked_directly(
-    bundle: Bundle, ranks: dict[str, module.MethodRanks]
-) -> None:
+def test_every_retriever_alone_answers_as_when_asked_directly(bundle: Bundle, ranks: Replayed) -> None:
     frame = window()
     states = histories().states_at(frame[USER_ID].to_numpy(), frame[TIMESTAMP].to_numpy())
     for retriever in bundle.recommender.retrievers:
@@ -193,12 +192,12 @@ def test_every_retriever_alone_answers_as_when_asked_directly(
             )
             ids = bundle.recommender.catalogue.to_ids(np.array(order, dtype=np.int64)).tolist()
             expected.append(rank_in(ids, int(frame[ITEM_ID].iloc[row])))
-        assert ranks[retriever.name].frame[RANK].tolist() == expected, retriever.name
+        assert ranks.ranks(retriever.name).tolist() == expected, retriever.name
 
 
-def test_frames_carry_every_event_once_with_its_facts(ranks: dict[str, module.MethodRanks]) -> None:
+def test_frames_carry_every_event_once_with_its_facts(ranks: Replayed) -> None:
     singles = ["popularity", "covisitation", "item_knn", "ials", "ease", "two_tower"]
-    assert list(ranks) == [*singles, MERGED, LOGISTIC, FULL_SYSTEM]
+    assert [m.name for m in ranks.methods] == [*singles, MERGED, LOGISTIC, FULL_SYSTEM]
     frame = window().reset_index(drop=True)
     t2 = planted.planted_split().t2
     trained = {(user, item) for user, item, _, at in rows() if at <= t2}
@@ -209,21 +208,19 @@ def test_frames_carry_every_event_once_with_its_facts(ranks: dict[str, module.Me
         NEW_USER: [u not in {user for user, _ in trained} for u in frame[USER_ID]],
         RATERS: [sum(item == i for _, item in trained) for i in frame[ITEM_ID]],
     }
-    for method in ranks.values():
-        for column in (USER_ID, TIMESTAMP, ITEM_ID, RATING):
-            assert method.frame[column].tolist() == frame[column].tolist()
-        for column, expected in facts.items():
-            assert method.frame[column].tolist() == expected, column
-        assert method.n_catalogue == planted.N_ITEMS
-        assert set(method.top10_items) <= set(planted.planted_tables().items[ITEM_ID])
-    assert {m.name for m in ranks.values() if m.kind == "system"} == {MERGED, LOGISTIC, FULL_SYSTEM}
+    for column in (USER_ID, TIMESTAMP, ITEM_ID, RATING):
+        assert ranks.events[column].tolist() == frame[column].tolist()
+    for column, expected in facts.items():
+        assert ranks.events[column].tolist() == expected, column
+    assert ranks.n_catalogue == planted.N_ITEMS
+    assert {m.name for m in ranks.methods if m.kind == "system"} == {MERGED, LOGISTIC, FULL_SYSTEM}
 
 
-def test_no_method_falls_behind_what_it_was(ranks: dict[str, module.MethodRanks]) -> None:
+def test_no_method_falls_behind_what_it_was(ranks: Replayed) -> None:
     """Measured with the planted world's seeds, the same on one thread and on two: NDCG@10 of all 75 events. Within its
     cluster a user's next item is a matter of chance, hence all but popularity lie close together. What only counts is
     exact; where floats decide, about one event may change places on another machine (at most 0.37 / 75 each)."""
-    measured = {name: event_values(method.frame[RANK].to_numpy(), ["ndcg@10"]).mean() for name, method in ranks.items()}
+    measured = {method.name: event_values(method.ranks, ["ndcg@10"]).mean() for method in ranks.methods}
     counted = {"popularity": 0.151599, "covisitation": 0.415427, "item_knn": 0.429515}
     fitted = {"ials": 0.4319, "ease": 0.4266, "two_tower": 0.4243}
     system = {MERGED: 0.4232, LOGISTIC: 0.4238, FULL_SYSTEM: 0.4096}
@@ -231,16 +228,9 @@ def test_no_method_falls_behind_what_it_was(ranks: dict[str, module.MethodRanks]
     assert {name: measured[name] for name in fitted | system} == pytest.approx(fitted | system, abs=0.006)
 
 
-def test_coverage_counts_what_was_shown_to_anybody(ranks: dict[str, module.MethodRanks]) -> None:
-    shown: set[int] = set()
-    for user, moment in set(zip(window()[USER_ID], window()[TIMESTAMP], strict=True)):
-        shown |= set(popularity_order(user, moment)[:10])
-    assert set(ranks["popularity"].top10_items.tolist()) == shown
-
-
-def test_every_cohort_is_in_the_window_and_counted(ranks: dict[str, module.MethodRanks]) -> None:
-    leaderboard = build_leaderboard(list(ranks.values()), planted.planted_tables().info, 0, planted.planted_split().t2)
-    sizes = {name: found["n_events"] for name, found in leaderboard["methods"][0]["segments"].items()}
+def test_every_cohort_is_in_the_window_and_counted(ranks: Replayed) -> None:
+    leaderboard = build_leaderboard(ranks, planted.planted_tables().info, 0, planted.planted_split().t2)
+    sizes = {name: found.n_events for name, found in leaderboard.methods[0].segments.items()}
     assert list(sizes) == list(SEGMENTS)
     assert sizes["all"] == sizes["warm"] + sizes["cold"] == 75
     assert sizes["warm"] == sum(n for name, n in sizes.items() if name.startswith("history"))
@@ -248,9 +238,7 @@ def test_every_cohort_is_in_the_window_and_counted(ranks: dict[str, module.Metho
     assert sizes["history 21-100"] == sizes["history over 100"] == 0, "empty, and shown as such"
 
 
-def test_beyond_accuracy_of_the_lists_that_were_shown(
-    bundle: Bundle, ranks: dict[str, module.MethodRanks], tmp_path: Path
-) -> None:
+def test_beyond_accuracy_of_the_lists_that_were_shown(bundle: Bundle, ranks: Replayed, tmp_path: Path) -> None:
     """Popularity's top tens by hand and the full system's from the dump, each context once."""
     replayed(bundle, dump=tmp_path / "dump.parquet", leaderboard=False)
     dumped = pq.read_table(tmp_path / "dump.parquet").to_pylist()
@@ -264,36 +252,31 @@ def test_beyond_accuracy_of_the_lists_that_were_shown(
     raters = {i: sum(item == i for _, item in trained) for i in items[ITEM_ID]}
     for name, by_context in lists.items():
         flat = [i for ranked in by_context.values() for i in ranked]
-        assert set(flat) == set(ranks[name].top10_items.tolist())
         bits = [math.log2((n_users + 1) / (raters[i] + 1)) for i in flat]
         percentiles = [
             100 * sum((n < raters[i]) + (n == raters[i]) / 2 for n in raters.values()) / len(raters) for i in flat
         ]
         times = [flat.count(i) for i in raters]
         differences = sum(abs(a - b) for a in times for b in times) / len(times) ** 2
-        beyond = ranks[name].beyond
-        assert beyond["novelty@10"] == pytest.approx(sum(bits) / len(flat))
-        assert beyond["popularity@10"] == pytest.approx(sum(percentiles) / len(flat))
-        assert beyond["gini@10"] == pytest.approx(differences / (2 * sum(times) / len(times)))
-        assert 0 <= beyond["diversity@10"] <= 1  # type: ignore[operator]  # by pairs: test_beyond_accuracy
+        beyond = next(method.beyond for method in ranks.methods if method.name == name)
+        assert beyond.coverage == len(set(flat)) / len(raters)
+        assert beyond.novelty == pytest.approx(sum(bits) / len(flat))
+        assert beyond.popularity == pytest.approx(sum(percentiles) / len(flat))
+        assert beyond.gini == pytest.approx(differences / (2 * sum(times) / len(times)))
+        assert beyond.diversity is not None  # by pairs: test_beyond_accuracy
 
 
-def test_the_observer_gets_every_context_once_with_what_was_answered(bundle: Bundle, tmp_path: Path) -> None:
-    answers: dict[tuple[int, int], list[int]] = {}
-    happened: dict[tuple[int, int], set[int]] = {}
+def test_the_observer_gets_every_event_once_with_what_was_answered(bundle: Bundle, tmp_path: Path) -> None:
+    found: list[tuple[int, float, list[int]]] = []
 
-    def observe(full: Recommendations, rows: np.ndarray, contexts: PredictionPoints) -> None:
-        for r, c in enumerate(rows):
-            key = (int(contexts.user_id[c]), int(contexts.timestamp[c]))
-            assert key not in answers
-            answers[key] = [i for i in full.item_ids[r].tolist() if i >= 0]
-            happened[key] = set(contexts.event_item_id[contexts.event_context == c].tolist())
+    def observe(full: Recommendations, row: np.ndarray, item_id: np.ndarray, rating: np.ndarray) -> None:
+        for r, item, stars in zip(row, item_id, rating, strict=True):
+            found.append((int(item), float(stars), [i for i in full.item_ids[r].tolist() if i >= 0]))
 
     replayed(bundle, dump=tmp_path / "dump.parquet", observe=observe)
     dumped = pq.read_table(tmp_path / "dump.parquet").to_pylist()
-    assert answers == {(r[USER_ID], r[TIMESTAMP]): r["ranked"] for r in dumped}
-    frame = window()
-    assert happened == {key: set(part[ITEM_ID]) for key, part in frame.groupby([USER_ID, TIMESTAMP])}
+    assert [(item, ranked) for item, _, ranked in found] == [(r[ITEM_ID], r["ranked"]) for r in dumped]
+    assert sorted((i, s) for i, s, _ in found) == sorted(zip(window()[ITEM_ID], window()[RATING], strict=True))
 
 
 def test_events_of_one_second_share_a_context(bundle: Bundle, tmp_path: Path) -> None:
@@ -340,11 +323,11 @@ def test_a_list_ends_at_its_length(bundle: Bundle, tmp_path: Path, monkeypatch: 
     ranks = replayed(bundle, dump=tmp_path / "dump.parquet")
     lists = pq.read_table(tmp_path / "dump.parquet").to_pydict()["ranked"]
     assert {len(r) for r in lists} == {7}
-    for method in ranks.values():
-        assert method.frame[RANK].between(0, 7).all()
-        assert (method.frame[RANK] == 0).any()
+    for method in ranks.methods:
+        assert method.ranks.max() <= 7
+        assert method.ranks.min() == 0
     for row, rank in zip(zip(*pq.read_table(tmp_path / "dump.parquet").to_pydict().values(), strict=True),
-                         _in_dump_order(ranks[FULL_SYSTEM].frame), strict=True):  # fmt: skip
+                         _in_dump_order(frame_of(ranks, FULL_SYSTEM)), strict=True):  # fmt: skip
         _, _, item, ranked = row
         assert rank == rank_in(ranked, item)
 
@@ -369,22 +352,21 @@ def test_a_failure_leaves_no_dump_and_the_old_one_as_it_was(bundle: Bundle, tmp_
 
 def test_progress_counts_contexts_up_to_all(bundle: Bundle) -> None:
     told: list[tuple[int, int]] = []
-    methods = replayed(bundle, leaderboard=False, progress=lambda done, of: told.append((done, of)))
-    assert list(methods) == [FULL_SYSTEM]
+    alone = replayed(bundle, leaderboard=False, progress=lambda done, of: told.append((done, of)))
+    assert [m.name for m in alone.methods] == [FULL_SYSTEM]
     n_contexts = len(set(zip(window()[USER_ID], window()[TIMESTAMP], strict=True)))
     assert told[-1] == (n_contexts, n_contexts)
     assert [d for d, _ in told] == sorted(d for d, _ in told)
 
 
-def test_the_order_of_the_events_does_not_matter(bundle: Bundle, ranks: dict[str, module.MethodRanks]) -> None:
+def test_the_order_of_the_events_does_not_matter(bundle: Bundle, ranks: Replayed) -> None:
     shuffled = window().sample(frac=1.0, random_state=5)
-    methods = replay(bundle, histories(), snapshots(events()), shuffled)
-    for method in methods:
-        expected = ranks[method.name].frame.set_index([USER_ID, ITEM_ID])[[RANK, N_HISTORY, GAP_S]].sort_index()
-        pd.testing.assert_frame_equal(
-            method.frame.set_index([USER_ID, ITEM_ID])[[RANK, N_HISTORY, GAP_S]].sort_index(), expected
-        )
-        assert method.frame[RATING].tolist() == shuffled[RATING].tolist()
+    again = replay(bundle, histories(), snapshots(events()), shuffled)
+    columns = [RANK, N_HISTORY, GAP_S]
+    for method in again.methods:
+        found, expected = (frame_of(r, method.name).set_index([USER_ID, ITEM_ID])[columns] for r in (again, ranks))
+        pd.testing.assert_frame_equal(found.sort_index(), expected.sort_index())
+    assert again.events[RATING].tolist() == shuffled[RATING].tolist()
 
 
 def test_nothing_to_test_on() -> None:

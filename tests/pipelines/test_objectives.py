@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +9,12 @@ import pytest
 from pipelines.studies import objectives
 from pipelines.studies.objectives import Fusion, Past, RankerTrials
 from recsys.columns import EASE, ITEM_ID, RETRIEVERS, TIMESTAMP, USER_ID
-from recsys.evaluation.replay import MERGED, replay
+from recsys.evaluation.metrics import ndcg_at
+from recsys.evaluation.replay import replay
 from recsys.features.item_stats import ItemStatsTimeline, day_of, snapshots
 from recsys.ranking.training import fit_boosted
 from recsys.recommender import Recommender, RequestContext
-from recsys.retrieval.merge import retrieve
+from recsys.retrieval.merge import ask, merge
 from tests.planted import (
     N_ITEMS,
     RANKER,
@@ -40,49 +40,45 @@ def test_a_retriever_alone_is_measured_as_the_replay_measures_it(past: Past, tmp
     search."""
     bundle = planted_bundle(tmp_path / "bundle")
     split = planted_split()
-    recommender = replace_retrievers(bundle.recommender, planted_retrievers(split.t1))
+    whole = bundle.recommender
+    recommender = Recommender(whole.catalogue, planted_retrievers(split.t1), whole.ranker, whole.settings)
     frozen = replace(bundle, recommender=recommender, facts=replace(bundle.facts, trained_through=split.t1))
     events = past.events[past.events[TIMESTAMP] > split.t1]
-    ranks = {m.name: m.frame["rank"].to_numpy() for m in replay(frozen, past.histories, snapshots(past.events), events)}
+    replayed = replay(frozen, past.histories, snapshots(past.events), events)
     for retriever in planted_retrievers(split.t1):
-        rank = ranks[retriever.name]
-        by_hand = np.mean([1 / np.log2(r + 1) if 1 <= r <= 10 else 0.0 for r in rank])
+        by_hand = ndcg_at(replayed.ranks(retriever.name), 10).mean()
         assert objectives.retriever_ndcg(retriever, past.validation) == pytest.approx(by_hand, abs=EXACT)
         assert by_hand > 0
-    assert MERGED in ranks
-
-
-def replace_retrievers(recommender: Recommender, retrievers: Any) -> Recommender:
-    return Recommender(recommender.catalogue, retrievers, recommender.ranker, recommender.settings)
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("fetch", [5, 15, N_ITEMS])
 def test_fusion_gives_the_ranks_of_the_real_merge(past: Past, fetch: int, seed: int) -> None:
     retrievers = planted_retrievers(past.split.t1)
-    rrf_weights = Fusion(retrievers, past.validation, N_ITEMS, fetch)
+    fusion = Fusion(retrievers, past.validation, N_ITEMS, fetch)
     weights = np.random.default_rng(seed).uniform(0.05, 1.5, len(retrievers))
-    named = dict(zip(rrf_weights.names, weights, strict=True))
+    named = dict(zip(fusion.names, weights, strict=True))
     expected = []
     for batch in past.validation:
-        merged = retrieve(retrievers, named, batch.states, N_ITEMS, fetch=fetch, keep=N_ITEMS)
+        states = batch.states
+        merged = merge(ask(retrievers, states), named, states.seen_idx, N_ITEMS, fetch=fetch, keep=N_ITEMS)
         for row, target in zip(batch.row, batch.target, strict=True):
             place = np.flatnonzero(merged.item_idx[row] == target)
             found = len(place) and merged.rrf_score[row, place[0]] > 0  # the merge fills up with what nobody named
             expected.append(int(place[0]) + 1 if found else 0)
-    ranks = rrf_weights.ranks(list(weights))
+    ranks = fusion.ranks(list(weights))
     assert ranks.tolist() == expected
     assert np.count_nonzero(ranks) > 0
     gain = [1 / np.log2(r + 1) if 1 <= r <= 10 else 0.0 for r in expected]
     recall = [1 <= r <= 100 for r in expected]
-    assert rrf_weights.value(list(weights)) == pytest.approx(np.mean(gain) + 0.1 * np.mean(recall), abs=EXACT)
+    assert fusion.value(list(weights)) == pytest.approx(np.mean(gain) + 0.1 * np.mean(recall), abs=EXACT)
 
 
-def test_a_item_that_only_retrievers_without_weight_name_is_missed(past: Past) -> None:
+def test_an_item_that_only_retrievers_without_weight_name_is_missed(past: Past) -> None:
     retrievers = planted_retrievers(past.split.t1)
-    rrf_weights = Fusion(retrievers, past.validation, N_ITEMS, 5)
-    assert rrf_weights.ranks([0.0] * len(retrievers)).tolist() == [0] * sum(len(b.target) for b in past.validation)
-    alone = rrf_weights.ranks([float(name == EASE) for name in rrf_weights.names])
+    fusion = Fusion(retrievers, past.validation, N_ITEMS, 5)
+    assert fusion.ranks([0.0] * len(retrievers)).tolist() == [0] * sum(len(b.target) for b in past.validation)
+    alone = fusion.ranks([float(name == EASE) for name in fusion.names])
     ease = retrievers[RETRIEVERS.index(EASE)]
     by_retriever = [objectives.ranks_in(ease.answer(b.states).top(5)[0], b) for b in past.validation]
     assert alone.tolist() == np.concatenate(by_retriever).tolist()

@@ -27,7 +27,7 @@ STAGES = [
     *("ranker_all", "retrievers_all", "production", "register"),
 ]
 REPORT = {
-    *("leaderboard.json", "leaderboard.txt", "leaderboard.md", "leaderboard.png", "retrieval.png", "importance.png"),
+    *("leaderboard.json", "leaderboard.md", "leaderboard.png", "retrieval.png", "importance.png"),
     *("report.html", "cohorts.md", "cohorts.png", "beyond_accuracy.md"),
     *("calibration.json", "calibration.md", "calibration.png"),
 }
@@ -125,7 +125,7 @@ def test_both_bundles_carry_the_same_metrics_and_say_where_from(trained_home: Tr
     assert production.metrics == evaluation.metrics
     assert production.dataset == evaluation.dataset
     assert production.dataset.synthetic
-    assert "synthetic, not MovieLens" in (home.reports / "leaderboard.txt").read_text()
+    assert "synthetic, not MovieLens" in (home.reports / "leaderboard.md").read_text()
     assert evaluation.metrics["ndcg@10"]["mean"] == of_leaderboard(home.reports, FULL_SYSTEM, "ndcg@10")
     assert evaluation.metrics["n_events"] == (events > evaluation.trained_through).sum()
 
