@@ -77,9 +77,6 @@ RANKER: Final[Settings] = {  # set by hand on an inner split: a list has dozens 
 }
 
 
-Lists = dict[str, IntArray]
-
-
 @dataclass(frozen=True)
 class Held:
     """Held-out events of `users` (U,): which of them each is of, and its item's row number, (E,) each."""
@@ -146,7 +143,9 @@ class Part:
     def fit_all(self, settings: Mapping[str, Settings]) -> list[Retriever]:
         return [self.fit(name, settings[name]) for name in GRID]
 
-    def lists(self, retrievers: Sequence[Retriever], systems: Mapping[str, Recommender], held: Held) -> Lists:
+    def lists(
+        self, retrievers: Sequence[Retriever], systems: Mapping[str, Recommender], held: Held
+    ) -> dict[str, IntArray]:
         """(U, TOP) row numbers by method: of each retriever, newest in GRID first, and of each system."""
         context = RequestContext(self.stats())
         found: dict[str, list[IntArray]] = {name: [] for name in (*(r.name for r in reversed(retrievers)), *systems)}
@@ -180,16 +179,6 @@ def stretches(known: KnownEvents, length: int) -> tuple[IntArray, IntArray]:
     return np.unique(number, return_inverse=True)[1], np.tile(known.item_idx, 2)
 
 
-@dataclass(frozen=True)
-class Learned:
-    """From the training part alone: the settings of each retriever, NDCG@10 of all that were tried, and what the ranker
-    learns from."""
-
-    chosen: dict[str, Settings]
-    tried: dict[str, list[Settings]]
-    table: TrainingTable
-
-
 def measure(pipeline: Pipeline, run: StudyRun, events: pd.DataFrame, row_order: str) -> ProtocolResult:
     """`row_order` says in which order the events come. Raises DataError where the parts are too small to learn from."""
     trains = stratified_by_item(events[ITEM_ID].to_numpy())
@@ -197,11 +186,11 @@ def measure(pipeline: Pipeline, run: StudyRun, events: pd.DataFrame, row_order: 
     test = test[test[USER_ID].isin(train[USER_ID])]
     if len(test) == 0 or len(train) < FOLDS:
         raise DataError(f"{len(train)} events to train on and {len(test)} to test on are too few. Take more data.")
-    learned = learn(pipeline, train)
+    chosen, tried, table = learn(pipeline, train)
     settings = replace(pipeline.config.ranker, **RANKER)
-    ranker = fit_boosted(learned.table, settings, report=pipeline.report)
+    ranker = fit_boosted(table, settings, report=pipeline.report)
     part, held = Part(pipeline, train), Held.of(pipeline, test)
-    retrievers = part.fit_all(learned.chosen)
+    retrievers = part.fit_all(chosen)
     merged, full = (Recommender(part.catalogue, retrievers, fitted, RECOMMENDER) for fitted in (None, ranker))
     lists = part.lists(retrievers, {MERGED: merged, FULL_SYSTEM: full}, held)
     return protocol_result(
@@ -216,16 +205,20 @@ def measure(pipeline: Pipeline, run: StudyRun, events: pd.DataFrame, row_order: 
             "row_order": row_order,
             "n_train": len(train),
             "n_test": len(test),
-            "settings": learned.chosen,
-            "inner_ndcg@10": learned.tried,
-            "inner_retrieved": learned.table.found,
+            "settings": chosen,
+            "inner_ndcg@10": tried,
+            "inner_retrieved": table.found,
             "ranker": {**asdict(settings), "trees": ranker.booster.num_trees()},
             "recommender": asdict(RECOMMENDER),
         },
     )
 
 
-def learn(pipeline: Pipeline, train: pd.DataFrame) -> Learned:
+def learn(
+    pipeline: Pipeline, train: pd.DataFrame
+) -> tuple[dict[str, Settings], dict[str, list[Settings]], TrainingTable]:
+    """From the training part alone: the settings of each retriever, NDCG@10 of all that were tried, and what the ranker
+    learns from."""
     fold = item_folds(train[ITEM_ID].to_numpy(), FOLDS, SPLIT_SEED)
     # Large data need no more folds than give the ranker its contexts.
     n_folds = int(np.clip(pipeline.config.ranker.max_contexts // train[USER_ID].nunique(), 1, FOLDS))
@@ -250,7 +243,7 @@ def learn(pipeline: Pipeline, train: pd.DataFrame) -> Learned:
     pipeline.report(
         f"stratified: {len(table):,} rows of {n_folds} folds; {table.found:.1%} of what was held out retrieved"
     )
-    return Learned(chosen, tried, table)
+    return chosen, tried, table
 
 
 def _ndcg(part: Part, retriever: Retriever, held: Held) -> float:

@@ -64,9 +64,9 @@ def popularity_percentile(raters: IntArray) -> DoubleArray:
 
 
 def gini(shown: IntArray) -> float | None:
-    """Gini index of how often each item was shown: 0 where all are shown alike, 1 - 1/N where it is always the same.
+    """sum_i (2i - N - 1) x_i / (N sum_i x_i), x in ascending order, i from 1; None where nothing was shown.
 
-    sum_i (2i - N - 1) x_i / (N sum_i x_i), x in ascending order, i from 1. None where nothing was shown.
+    0 where all items are shown alike, 1 - 1/N where it is always the same one.
     For recommendations: Fleder and Hosanagar 2009, https://doi.org/10.1287/mnsc.1080.0974.
 
     >>> gini(np.array([3, 3])), gini(np.array([0, 0, 0, 8])), gini(np.array([0]))
@@ -135,7 +135,6 @@ class Shown:
         return self._times[:-1]
 
     def measure(self) -> BeyondAccuracy:
-        """Novelty and popularity are means over everything shown, which is the mean over lists where all have k."""
         shown = int(self.times.sum())
         return BeyondAccuracy(
             coverage=float((self.times > 0).mean()),

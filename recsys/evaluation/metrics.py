@@ -50,7 +50,6 @@ def hit_at(rank: IntArray, k: int) -> DoubleArray:
 def ndcg_at(rank: IntArray, k: int) -> DoubleArray:
     """NDCG@k_e = 1 / log2(rank_e + 1) if 1 <= rank_e <= k else 0; the ideal DCG of one relevant item is 1.
 
-    Rank 1: 1/log2(2) = 1. Rank 3: 1/log2(4) = 1/2. Rank 7: 1/log2(8) = 1/3. Rank 15 lies behind k = 10.
     (Järvelin and Kekäläinen 2002, https://doi.org/10.1145/582415.582418)
 
     >>> ndcg_at(np.array([1, 3, 7, 15, 0]), 10).round(4).tolist()
@@ -81,13 +80,7 @@ METRICS: Final[dict[str, Callable[[IntArray], DoubleArray]]] = {
     "recall@100": lambda rank: hit_at(rank, 100),
     "recall@500": lambda rank: hit_at(rank, 500),
 }
-LABELS: Final = {
-    "ndcg@10": "NDCG@10",
-    "hr@10": "HR@10",
-    "mrr": "MRR",
-    "recall@100": "Recall@100",
-    "recall@500": "Recall@500",
-}
+LABELS: Final = dict(zip(METRICS, ("NDCG@10", "HR@10", "MRR", "Recall@100", "Recall@500"), strict=True))
 
 
 def event_values(rank: IntArray, metrics: Iterable[str] = tuple(METRICS)) -> DoubleArray:
@@ -101,8 +94,6 @@ def event_values(rank: IntArray, metrics: Iterable[str] = tuple(METRICS)) -> Dou
 
 def recall_curve(rank: IntArray, ks: Iterable[int]) -> DoubleArray:
     """Recall@k for each k: the share of events with 1 <= rank <= k.
-
-    Of four events, one has rank 1 to 10, three have rank 1 to 100:
 
     >>> recall_curve(np.array([3, 50, 100, 0]), [10, 100]).tolist()
     [0.25, 0.75]

@@ -8,7 +8,7 @@ from typing import Final
 from tabulate import tabulate
 
 from recsys.evaluation.beyond_accuracy import LABELS as BEYOND_LABELS
-from recsys.evaluation.bootstrap import MIN_USERS, Estimate, PairedDifference
+from recsys.evaluation.bootstrap import MIN_USERS, Estimate
 from recsys.evaluation.cohorts import SEGMENTS
 from recsys.evaluation.leaderboard import ALL, NDCG, Leaderboard
 from recsys.evaluation.metrics import LABELS, METRICS
@@ -92,15 +92,18 @@ def bundle_of(text: str) -> str | None:
 
 def segment_table(board: Leaderboard, segment: str = ALL, intervals: Sequence[str] = tuple(METRICS)) -> Table:
     """A row for each method: every metric, with its interval for those in `intervals`; coverage over all events."""
+    header = ["Method", *LABELS.values()]
     rows = []
     for method in board.methods:
         found = method.segments[segment]
-        cells = [
-            estimate(value, found.n_users) if name in intervals else mean(value)
-            for name, value in found.metrics.items()
-        ]
-        rows.append([method.name, *cells, *([number(method.beyond_accuracy.coverage)] if segment == ALL else [])])
-    header = ["Method", *(LABELS[name] for name in METRICS), *(BEYOND_LABELS[:1] if segment == ALL else [])]
+        row = [method.name]
+        for name, value in found.metrics.items():
+            row.append(estimate(value, found.n_users) if name in intervals else mean(value))
+        rows.append(row)
+    if segment == ALL:
+        header.append(BEYOND_LABELS[0])
+        for row, method in zip(rows, board.methods, strict=True):
+            row.append(number(method.beyond_accuracy.coverage))
     return Table(header, rows, board.system)
 
 
@@ -122,19 +125,14 @@ def beyond_accuracy_table(board: Leaderboard) -> Table:
 
 
 def difference_table(board: Leaderboard) -> Table:
-    """The full system minus each other method, a row for each metric."""
+    """The full system minus each other method, a row for each metric; the share of resamples without a gain."""
+    rows = []
+    for d in board.differences:
+        share = d.value.fraction_not_positive
+        not_better = number(share, ".3f") if share != 0 else f"< {1 / board.bootstrap.n_boot:.3g}"
+        rows.append([d.other, LABELS[d.metric], f"{d.value.mean:+.4f}", interval(d.value, d.value.n_users), not_better])
     level = f"{board.bootstrap.level:.0%} interval"
-    rows = [
-        [d.other, LABELS[d.metric], f"{d.value.mean:+.4f}", interval(d.value, d.value.n_users), _share(board, d.value)]
-        for d in board.differences
-    ]
     return Table(["Compared with", "Metric", "Difference", level, "Not better"], rows)
-
-
-def _share(board: Leaderboard, difference: PairedDifference) -> str:
-    """Of resamples in which the system was not better."""
-    share = difference.fraction_not_positive
-    return NOTHING if share is None else f"{share:.3f}" if share else f"< {1 / board.bootstrap.n_boot:.3g}"
 
 
 def leaderboard_markdown(board: Leaderboard, segment: str = ALL) -> str:

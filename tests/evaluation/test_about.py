@@ -6,8 +6,7 @@ import subprocess
 
 import pytest
 
-from recsys.evaluation import about as subject
-from recsys.evaluation.about import about, code_version, load_average, processor
+from recsys.evaluation.about import about, code_version
 from recsys.evaluation.tables import FACTS_OF_A_RUN
 
 
@@ -20,14 +19,6 @@ def test_the_facts_are_those_that_tables_show() -> None:
     assert f"{os.cpu_count()} cores" in found["machine"]
 
 
-def test_without_git_the_package_names_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(*_: object, **__: object) -> None:
-        raise FileNotFoundError("git")
-
-    monkeypatch.setattr(subprocess, "run", run)
-    assert re.fullmatch(r"\d+\.\d+\.\d+", code_version())
-
-
 @pytest.mark.parametrize(("dirty", "shown"), [("", "abc123"), (" M recsys/x.py\n", "abc123-dirty")])
 def test_a_changed_file_marks_the_version(dirty: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
@@ -35,10 +26,3 @@ def test_a_changed_file_marks_the_version(dirty: str, shown: str, monkeypatch: p
 
     monkeypatch.setattr(subprocess, "run", run)
     assert code_version() == shown
-
-
-def test_the_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert processor()
-    assert len(load_average()) == 3
-    monkeypatch.setattr(subject.Path, "read_text", lambda *_, **__: "flags : x\n")
-    assert processor() in (subject.platform.processor(), "unknown")

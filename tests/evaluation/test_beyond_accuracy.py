@@ -42,13 +42,6 @@ def diversity_by_pairs(ranked: list[int]) -> float:
     return sum(pairs) / len(pairs) if pairs else math.nan
 
 
-def test_two_alike_and_one_apart(items: Items) -> None:
-    """Drama and Drama/War have cosine 1/sqrt(2), Comedy is apart from both: (1 - 0.7071 + 1 + 1) / 3."""
-    assert list_diversity(np.array([[0, 1, 2]]), items.genres)[0] == pytest.approx((3 - 1 / math.sqrt(2)) / 3)
-    assert list_diversity(np.array([[0, 0]]), items.genres)[0] == pytest.approx(0.0, abs=1e-12)
-    assert list_diversity(np.array([[0, 2]]), items.genres)[0] == pytest.approx(1.0)
-
-
 def test_diversity_equals_all_pairs_with_holes_and_items_without_genres(items: Items) -> None:
     rng = np.random.default_rng(2)
     lists = np.array([rng.permutation(7)[:5] for _ in range(60)])

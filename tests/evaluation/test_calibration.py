@@ -62,39 +62,6 @@ def test_bins_hold_equally_many_neighbours() -> None:
     assert len(bins) == BINS
 
 
-def test_the_wilson_interval_by_its_definition() -> None:
-    """Its ends are the shares p at which the observed one is 1.96 standard errors of p away."""
-    (only,) = equal_mass_bins(np.full(40, 0.2), np.arange(40) < 7, bins=1)
-    for end in (only.low, only.high):
-        assert abs(only.share - end) == pytest.approx(1.959963985 * math.sqrt(end * (1 - end) / 40))
-    (none,) = equal_mass_bins(np.full(40, 0.2), np.zeros(40, dtype=bool), bins=1)
-    assert none.low == pytest.approx(0.0, abs=1e-12)
-    assert none.high > 0
-
-
-def test_true_probabilities_are_reliable_and_sharpened_ones_are_not() -> None:
-    rng = np.random.default_rng(1)
-    logit = rng.normal(-1.5, 1.2, 40_000)
-    truth = 1 / (1 + np.exp(-logit))
-    happened = rng.random(40_000) < truth
-    honest, sharpened = reliability(truth, happened), reliability(1 / (1 + np.exp(-2 * logit)), happened)
-    assert honest.ece < 0.01
-    assert sharpened.ece > 0.05
-    assert honest.log_loss < min(sharpened.log_loss, honest.log_loss_constant)
-    assert honest.brier < sharpened.brier
-    assert honest.auc == pytest.approx(sharpened.auc)
-    inside = [b.low <= b.mean_probability <= b.high for b in honest.bins]
-    assert sum(inside) >= BINS - 3
-
-
-@pytest.mark.parametrize("outcome", [False, True])
-def test_outcomes_that_are_all_the_same(outcome: bool) -> None:
-    found = reliability(np.array([0.2, 0.4, 0.9]), np.array([outcome] * 3))
-    assert found.auc is None
-    assert found.log_loss_constant == 0.0
-    assert np.isfinite(found.log_loss)
-
-
 def test_nothing_measured_is_none_and_drawn_as_such() -> None:
     found = Predicted().measured(study_run())
     assert (found.watch, found.like, found.n_events_not_ranked) == (Reliability(0), Reliability(0), 0)

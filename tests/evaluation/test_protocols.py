@@ -7,16 +7,13 @@ from sklearn.metrics import ndcg_score
 
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from recsys.errors import DataError
-from recsys.evaluation.metrics import event_values
 from recsys.evaluation.protocols import (
     LIST_METRICS,
-    RANK_METRICS,
     ProtocolResult,
     item_folds,
     leave_last_out,
     list_values,
     protocol_result,
-    rank_values,
     stratified_by_item,
 )
 from tests.evaluation.leaderboards import study_run
@@ -39,12 +36,6 @@ def test_three_quarters_of_each_item_by_its_draws_train() -> None:
         expected[rows[: len(rows) * 3 // 4]] = True
     assert np.array_equal(stratified_by_item(items, seed=42), expected)
     assert not np.array_equal(stratified_by_item(items, seed=43), expected)
-
-
-def test_an_item_with_one_event_is_tested_and_one_with_four_is_tested_once() -> None:
-    trains = stratified_by_item(np.array([9, 3, 3, 3, 3]))
-    assert not trains[0]
-    assert trains[1:].sum() == 3
 
 
 def test_folds_deal_every_item_out_evenly() -> None:
@@ -122,14 +113,6 @@ def test_ndcg_equals_that_of_scikit_learn() -> None:
         score[40:] = np.arange(1, 11) / 100  # fills a short list with items that nobody rated
         truth = np.isin(np.arange(50), list(relevant)).astype(float)
         assert found[row] == pytest.approx(ndcg_score([truth], [score], k=10), abs=1e-12), row
-
-
-def test_rank_values_are_the_metrics_of_replay_and_hits_at_50() -> None:
-    rank = np.array([1, 10, 11, 50, 51, 0])
-    found = rank_values(rank)
-    assert RANK_METRICS == ("ndcg@10", "hr@10", "hr@50", "mrr")
-    assert np.array_equal(found[:, [0, 1, 3]], event_values(rank, ["ndcg@10", "hr@10", "mrr"]))
-    assert found[:, 2].tolist() == [1, 1, 1, 1, 0, 0]
 
 
 # ---- tables

@@ -142,12 +142,6 @@ def test_files_of_other_data_are_refused(home: TrainedHome, tmp_path: Path) -> N
         protocols.events_in_file_order(opened(home), other)
 
 
-def test_too_few_events_are_an_error(home: TrainedHome) -> None:
-    pipeline = opened(home)
-    with pytest.raises(DataError, match="too few"):
-        stratified.measure(pipeline, RUN, pipeline.data.tables.events.iloc[:3], "")
-
-
 def test_stretches_cut_each_history_twice() -> None:
     """Users 0 and 2 with five and two events, stretches of four: cut at 0, 4 and at 0, 2."""
     users, items = np.array([0, 0, 0, 0, 0, 2, 2]), np.array([10, 11, 12, 13, 14, 10, 15])

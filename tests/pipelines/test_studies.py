@@ -4,8 +4,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from pipelines.studies.cli import app
 from recsys.atomic_io import read_json
 from recsys.bundle import BundleFacts
 from recsys.columns import RETRIEVERS
-from recsys.errors import BundleError, DataError, MissingArtefactError
+from recsys.errors import BundleError, DataError
 from recsys.evaluation.beyond_accuracy import BeyondAccuracy
 from recsys.evaluation.bootstrap import Estimate
 from recsys.evaluation.replay import FULL_SYSTEM
@@ -255,21 +253,6 @@ def test_the_table_and_the_picture_of_the_ablation(table: tuple[str, dict[str, A
         assert (f"{row['differences']['ndcg@10']['mean']:+.4f}" in line) == (name != "everything")
 
 
-def test_the_finding_names_what_the_intervals_show() -> None:
-    intervals = {"everything": (0, 0), "a": (-0.3, -0.1), "b": (-0.1, 0.2), "c": (0.1, 0.3)}
-    rows: dict[str, Any] = {
-        name: SimpleNamespace(differences={"ndcg@10": Estimate((low + high) / 2, low, high)})
-        for name, (low, high) in intervals.items()
-    }
-    said = ablation.finding(rows)
-    assert said == "NDCG@10 falls a (-0.2000). NDCG@10 rises c (+0.2000). For 1 of 3 rows the interval holds 0."
-
-
-def test_one_retriever_alone_cannot_be_left_out() -> None:
-    assert [v.retriever for v in ablation.variants(["ease"])] == [None] * (1 + len(FEATURE_GROUPS))
-    assert [v.retriever for v in ablation.variants(["ease", "popularity"])][1:3] == ["ease", "popularity"]
-
-
 def test_every_feature_is_in_one_group() -> None:
     for name in feature_names(RETRIEVERS):
         assert sum(re.fullmatch(pattern, name) is not None for pattern in FEATURE_GROUPS.values()) == 1, name
@@ -280,14 +263,6 @@ def test_every_feature_is_in_one_group() -> None:
     assert {"genre_affinity", "decade", "user_decade"} <= set(groups["genres and decades"])
     assert {"popularity_7d", "days_since_last_rated"} <= set(groups["item statistics"])
     assert {"user_events", "user_popularity"} <= set(groups["user habits"])
-
-
-def test_retrievers_of_the_windows_that_are_gone_are_named(home: TrainedHome, tmp_path: Path) -> None:
-    place = home.dataset.work / "retrievers_t1"
-    place.rename(tmp_path / "away")
-    with pytest.raises(MissingArtefactError, match=r"retrievers_t1 is not there. Run `recsys train` first"):
-        ablation.run(opened(home))
-    (tmp_path / "away").rename(place)
 
 
 @pytest.mark.parametrize("parameters", [{}, {"ranker": {"of_the_past": 1}}])
