@@ -130,7 +130,7 @@ def test_the_finding_is_the_largest_degree_that_cannot_be_told_apart(high: dict[
 
 def test_items_without_genres_are_refused(home: TrainedHome, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = diversity.evaluation_bundle(opened(home).home, opened(home).data)
-    monkeypatch.setattr(bundle.recommender.catalogue, "genres", np.zeros((3, 2)), raising=False)
+    monkeypatch.setitem(bundle.recommender.catalogue.__dict__, "genres", np.zeros((3, 2)))
     monkeypatch.setattr(diversity, "evaluation_bundle", lambda *_: bundle)
     with pytest.raises(DataError, match="No item of synthetic has a genre"):
         diversity.run(opened(home))
