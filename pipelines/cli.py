@@ -86,7 +86,7 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Skip no stage, changed or not.")] = False,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the two-tower model trains.")] = "cpu",
     epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs of the two-tower model.")] = None,
-    index: Annotated[Literal["auto", "exact", "hnsw", "ivf"], typer.Option(help="FAISS index.")] = "auto",
+    index: Annotated[Literal["auto", "exact", "ivf"], typer.Option(help="FAISS index.")] = "auto",
     budget_ms: Annotated[float, typer.Option(min=0.001, help="p99 latency that the gate allows, milliseconds.")] = 50.0,
     seed: Seed = 7,
     tuned: Annotated[

@@ -1,9 +1,5 @@
 """Building the table that the ranker learns from: what retrieval really returned, labelled by what happened next.
 
-Stage: ranking, offline. In: contexts (user, moment) of the ranker's window with their states, fitted retrievers, daily
-statistics. Out: `TrainingTable`. Absent: where states and statistics come from (Feast's point-in-time join; the
-caller passes them in), and the fitting (`recsys.ranking.training`).
-
 All events of a context are its positives. A context whose positives retrieval did not find teaches nothing about
 order and is left out (the share found is reported: it bounds what ranking can reach). Negatives are the other
 candidates, thinned at random to `negatives` a context. Beside the table, a sample of all contexts, found or not, keeps
@@ -144,13 +140,7 @@ class _Sample:
         self._present, self._happened = np.zeros((2, len(chosen), depth), dtype=bool)
         self._timestamp = contexts.timestamp[chosen]
 
-    def offer(
-        self,
-        context: int,
-        features: FloatArray,
-        present: BoolArray,
-        happened: BoolArray,
-    ) -> None:
+    def offer(self, context: int, features: FloatArray, present: BoolArray, happened: BoolArray) -> None:
         """Keep the list (K, F), (K,), (K,) of this context if it is in the sample."""
         row = self._row.get(context)
         if row is not None:

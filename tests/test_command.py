@@ -343,7 +343,7 @@ def test_listing_models_before_training_is_no_error(
         (("batch", "--out", "x.parquet", "--k", "0"), "greater than or equal to 1"),
         (("train", "--epochs", "0"), "greater than or equal to 1"),
         (("train", "--budget-ms", "-1"), "greater than or equal to 0.001"),
-        (("train", "--index", "magic"), "'magic' is not one of 'auto', 'exact', 'hnsw', 'ivf'"),
+        (("train", "--index", "magic"), "'magic' is not one of 'auto', 'exact', 'ivf'"),
         (("train", "--device", "abacus"), "'abacus' is not one of 'cpu', 'cuda'"),
         (("recommend",), "Missing option '--user'"),
         (("batch",), "Missing option '--out'"),

@@ -1,4 +1,4 @@
-"""The one path from state to list. Stage: both tracks. Absent: retrievers and rankers alone (their own tests)."""
+"""The one path from state to list."""
 
 from dataclasses import replace
 
@@ -151,18 +151,6 @@ def test_without_ranking_there_is_no_probability() -> None:
     assert spent.watch_probability.shape == spent.like_probability.shape == (len(users()), 12)
 
 
-def test_diversity_moves_probabilities_with_their_items() -> None:
-    recommender, states = planted_recommender(), users()
-    plain = recommender.recommend(states, context(), 15)
-    varied = recommender.recommend(states, context(), 10, diversity=0.7)
-    assert (plain.item_ids[:, :10] != varied.item_ids).any()
-    for b in range(len(states)):
-        ids = plain.item_ids[b].tolist()
-        places = [ids.index(i) for i in varied.item_ids[b].tolist() if i >= 0]
-        np.testing.assert_array_equal(varied.watch_probability[b, : len(places)], plain.watch_probability[b, places])
-        np.testing.assert_array_equal(varied.like_probability[b, : len(places)], plain.like_probability[b, places])
-
-
 def test_without_a_ranker_the_merged_order_is_the_answer() -> None:
     recommender = Recommender(planted_catalogue(), planted_retrievers(), None, RECOMMENDER)
     answer = recommender.recommend(users(), context(), 12)
@@ -183,15 +171,6 @@ def test_a_spent_budget_skips_ranking_and_says_so() -> None:
     np.testing.assert_array_equal(answer.item_ids, unranked.recommend(states, context(), 12).item_ids)
     assert list(answer.timings_ms) == ["retrieval", "ordering"]
     assert_contract(answer, states, 12)
-
-
-def test_a_budget_that_is_not_spent_changes_nothing() -> None:
-    states = users()
-    answer = planted_recommender().recommend(states, context(budget_ms=60_000.0), 12)
-    assert answer.degraded == ()
-    np.testing.assert_array_equal(answer.item_ids, planted_recommender().recommend(states, context(), 12).item_ids)
-    assert list(answer.timings_ms) == ["retrieval", "features", "ranking", "ordering"]
-    assert min(answer.timings_ms.values()) >= 0.0
 
 
 @pytest.mark.parametrize("ranked", [True, False])
@@ -240,10 +219,6 @@ def test_a_filter_comes_before_the_cut_not_after_it() -> None:
     assert answer.item_ids.tolist() == [[5]]
 
 
-def test_no_filter_is_no_mask() -> None:
-    assert Filters().allowed(planted_catalogue(), stats()) is None
-
-
 def test_an_unknown_genre_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="unknown genre 'Jazz'; known are Action, Comedy, Drama"):
         planted_recommender().recommend(users(), context(), 3, Filters(genres=("Drama", "Jazz")))
@@ -261,15 +236,6 @@ def test_somebody_cold_gets_a_full_answer_that_does_not_depend_on_the_batch() ->
     answer = planted_recommender().recommend(cold, context(), 10)
     assert (answer.item_ids >= 0).all()
     np.testing.assert_array_equal(answer.item_ids[0], answer.item_ids[1])
-
-
-def test_who_has_seen_everything_gets_padding() -> None:
-    states = users().rows(slice(0, 2))
-    states = replace(states, seen_idx=[np.arange(N_ITEMS), np.arange(N_ITEMS - 1)])
-    answer = planted_recommender().recommend(states, context(), 4)
-    last = int(planted_catalogue().item_ids[-1])
-    assert answer.item_ids.tolist() == [[-1] * 4, [last, -1, -1, -1]]
-    assert_contract(answer, states, 4)
 
 
 @pytest.mark.parametrize("k", [0, -3])
@@ -334,15 +300,6 @@ def test_probabilities_of_other_features_are_refused() -> None:
         Recommender(recommender.catalogue, recommender.retrievers, recommender.ranker, RECOMMENDER, other)
 
 
-def test_a_ranker_of_other_features_is_refused() -> None:
-    names = planted_recommender().feature_names
-    one = np.ones(len(names) - 1, np.float32)
-    with pytest.raises(ConfigError, match="trained on other features than this code computes; train again"):
-        Recommender(
-            planted_catalogue(), planted_retrievers(), LogisticRanker(names[:-1], one, one, one, 0.0), RECOMMENDER
-        )
-
-
 def test_a_spent_budget_with_diversity_re_ranks_the_order_of_retrieval() -> None:
     states = users()
     answer = planted_recommender().recommend(states, context(budget_ms=0.0), 12, diversity=0.4)
@@ -350,14 +307,6 @@ def test_a_spent_budget_with_diversity_re_ranks_the_order_of_retrieval() -> None
     assert answer.degraded == ("ranking",)
     np.testing.assert_array_equal(answer.item_ids, unranked.item_ids)
     assert np.isnan(answer.watch_probability).all()
-
-
-def test_an_answer_does_not_change_its_candidates() -> None:
-    """Scores are made beside what retrieval returned, not in it."""
-    recommender, states = planted_recommender(), users()
-    for one in (recommender, recommender.with_ranker(None)):
-        answer = one.recommend(states, context(), 12, diversity=0.5)
-        np.testing.assert_array_equal(answer.candidates.rrf_score, recommender.retrieve(states).rrf_score)
 
 
 def test_the_future_of_the_events_changes_no_answer() -> None:

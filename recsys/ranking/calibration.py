@@ -1,9 +1,5 @@
 """Scores as probabilities: of being the next item, and of being liked if watched.
 
-Stage: ranking, after the ranker; both tracks. In: the ranker's scores of one answer, the feature rows of the items
-shown. Out: two probabilities an item. Absent: how they are fitted (`calibration_training`), and the order of the
-answer, which they never change.
-
 P(watch) is the probability that the item is among the events of the user's next second with events, given that there
 is such a second and that nothing was filtered out. A score of the ranker orders its own answer, so it is
 first made into a share: the softmax, at a fitted temperature, over all candidates that the ranker saw. Its logarithm

@@ -1,8 +1,5 @@
 """Fitting the two probabilities on the later contexts of the ranker's windows.
 
-Stage: ranking, offline. In: a `TrainingTable` and the early ranker, which has not learnt from the later contexts. Out:
-`Probabilities` and what was measured on the way. Absent: the test window, and the order of answers.
-
 P(watch) is fitted on the sample of whole candidate lists: contexts of which retrieval found nothing count, and no
 negative is left out, so the base rate is the true one and the softmax runs over what is ranked when serving. First the
 temperature, by the likelihood of what happened within the lists; then the map.
@@ -123,11 +120,7 @@ class _Examples:
 
 
 def fit_probabilities(
-    table: TrainingTable,
-    settings: RankerSettings,
-    early: Ranker,
-    *,
-    report: Callable[[str], None] = lambda _: None,
+    table: TrainingTable, settings: RankerSettings, early: Ranker, *, report: Callable[[str], None] = lambda _: None
 ) -> tuple[Probabilities, dict[str, Any]]:
     """`early` is what `fit_early` gave for this table and these settings. Also returns the losses that decided, and
     how many examples they stand on. Raises DataError where no whole list is later than what the early ranker saw, and

@@ -1,9 +1,5 @@
 """Maximal marginal relevance: an order that also minds how alike the chosen items are.
 
-Stage: ranking, after the ranker; both tracks. In: scores of the best candidates, best first, and a unit vector an item.
-Out: which of them to show, in order. Absent: the scores themselves (`ranker`), and how much diversity is worth
-(`recsys diversity` measures it).
-
 Source: J. Carbonell, J. Goldstein, The Use of MMR, Diversity-Based Reranking, SIGIR 1998. The next item is the one
 with the largest (1 - d) * relevance - d * (largest similarity to an item already chosen); the first is the most
 relevant one. Two choices are ours:

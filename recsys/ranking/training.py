@@ -1,8 +1,5 @@
 """Fitting the rankers on the training table.
 
-Stage: ranking, offline. In: a `TrainingTable`. Out: `BoostedRanker` and `LogisticRanker`. Absent: how the
-table is built (`recsys.training_table`), probabilities (`calibration_training`).
-
 The trees start from the score of the logistic regression and learn what that cannot say: with few contexts, trees
 alone only reach what the regression reaches (docs/adr/0011). Their objective is the likelihood of each row, not of the
 order (docs/adr/0015). Training stops early on the later contexts in time, then is
@@ -155,10 +152,7 @@ def fit_early(
         settings.max_trees,
         valid_sets=[late],
         valid_names=["late"],
-        callbacks=[
-            lgb.early_stopping(settings.early_stopping, verbose=False),
-            lgb.record_evaluation(history),
-        ],
+        callbacks=[lgb.early_stopping(settings.early_stopping, verbose=False), lgb.record_evaluation(history)],
     )
     best = max(history["late"][f"ndcg@{STOPPING_DEPTH}"])
     report(f"ranker: {_trees(booster)} trees on the first contexts, NDCG@{STOPPING_DEPTH} {best:.4f} on the last")

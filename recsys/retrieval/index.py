@@ -16,11 +16,10 @@ import numpy as np
 
 from recsys.arrays import FloatArray, IntArray
 from recsys.errors import BundleError, ConfigError
-from recsys.retrieval.retriever import top_k
+from recsys.retrieval.retriever import LongestTop, top_k
 
-Kind = Literal["auto", "exact", "hnsw", "ivf"]
+Kind = Literal["auto", "exact", "ivf"]
 EXACT_UP_TO = 20_000  # vectors; of more, not all stay in a processor's cache between requests (docs/adr/0029)
-HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 200, 256
 IVF_PROBES, IVF_TRAINED_ON = 128, 64  # lists searched; vectors a list that k-means sees
 INDEX_FILES = "index.*.faiss"
 
@@ -44,16 +43,13 @@ class VectorIndex:
 
     @classmethod
     def build(cls, vectors: FloatArray, kind: Kind = "auto") -> "VectorIndex":
-        """`auto` is exact up to EXACT_UP_TO vectors and IVF above, which is built several times faster than HNSW."""
+        """`auto` is exact up to EXACT_UP_TO vectors and inverted lists above."""
         n, dim = vectors.shape
         if kind == "auto":
             kind = "exact" if n <= EXACT_UP_TO else "ivf"
         index: Any  # faiss's own stubs lack the attributes of its wrapped classes
         if kind == "exact":
             index = faiss.IndexFlatIP(dim)
-        elif kind == "hnsw":
-            index = faiss.IndexHNSWFlat(dim, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
-            index.hnsw.efConstruction = HNSW_BUILD
         elif kind == "ivf":
             lists = int(np.clip(4 * np.sqrt(n), 1, max(n // 39, 1)))
             index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
@@ -61,7 +57,7 @@ class VectorIndex:
             index.train(vectors)
             index.nprobe = min(IVF_PROBES, lists)
         else:
-            raise ConfigError(f"unknown index kind {kind!r}; choose auto, exact, hnsw or ivf")
+            raise ConfigError(f"unknown index kind {kind!r}; choose auto, exact or ivf")
         index.add(vectors)
         return cls(index, kind)
 
@@ -82,7 +78,7 @@ class VectorIndex:
             return top_k(queries @ self.vectors().T, k, hidden)
         found, scores = np.empty((len(queries), k), dtype=np.int64), np.empty((len(queries), k), dtype=np.float32)
         for row, query in enumerate(np.ascontiguousarray(queries, dtype=np.float32)):
-            values, item_idx = self._index.search(query[None], k, params=self._options(k, hidden[row]))
+            values, item_idx = self._index.search(query[None], k, params=self._options(hidden[row]))
             order = np.lexsort((item_idx[0], -values[0]))
             found[row], scores[row] = item_idx[0, order], values[0, order]
         scores[found < 0] = -np.inf
@@ -94,9 +90,9 @@ class VectorIndex:
         flat = library.rev_swig_ptr(self._index.get_xb(), len(self) * self._index.d)
         return np.asarray(flat, dtype=np.float32).reshape(len(self), self._index.d)
 
-    def _options(self, k: int, hidden: IntArray) -> Any:
+    def _options(self, hidden: IntArray) -> Any:
         """Options of one search. FAISS passes over what its selector leaves out, while it walks: an approximate walk
-        has to be the longer, and to look into the more lists, the more is hidden."""
+        has to look into the more lists, the more is hidden."""
         library: Any = faiss  # its stubs lack the Python side of these classes
         left_out = len(hidden)
         options = {}
@@ -104,8 +100,6 @@ class VectorIndex:
             shown = np.ones(len(self), dtype=bool)
             shown[hidden] = False
             options["sel"] = library.IDSelectorBitmap(np.packbits(shown, bitorder="little"))
-        if self.kind == "hnsw":
-            return library.SearchParametersHNSW(efSearch=max(HNSW_SEARCH, k + left_out), **options)
         if self.kind == "ivf":
             shown_share = max(len(self) - left_out, 1) / max(len(self), 1)
             lists = min(ceil(self._index.nprobe / shown_share), self._index.nlist)
@@ -152,7 +146,7 @@ class VectorIndex:
         return bool(np.array_equal(held, vectors))
 
 
-class VectorScores:
+class VectorScores(LongestTop):
     """User vectors against an index, which passes over what was seen."""
 
     def __init__(
@@ -167,14 +161,8 @@ class VectorScores:
         leaves it out."""
         self._users, self._vectors, self._index = users, vectors, index
         self._seen_idx, self._no_score = seen_idx, np.float32(no_score)
-        self._best = np.empty((len(users), 0), dtype=np.int64), np.empty((len(users), 0), dtype=np.float32)
 
-    def top(self, k: int) -> tuple[IntArray, FloatArray]:
-        if k > self._best[0].shape[1]:  # a shorter list is the start of a longer one
-            self._best = self._search(k)
-        return self._best[0][:, :k], self._best[1][:, :k]
-
-    def _search(self, k: int) -> tuple[IntArray, FloatArray]:
+    def _top(self, k: int) -> tuple[IntArray, FloatArray]:
         item_idx, scores = self._index.search(self._users, k, self._seen_idx)
         none = (item_idx < 0) | (scores == self._no_score)
         if none.any():

@@ -35,14 +35,7 @@ class ItemKnn:
 
     @classmethod
     def fit(
-        cls,
-        user_idx: IntArray,
-        item_idx: IntArray,
-        n_items: int,
-        *,
-        shrinkage: float,
-        neighbours: int,
-        power: float,
+        cls, user_idx: IntArray, item_idx: IntArray, n_items: int, *, shrinkage: float, neighbours: int, power: float
     ) -> "ItemKnn":
         """From (E,) events."""
         x = interactions(user_idx, item_idx, n_items)

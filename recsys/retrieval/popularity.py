@@ -26,13 +26,7 @@ class Popularity:
 
     @classmethod
     def fit(
-        cls,
-        item_idx: IntArray,
-        timestamps: IntArray,
-        n_items: int,
-        *,
-        cutoff: int,
-        half_life_days: float,
+        cls, item_idx: IntArray, timestamps: IntArray, n_items: int, *, cutoff: int, half_life_days: float
     ) -> "Popularity":
         """From (E,) events with timestamp <= cutoff."""
         age_days = (cutoff - timestamps) / 86_400

@@ -134,19 +134,29 @@ def _decode(keys, scores, item_idx, best):  # type: ignore[no-untyped-def]
             item_idx[b, place], best[b, place] = item, scores[b, item]
 
 
-class DenseScores:
+class LongestTop:
+    """`top` keeps the longest list asked for: a shorter one is its start."""
+
+    _best: tuple[IntArray, FloatArray] | None = None
+
+    def top(self, k: int) -> tuple[IntArray, FloatArray]:
+        if self._best is None or k > self._best[0].shape[1]:
+            self._best = self._top(k)
+        return self._best[0][:, :k], self._best[1][:, :k]
+
+    def _top(self, k: int) -> tuple[IntArray, FloatArray]:
+        raise NotImplementedError
+
+
+class DenseScores(LongestTop):
     """An answer that holds a score for every item. A score of exactly 0 means "no opinion": `top` leaves it out."""
 
     def __init__(self, scores: FloatArray, seen_idx: Sequence[IntArray]) -> None:
         """`scores` (B, N), finite."""
-        self._scores = scores
-        self._seen_idx = seen_idx
-        self._best = np.empty((len(scores), 0), dtype=np.int64), np.empty((len(scores), 0), dtype=np.float32)
+        self._scores, self._seen_idx = scores, seen_idx
 
-    def top(self, k: int) -> tuple[IntArray, FloatArray]:
-        if k > self._best[0].shape[1]:  # a shorter list is the start of a longer one
-            self._best = top_k(self._scores, k, self._seen_idx, no_score=0.0)
-        return self._best[0][:, :k], self._best[1][:, :k]
+    def _top(self, k: int) -> tuple[IntArray, FloatArray]:
+        return top_k(self._scores, k, self._seen_idx, no_score=0.0)
 
     def at(self, item_idx: IntArray) -> FloatArray:
         out = self._scores[np.arange(len(item_idx))[:, None], item_idx]  # -1 reads the last item

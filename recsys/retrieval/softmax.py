@@ -1,8 +1,5 @@
 """The training loss of the two-tower model: softmax over all items, or over a sample of them.
 
-Stage: retrieval, offline. In: user vectors, item vectors, targets, and what each user had seen by then. Out: the mean
-negative log-likelihood. Absent: where queries come from (`windows`) and the loop (`two_tower_training`).
-
 What a user has seen is left out of the sum: it is never recommended, so no weight is spent on pushing it down.
 
 `full_softmax_loss` finds the gradient while it computes the loss, a slice of queries at a time, and keeps no (Q, N)

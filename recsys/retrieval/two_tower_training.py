@@ -1,8 +1,5 @@
 """How the two-tower model is trained: windows, softmax over unseen items, early stopping, checkpoints.
 
-Stage: retrieval, offline. In: events up to a cutoff, grouped by user. Out: a fitted `TwoTower` and its log. Absent:
-the model's inside (`two_tower`), the cutting of histories (`windows`), evaluation of the whole system.
-
 Examples are the contexts and targets inside the `windows` of histories, cut anew each epoch.
 
 What is validated and returned is the exponential moving average of the weights over the last 1 / (1 - averaging)

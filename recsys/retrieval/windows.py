@@ -1,8 +1,5 @@
 """Histories cut into training windows for the two-tower model.
 
-Stage: retrieval, offline. In: `Histories` and a cutoff. Out: `Windows`, arrays of tokens with the contexts and targets
-inside them. Absent: the loss and the loop (`two_tower_training`).
-
 The context of a target is everything of its user with an earlier timestamp: the events of one second are predicted
 from the same context and never from one another, just as in the replay protocol. Windows hold L tokens and start at
 a random offset in each epoch.

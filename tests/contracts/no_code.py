@@ -1,4 +1,4 @@
-"""Proof that a folder holds no pickle. Stage: tests of everything that is saved. Absent: tests."""
+"""Proof that a folder holds no pickle."""
 
 import io
 import pickletools

@@ -1,4 +1,4 @@
-"""The scanner itself finds what it must find. Stage: tests."""
+"""The scanner itself finds what it must find."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The contract that every ranker meets. Stage: ranking. Absent: what they learn (`tests/ranking`)."""
+"""The contract that every ranker meets."""
 
 import json
 from pathlib import Path
@@ -11,13 +11,7 @@ from recsys.features.candidate import feature_names
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker, Ranker
 from recsys.recommender import Recommender
 from tests.contracts.no_code import assert_no_pickle
-from tests.planted import (
-    RECOMMENDER,
-    planted_catalogue,
-    planted_rankers,
-    planted_retrievers,
-    planted_training_table,
-)
+from tests.planted import RECOMMENDER, planted_catalogue, planted_rankers, planted_retrievers, planted_training_table
 
 
 @pytest.fixture(params=["trees", "logistic"])

@@ -1,5 +1,4 @@
-"""The contract that every retriever meets. Stage: retrieval. Absent: what each retriever recommends
-(`tests/retrieval`)."""
+"""The contract that every retriever meets."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -147,12 +146,6 @@ def test_an_empty_batch_gives_an_empty_answer(retriever: Retriever) -> None:
     answer = retriever.answer(all_users().rows(slice(0, 0)))
     assert answer.top(5)[0].shape == (0, 5)
     assert answer.at(np.zeros((0, 3), dtype=np.int64)).shape == (0, 3)
-
-
-def test_the_same_question_gets_the_same_answer(retriever: Retriever) -> None:
-    states = all_users()
-    for first, second in zip(retriever.answer(states).top(20), retriever.answer(states).top(20), strict=True):
-        np.testing.assert_array_equal(first, second)
 
 
 def test_the_future_changes_nothing_and_the_order_inside_a_batch_neither(retriever: Retriever) -> None:

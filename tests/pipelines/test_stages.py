@@ -104,7 +104,7 @@ def changed(part: str, **values: Any) -> PipelineConfig:
         (changed("ranker", seed=99), ["features", *FROM_RANKER]),
         (changed("ranker", max_contexts=5), ["features", *FROM_RANKER]),
         (changed("recommender", fetch=77), FROM_RANKER),
-        (replace(CONFIG, index="hnsw"), FROM_T0),
+        (replace(CONFIG, index="ivf"), FROM_T0),
         (replace(CONFIG, latency_budget_ms=1.0), ["register"]),
         (replace(CONFIG, refit=False), ["production", "register"]),
         (replace(CONFIG, feature_store="redis elsewhere:6379"), ["features", *FROM_RANKER]),

@@ -1,4 +1,4 @@
-"""Probabilities beside scores: shares, maps, files. Stage: ranking. Absent: fitting."""
+"""Probabilities beside scores: shares, maps, files."""
 
 import math
 from pathlib import Path
@@ -152,9 +152,3 @@ def test_knots_that_are_no_rising_map_are_refused(score: tuple[float, ...], prob
 def test_a_platt_map_must_rise(slope: float, intercept: float) -> None:
     with pytest.raises(ConfigError, match="Platt map needs"):
         Platt(slope, intercept)
-
-
-@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
-def test_a_temperature_is_above_zero(temperature: float) -> None:
-    with pytest.raises(ConfigError, match="temperature must be above 0"):
-        Probabilities(temperature, LEADERBOARD, SCORE, LEADERBOARD)

@@ -1,4 +1,4 @@
-"""Fitting probabilities where the true ones are known. Stage: ranking, offline. Absent: real retrieval."""
+"""Fitting probabilities where the true ones are known."""
 
 import math
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 from scipy.optimize import minimize
 
 from recsys.errors import ConfigError, DataError
-from recsys.ranking.calibration import COUNT, HABITS, Platt, like_scores, log_shares
+from recsys.ranking.calibration import COUNT, HABITS, like_scores, log_shares
 from recsys.ranking.calibration_training import (
     LIKE_FEATURES,
     MOVIE_SHARE,
@@ -19,7 +19,7 @@ from recsys.ranking.calibration_training import (
     fit_temperature,
 )
 from recsys.ranking.ranker import LogisticRanker
-from recsys.ranking.training import RankerSettings, TrainingTable, WholeLists, fit_early, joined
+from recsys.ranking.training import RankerSettings, TrainingTable, WholeLists, fit_early
 
 NAMES = ("z", *LIKE_FEATURES)
 SETTINGS = RankerSettings(max_trees=80, learning_rate=0.1, min_rows_in_leaf=20, early_stopping=20, threads=1)
@@ -143,20 +143,6 @@ def test_only_lists_later_than_what_the_early_ranker_saw_are_read() -> None:
     assert (one.temperature, one.watch_map) == (other.temperature, other.watch_map)
 
 
-def test_places_without_a_candidate_are_no_negatives() -> None:
-    """Twice as many places, the second half empty, change nothing."""
-    plain = table(600)
-    empty = {
-        name: np.concatenate([getattr(plain.whole, name), np.zeros_like(getattr(plain.whole, name))], axis=1)
-        for name in ("features", "present", "happened")
-    }
-    wide = replace(plain, whole=replace(plain.whole, **empty))
-    one, other = (fit_probabilities(t, SETTINGS, scorer(1.0))[0] for t in (plain, wide))
-    assert one.temperature == pytest.approx(other.temperature, rel=1e-9)
-    shares = np.linspace(-8, 0, 50)
-    np.testing.assert_allclose(one.watch_map(shares), other.watch_map(shares), rtol=1e-9)
-
-
 def test_the_like_score_beats_both_shares_where_both_matter() -> None:
     said: list[str] = []
     fitted, facts = fit_probabilities(table(4_000), SETTINGS, scorer(1.0), report=said.append)
@@ -197,15 +183,6 @@ def test_the_losses_that_decide_are_those_of_the_second_half_of_the_later_contex
     assert facts["like"]["base_rate"] == pytest.approx(liked[late].mean())
 
 
-def test_where_all_early_ratings_are_liked_a_share_is_used() -> None:
-    made = table(400)
-    rating = made.rating.copy()
-    rating[: len(rating) * 2 // 3] = np.where(np.isnan(rating[: len(rating) * 2 // 3]), np.nan, 5.0)
-    _, facts = fit_probabilities(replace(made, rating=rating), SETTINGS, scorer(1.0))
-    assert set(facts["like"]["auc"]) == {"item's liked share", "user's liked share"}
-    assert "logistic" not in facts["like"]["chosen"]
-
-
 def test_unknown_values_and_newcomers_do_no_harm() -> None:
     odd = table(600)
     features = odd.features.copy()
@@ -220,28 +197,12 @@ def test_unknown_values_and_newcomers_do_no_harm() -> None:
     np.testing.assert_array_equal(got, like_scores(fitted.like_score, features)[newcomer])
 
 
-def test_windows_are_joined_with_their_lists_and_ratings() -> None:
-    first, second = table(100), table(150, seed=1)
-    both = joined([first, second])
-    assert len(both.whole) == 250
-    np.testing.assert_array_equal(both.whole.features[100:], second.whole.features)
-    np.testing.assert_array_equal(both.rating, np.concatenate([first.rating, second.rating]))
-
-
 def test_without_a_later_list_there_is_nothing_to_fit_on() -> None:
     made = table(100)
     early = made.whole.timestamp < made.timestamp[10]
     whole = WholeLists(*(getattr(made.whole, name)[early] for name in ("features", "present", "happened", "timestamp")))
     with pytest.raises(DataError, match=r"no context with a whole candidate list is later .*\(unsampled_candidates\)"):
         fit_probabilities(replace(made, whole=whole), SETTINGS, scorer(1.0))
-
-
-def test_a_single_later_list_is_enough() -> None:
-    made = table(100)
-    whole = WholeLists(*(getattr(made.whole, name)[-1:] for name in ("features", "present", "happened", "timestamp")))
-    fitted, facts = fit_probabilities(replace(made, whole=whole), SETTINGS, scorer(1.0))
-    assert facts["watch"]["contexts"] == 1
-    assert isinstance(fitted.watch_map, Platt)
 
 
 def test_a_table_without_the_features_of_liking_is_refused() -> None:

@@ -1,14 +1,11 @@
-"""Maximal marginal relevance against a loop over sets; what a re-rank may not change; its price.
-
-Stage: tests. Absent: how much diversity is worth (tests/pipelines/test_studies.py).
-"""
+"""Maximal marginal relevance against a loop over sets; what a re-rank may not change; its price."""
 
 import numpy as np
 import pytest
 
 from recsys.errors import ConfigError
 from recsys.ranking.diversity import most_diverse, pool_size, relevance, unit_genres
-from recsys.recommender import Recommender, RecommenderSettings, RequestContext
+from recsys.recommender import RequestContext
 from tests.planted import (
     DAY,
     N_ITEMS,
@@ -59,12 +56,6 @@ def test_the_order_is_that_of_the_definition(diversity: float, absent: int) -> N
         got = most_diverse(scores, vectors, 9, diversity)
         for b in range(len(scores)):
             assert_by_hand(got[b].tolist(), scores[b].tolist(), vectors[b].tolist(), 9, diversity)
-
-
-def test_equal_values_go_to_the_better_score() -> None:
-    scores = np.array([[3.0, 3.0, 3.0, 3.0]], np.float32)
-    vectors = np.array([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]], np.float32)
-    assert most_diverse(scores, vectors, 4, 0.5).tolist() == [[0, 2, 1, 3]]
 
 
 def test_three_items_worked_out() -> None:
@@ -158,17 +149,3 @@ def test_lists_become_more_varied_and_less_relevant_with_diversity() -> None:
     assert spread == sorted(spread)
     assert score == sorted(score, reverse=True)
     assert len({*score}) == len(score)
-
-
-def test_without_a_ranker_the_merged_order_is_re_ranked() -> None:
-    whole = planted_recommender()
-    settings = RecommenderSettings(fetch=15, keep=25, rank=15)
-    recommender = Recommender(whole.catalogue, whole.retrievers, None, settings)
-    got = recommender.recommend(states(), context(), 4, diversity=0.6)
-    merged = recommender.retrieve(states())
-    vectors = unit_genres(planted_catalogue().genres)
-    for b in range(len(states())):
-        top = merged.item_idx[b, :15]
-        assert (top >= 0).all()
-        assert_by_hand(got.position[b].tolist(), merged.rrf_score[b, :15].tolist(), vectors[top].tolist(), 4, 0.6)
-        assert got.item_ids[b].tolist() == planted_catalogue().to_ids(top[got.position[b]]).tolist()

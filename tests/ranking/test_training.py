@@ -1,4 +1,4 @@
-"""Fitting the rankers on planted tables. Stage: ranking, offline. Absent: how a table is built."""
+"""Fitting the rankers on planted tables."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from recsys.errors import ConfigError, DataError
+from recsys.errors import DataError
 from recsys.ranking.training import (
     FEWEST_CONTEXTS,
     STOPPING_DEPTH,
@@ -68,13 +68,6 @@ def test_the_trees_put_the_planted_positives_first_also_where_they_have_not_lear
     assert said == [f"ranker: 1 trees on the first contexts, NDCG@{STOPPING_DEPTH} 1.0000 on the last"]
 
 
-def test_lambdarank_is_still_an_objective_and_another_one() -> None:
-    ranker = fit_boosted(table(), replace(SETTINGS, objective="lambdarank"))
-    assert "objective=lambdarank" in ranker.booster.model_to_string()
-    assert "objective=binary" in fit_boosted(table(), SETTINGS).booster.model_to_string()
-    assert first_in_every_context(ranker.score(table(seed=1).features), table(seed=1))
-
-
 def test_the_same_table_and_seed_give_the_same_trees() -> None:
     first, second = (fit_boosted(table(), SETTINGS).booster.model_to_string() for _ in range(2))
     assert first == second
@@ -121,12 +114,6 @@ def test_too_few_contexts_are_refused_and_just_enough_are_not() -> None:
     fit_boosted(table(FEWEST_CONTEXTS), SETTINGS)
 
 
-@pytest.mark.parametrize("holdout", [0.0, 1.0, -0.1, 1.5])
-def test_an_impossible_holdout_is_refused(holdout: float) -> None:
-    with pytest.raises(ConfigError, match="holdout must lie between 0 and 1"):
-        RankerSettings(holdout=holdout)
-
-
 @pytest.mark.parametrize(
     ("users", "power", "expected"),
     [
@@ -161,10 +148,6 @@ def test_rows_of_one_label_are_refused(label: int) -> None:
     whole = table()
     with pytest.raises(DataError, match="rows of both labels"):
         fit_logistic(replace(whole, labels=np.full_like(whole.labels, label)))
-
-
-def test_the_length_of_a_table_is_its_rows() -> None:
-    assert len(table(30, 4)) == 120
 
 
 def test_a_regression_that_does_not_end_in_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

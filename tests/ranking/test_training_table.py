@@ -1,4 +1,4 @@
-"""The ranker's table: labels, negatives, thinning, and what statistics it reads. Stage: ranking, offline."""
+"""The ranker's table: labels, negatives, thinning, and what statistics it reads."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -15,7 +15,6 @@ from recsys.ranking.training import TrainingTable
 from recsys.recommender import Recommender
 from recsys.training_table import Retrieved, build_training_table, item_days, retrieve_contexts
 from tests.planted import (
-    DAY,
     RECOMMENDER,
     planted_catalogue,
     planted_histories,
@@ -82,12 +81,6 @@ def test_every_found_context_has_its_candidates_with_the_right_labels() -> None:
     assert any(table.labels[rows].sum() > 1 for rows in groups.values()), "several events of one second"
 
 
-def test_found_is_the_share_of_events_that_retrieval_returned() -> None:
-    truth, candidates = happened(), shown()
-    hits = sum(len(truth[key] & set(candidates[key])) for key in truth)
-    assert build().found == pytest.approx(hits / sum(len(v) for v in truth.values()), abs=1e-12)
-
-
 @pytest.mark.parametrize("negatives", [0, 1, 3])
 def test_thinning_keeps_all_positives_and_so_many_candidates_in_merged_order(negatives: int) -> None:
     table, whole, candidates = build(negatives), build(), shown()
@@ -147,11 +140,6 @@ def test_a_sample_of_unsampled_candidates_is_seeded_and_does_not_depend_on_the_t
     np.testing.assert_array_equal(build(1, unsampled_candidates=9).item_id, build(1).item_id)
 
 
-def test_thinning_is_seeded() -> None:
-    np.testing.assert_array_equal(build(2, seed=3).item_id, build(2, seed=3).item_id)
-    assert build(2, seed=3).item_id.tolist() != build(2, seed=4).item_id.tolist()
-
-
 def test_features_are_those_that_are_served() -> None:
     """The rows of one context equal what the recommender computes for that user alone at that moment."""
     recommender, _, _, _ = parts()
@@ -188,18 +176,6 @@ def test_statistics_of_the_listed_items_and_days_are_all_that_features_read() ->
 
     filled = build_training_table(*parts(), partly, negatives=EVERYTHING)
     np.testing.assert_array_equal(filled.features, build().features)
-
-
-def test_the_list_of_statistics_by_loops() -> None:
-    recommender, contexts, states, retrieved = parts()
-    candidates = shown()
-    expected = set()
-    for c, (user, moment) in enumerate(zip(contexts.user_id.tolist(), contexts.timestamp.tolist(), strict=True)):
-        read = set(candidates[user, moment]) | set(recommender.catalogue.to_ids(states.item_idx[c]).tolist()) - {-1}
-        expected |= {(i, moment // DAY) for i in read}
-    pairs = item_days(recommender, states, retrieved)
-    got = set(zip(pairs[ITEM_ID].tolist(), pairs["day"].tolist(), strict=True))
-    assert got == expected
 
 
 def test_contexts_are_retrieved_in_batches_of_one_day_with_progress() -> None:

@@ -1,4 +1,4 @@
-"""Histories by hand. Stage: tests of retrieval. In: row numbers of items, oldest first. Out: a `StateBatch` of one."""
+"""Histories by hand."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""iALS against the equations that it solves, written as least squares, and against `implicit`. Stage: retrieval."""
+"""iALS against the equations that it solves, written as least squares, and against `implicit`."""
 
 import subprocess
 import sys
@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from implicit.cpu.als import AlternatingLeastSquares
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from recsys.errors import BundleError
-from recsys.features.state import HISTORY_LENGTH
 from recsys.retrieval.ials import Ials
 from recsys.retrieval.index import VectorIndex
 from tests.retrieval.histories import every, state
@@ -60,14 +58,6 @@ def test_the_folded_in_vector_is_the_least_squares_solution(power: float) -> Non
     expected = least_squares(fitted.factors.astype(np.float64), weights)
     np.testing.assert_allclose(fitted.encode(states)[0], expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(every(fitted, states, N)[0], fitted.factors @ expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_history_that_fills_the_state_is_folded_in_whole() -> None:
-    fitted = fit(power=0.5)
-    items = np.random.default_rng(1).integers(0, N, HISTORY_LENGTH)
-    weights = np.bincount(items, (1.0 + np.arange(HISTORY_LENGTH)[::-1]) ** -0.5, minlength=N)
-    expected = least_squares(fitted.factors.astype(np.float64), weights)
-    np.testing.assert_allclose(fitted.encode(state(items.tolist()))[0], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_with_even_weights_it_is_the_fold_in_of_the_library() -> None:
@@ -155,26 +145,6 @@ def test_the_seed_decides_every_bit_and_the_row_numbers_of_users_none() -> None:
     np.testing.assert_array_equal(fit().factors, fit().factors)
     assert (fit().factors != fit(seed=8).factors).any()
     np.testing.assert_array_equal(fit(user_idx=3 * events()[0] + 5).factors, fit().factors)
-
-
-def blas_threads() -> list[int]:
-    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
-
-
-def test_the_callers_threads_change_nothing_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library looks at BLAS once a process and warns where it has several threads; a warning is an error here."""
-    expected = fit().factors
-    monkeypatch.setattr("implicit.utils._checked_blas_config", False)
-    with threadpool_limits(2, "blas"):
-        assert set(blas_threads()) == {2}
-        np.testing.assert_array_equal(fit().factors, expected)
-        assert set(blas_threads()) == {2}
-
-
-def test_events_of_nobody_give_no_opinion() -> None:
-    nothing = np.array([], dtype=np.int64)
-    fitted = Ials.fit(nothing, nothing, N, dim=DIM, regularisation=1.0, alpha=1.0, iterations=2, power=1.0)
-    assert fitted.answer(state([1, 2])).top(2)[0].tolist() == [[-1, -1]]
 
 
 def test_a_service_does_without_the_library_that_fits() -> None:

@@ -11,7 +11,7 @@ VECTORS = RNG.standard_normal((N, D)).astype(np.float32)
 QUERIES = RNG.standard_normal((B, D)).astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=["exact", "hnsw", "ivf"])
+@pytest.fixture(scope="module", params=["exact", "ivf"])
 def index(request: pytest.FixtureRequest) -> VectorIndex:
     return VectorIndex.build(VECTORS, request.param)
 
@@ -37,7 +37,7 @@ def test_what_is_hidden_is_never_returned_and_what_is_best_of_the_rest_is(index:
         if index.kind == "exact":
             assert found[row].tolist() == expected
             np.testing.assert_allclose(scores[row], VECTORS[expected] @ QUERIES[row], rtol=1e-5, atol=1e-5)
-    assert np.mean(right) >= {"exact": 1.0, "hnsw": 0.99, "ivf": 0.9}[index.kind]
+    assert np.mean(right) >= {"exact": 1.0, "ivf": 0.9}[index.kind]
 
 
 def test_where_fewer_are_left_than_asked_for_the_rest_is_padding(index: VectorIndex) -> None:
@@ -65,10 +65,4 @@ def test_ivf_looks_into_the_more_lists_the_more_is_hidden(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(("hidden", "lists"), [(0, 4), (1, 5), (N // 2, 8), (N * 3 // 4, 16), (N - 3, 51)])
 def test_ivf_looks_into_lists_in_proportion(hidden: int, lists: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recsys.retrieval.index.IVF_PROBES", 4)
-    assert VectorIndex.build(VECTORS, "ivf")._options(K, np.arange(hidden)).nprobe == lists
-
-
-def test_hiding_nothing_is_no_hiding(index: VectorIndex) -> None:
-    empty = [np.empty(0, dtype=np.int64)] * B
-    for first, second in zip(index.search(QUERIES, K, empty), index.search(QUERIES, K), strict=True):
-        np.testing.assert_array_equal(first, second)
+    assert VectorIndex.build(VECTORS, "ivf")._options(np.arange(hidden)).nprobe == lists

@@ -1,9 +1,7 @@
-"""Item-kNN against scikit-learn and loops. Stage: retrieval. Absent: the contract
-(`tests/contracts/test_retrievers`)."""
+"""Item-kNN against scikit-learn and loops."""
 
 import numpy as np
 import pytest
-from sklearn.metrics.pairwise import cosine_similarity
 
 from recsys.retrieval import item_knn
 from recsys.retrieval.item_knn import ItemKnn
@@ -42,18 +40,6 @@ def oracle(shrinkage: float) -> np.ndarray:
             if i != j and fans[i] & fans[j]:
                 table[i, j] = len(fans[i] & fans[j]) / (np.sqrt(len(fans[i]) * len(fans[j])) + shrinkage)
     return table
-
-
-def test_without_shrinkage_it_is_the_cosine_of_columns() -> None:
-    """An item rated twice counts once, none is its own neighbour, an item without events is nobody's."""
-    expected = cosine_similarity(interactions().T)
-    np.fill_diagonal(expected, 0.0)
-    table = fit().table
-    np.testing.assert_allclose(table.toarray(), expected, rtol=1e-6, atol=1e-7)
-    assert table.dtype == np.float32
-    assert not expected[NOBODY].any()
-    assert not expected[:, NOBODY].any()
-    assert (table.data > 0).all(), "nothing is stored that says nothing"
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 1.0, 12.5])
@@ -99,10 +85,3 @@ def test_a_history_adds_the_rows_of_its_items_recent_ones_more() -> None:
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
     assert not every(fitted, state([]), N).any()
     assert not every(fitted, state([NOBODY]), N).any()
-
-
-def test_events_of_nobody_give_an_empty_table() -> None:
-    nothing = np.array([], dtype=np.int64)
-    fitted = ItemKnn.fit(nothing, nothing, N, shrinkage=0.0, neighbours=3, power=1.0)
-    assert fitted.table.nnz == 0
-    assert fitted.answer(state([1, 2])).top(2)[0].tolist() == [[-1, -1]]

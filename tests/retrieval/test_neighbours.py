@@ -1,4 +1,4 @@
-"""EASE, co-visitation, popularity: their formulas by loops, and known answers. Stage: retrieval."""
+"""EASE, co-visitation, popularity: their formulas by loops, and known answers."""
 
 import numpy as np
 import pytest

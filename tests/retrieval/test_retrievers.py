@@ -1,4 +1,4 @@
-"""The table of retrievers: every name can be fitted with its default settings, saved and loaded. Stage: retrieval."""
+"""The table of retrievers: every name can be fitted with its default settings, saved and loaded."""
 
 from pathlib import Path
 
@@ -7,13 +7,7 @@ import pytest
 
 from pipelines.config import config_for
 from recsys.bundle import save_retrievers
-from recsys.columns import (
-    ITEM_ID,
-    RETRIEVERS,
-    TIMESTAMP,
-    TWO_TOWER,
-    USER_ID,
-)
+from recsys.columns import ITEM_ID, RETRIEVERS, TIMESTAMP, TWO_TOWER, USER_ID
 from recsys.errors import BundleError
 from recsys.features.catalogue import Catalogue
 from recsys.retrieval.ease import Ease

@@ -61,18 +61,6 @@ def random_states(seed: int = 0) -> StateBatch:
     return replace(cold, item_idx=item_idx, ratings=ratings, timestamps=times, profile=profile)
 
 
-def test_the_random_states_reach_every_level() -> None:
-    states = random_states()
-    tokens = tokens_of(states, HISTORY_LENGTH)
-    every = set(gap_levels(GAP_EDGES_S.repeat(2) + np.tile([0, 1], len(GAP_EDGES_S))).tolist())
-    assert set(tokens.gaps.ravel().tolist()) == every
-    assert set(tokens.query_gap.tolist()) == every
-    assert set(tokens.ratings.ravel().tolist()) == set(range(11))
-    assert {0, 1, 2, 63, 64} <= set(tokens.count.tolist())
-    for column, size in enumerate(planted_catalogue().profiles.sizes):
-        assert set(states.profile[:, column].tolist()) == set(range(size))
-
-
 @pytest.mark.parametrize("changes", [{}, {"layers": 1}, {"layers": 3, "heads": 4}, {"heads": 1}, {"max_length": 10}])
 def test_the_vectors_are_those_of_torch(changes: dict[str, object]) -> None:
     made = model(**changes)

@@ -1,20 +1,15 @@
-"""The model's inside: who sees what. Stage: retrieval. Absent: training."""
+"""The model's inside: who sees what."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from recsys.atomic_io import read_json, write_json
-from recsys.errors import BundleError
-from recsys.features.catalogue import Catalogue
 from recsys.retrieval.tower_inputs import TowerShape, gap_levels, rating_levels
 from recsys.retrieval.two_tower import TwoTower, encode_states
-from recsys.retrieval.two_tower_retriever import TwoTowerRetriever
 from recsys.retrieval.windows import WindowCutter
-from tests.planted import DAY, N_ITEMS, START, planted_catalogue, planted_histories, planted_retrievers, planted_tables
+from tests.planted import DAY, N_ITEMS, START, planted_catalogue, planted_histories
 
 LENGTH = 10
 
@@ -52,10 +47,6 @@ def tokens(b: int = 3, length: int = LENGTH) -> tuple[torch.Tensor, torch.Tensor
         torch.from_numpy(rng.integers(0, 15, (b, length))),
         torch.from_numpy(np.stack([np.arange(b) % 3, np.arange(b) % 8, np.arange(b) % 3], axis=1)),
     )
-
-
-def test_there_is_a_hidden_vector_before_every_token_and_after_the_last() -> None:
-    assert model().encode(*tokens()).shape == (3, LENGTH + 1, 8)
 
 
 @pytest.mark.parametrize("which", range(3))
@@ -133,14 +124,6 @@ def test_id_dropout_drops_whole_ids_while_training_only() -> None:
         torch.testing.assert_close(made.eval().item_vectors(), everything)
 
 
-def test_a_catalogue_without_genres_still_gives_vectors() -> None:
-    items = planted_tables().items.assign(genres=[[]] * N_ITEMS)
-    catalogue = Catalogue.from_tables(items, planted_tables().users)
-    made = TwoTower(shape(n_genres=0), catalogue)
-    assert made.items.genre is None
-    assert made.item_vectors().shape == (N_ITEMS, 8)
-
-
 @pytest.mark.parametrize("events", [1, 4, 9, 10, 12])
 def test_a_served_state_reads_exactly_as_its_window_did_in_training(events: int) -> None:
     """Also with fewer events than the row is long, and with more than the model reads."""
@@ -196,11 +179,3 @@ def test_somebody_cold_is_read_at_the_start_token() -> None:
     hidden = made.encode(empty, empty, empty, torch.from_numpy(cold.profile))
     expected = made.query(hidden[:, 0], torch.zeros(1, dtype=torch.int64))
     np.testing.assert_allclose(encode_states(made, cold), expected.detach().numpy(), rtol=1e-4, atol=1e-5)
-
-
-def test_towers_of_another_catalogue_are_refused(tmp_path: Path) -> None:
-    planted_retrievers()[0].save(tmp_path)
-    stored = read_json(tmp_path / "towers.json")
-    write_json(tmp_path / "towers.json", {**stored, "n_items": 41})
-    with pytest.raises(BundleError, match="the towers know 41 items, the catalogue holds 40"):
-        TwoTowerRetriever.load(tmp_path, planted_catalogue())

@@ -1,4 +1,4 @@
-"""Early stopping, checkpoints, and what the model learns on the planted world. Stage: retrieval, offline."""
+"""Early stopping, checkpoints, and what the model learns on the planted world."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,14 +11,8 @@ import torch
 from recsys.errors import ConfigError
 from recsys.features.prediction_points import PredictionPoints
 from recsys.features.state import StateBatch
-from recsys.retrieval import two_tower_training as training
 from recsys.retrieval.two_tower import TwoTower, encode_states
-from recsys.retrieval.two_tower_training import (
-    TowerSettings,
-    Trainer,
-    batches_of_alike,
-    validation_ndcg,
-)
+from recsys.retrieval.two_tower_training import TowerSettings, Trainer, batches_of_alike, validation_ndcg
 from tests.planted import (
     N_ITEMS,
     N_RATED,
@@ -60,14 +54,6 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(negatives: 
     assert other.log.losses != first.log.losses
 
 
-def test_auto_sums_over_everything_until_there_are_too_many_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = replace(SHORT, epochs=1, uniform_negatives=16)
-    by_kind = {kind: weights(trainer(replace(settings, negatives=kind)).fit()) for kind in ("full", "sampled")}
-    assert_equal(weights(trainer(settings).fit()), by_kind["full"])
-    monkeypatch.setattr(training, "FULL_SOFTMAX", N_ITEMS - 1)
-    assert_equal(weights(trainer(settings).fit()), by_kind["sampled"])
-
-
 def test_events_after_the_cutoff_change_nothing() -> None:
     """The leak test: a history cut by hand at T1 gives the very same model."""
     cutoff = planted_split().t1
@@ -107,14 +93,6 @@ def test_stopped_and_continued_equals_uninterrupted_bit_for_bit(validated: bool,
     assert continued.log.best_epoch == 4
     assert len(continued.log.seconds) == 4
     assert [p.name for p in path.parent.iterdir()] == ["tower.checkpoint"]
-
-
-def test_a_finished_training_is_not_continued(tmp_path: Path) -> None:
-    path = tmp_path / "tower.checkpoint"
-    expected = weights(trainer(checkpoint=path).fit())
-    again = trainer(checkpoint=path)
-    assert_equal(weights(again.fit()), expected)
-    assert len(again.log.losses) == SHORT.epochs
 
 
 def test_a_checkpoint_of_another_training_is_ignored(tmp_path: Path) -> None:
@@ -161,24 +139,6 @@ def test_an_epoch_takes_at_most_the_events_asked_for() -> None:
     assert 50 < sum(sizes) <= 50 + 8
 
 
-def test_the_learning_rate_rises_over_half_an_epoch() -> None:
-    """60 users with 12 events each in batches of 90 events: 8 steps; 5 % and 25 % more each, capped at 1."""
-    made = trainer(replace(TOWER, epochs=2, dim=8, learning_rate=1.0, batch_events=90))
-    rates = []
-    made.optimiser.step = lambda: rates.append(made.optimiser.param_groups[0]["lr"])  # type: ignore[method-assign,assignment]
-    made.fit()
-    assert len(rates) == 16
-    np.testing.assert_allclose(rates, [0.05, 0.3, 0.55, 0.8, *[1.0] * 12], rtol=1e-9)
-
-
-def test_without_any_event_the_model_is_untrained_but_there() -> None:
-    """A history whose events all lie after the cutoff is nothing to learn from."""
-    empty = trainer(replace(SHORT, epochs=1), cutoff=0)
-    assert empty.cutter.n_events == 0
-    empty.fit()
-    assert empty.log.losses == [0.0]
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -221,12 +181,6 @@ def test_validation_is_ndcg_by_loops() -> None:
     assert validation_ndcg(model, states, context, target) == pytest.approx(np.mean(gains), abs=1e-6)
     shuffled = np.random.default_rng(0).permutation(len(context))
     assert validation_ndcg(model, states, context[shuffled], target[shuffled]) == pytest.approx(np.mean(gains))
-
-
-def test_validation_of_nothing_is_0() -> None:
-    model = trainer(replace(SHORT, epochs=1)).fit()
-    states, context, target = contexts_after(planted_split().end)
-    assert validation_ndcg(model, states, context, target) == 0.0
 
 
 # --- what is learnt

@@ -1,4 +1,4 @@
-"""Training windows: what a target may know. Stage: retrieval, offline. Absent: the model."""
+"""Training windows: what a target may know."""
 
 import numpy as np
 import pandas as pd
@@ -7,7 +7,7 @@ import pytest
 from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, RATING, TIMESTAMP, TITLE, USER_ID, YEAR
 from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
-from recsys.retrieval.tower_inputs import gap_levels, rating_levels
+from recsys.retrieval.tower_inputs import gap_levels
 from recsys.retrieval.windows import WindowCutter
 
 LENGTH, CUTOFF = 8, 8_000
@@ -105,16 +105,6 @@ def test_windows_are_at_most_as_long_as_asked_and_start_anew_each_epoch(cutter: 
     np.testing.assert_array_equal(again_users, users)
 
 
-def test_a_short_history_is_one_window(histories: Histories) -> None:
-    cutter = WindowCutter(histories, 10**9, LENGTH)
-    bounds, users = cutter.cut(np.random.default_rng(0))
-    for user in range(len(histories.user_ids)):
-        count = int(histories.offset[user + 1] - histories.offset[user])
-        if count <= LENGTH:
-            mine = bounds[users == user].tolist()
-            assert mine == ([[histories.offset[user], histories.offset[user] + count]] if count else [])
-
-
 def test_arrays_worked_out_by_hand() -> None:
     """One user: A at 100, B and C at 700, D at 5,000 (the cutoff), E later."""
     items = pd.DataFrame(
@@ -136,11 +126,3 @@ def test_arrays_worked_out_by_hand() -> None:
     assert w.query_gap.tolist() == [0, ten_minutes, an_hour]
     assert w.target_query.tolist() == [0, 1, 1, 2]
     assert w.target_item.tolist() == [0, 1, 2, 3]
-
-
-def test_levels_of_gaps_and_ratings() -> None:
-    assert gap_levels(np.array([-5, 0, 1, 4, 5, 59, 60, 3_600, 86_400, 10**9])).tolist() == [
-        0, 0, 2, 2, 3, 5, 6, 10, 11, 14,
-    ]  # fmt: skip
-    stars = np.array([0.0, 0.5, 1.0, 4.5, 5.0, 7.0], np.float32)
-    assert rating_levels(stars).tolist() == [0, 1, 2, 9, 10, 10]
