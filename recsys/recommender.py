@@ -20,6 +20,7 @@ from recsys.features.candidate import CandidateSignals, candidate_features, feat
 from recsys.features.catalogue import Catalogue
 from recsys.features.item_stats import ItemStats
 from recsys.features.state import StateBatch
+from recsys.filters import Filters
 from recsys.ranking.calibration import Probabilities
 from recsys.ranking.diversity import check_diversity, most_diverse, pool_size, unit_genres
 from recsys.ranking.ranker import Ranker
@@ -40,44 +41,6 @@ class RecommenderSettings:
     def __post_init__(self) -> None:
         if not 1 <= self.rank <= self.keep or self.fetch < 1:
             raise ConfigError(f"recommender: need 1 <= rank <= keep and fetch >= 1, got {self}")
-
-
-@dataclass(frozen=True)
-class Filters:
-    """What the caller allows. Empty means everything.
-
-    genres         an item needs at least one of them
-    year_from, year_to   inclusive; an item without a year does not pass either
-    exclude_ids    raw item ids
-    min_ratings    ratings so far, as of the day's statistics
-    """
-
-    genres: tuple[str, ...] = ()
-    year_from: int | None = None
-    year_to: int | None = None
-    exclude_ids: tuple[int, ...] = ()
-    min_ratings: int = 0
-
-    def allowed(self, catalogue: Catalogue, stats: ItemStats) -> BoolArray | None:
-        """(N,) mask, or None where everything is allowed. Raises ConfigError for a genre that no item has."""
-        if self == Filters():
-            return None
-        mask = np.ones(len(catalogue), dtype=bool)
-        if self.genres:
-            unknown = sorted(set(self.genres) - set(catalogue.genre_names))
-            if unknown:
-                raise ConfigError(f"unknown genre {unknown[0]!r}; known are {', '.join(catalogue.genre_names)}")
-            columns = [catalogue.genre_names.index(g) for g in self.genres]
-            mask &= catalogue.genres[:, columns].any(axis=1)
-        if self.year_from is not None:
-            mask &= catalogue.years >= self.year_from
-        if self.year_to is not None:
-            mask &= catalogue.years <= self.year_to
-        excluded = catalogue.to_idx(np.asarray(self.exclude_ids, dtype=np.int64))
-        mask[excluded[excluded >= 0]] = False
-        if self.min_ratings:
-            mask &= stats.n_ratings >= self.min_ratings
-        return mask
 
 
 @dataclass(frozen=True)
@@ -196,17 +159,9 @@ class Recommender:
             item_idx, ordered, position = order(candidates, scores, k)
         watch, like = self._probabilities(scores, features, position)
         clock.mark("ordering")
-        return Recommendations(
-            self.catalogue.to_ids(item_idx),
-            ordered,
-            candidates,
-            position,
-            features,
-            degraded,
-            clock.stages_ms,
-            watch,
-            like,
-        )
+        item_ids = self.catalogue.to_ids(item_idx)
+        timings = clock.stages_ms
+        return Recommendations(item_ids, ordered, candidates, position, features, degraded, timings, watch, like)
 
     def retrieve(
         self,
@@ -277,18 +232,16 @@ class Recommender:
         first = most_diverse(ordered[:, :pool], self._unit_genres[item_idx[:, :pool]], k, diversity)
         rest = np.arange(first.shape[1], min(k, item_idx.shape[1]))
         columns = np.concatenate([first, np.broadcast_to(rest, (len(first), len(rest)))], axis=1)
-        return (
-            np.take_along_axis(item_idx, columns, axis=1),
-            np.take_along_axis(ordered, columns, axis=1),
-            np.take_along_axis(position, columns, axis=1),
-        )
+        taken = (np.take_along_axis(values, columns, axis=1) for values in (item_idx, ordered, position))
+        return tuple(taken)  # type: ignore[return-value]
 
     def _probabilities(
         self, scores: FloatArray, features: FloatArray | None, position: IntArray
     ) -> tuple[FloatArray, FloatArray]:
         """P(watch) and P(like) of the answers at these places, (B, k) each."""
         if self.probabilities is None or features is None:
-            return np.full(position.shape, np.nan, dtype=np.float32), np.full(position.shape, np.nan, dtype=np.float32)
+            unknown = np.full(position.shape, np.nan, dtype=np.float32)
+            return unknown, unknown
         ranked = scores[:, : features.shape[1]]
         return self.probabilities.watch(ranked, position), self.probabilities.like(features, position)
 

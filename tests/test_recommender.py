@@ -9,9 +9,10 @@ from recsys.columns import COVISITATION, RETRIEVERS, TWO_TOWER
 from recsys.errors import ConfigError
 from recsys.features.item_stats import ItemStats
 from recsys.features.state import StateBatch
+from recsys.filters import Filters
 from recsys.ranking.calibration import Platt, Probabilities, like_scores
 from recsys.ranking.ranker import LogisticRanker
-from recsys.recommender import Filters, Recommendations, Recommender, RecommenderSettings, RequestContext, order
+from recsys.recommender import Recommendations, Recommender, RecommenderSettings, RequestContext, order
 from recsys.retrieval.merge import Candidates
 from tests.planted import (
     DAY,

@@ -35,7 +35,8 @@ from recsys.arrays import FloatArray, IntArray
 from recsys.atomic_io import replacing_file
 from recsys.columns import ITEM_ID, USER_ID
 from recsys.errors import DataError
-from recsys.recommender import Filters, Recommendations
+from recsys.filters import Filters
+from recsys.recommender import Recommendations
 from recsys.workspace import DatasetWorkspace
 
 LOGGED: Final = "predictions.logged"  # on disk

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
-from recsys.recommender import Filters
+from recsys.filters import Filters
 from serving.recommending.paging import LONGEST_LIST
 
 

@@ -15,9 +15,9 @@ from recsys.bundle import try_bundle
 from recsys.columns import CHAMPION
 from recsys.feature_store import FeatureStore
 from recsys.features.state import Event, UserState, fold
+from recsys.filters import Filters
 from recsys.limits import LARGEST_ID
 from recsys.monitoring.prediction_log import PredictionLog, predictions_folder
-from recsys.recommender import Filters
 from serving.http.problems import ProblemError
 from serving.http.requests import (
     EventRequest,

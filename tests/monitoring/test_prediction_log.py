@@ -14,6 +14,7 @@ import pytest
 
 from recsys.atomic_io import replacing_file
 from recsys.errors import DataError
+from recsys.filters import Filters
 from recsys.monitoring import prediction_log
 from recsys.monitoring.prediction_log import (
     DROPPED,
@@ -28,7 +29,6 @@ from recsys.monitoring.prediction_log import (
     remove_oldest,
     sampled,
 )
-from recsys.recommender import Filters
 from serving.observability.metrics import PREDICTIONS
 from tests.monitoring.made_up_answers import HOUR, NAMES, NOON, answered, found
 

@@ -18,8 +18,9 @@ from recsys.data.tables import save_tables
 from recsys.events import EventTable, NewEvent
 from recsys.features.item_stats import ItemStats, day_of
 from recsys.features.state import Event, StateBatch, UserState, fold, state_batch
+from recsys.filters import Filters
 from recsys.monitoring.prediction_log import AnsweredRequest, PredictionLog, predictions_folder
-from recsys.recommender import Filters, Recommendations, Recommender, RequestContext
+from recsys.recommender import Recommendations, Recommender, RequestContext
 from recsys.settings import Settings
 from recsys.workspace import DatasetWorkspace, Workspace
 from tests.planted import (

@@ -16,8 +16,8 @@ from recsys.columns import ITEM_ID
 from recsys.errors import DataError
 from recsys.features.item_stats import ItemStats, ItemStatsTimeline, snapshots
 from recsys.features.state import Event
+from recsys.filters import Filters
 from recsys.monitoring.prediction_log import predictions_folder
-from recsys.recommender import Filters
 from tests.pipelines.monitoring.monitored_world import (
     DAY,
     END,

@@ -9,7 +9,8 @@ import pytest
 from pydantic import BaseModel
 
 from recsys.features.state import Event, UserState, fold, state_batch
-from recsys.recommender import Filters, Recommendations, RequestContext
+from recsys.filters import Filters
+from recsys.recommender import Recommendations, RequestContext
 from serving.http import responses
 from serving.recommending.service import Service
 from tests.serving.in_memory_store import InMemoryStore
