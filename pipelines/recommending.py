@@ -61,10 +61,10 @@ class Newest:
         timeline = ItemStatsTimeline(self.bundle.recommender.catalogue, snapshots(ended))
         return RequestContext(timeline.as_of(min(today, timeline.last_day)))
 
+    @limited(1)
     def answer(self, user_ids: list[int], k: int) -> Recommendations:
         states = self.histories.states_at(user_ids, self.at)
-        with limited(1):
-            return self.bundle.recommender.recommend(states, self.context, k)
+        return self.bundle.recommender.recommend(states, self.context, k)
 
 
 def print_recommendations(pipeline: Pipeline, user_id: int, k: int, at: int) -> None:
@@ -84,7 +84,6 @@ def print_recommendations(pipeline: Pipeline, user_id: int, k: int, at: int) -> 
             typer.echo(f"{place + 1:3}  {score:8.3f}  {item_id:7}  {title}  {genres}{probabilities}")
 
 
-@limited(1)
 def write_batch(pipeline: Pipeline, out: Path, k: int, at: int) -> None:
     """A row for each user and rank. Who has seen almost everything gets what is left."""
     newest = Newest.of(pipeline, at)

@@ -3,7 +3,6 @@
 from pipelines.pipeline import Pipeline
 from pipelines.stage_runner import run_stages
 from pipelines.stages import stages
-from recsys.threads import limited
 
 
 def train(pipeline: Pipeline, *, only: str | None = None, force: bool = False) -> None:
@@ -15,9 +14,8 @@ def train(pipeline: Pipeline, *, only: str | None = None, force: bool = False) -
     later = f" and {data.n_later:,} later events" if data.n_later else ""
     report(f"training on {data.source.n_events:,} ratings of {info.label}{later}")
     try:
-        with limited(1):
-            found = stages(pipeline)
-            seconds = run_stages(found, pipeline.home.stages, info.fingerprint, report, only=only, force=force)
+        found = stages(pipeline)
+        seconds = run_stages(found, pipeline.home.stages, info.fingerprint, report, only=only, force=force)
     finally:
         pipeline.close()
     parts = ", ".join(f"{name} {s:.0f}" for name, s in seconds.items())

@@ -26,7 +26,7 @@ REFUSED = {
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }
 ORDER = (  # commands first, then groups: Typer lists them so
-    *("quickstart", "data", "train", "evaluate", "recommend", "batch", "serve"),
+    *("quickstart", "data", "status", "train", "evaluate", "recommend", "batch", "serve"),
     *("protocol", "diversity", "ablate", "tune", "keep", "skew"),
     *("bench", "logs", "models"),
 )

@@ -70,8 +70,8 @@ ALL = dict(commands(typer.main.get_command(command.build())))
 def test_the_commands_are_those_of_the_design_in_the_order_of_use() -> None:
     top = [path[0] for path in ALL if len(path) == 1]
     assert top == [
-        *("quickstart", "data", "train", "evaluate", "recommend", "batch", "serve"),
-        *("diversity", "ablate", "tune", "keep", "skew"),
+        *("quickstart", "data", "status", "train", "evaluate", "recommend", "batch", "serve"),
+        *("protocol", "diversity", "ablate", "tune", "keep", "skew"),
         *("bench", "logs", "models"),
     ]
     assert {path for path in ALL if path[:1] == ("models",)} == {
@@ -110,7 +110,7 @@ def test_the_large_commands_show_an_example() -> None:
 def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.run([]) == 2
     said = " ".join(plain("".join(capsys.readouterr())).split())
-    assert re.search(r"In order: data, train, .* Studies of a trained system: diversity, ablate, tune;", said), said
+    assert re.search(r"In order: data, train, .* Studies: protocol, diversity, ablate, tune;", said), said
 
 
 def test_the_console_script_itself() -> None:
