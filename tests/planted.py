@@ -38,6 +38,7 @@ from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, snapshots
 from recsys.features.prediction_points import PredictionPoints
+from recsys.features.state import Event, UserState, fold
 from recsys.ranking.calibration import Probabilities
 from recsys.ranking.calibration_training import fit_probabilities
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
@@ -211,3 +212,14 @@ def planted_bundle(folder: Path, facts: BundleFacts | None = None) -> Bundle:
         planted_probabilities(),
     )
     return load_bundle(folder)
+
+
+def folded(histories: Histories, user_id: int) -> UserState:
+    """The newest state of a user, event by event."""
+    row = int(histories.user_idx([user_id])[0])
+    part = slice(histories.offset[row], histories.offset[row + 1])
+    columns = (histories.item_ids[part], histories.ratings[part], histories.timestamps[part])
+    events = map(Event, *(column.tolist() for column in columns))
+    profile = histories.users.reindex([user_id]).fillna({GENDER: "", AGE: 0, OCCUPATION: ""}).iloc[0]
+    cold = UserState(user_id, gender=profile[GENDER], age=int(profile[AGE]), occupation=profile[OCCUPATION])
+    return fold(cold, events)

@@ -19,7 +19,6 @@ def skew(
     since: Annotated[
         datetime | None, typer.Option(help="Only answers received since this moment, UTC. Default: all.")
     ] = None,
-    most: Annotated[int | None, typer.Option(min=1, help="At most so many answers, the oldest first.")] = None,
     max_mismatch: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the answers that may differ without exit code 1.")
     ] = 0.0,
@@ -28,8 +27,8 @@ def skew(
         typer.Option(
             min=0,
             max=1,
-            help="Share of the answers that may lack features to compare without exit code 1. Further pages and "
-            "answers to a history of the request, which never have any, do not count.",
+            help="Share of the answers that may lack features to compare without exit code 1, but for those that never "
+            "have any: further pages, and answers to a history of the request.",
         ),
     ] = 0.5,
     max_psi: Annotated[
@@ -54,7 +53,7 @@ def skew(
     moment = 0.0 if since is None else since.replace(tzinfo=since.tzinfo or UTC).timestamp()
     settings = read_settings(home)
     chosen = settings.paths().choose(dataset or settings.dataset)
-    report = check_home(chosen, settings, since=moment, most=most, drift=drift)
+    report = check_home(chosen, settings, since=moment, drift=drift)
     write(report, chosen.reports)
     typer.echo(report.text(), nl=False)
     typer.echo(f"report: {chosen.reports / 'skew.json'}", err=True)

@@ -1,24 +1,23 @@
 """The features of what is shown today against those of what the same ranker shows where it learnt.
 
-The reference is a sample of the prediction points of the window that the last ranker learnt from, retrieved by the
-retrievers that it learnt with, of each the items that it puts first. All rows of its training table would be no
-reference: nobody is shown rank 200.
+The reference is a sample of the prediction points that the last ranker learnt from, with the retrievers that it learnt
+with, of each the items that it puts first: nobody is shown rank 200 of the training table.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import pandas as pd
 
-from pipelines.monitoring.skew import SMALLEST_SAMPLE, FeatureDrift, Sample, SkewReport
+from pipelines.monitoring.skew import SMALLEST_SAMPLE, SkewReport
 from pipelines.training_set import TrainingSet
 from recsys.errors import RecsysError
 from recsys.features.item_stats import ItemStatsTimeline, snapshots
 from recsys.features.prediction_points import PredictionPoints
-from recsys.monitoring.drift import drift_by_feature
+from recsys.monitoring.drift import drift
 from recsys.ranking.ranker import Ranker
 from recsys.recommender import Recommender
 from recsys.retrieval.retrievers import load_retrievers
@@ -29,17 +28,19 @@ REFERENCE_POINTS: Final = 400
 
 def with_drift(
     report: SkewReport,
-    sample: Sample,
+    shown: dict[str, list[pd.DataFrame]],
     recommender_of: Callable[[str], Recommender | None],
     data: TrainingSet,
     retrievers: Path,
 ) -> SkewReport:
-    """The report with the drift of each feature, or why there is none. `retrievers`: the folder of those that the last
-    ranker learnt with."""
-    shown = sample.of_the_most_used()
-    if shown is None:
+    """The report with the drift of each feature, for the bundle that showed most, or why there is none.
+
+    `retrievers`: the folder of those that the last ranker learnt with.
+    """
+    if not shown:
         return replace(report, no_drift="no answer was ranked")
-    bundle_id, rows = shown
+    bundle_id = max(shown, key=lambda name: sum(map(len, shown[name])))
+    rows = pd.concat(shown[bundle_id], ignore_index=True)
     answers = rows[["request_id", "user_id", "received"]].drop_duplicates()
     if len(answers) < SMALLEST_SAMPLE:
         why = f"{len(answers)} ranked answers of {bundle_id} are too few, {SMALLEST_SAMPLE} are needed"
@@ -56,9 +57,8 @@ def with_drift(
     if learnt_with.feature_names != recommender.feature_names:
         return replace(report, no_drift="the last ranker learnt with other retrievers than those of this bundle")
     reference = _reference(learnt_with, recommender.ranker, data, int(rows["position"].max()))
-    columns = {name: rows[name].to_numpy(np.float32) for name in recommender.feature_names if name in rows}
-    found = drift_by_feature({name: reference[name].to_numpy(np.float32) for name in reference}, columns)
-    return replace(report, drift=tuple(FeatureDrift(name=name, **asdict(d)) for name, d in found.items()))
+    found = {name: drift(reference[name], rows[name]) for name in reference if name in rows}
+    return replace(report, drift=dict(sorted(found.items(), key=lambda pair: (-pair[1].psi, pair[0]))))
 
 
 def _reference(recommender: Recommender, ranker: Ranker, data: TrainingSet, k: int) -> pd.DataFrame:

@@ -2,33 +2,64 @@
 
 A row for each item shown to somebody who has an id: what the prediction log holds of it, features included, and
 `labels` (1 for watched or rated), `rating`, `seen` (the client confirmed that it was shown) and `complete` (the horizon
-has passed: what is not watched will not be). Nothing corrects for position; positions and propensities are in the rows.
+has passed: what is not watched will not be).
 
 An event belongs to the answer that it names, or else to the last answer that showed its item to its user before it, and
 counts within the horizon.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import duckdb
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from recsys.atomic_io import replacing_file
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from recsys.errors import DataError
-from recsys.events import RATING_KIND, EventTable
-from recsys.monitoring.prediction_log import NONE, feature_columns, read_answers
+from recsys.events import EventTable
 
 HORIZON_S: Final = 86_400
-IMPRESSION_KIND: Final = "impression"  # of an event that says no more than that an item was shown
-ANSWER: Final = ["request_id", USER_ID, "received"]
-KEY: Final = [*ANSWER, ITEM_ID]
-LABELS: Final = ["labels", RATING, "seen", "complete"]
+
+# Moments are seconds UTC with fractions. An event is stamped with whole seconds: the end of its second counts.
+ATTRIBUTED: Final = """
+CREATE TABLE happened AS
+SELECT e.*,
+  coalesce(named.impression, CASE WHEN e.moment - latest.moment <= $horizon THEN latest.impression END) AS impression
+FROM events e
+LEFT JOIN (SELECT request_id, user_id, item_id, moment, max(impression) AS impression FROM shown GROUP BY ALL) named
+  ON (named.request_id, named.user_id, named.item_id) = (e.request_id, e.user_id, e.item_id)
+  AND e.moment - named.moment BETWEEN 0 AND $horizon
+ASOF LEFT JOIN shown latest
+  ON latest.user_id = e.user_id AND latest.item_id = e.item_id AND latest.moment <= e.moment
+WHERE e.user_id IN (SELECT user_id FROM shown)
+"""
+LABELLED: Final = """
+CREATE TABLE labelled AS
+SELECT s.*, coalesce(h.labels, 0)::INT AS labels, h.rating, coalesce(h.seen, false) AS seen,
+  s.moment <= $until AS complete
+FROM shown s LEFT JOIN (
+  SELECT impression, bool_or(kind != 'impression')::INT AS labels, bool_or(kind = 'impression') AS seen,
+    (arg_max(rating, (moment, number)) FILTER (kind = 'rating'))::FLOAT AS rating
+  FROM happened GROUP BY impression
+) h USING (impression)
+"""
+IMPRESSIONS: Final = """
+SELECT logged.* RENAME (now AS timestamp), labels, rating, seen, complete
+FROM logged JOIN labelled USING (request_id, user_id, received, item_id) ORDER BY impression
+"""
+BY_POSITION: Final = """
+SELECT position, count(*) AS impressions, sum(labels)::BIGINT AS positives, avg(labels) AS ctr
+FROM labelled WHERE complete GROUP BY position ORDER BY position
+"""
+SUMMARY: Final = """
+SELECT count(DISTINCT (request_id, user_id, received)), count(*), sum(labels), count(rating), sum(seen::INT),
+  count(DISTINCT (request_id, user_id, received)) FILTER (NOT complete),
+  coalesce((SELECT avg((impression IS NOT NULL)::INT) FROM happened WHERE kind != 'impression'), 0)
+FROM labelled
+"""
 
 
 @dataclass(frozen=True)
@@ -59,93 +90,34 @@ class JoinSummary:
 
 def join(folder: Path, table: EventTable, out: Path, *, until: int, horizon_s: int = HORIZON_S) -> JoinSummary:
     """Write the impressions of every logged answer to `out`. `until`: seconds UTC up to which events are there, usually
-    now. Raises DataError where nothing was logged.
-
-    Reads the log twice: for the keys of all impressions, then for their features, a part at a time.
-    """
-    keys, features = [], dict[str, None]()
-    for frame in _known(folder):
-        keys.append(frame[[*KEY, "position"]])
-        features |= dict.fromkeys(feature_columns(frame))
-    if not keys:
+    now. Raises DataError where nothing was logged, or a file of the log cannot be read."""
+    if not list(folder.glob("*/*.parquet")):
         raise DataError(f"{folder} holds no answers. Start the service with `recsys serve` and ask it something.")
-    shown = pd.concat(keys, ignore_index=True)
-    happened = _attributed(shown, _events(table), pd.Timedelta(seconds=horizon_s))
-    labelled = _labelled(shown, happened)
-    labelled["complete"] = labelled["received"] <= pd.Timestamp(until - horizon_s, unit="s", tz="UTC")
-    with replacing_file(out) as beside:
-        writer: pq.ParquetWriter | None = None
-        for frame in _known(folder):  # what was logged since the first pass has no labels, and falls out
-            part = frame.merge(labelled[[*KEY, *LABELS]], on=KEY).rename(columns={"now": TIMESTAMP})
-            missing = {name: np.float32(np.nan) for name in features if name not in part}
-            part = part.assign(**missing)[[name for name in part if name not in features] + list(features)]
-            rows = pa.Table.from_pandas(part, preserve_index=False)
-            writer = writer or pq.ParquetWriter(beside, rows.schema, compression="zstd")
-            writer.write_table(rows.cast(writer.schema))
-        if writer is not None:
-            writer.close()
-    return _summary(labelled, happened)
+    try:
+        return _join(folder, _events(table), out, until, horizon_s)
+    except duckdb.IOException as error:
+        raise DataError(f"{folder} cannot be read ({error}). Move that file out of it, or try again.") from error
 
 
-def _known(folder: Path) -> Iterator[pd.DataFrame]:
-    """The logged rows of users with an id."""
-    for frame in read_answers(folder):
-        known = frame[frame[USER_ID] != NONE]
-        if len(known):
-            yield known
+def _join(folder: Path, events: pd.DataFrame, out: Path, until: int, horizon_s: int) -> JoinSummary:
+    with duckdb.connect() as db:
+        log = db.read_parquet(f"{folder}/*/*.parquet", union_by_name=True, hive_partitioning=False)
+        log.filter(f"{USER_ID} IS NOT NULL").create_view("logged")
+        db.register("events", events)
+        keys = f"request_id, {USER_ID}, received, {ITEM_ID}, position, epoch_us(received) / 1e6 AS moment"
+        db.execute(f"CREATE TABLE shown AS SELECT {keys}, row_number() OVER () AS impression FROM logged")
+        db.execute(ATTRIBUTED, {"horizon": horizon_s})
+        db.execute(LABELLED, {"until": until - horizon_s})
+        with replacing_file(out) as beside:
+            db.sql(IMPRESSIONS).write_parquet(str(beside), compression="zstd")
+        (counts,) = db.sql(SUMMARY).fetchall()
+        return JoinSummary(*map(int, counts[:-1]), found=float(counts[-1]), by_position=db.sql(BY_POSITION).df())
 
 
 def _events(table: EventTable) -> pd.DataFrame:
-    """The event table, in the order received. An event is stamped with whole seconds: the end of its second counts."""
+    """The event table, `number` in the order received."""
     rows = [(e.user_id, e.item_id, e.kind, e.value, e.occurred_at, e.request_id) for e in table.read()]
     columns = [USER_ID, ITEM_ID, "kind", RATING, TIMESTAMP, "request_id"]
-    events = pd.DataFrame(rows, columns=columns).astype({USER_ID: np.int64, ITEM_ID: np.int64, RATING: np.float32})
-    end = (events[TIMESTAMP].astype(np.int64) + 1) * 1_000_000 - 1
-    return events.assign(at=pd.to_datetime(end, unit="us", utc=True).astype("datetime64[us, UTC]"))
-
-
-def _attributed(shown: pd.DataFrame, events: pd.DataFrame, horizon: pd.Timedelta) -> pd.DataFrame:
-    """The events of users with answers; `impression` is the row of `shown` that each belongs to, -1 for none."""
-    events = events[events[USER_ID].isin(shown[USER_ID].unique())].sort_values("at", kind="stable", ignore_index=True)
-    rows = shown.assign(impression=np.arange(len(shown))).sort_values("received", kind="stable")
-    last = pd.merge_asof(
-        events.drop(columns="request_id"),
-        rows[[USER_ID, ITEM_ID, "received", "impression"]],
-        left_on="at",
-        right_on="received",
-        by=[USER_ID, ITEM_ID],
-        tolerance=horizon,
-    )
-    by_key = rows.drop_duplicates(["request_id", USER_ID, ITEM_ID], keep="last")
-    named = events.merge(by_key, on=["request_id", USER_ID, ITEM_ID], how="left")
-    after = named["at"] - named["received"]
-    direct = (after >= pd.Timedelta(0)) & (after <= horizon)
-    chosen = named["impression"].where(direct, last["impression"])
-    return events.assign(impression=chosen.fillna(-1).astype(np.int64))
-
-
-def _labelled(shown: pd.DataFrame, happened: pd.DataFrame) -> pd.DataFrame:
-    happened = happened[happened["impression"] >= 0]
-    done = happened[happened["kind"] != IMPRESSION_KIND]
-    rated = done[done["kind"] == RATING_KIND].drop_duplicates("impression", keep="last").set_index("impression")[RATING]
-    shown = shown.assign(labels=np.int32(0), seen=False, **{RATING: np.float32(np.nan)})
-    shown.loc[done["impression"].unique(), "labels"] = np.int32(1)
-    shown.loc[rated.index, RATING] = rated
-    shown.loc[happened.loc[happened["kind"] == IMPRESSION_KIND, "impression"].unique(), "seen"] = True
-    return shown
-
-
-def _summary(shown: pd.DataFrame, happened: pd.DataFrame) -> JoinSummary:
-    done = happened[happened["kind"] != IMPRESSION_KIND]
-    by = shown[shown["complete"]].groupby("position")["labels"].agg(impressions="size", positives="sum").reset_index()
-    answers = shown.drop_duplicates(ANSWER)
-    return JoinSummary(
-        answers=len(answers),
-        impressions=len(shown),
-        positives=int(shown["labels"].sum()),
-        rated=int(shown[RATING].notna().sum()),
-        seen=int(shown["seen"].sum()),
-        open_answers=int((~answers["complete"]).sum()),
-        found=float((done["impression"] >= 0).mean()) if len(done) else 0.0,
-        by_position=by.assign(ctr=by["positives"] / by["impressions"]),
-    )
+    kinds = {USER_ID: np.int64, ITEM_ID: np.int64, "kind": "string", RATING: np.float64, "request_id": "string"}
+    events = pd.DataFrame(rows, columns=columns).astype(kinds)
+    return events.assign(moment=events[TIMESTAMP].astype(float) + 1 - 1e-6, number=np.arange(len(events)))

@@ -1,8 +1,8 @@
 """Logged answers computed again, by the code that serves, from the data set and the event table.
 
-For each answer the state is made from the data set and the user's ratings up to the answer's `state_seq`, by the batch
-code and not by the fold that the service uses; the item statistics from the same events up to `statistics_seq`. The
-bundle that the answer names then answers again, many users at a time. Feast is not asked.
+The state is made from the data set and the user's ratings up to the answer's `state_seq`, by the batch code and not by
+the fold that the service uses; the item statistics from the events up to `statistics_seq`. The bundle that the answer
+names then answers again, many users at a time. Feast is not asked.
 
 Shapes: A answers of a batch, K candidates, F features.
 """
@@ -63,7 +63,7 @@ class Recomputer:
         known = pd.concat([tables.events[columns[:-1]].assign(**{SEQ: 0}), self._later])
         self._events = known.sort_values([USER_ID, SEQ], kind="stable", ignore_index=True)
         self._timeline = cache(self._make_timeline)
-        self._pair = cache(lambda bundle_id: _with_and_without_ranker(load, bundle_id))
+        self._load, self.recommender = load, cache(self._recommender)
 
     def left_out(self, answers: pd.DataFrame) -> pd.Series:
         """For each answer why it cannot be computed again; "" where it can."""
@@ -75,14 +75,18 @@ class Recomputer:
             "the cold-start list, in place of an answer": degraded.map(lambda parts: "retrieval" in parts),
             "answered without the user's state, as it says": without_state | (answers["state_seq"] == NONE),
             "its filters were too long to keep": answers["filters"].isna(),
-            "its bundle is gone": ~answers["bundle_id"].map(lambda name: self._pair(name) is not None).astype(bool),
+            "its bundle is gone": ~answers["bundle_id"]
+            .map(lambda name: self.recommender(name) is not None)
+            .astype(bool),
         }
         return pd.Series(np.select(list(reasons.values()), list(reasons), default=""), index=answers.index)
 
-    def recommender(self, bundle_id: str) -> Recommender | None:
+    def _recommender(self, bundle_id: str) -> Recommender | None:
         """None where the bundle is gone, or is none that this code reads."""
-        pair = self._pair(bundle_id)
-        return None if pair is None else pair[0]
+        try:
+            return self._load(bundle_id).recommender
+        except RecsysError:
+            return None
 
     def recompute(self, rows: pd.DataFrame, *, alone: bool = False) -> Iterator[Recomputed]:
         """The rows of whole answers, none of which is left out. `alone`: each request by itself, as it was served;
@@ -90,29 +94,23 @@ class Recomputer:
         rows = rows.assign(answer=rows.groupby(ANSWER, sort=False).ngroup())
         answers = rows.drop_duplicates("answer").set_index("answer")
         unranked = answers["degraded"].str.split(",").map(lambda parts: "ranking" in parts)
-        for _, chosen in answers.assign(unranked=unranked).groupby(TOGETHER, sort=False, dropna=False):
+        together = [*TOGETHER, "request_id"] if alone else TOGETHER
+        for _, chosen in answers.assign(unranked=unranked).groupby(together, sort=False, dropna=False):
             for start in range(0, len(chosen), BATCH):
                 batch = chosen.iloc[start : start + BATCH]
-                yield self._batch(rows[rows["answer"].isin(batch.index)], batch, alone)
+                yield self._batch(rows[rows["answer"].isin(batch.index)], batch)
 
-    def _batch(self, rows: pd.DataFrame, answers: pd.DataFrame, alone: bool) -> Recomputed:
+    def _batch(self, rows: pd.DataFrame, answers: pd.DataFrame) -> Recomputed:
         first = answers.iloc[0]
-        pair = self._pair(first["bundle_id"])
-        assert pair is not None, first["bundle_id"]
-        recommender = pair[bool(first["unranked"])]
+        recommender = self.recommender(first["bundle_id"])
+        assert recommender is not None, first["bundle_id"]
+        recommender = recommender.with_ranker(None) if first["unranked"] else recommender
         timeline = self._timeline(first["bundle_id"], int(first["statistics_seq"]))
         context = RequestContext(timeline.as_of(int(first["statistics_day"])))
         asked = (int(first["list_length"]), filters_of(first["filters"]), float(first["diversity"]))
         states = self._states(recommender, answers)
-        requests = answers.groupby("request_id", sort=False).indices.values() if alone else [np.arange(len(answers))]
         place = answers.index.get_indexer(rows["answer"])
-        expected = pd.concat(
-            [
-                _expected(recommender, recommender.recommend(states.rows(request), context, *asked), part, at)
-                for request in requests
-                for part, at in [_of(rows, place, request)]
-            ]
-        ).loc[rows.index]
+        expected = _expected(recommender, recommender.recommend(states, context, *asked), rows, place)
         expected = expected.assign(
             now=_moments(states, answers)[place],
             statistics_day=_days(answers, timeline.last_day)[place],
@@ -137,23 +135,9 @@ class Recomputer:
     def _make_timeline(self, bundle_id: str, through_seq: int) -> ItemStatsTimeline:
         later = self._later[self._later[SEQ] <= through_seq].drop(columns=SEQ)
         events = with_later_ratings(self._tables, later, through_seq).tables.events
-        pair = self._pair(bundle_id)
-        assert pair is not None, bundle_id
-        return ItemStatsTimeline(pair[0].catalogue, snapshots(events))
-
-
-def _with_and_without_ranker(load: Callable[[str], Bundle], bundle_id: str) -> tuple[Recommender, Recommender] | None:
-    try:
-        full = load(bundle_id).recommender
-    except RecsysError:
-        return None
-    return full, Recommender(full.catalogue, full.retrievers, None, full.settings)
-
-
-def _of(rows: pd.DataFrame, place: IntArray, request: IntArray) -> tuple[pd.DataFrame, IntArray]:
-    """The rows of some answers of a batch, and for each the number of its answer among these."""
-    chosen = np.isin(place, request)
-    return rows[chosen], np.searchsorted(request, place[chosen])
+        recommender = self.recommender(bundle_id)
+        assert recommender is not None, bundle_id
+        return ItemStatsTimeline(recommender.catalogue, snapshots(events))
 
 
 def _expected(recommender: Recommender, found: Recommendations, rows: pd.DataFrame, at: IntArray) -> pd.DataFrame:

@@ -21,10 +21,8 @@ from recsys.workspace import DatasetWorkspace
 LEARNT_WITH = "retrievers_t2"  # the retrievers whose candidates the last ranker learnt from
 
 
-def check_home(
-    home: DatasetWorkspace, settings: Settings, *, since: float = 0.0, most: int | None = None, drift: bool = True
-) -> SkewReport:
-    """Check the answers received since a moment, seconds UTC, at most `most`. Raises DataError if there are none."""
+def check_home(home: DatasetWorkspace, settings: Settings, *, since: float = 0.0, drift: bool = True) -> SkewReport:
+    """Check the answers received since a moment, seconds UTC. Raises DataError if there are none."""
     registry = Registry(settings.mlflow_tracking_uri, settings.paths().mlflow, model_name_for(home.name))
 
     def load(bundle_id: str) -> Bundle:
@@ -39,9 +37,9 @@ def check_home(
     recomputer = Recomputer(load_tables(home.data), settings.event_table(home), load)
     with limited(1):
         frames = read_answers(predictions_folder(home), since=since)
-        report, sample = check(recomputer, frames, data.tables.info.label, data.through_seq, most)
+        report, shown = check(recomputer, frames, data.tables.info.label, data.through_seq)
         if drift:
-            report = with_drift(report, sample, recomputer.recommender, data, home.work / LEARNT_WITH)
+            report = with_drift(report, shown, recomputer.recommender, data, home.work / LEARNT_WITH)
     return replace(report, about=about(command_line(sys.argv[1:])))
 
 

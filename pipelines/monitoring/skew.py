@@ -1,14 +1,12 @@
 """`recsys skew`: does what was served equal what should have been served?
 
-Two questions. Equality: every logged value, recomputed (`recompute`), is the same to the bit. It has one right answer,
-and the report says which values differ, in how many answers, and where most. Drift: the features of what is shown today
-look like those of what the same ranker shows at the prediction points that it learnt from. That moves with the users,
-so it only warns.
+Equality: every logged value, recomputed (`recompute`), is the same to the bit. The report says which values differ, in
+how many answers, and where most. Drift (`distributions`) moves with the users, so it only warns.
 """
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -50,20 +48,12 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class FeatureDrift(Drift):
-    """Of one feature."""
-
-    name: str = ""
-
-
-@dataclass(frozen=True)
 class SkewReport:
     """answers      logged answers that were looked at
     compared     those that were computed again; unranked: the ones among them that say they were not ranked
-    differing    compared answers in which anything differs
     values       feature values that were compared
     left_out     answers by why they could not be compared
-    drift        of each feature, the largest PSI first; empty for the reason `no_drift`
+    drift        by feature, the largest PSI first; empty for the reason `no_drift`
     """
 
     data: str
@@ -75,7 +65,7 @@ class SkewReport:
     left_out: dict[str, int]
     bundles: dict[str, int]
     differences: tuple[Difference, ...]
-    drift: tuple[FeatureDrift, ...] = ()
+    drift: dict[str, Drift] = field(default_factory=dict)
     no_drift: str = ""
     about: dict[str, str] = field(default_factory=dict)
 
@@ -101,8 +91,9 @@ class SkewReport:
             out.append(f"{self.share:.2%} of the answers differ, at most {max_mismatch:.2%} may")
         if max_psi is not None and self.no_drift:
             out.append(f"distributions could not be compared: {self.no_drift}")
-        if max_psi is not None and (high := [d for d in self.drift if d.psi > max_psi]):
-            out.append(f"{len(high)} features have a PSI above {max_psi:g}, first {high[0].name}: {high[0].psi:.2f}")
+        if max_psi is not None and (high := [name for name, d in self.drift.items() if d.psi > max_psi]):
+            worst = f"{high[0]}: {self.drift[high[0]].psi:.2f}"
+            out.append(f"{len(high)} features have a PSI above {max_psi:g}, first {worst}")
         return out
 
     def text(self) -> str:
@@ -117,7 +108,7 @@ class SkewReport:
             share = d.answers / self.compared
             where = f"{d.request_id}, item {d.item_id}: logged {d.logged:.9g}, recomputed {d.recomputed:.9g}"
             lines.append(f"{d.answers:>8,} {share:>8.2%} {d.rows:>8,} {d.largest:>10.3g}  {d.name} ({where})")
-        shifted = [d for d in self.drift if d.psi > SHIFTED]
+        shifted = {name: d for name, d in self.drift.items() if d.psi > SHIFTED}
         if self.no_drift:
             lines += ["", f"Distributions were not compared: {self.no_drift}."]
         elif self.drift:
@@ -128,7 +119,8 @@ class SkewReport:
             ]
         if shifted:
             lines += [f"{'PSI':>8} {'KS':>8}  feature"]
-            lines += [f"{d.psi:>8.3f} {'n/a' if d.ks is None else f'{d.ks:.3f}':>8}  {d.name}" for d in shifted]
+            for name, d in shifted.items():
+                lines.append(f"{d.psi:>8.3f} {'n/a' if d.ks is None else f'{d.ks:.3f}':>8}  {name}")
         return "\n".join(lines) + "\n"
 
     def headline(self) -> str:
@@ -141,80 +133,65 @@ class SkewReport:
         return f"{self.differing:,} of {self.compared:,} answers ({self.share:.2%}) differ from their recomputation."
 
 
-@dataclass
-class Sample:
-    """Features of what was shown, by the bundle that showed it, for the distributions."""
-
-    parts: dict[str, list[pd.DataFrame]] = field(default_factory=dict)
-
-    def add(self, rows: pd.DataFrame) -> None:
-        features = feature_columns(rows)
-        ranked = rows[rows[features].notna().any(axis=1)] if features else rows.iloc[:0]
-        for bundle_id, shown in ranked.groupby("bundle_id"):
-            self.parts.setdefault(str(bundle_id), []).append(shown.dropna(axis=1, how="all"))
-
-    def of_the_most_used(self) -> tuple[str, pd.DataFrame] | None:
-        """The bundle that showed most, with its rows."""
-        if not self.parts:
-            return None
-        bundle_id = max(self.parts, key=lambda name: sum(map(len, self.parts[name])))
-        return bundle_id, pd.concat(self.parts[bundle_id], ignore_index=True)
-
-
 def check(
-    recomputer: Recomputer, frames: Iterable[pd.DataFrame], data: str, statistics_seq: int, most: int | None = None
-) -> tuple[SkewReport, Sample]:
-    """Compare the answers in `frames` (`read_answers`), at most `most` of them.
+    recomputer: Recomputer, frames: Iterable[pd.DataFrame], data: str, statistics_seq: int
+) -> tuple[SkewReport, dict[str, list[pd.DataFrame]]]:
+    """Compare the answers in `frames` (`read_answers`); the report, and by bundle what it showed with features.
 
     `statistics_seq` stands for that of answers whose log does not know it: what the last training took. Raises
     DataError where there are no answers.
     """
     seen = compared = unranked = differing = values = 0
     left_out, bundles = Counter[str](), Counter[str]()
-    found: dict[str, list[Difference]] = {}
-    sample = Sample()
+    found: dict[str, Difference] = {}
+    shown: dict[str, list[pd.DataFrame]] = {}
     for frame in frames:
         rows = frame.assign(statistics_seq=frame["statistics_seq"].replace(NONE, statistics_seq))
-        rows["answer"] = rows.groupby(ANSWER, sort=False).ngroup()
-        rows = rows if most is None else rows[rows["answer"] < most - seen]
-        sample.add(rows.drop(columns="answer"))
-        answers = rows.drop_duplicates("answer").set_index("answer")
+        ranked = rows[rows[feature_columns(rows)].notna().any(axis=1)]
+        for bundle_id, part in ranked.groupby("bundle_id"):
+            shown.setdefault(str(bundle_id), []).append(part.dropna(axis=1, how="all"))
+        answers = rows.drop_duplicates(ANSWER)
         why = recomputer.left_out(answers.assign(first_position=answers["position"]))
         left_out.update(why[why != ""])
         seen += len(answers)
-        chosen = rows[rows["answer"].isin(answers.index[why == ""])].drop(columns="answer")
+        chosen = rows.merge(answers.loc[why == "", ANSWER], on=ANSWER)
         for batch in recomputer.recompute(chosen):
             wrong, part = _differing(batch, recomputer)
-            compared += part.logged["answer"].nunique()
-            unranked += part.logged.loc[part.logged["degraded"].str.contains("ranking"), "answer"].nunique()
+            answers = part.logged.drop_duplicates("answer")
+            compared += len(answers)
+            unranked += int(answers["degraded"].str.contains("ranking").sum())
             differing += part.logged.loc[wrong.any(axis=1), "answer"].nunique()
             values += len(part.logged) * len([name for name in wrong if name not in CHECKED])
-            bundles.update(part.logged.drop_duplicates("answer")["bundle_id"])
-            for difference in _differences(wrong, part):
-                found.setdefault(difference.name, []).append(difference)
-        if most is not None and seen >= most:
-            break
+            bundles.update(answers["bundle_id"])
+            for d in _differences(wrong, part):
+                found[d.name] = _sum(found[d.name], d) if d.name in found else d
     if not seen:
         raise DataError("The prediction log holds no answers of that time. Start `recsys serve` and ask it something.")
-    differences = sorted(map(_sum, found.values()), key=lambda d: (-d.answers, d.name))
     report = SkewReport(
-        data, seen, compared, unranked, differing, values, dict(left_out.most_common()), dict(bundles.most_common()),
-        tuple(differences),
-    )  # fmt: skip
-    return report, sample
+        data=data,
+        answers=seen,
+        compared=compared,
+        unranked=unranked,
+        differing=differing,
+        values=values,
+        left_out=dict(left_out.most_common()),
+        bundles=dict(bundles.most_common()),
+        differences=tuple(sorted(found.values(), key=lambda d: (-d.answers, d.name))),
+    )
+    return report, shown
 
 
 def _differing(part: Recomputed, recomputer: Recomputer) -> tuple[pd.DataFrame, Recomputed]:
     """Which values differ; requests that differ in a batch are computed again alone before they are said to."""
     wrong = _compare(part)
     suspects = part.logged.loc[wrong.any(axis=1), "request_id"].unique()
-    if len(suspects):
-        chosen = part.logged["request_id"].isin(suspects)
-        again = recomputer.recompute(part.logged[chosen].drop(columns=["answer", "shown"]), alone=True)
-        expected = pd.concat([part.expected[~chosen], *(each.expected for each in again)]).loc[part.logged.index]
-        part = Recomputed(part.logged, expected)
-        wrong = _compare(part)
-    return wrong, part
+    if not len(suspects):
+        return wrong, part
+    chosen = part.logged["request_id"].isin(suspects)
+    again = recomputer.recompute(part.logged[chosen].drop(columns=["answer", "shown"]), alone=True)
+    expected = pd.concat([part.expected[~chosen], *(each.expected for each in again)]).loc[part.logged.index]
+    part = Recomputed(part.logged, expected)
+    return _compare(part), part
 
 
 def _compare(part: Recomputed) -> pd.DataFrame:
@@ -238,23 +215,27 @@ def _different(logged: "pd.Series[float]", expected: "pd.Series[float]") -> Bool
     return np.asarray((a.view(np.int32) != b.view(np.int32)) & ~(np.isnan(a) & np.isnan(b)))
 
 
-def _differences(wrong: pd.DataFrame, part: Recomputed) -> list[Difference]:
-    out = []
+def _differences(wrong: pd.DataFrame, part: Recomputed) -> Iterator[Difference]:
     for name in wrong.columns[wrong.any(axis=0)]:
         logged = part.logged.loc[wrong[name]]
-        said = logged[name] if name in logged else pd.Series(np.nan, logged.index)
-        should = part.expected.loc[wrong[name], name] if name in part.expected else pd.Series(np.nan, logged.index)
-        apart = np.abs(said.to_numpy(np.float64) - should.to_numpy(np.float64))
-        worst = int(np.nan_to_num(apart, nan=-1.0).argmax())
-        largest = float(np.nan_to_num(apart[worst]))
+        unknown = pd.Series(np.nan, logged.index)
+        said = logged.get(name, unknown)
+        should = part.expected.loc[wrong[name]].get(name, unknown)
+        apart = np.nan_to_num(np.abs(said.to_numpy(np.float64) - should.to_numpy(np.float64)), nan=-1.0)
+        worst = int(apart.argmax())
         row = logged.iloc[worst]
-        answers = int(logged["answer"].nunique())
-        where = (str(row["request_id"]), int(row[ITEM_ID]), float(said.iloc[worst]), float(should.iloc[worst]))
-        out.append(Difference(str(name), answers, len(logged), largest, *where))
-    return out
+        yield Difference(
+            name=str(name),
+            answers=int(logged["answer"].nunique()),
+            rows=len(logged),
+            largest=max(float(apart[worst]), 0.0),
+            request_id=str(row["request_id"]),
+            item_id=int(row[ITEM_ID]),
+            logged=float(said.iloc[worst]),
+            recomputed=float(should.iloc[worst]),
+        )
 
 
-def _sum(parts: list[Difference]) -> Difference:
-    worst = max(parts, key=lambda d: d.largest)
-    counts = {"answers": sum(d.answers for d in parts), "rows": sum(d.rows for d in parts)}
-    return Difference(**{**worst.__dict__, **counts})
+def _sum(a: Difference, b: Difference) -> Difference:
+    worst = a if a.largest >= b.largest else b
+    return replace(worst, answers=a.answers + b.answers, rows=a.rows + b.rows)

@@ -1,11 +1,8 @@
-"""Connections to the event table's database: how SQLite is opened, also where it may only be read.
-
-PostgreSQL needs no more than its URL. A SQLite file in a place that cannot be written (a home mounted read-only) is
-still read; where such a place has no file yet, the table is empty.
-"""
+"""Connections to the event table's database. A SQLite file in a home mounted read-only is still read."""
 
 import os
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +27,8 @@ def open_engine(url: sa.URL, table: sa.Table) -> sa.Engine:
         _create(engine, table)
         return engine
     path = Path(url.database or "").absolute()
-    if _writable(path):
+    folder = next(parent for parent in path.parents if parent.exists())
+    if os.access(folder, os.W_OK) and (not path.exists() or os.access(path, os.W_OK)):
         path.parent.mkdir(parents=True, exist_ok=True)
         engine = sa.create_engine(url, connect_args={"timeout": BUSY_S})
         sa.event.listen(engine, "connect", _set_up)
@@ -39,23 +37,13 @@ def open_engine(url: sa.URL, table: sa.Table) -> sa.Engine:
     if path.exists():
         # A write-ahead log may belong to a writer elsewhere. Without one nothing can change under the reader.
         how = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
-        return sa.create_engine("sqlite://", creator=lambda: _connect(f"{path.as_uri()}?{how}"), poolclass=QueuePool)
+        address = f"{path.as_uri()}?{how}"
+        connect = partial(sqlite3.connect, address, timeout=BUSY_S, uri=True, check_same_thread=False)
+        return sa.create_engine("sqlite://", creator=connect, poolclass=QueuePool)
     empty = sa.create_engine("sqlite://")
     _create(empty, table)
     sa.event.listen(empty, "begin", lambda connection: connection.exec_driver_sql("PRAGMA query_only=ON"))
     return empty
-
-
-def _writable(path: Path) -> bool:
-    """Whether SQLite can write the file, which takes a journal beside it."""
-    folder = path.parent
-    while not folder.exists():
-        folder = folder.parent
-    return os.access(folder, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
-
-
-def _connect(address: str) -> sqlite3.Connection:
-    return sqlite3.connect(address, uri=True, timeout=BUSY_S, check_same_thread=False)
 
 
 def _set_up(connection: Any, _record: Any) -> None:
@@ -64,7 +52,6 @@ def _set_up(connection: Any, _record: Any) -> None:
 
 
 def _create(engine: sa.Engine, table: sa.Table) -> None:
-    """Make the table and its indexes where they are missing."""
     if sa.inspect(engine).has_table(table.name):
         return
     with engine.begin() as connection:

@@ -1,14 +1,7 @@
-"""The event table: one row an event, and an event is acknowledged once its row is committed.
+"""The event table: one row an event, acknowledged once it is committed. SQLite by default, PostgreSQL by its URL.
 
-The service appends to it and reads a user's latest events; the offline track reads all of it up to a sequence number.
-SQLite by default, PostgreSQL by its URL, through SQLAlchemy Core.
-
-`seq` grows with every event. In SQLite one writer commits at a time, so a reader that has seen `seq` n has seen every
-smaller one. In PostgreSQL a smaller number may be committed after a larger one: `safe_seq` waits for the inserts under
-way, so that nothing at or below its answer can appear later. A user's newest events are read by `after`, which needs no
-such care: it never remembers how far it came.
-
-What an event means for a user's state is not decided here (`recsys.features.state`).
+`seq` grows with every event. SQLite commits in its order; in PostgreSQL a smaller number may be committed after a
+larger one, so that `safe_seq` waits for the inserts under way. `after` needs no such care: it remembers nothing.
 """
 
 import threading
@@ -27,6 +20,7 @@ from recsys.events.engine import is_deadlock, open_engine
 RATING_KIND: Final = "rating"
 ROWS_AT_ONCE: Final = 50_000  # rows that `read` holds in memory
 DEADLOCK_TRIES: Final = 5
+SUBJECT: Final = ("user_id", "item_id", "kind", "value")  # what an event with the same id must agree in
 LOCK_WAIT_S: Final = 20  # how long `safe_seq` waits for inserts under way
 
 EVENTS: Final = sa.Table(
@@ -57,11 +51,10 @@ _OF_USER_AFTER: Final = (
 class NewEvent:
     """One thing that a user did.
 
-    event_id      the caller's key, unique: an event sent again under it is stored once
+    event_id      the caller's key: an event sent again under it is stored once
     kind          "rating"; "watch", seen without a rating; "impression", shown to the user
     value         stars of a rating; None for every other kind
-    occurred_at   when it happened, seconds UTC
-    received_at   when the service heard of it, seconds UTC with fractions
+    occurred_at, received_at   seconds UTC; the second is when the service heard of it
     request_id    of the answer that showed the item, where the caller knows it
     """
 
@@ -77,7 +70,7 @@ class NewEvent:
 
 @dataclass(frozen=True)
 class StoredEvent(NewEvent):
-    """An event with its place in the table. `repeated`: `append` found its id there already."""
+    """`repeated`: `append` found the id there already."""
 
     seq: int = 0
     repeated: bool = False
@@ -88,23 +81,21 @@ class EventConflictError(RecsysError):
 
 
 class EventTable:
-    """Safe to share between threads; any number of processes and, with PostgreSQL, machines use one table.
+    """Safe to share between threads, processes and, with PostgreSQL, machines. The table is made on first use.
 
-    Every failure of the database is a StoreError. The table is made on first use.
+    Every failure of the database is a StoreError.
     """
 
     def __init__(self, url: sa.URL | str) -> None:
-        """Nothing is opened yet. A file's path becomes a URL by `sqlite_url`."""
         self.url = sa.make_url(url)
         self._engine: sa.Engine | None = None
         self._opening = threading.Lock()
 
     def append(self, events: Sequence[NewEvent]) -> list[StoredEvent]:
-        """Commit events, all or none, and return them in the order given; at most some thousands.
+        """Commit some thousand events at most, all or none, and return them in the order given.
 
         An id that is there already is not stored again: the first event comes back, marked `repeated`. Raises
-        EventConflictError where that one is about another user, item, kind or value, and StoreError where the database
-        fails; then none is stored.
+        EventConflictError where that one is about another user, item, kind or value.
         """
         if not events:
             return []
@@ -127,7 +118,7 @@ class EventTable:
             out = []
             for event in events:
                 found = stored[event.event_id]
-                if _subject(found) != _subject(event):
+                if any(getattr(found, name) != getattr(event, name) for name in SUBJECT):
                     raise EventConflictError(
                         f"Event id {event.event_id!r} was used for another event: user {found.user_id}, item "
                         f"{found.item_id}, {found.kind}. Send a new id with a new event."
@@ -137,14 +128,14 @@ class EventTable:
             return out
 
     def after(self, user_id: int, seq: int) -> list[StoredEvent]:
-        """The events of one user with a larger `seq`, in its order; one search in the index."""
+        """The events of one user with a larger `seq`, in its order."""
         with self._transaction() as connection:
             return list(_events(connection.execute(_OF_USER_AFTER, {"user": user_id, "after": seq})))
 
     def safe_seq(self) -> int:
         """A `seq` at or below which no event can appear any more; 0 for an empty table.
 
-        In PostgreSQL it waits until the inserts under way have ended, and holds back new ones meanwhile (milliseconds).
+        In PostgreSQL it waits until the inserts under way have ended, and holds back new ones meanwhile.
         """
         with self._transaction() as connection:
             if connection.dialect.name == "postgresql":
@@ -152,16 +143,12 @@ class EventTable:
                 connection.execute(sa.text("LOCK TABLE events IN SHARE MODE"))
             return int(connection.execute(sa.select(sa.func.max(EVENTS.c.seq))).scalar() or 0)
 
-    def count(self, after: int = 0, through: int | None = None) -> int:
-        """How many events there are with after < seq <= through."""
-        with self._transaction() as connection:
-            chosen = _between(after, through)
-            return int(connection.execute(sa.select(sa.func.count()).select_from(EVENTS).where(chosen)).scalar() or 0)
-
     def read(self, after: int = 0, through: int | None = None) -> Iterator[StoredEvent]:
         """The events with after < seq <= through, in the order of `seq`, a part of the table in memory at a time."""
         while True:
-            chosen = sa.select(EVENTS).where(_between(after, through)).order_by(EVENTS.c.seq).limit(ROWS_AT_ONCE)
+            chosen = sa.select(EVENTS).where(EVENTS.c.seq > after).order_by(EVENTS.c.seq).limit(ROWS_AT_ONCE)
+            if through is not None:
+                chosen = chosen.where(EVENTS.c.seq <= through)
             with self._transaction() as connection:
                 part = list(_events(connection.execute(chosen)))
             yield from part
@@ -170,7 +157,7 @@ class EventTable:
             after = part[-1].seq
 
     def close(self) -> None:
-        """Close connections; the next call opens them again."""
+        """The next call opens it again."""
         with self._opening:
             if self._engine is not None:
                 self._engine.dispose()
@@ -199,15 +186,6 @@ class EventTable:
             ) from error
 
 
-def _between(after: int, through: int | None) -> sa.ColumnElement[bool]:
-    chosen = EVENTS.c.seq > after
-    return chosen if through is None else chosen & (EVENTS.c.seq <= through)
-
-
 def _events(rows: Any) -> Iterator[StoredEvent]:
     for row in rows.mappings():
         yield StoredEvent(**row)
-
-
-def _subject(event: NewEvent) -> tuple[int, int, str, float | None]:
-    return event.user_id, event.item_id, event.kind, event.value

@@ -14,8 +14,7 @@ from recsys.atomic_io import read_json
 from recsys.errors import ConfigError
 from recsys.workspace import DatasetWorkspace
 
-# Without them a call to a machine that went away without a word takes a quarter of an hour, or has no end. redis-py
-# tries four times with pauses, so that with them a call takes up to some twenty seconds.
+# Without them a call to a machine that went away takes a quarter of an hour, or has no end. redis-py tries four times.
 TIME_LIMITS_S: Final = {"socket_timeout": 2, "socket_connect_timeout": 1}
 
 
@@ -23,13 +22,12 @@ TIME_LIMITS_S: Final = {"socket_timeout": 2, "socket_connect_timeout": 1}
 class FeatureStoreConfig:
     """One feature store.
 
-    home              everything embedded lies below `home.feast` and `home.features`
     repo              the `feature_repo` folder
-    online_store      "sqlite" (embedded) or "redis"
-    redis_connection  "host:port[,option=value...]"; needed for "redis", an error otherwise. May hold a password, as the
-                      next two may: none of them is written anywhere (`address` is)
+    redis_connection  "host:port[,option=value...]"; needed for "redis", an error otherwise
     registry_path     database URL of a shared registry (postgresql+psycopg://...); None is SQLite in the home
     events_url        of a shared event table; None is the home's own
+
+    The last three may hold passwords: none of them is written anywhere, `address` is.
     """
 
     home: DatasetWorkspace
@@ -52,9 +50,8 @@ class FeatureStoreConfig:
     def project(self) -> str:
         """Feast's project: the data set's name and eight digits that say which data its rows are made of.
 
-        These are the data set's files and, where a server may hold rows of several homes, the event table. Homes with
-        the same data and one shared event table share their rows; a data set that takes the place of another begins
-        without any.
+        Homes with the same files and one shared event table share their rows on a server; a data set that takes the
+        place of another begins without any.
         """
         info = self.home.data / "dataset.json"
         made_of = [read_json(info)["fingerprint"] if info.exists() else ""]
@@ -85,17 +82,11 @@ class FeatureStoreConfig:
         """The embedded online store; None where Redis keeps it."""
         return None if self.online_store == "redis" else self.home.feast.resolve() / "online.db"
 
-    @property
-    def registry_url(self) -> str:
-        if self.registry_path:
-            return self.registry_path
-        return URL.create("sqlite", database=str(self.registry_file)).render_as_string(hide_password=False)
-
     def variables(self) -> dict[str, str]:
         """What `feature_store.yaml` and `definitions.py` leave open: the environment for the `feast` command."""
         return {
             "RECSYS_FEAST_PROJECT": self.project,
-            "RECSYS_FEAST_REGISTRY": self.registry_url,
+            "RECSYS_FEAST_REGISTRY": self.registry_path or str(URL.create("sqlite", database=str(self.registry_file))),
             "RECSYS_FEAST_ONLINE": str(self.online_file or ""),
             "RECSYS_FEATURES": str(self.home.features.resolve()),
         }
@@ -105,12 +96,11 @@ class FeatureStoreConfig:
         from feast import RepoConfig
 
         raw = yaml.safe_load((self.repo / "feature_store.yaml").read_text(encoding="utf-8"))
-        raw["project"] = self.project
-        raw["registry"]["path"] = self.registry_url
-        raw["online_store"]["path"] = str(self.online_file)
+        given = self.variables()
+        raw["project"], raw["registry"]["path"] = given["RECSYS_FEAST_PROJECT"], given["RECSYS_FEAST_REGISTRY"]
+        raw["online_store"]["path"] = given["RECSYS_FEAST_ONLINE"]
         if self.online_store == "redis":
-            # Feast's Redis refuses a row that is not newer. A user's newest row keeps the time of the last event while
-            # it learns of others, so that every row must be written: skip_dedup.
+            # skip_dedup: Feast would refuse a row whose last event is the same, although it knows more of older ones.
             connection = with_time_limits(self.redis_connection or "")
             raw["online_store"] = {"type": "redis", "connection_string": connection, "skip_dedup": True}
         return RepoConfig(repo_path=self.repo, **raw)

@@ -1,11 +1,9 @@
 """Past rows of a feature table: of each key the newest one at or before a moment.
 
-Feast's DuckDB join pairs every row asked for with all rows of its key before it keeps one, so that time and memory grow
-with the square of a history. A training table asks for each user and item at many moments; beyond a few rows they are
-searched for in the same sorted file, and a random sample is held against Feast's join, exactly.
-
-Feast returns rows in any order, and its default store (Dask) loses some. So every row carries an id through the join
-and is matched by it; a row lost, doubled or with another key is a StoreError, never a shifted feature.
+Feast's DuckDB join pairs every row asked for with all rows of its key, so that time and memory grow with the square of
+a history. Beyond a few rows they are searched for in the same sorted file, and a random sample is held against Feast's
+join, exactly. Feast returns rows in any order, so that every row carries an id through the join; a row lost, doubled or
+with another key is a StoreError, never a shifted feature.
 """
 
 import threading
@@ -96,16 +94,9 @@ def join_by_feast(
     if missing:
         raise StoreError(f"Feature service {service!r} returned no column {sorted(missing)[0]!r}. {ADVICE}")
     out = out.take(np.argsort(out[ROW_ID].to_numpy(), kind="stable"))
-    _check(service, frame, out, key)
+    if any(not np.array_equal(out[name].to_numpy(), frame[name].to_numpy()) for name in (ROW_ID, key)):
+        raise StoreError(
+            f"The join for {service!r} lost, doubled or mixed rows: {len(out)} for {len(frame)} asked. "
+            "Check that feature_store.yaml names the DuckDB offline store; Dask loses rows."
+        )
     return out.select(list(columns)).take(inverse.reshape(-1))
-
-
-def _check(service: str, asked: pd.DataFrame, out: Any, key: str) -> None:
-    """Every row asked for is there once, with its own key. `out` is sorted by row id."""
-    advice = "Check that feature_store.yaml names the DuckDB offline store; Dask loses rows."
-    if len(out) != len(asked):
-        raise StoreError(f"The join for {service!r} gave {len(out)} rows for {len(asked)} asked. {advice}")
-    if not np.array_equal(out[ROW_ID].to_numpy(), asked[ROW_ID].to_numpy()):
-        raise StoreError(f"The join for {service!r} lost some rows and doubled others. {advice}")
-    if not np.array_equal(out[key].to_numpy(), asked[key].to_numpy()):
-        raise StoreError(f"The join for {service!r} returned rows with another {key} than was asked for. {advice}")

@@ -1,10 +1,8 @@
 """Feast opened for one home, with its registry brought to what `definitions.py` says.
 
 Only the pipeline registers a data set (`create`). A reader that finds it registered with other definitions, or with the
-paths of the place that the home was copied from, brings it up to date. Processes of one home take turns.
-
-The definitions are run afresh each time. Feast's own loader imports them as a module, which Python keeps: a second home
-in the same process would silently be registered with the first one's Parquet files.
+paths of the place that the home was copied from, brings it up to date. Processes of one home take turns. Feast's own
+loader would import the definitions as a module: a second home in one process would get the first one's files.
 """
 
 import fcntl
@@ -39,8 +37,8 @@ def open_feast(config: FeatureStoreConfig, *, create: bool = False) -> Any:
     with locked_folder(config.home.feast, fcntl.LOCK_EX):  # opening may make the registry's tables
         if create:
             for path in (registry, config.online_file):
-                if path is not None:
-                    set_aside_if_damaged(path)
+                if path is not None and path.exists():
+                    _set_aside_if_damaged(path)
         feast_store = FeatureStore(config=config.feast_config())
         try:
             _register(feast_store, config, create)
@@ -80,26 +78,21 @@ def close_feast(feast_store: Any) -> None:
             engine.dispose()
 
 
-def set_aside_if_damaged(path: Path) -> bool:
-    """Rename a file that is no whole SQLite database to `<name>.damaged`, over an older one; whether it was.
+def _set_aside_if_damaged(path: Path) -> None:
+    """Rename a file that is no whole SQLite database to `<name>.damaged`: what is in it can be made again.
 
-    What is in it can be made again. Raises sqlite3.OperationalError where nobody can tell, as while it is locked.
+    Raises sqlite3.OperationalError where nobody can tell, as while it is locked.
     """
-    if not path.exists() or _whole(path):
-        return False
+    with closing(sqlite3.connect(path)) as connection:
+        try:
+            if connection.execute("PRAGMA quick_check").fetchone() == ("ok",):
+                return
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:
+            pass
     for suffix in ("-wal", "-shm", "-journal"):  # a journal would be played into the new file
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     aside = path.with_name(f"{path.name}.damaged")
     path.replace(aside)
     log.warning("%s is damaged; it is made again, and the old file is now %s", path, aside.name)
-    return True
-
-
-def _whole(path: Path) -> bool:
-    with closing(sqlite3.connect(path)) as connection:
-        try:
-            return [row[0] for row in connection.execute("PRAGMA quick_check")] == ["ok"]
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError:
-            return False

@@ -1,15 +1,12 @@
 """The feature store as the rest of the system sees it.
 
-States and item statistics as of past moments come from the offline store, the state of a user now from the online
-store. Feast's types stay inside this package, and Feast is imported with the first read or write, because that takes
-seven seconds.
+Feast's types stay inside this package, and Feast is imported with the first read or write: that takes seven seconds.
 """
 
 import contextlib
-import fcntl
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,19 +17,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.arrays import IntArray
-from recsys.atomic_io import locked_folder
 from recsys.columns import ITEM_ID, ITEM_STATS_VIEW, RANKING_SERVICE, RETRIEVAL_SERVICE, USER_ID, USER_STATE_VIEW
 from recsys.errors import RecsysError, StoreError
 from recsys.feature_store.config import FeatureStoreConfig
-from recsys.feature_store.materialization import fill_online_store, written_ahead
+from recsys.feature_store.materialization import fill_online_store
 from recsys.feature_store.offline import past_rows
 from recsys.feature_store.registration import close_feast, open_feast
-from recsys.feature_store.tables import PAST_STATE_COLUMNS, STATE_COLUMNS, states_from_columns, table_path
+from recsys.feature_store.tables import PAST_STATE_COLUMNS, STATE_COLUMNS, THROUGH_SEQ, states_from_columns, table_path
 from recsys.features.catalogue import Catalogue
 from recsys.features.item_stats import SECONDS_PER_DAY, STATS_COLUMNS, ItemStats
 from recsys.features.state import UserState
 
 MICROSECONDS = 1_000_000
+REMAKE = "Run `recsys train --only features --force`."
 ONLINE_CHUNK = 1_000  # users of one read
 
 
@@ -58,32 +55,18 @@ class FeatureStore:
     def materialize(self) -> None:
         """Make the online store hold the newest row of every user. A service may read it meanwhile."""
         self._need_tables()
-        path = table_path(self.config.home, USER_STATE_VIEW)
-        with self._failing("The online store could not be filled", "Run `recsys train --only features --force`."):
-            online = self.config.online_file
-            with contextlib.nullcontext() if online is None else written_ahead(online):
-                self._fill(path)
-
-    def _fill(self, table: Path) -> None:
-        feast_store = open_feast(self.config)  # one of its own: others do not read in its transaction
-        try:
-            # One materialisation at a time; `open_feast` locks another folder, so that a service can start meanwhile.
-            with locked_folder(self.config.home.features, fcntl.LOCK_EX):
-                fill_online_store(feast_store, table)
-        finally:
-            close_feast(feast_store)
+        with self._failing("The online store could not be filled", REMAKE):
+            fill_online_store(self.config)
 
     def historical_states(self, user_ids: npt.ArrayLike, nows: npt.ArrayLike) -> list[UserState]:
         """The state of each user just before each moment (seconds UTC): events with timestamp < now, strictly.
 
-        Rows are stamped by their last event and Feast's join takes stamps <= the moment, so it is asked for one
-        microsecond earlier. Exact where `write_feature_tables` was given (user, now) as a context; elsewhere the
-        newest row before. Cold, without profile, where every row lies later. What is older than the window is
-        left out.
+        Exact where `write_feature_tables` was given (user, now) as a context; elsewhere the newest row before. Cold,
+        without profile, where every row lies later. What is older than the window is left out.
         """
         ids = np.asarray(user_ids, dtype=np.int64)
         moments = np.broadcast_to(np.asarray(nows, dtype=np.int64), ids.shape)
-        before = moments * MICROSECONDS - 1
+        before = moments * MICROSECONDS - 1  # Feast takes rows stamped at the moment, which hold what happened then
         table = self._past(RETRIEVAL_SERVICE, USER_STATE_VIEW, USER_ID, ids, before, PAST_STATE_COLUMNS)
         return states_from_columns(ids.tolist(), {name: _values(table[name]) for name in PAST_STATE_COLUMNS})
 
@@ -104,13 +87,15 @@ class FeatureStore:
     ) -> Any:
         self._need_tables()
         source = table_path(self.config.home, view)
-        with self._failing("Past features could not be read", "Run `recsys train --only features --force`."):
+        with self._failing("Past features could not be read", REMAKE):
             return past_rows(self._opened(), service, source, key, keys, moments_us, columns)
 
     def item_stats_as_of(self, catalogue: Catalogue, day: int) -> ItemStats:
         """Statistics of all items for a prediction on `day`: one offline read, ten times cheaper than online."""
+        self._need_tables()
+        told = pq.read_schema(table_path(self.config.home, ITEM_STATS_VIEW)).metadata
         rows = self.historical_item_stats(pd.DataFrame({ITEM_ID: catalogue.item_ids, "day": day}))
-        return ItemStats.from_rows(catalogue, rows, day)
+        return replace(ItemStats.from_rows(catalogue, rows, day), through_seq=int(told[THROUGH_SEQ.encode()]))
 
     def last_snapshot_day(self) -> int:
         """The day from which on the item statistics change no more; 0 for an empty table."""
@@ -128,8 +113,7 @@ class FeatureStore:
     def online_states(self, user_ids: Sequence[int]) -> list[UserState | None]:
         """The same for many users, in the order given."""
         out: list[UserState | None] = []
-        advice = "Run `recsys train --only features --force`, or check the online store."
-        with self._failing("User states could not be read", advice):
+        with self._failing("User states could not be read", REMAKE + " Or check the online store."):
             feast_store = self._opened()
             for low in range(0, len(user_ids), ONLINE_CHUNK):
                 part = [int(user_id) for user_id in user_ids[low : low + ONLINE_CHUNK]]

@@ -1,9 +1,8 @@
 """The Parquet tables behind the two views, and the way back from their columns to `UserState`.
 
-These are plain files, each written beside and renamed, that Feast reads. Rows are sorted by key and stamp; stamps are
-UTC microseconds, because Feast's DuckDB store fails on nanoseconds. A `user_state` row stamped s holds all of the
-user's events with timestamp <= s. Only a user's newest row tells what is older than the window, and how far the event
-table is in it: past rows with whole histories would grow with the square of a history.
+Rows are sorted by key and stamp, in UTC microseconds, because Feast's DuckDB store fails on nanoseconds. A `user_state`
+row stamped s holds the user's events with timestamp <= s. Only a user's newest row tells what is older than the window,
+and how far the event table is in it: past rows with whole histories would grow with the square of a history.
 
 Shapes: R rows, U users, L = HISTORY_LENGTH.
 """
@@ -17,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.arrays import BoolArray, IntArray
+from recsys.arrays import IntArray
 from recsys.atomic_io import replacing_file
 from recsys.columns import (
     AGE,
@@ -37,6 +36,7 @@ from recsys.features.item_stats import DECAYED
 from recsys.features.state import HISTORY_LENGTH, UserState
 from recsys.workspace import DatasetWorkspace
 
+THROUGH_SEQ = "through_seq"
 STAMP = pa.timestamp("us", tz="UTC")
 _STAMPS = [(EVENT_TIMESTAMP, STAMP), (CREATED_TIMESTAMP, STAMP)]
 STATE_FIELDS = [
@@ -55,7 +55,7 @@ NEWEST_FIELDS = [
     ("older_item_ids", pa.list_(pa.int64())),
     ("older_ratings", pa.list_(pa.float32())),
     ("older_timestamps", pa.list_(pa.int64())),
-    ("through_seq", pa.int64()),
+    (THROUGH_SEQ, pa.int64()),
 ]
 PAST_STATE_COLUMNS = tuple(name for name, _ in STATE_FIELDS)
 STATE_COLUMNS = (*PAST_STATE_COLUMNS, *(name for name, _ in NEWEST_FIELDS))
@@ -102,21 +102,14 @@ def write_feature_tables(
     _write(table_path(home, USER_STATE_VIEW), STATE_SCHEMA, states)
     stats = item_snapshots.sort_values([ITEM_ID, EVENT_TIMESTAMP], kind="stable")
     rows = pa.Table.from_pandas(stats[STATS_SCHEMA.names], STATS_SCHEMA, preserve_index=False)
-    _write(table_path(home, ITEM_STATS_VIEW), STATS_SCHEMA, iter([rows]))
+    schema = STATS_SCHEMA.with_metadata({THROUGH_SEQ: str(through_seq)})
+    _write(table_path(home, ITEM_STATS_VIEW), schema, iter([rows.cast(schema)]))
 
 
 def _write(path: Path, schema: Any, tables: Iterator[Any]) -> None:
     with replacing_file(path) as beside, pq.ParquetWriter(beside, schema) as writer:
         for table in tables:
             writer.write_table(table, row_group_size=ROWS_PER_GROUP)
-
-
-def _first_stamps(histories: Histories) -> IntArray:
-    """(U,) stamp of every user's empty state, seconds UTC."""
-    starts, ends = histories.offset[:-1], histories.offset[1:]
-    earliest = int(histories.timestamps.min()) if len(histories.timestamps) else 0
-    padded = np.append(histories.timestamps, earliest)  # a last user without events starts at E
-    return np.where(ends > starts, padded[starts], earliest) - 1
 
 
 def _state_rows(histories: Histories, contexts: pd.DataFrame) -> tuple[IntArray, IntArray]:
@@ -143,16 +136,18 @@ def _state_rows(histories: Histories, contexts: pd.DataFrame) -> tuple[IntArray,
     return key // step, key % step
 
 
-def _row_stamps(histories: Histories, first_stamps: IntArray, user_idx: IntArray, ends: IntArray) -> IntArray:
-    """(R,) seconds UTC of the last event that a row holds; the user's first stamp for an empty one."""
-    known = ends > histories.offset[user_idx]
-    last = histories.timestamps[np.maximum(ends - 1, 0)] if len(histories.timestamps) else first_stamps[user_idx]
-    return np.where(known, last, first_stamps[user_idx])
+def _seconds(histories: Histories, user_idx: IntArray, ends: IntArray) -> IntArray:
+    """(R,) when a row's last event happened; of an empty row, the second before the user's first event, or before the
+    first of all for somebody without any."""
+    starts = histories.offset[user_idx]
+    earliest = int(histories.timestamps.min()) if len(histories.timestamps) else 0
+    times = np.append(histories.timestamps, earliest)
+    first = np.where(histories.offset[user_idx + 1] > starts, times[starts], earliest)
+    return np.where(ends > starts, times[ends - 1], first - 1)
 
 
 def _state_batches(histories: Histories, user_idx: IntArray, ends: IntArray, through_seq: int) -> Iterator[Any]:
     """The rows as Arrow tables of ROWS_PER_GROUP each, so that the gathered histories stay small in memory."""
-    first_stamps = _first_stamps(histories)
     profile = histories.users.reindex(histories.user_ids)
     gender = profile[GENDER].fillna("").to_numpy(object)
     age = profile[AGE].fillna(0).to_numpy(np.int64)
@@ -161,13 +156,14 @@ def _state_batches(histories: Histories, user_idx: IntArray, ends: IntArray, thr
         user, end = user_idx[low : low + ROWS_PER_GROUP], ends[low : low + ROWS_PER_GROUP]
         start = histories.offset[user]
         newest = end == histories.offset[user + 1]
-        stamps = _stamps(_row_stamps(histories, first_stamps, user, end))
-        window, older = _positions(histories, user, start, end, newest)
+        stamps = pa.array(_seconds(histories, user, end) * 1_000_000).cast(STAMP)
+        known = [histories.window(a, b) for a, b in zip(start, end, strict=True)]
+        older = [row[:-HISTORY_LENGTH] if whole else row[:0] for row, whole in zip(known, newest, strict=True)]
         columns = {
             USER_ID: histories.user_ids[user],
             EVENT_TIMESTAMP: stamps,
             CREATED_TIMESTAMP: stamps,
-            **_history_columns(histories, "history", *window),
+            **_history_columns(histories, "history", [row[-HISTORY_LENGTH:] for row in known]),
             "n_events": histories.item_cumsum[end] - histories.item_cumsum[start],
             "n_liked": (histories.liked_cumsum[end] - histories.liked_cumsum[start]).astype(np.int64),
             "rating_sum": histories.rating_cumsum[end] - histories.rating_cumsum[start],
@@ -175,79 +171,29 @@ def _state_batches(histories: Histories, user_idx: IntArray, ends: IntArray, thr
             GENDER: gender[user],
             AGE: age[user],
             OCCUPATION: occupation[user],
-            **_history_columns(histories, "older", *older),
-            "through_seq": np.where(newest, through_seq, 0),
+            **_history_columns(histories, "older", older),
+            THROUGH_SEQ: np.where(newest, through_seq, 0),
         }
         yield pa.table(columns, schema=STATE_SCHEMA)
 
 
-def _history_columns(histories: Histories, prefix: str, bounds: Any, positions: IntArray) -> dict[str, Any]:
-    return {
-        f"{prefix}_item_ids": pa.ListArray.from_arrays(bounds, histories.item_ids[positions]),
-        f"{prefix}_ratings": pa.ListArray.from_arrays(bounds, histories.ratings[positions]),
-        f"{prefix}_timestamps": pa.ListArray.from_arrays(bounds, histories.timestamps[positions]),
-    }
-
-
-def _positions(
-    histories: Histories, user: IntArray, start: IntArray, end: IntArray, newest: BoolArray
-) -> tuple[tuple[Any, IntArray], tuple[Any, IntArray]]:
-    """Of each row the events of the window and, for a newest row, the older ones: list offsets and positions."""
-    split = np.maximum(start, end - HISTORY_LENGTH)
-    if not histories.repeats[user].any():
-        return _ranges(split, end), _ranges(start, np.where(newest, split, start))
-    known = [histories.window(a, b) for a, b in zip(start, end, strict=True)]
-    windows = [positions[-HISTORY_LENGTH:] for positions in known]
-    older = [p[:-HISTORY_LENGTH] if is_newest else p[:0] for p, is_newest in zip(known, newest, strict=True)]
-    return _lists(windows), _lists(older)
-
-
-def _lists(parts: Sequence[IntArray]) -> tuple[Any, IntArray]:
-    return pa.array(np.append(0, np.cumsum([len(part) for part in parts])), pa.int32()), np.concatenate(parts)
-
-
-def _ranges(starts: IntArray, ends: IntArray) -> tuple[Any, IntArray]:
-    """Arrow list offsets (R + 1,) and the concatenation of all ranges [start, end).
-
-    >>> offsets, flat = _ranges(np.array([3, 9]), np.array([5, 10]))
-    >>> offsets.to_pylist(), flat.tolist()
-    ([0, 2, 3], [3, 4, 9])
-    """
-    lengths = ends - starts
-    bounds = np.append(0, np.cumsum(lengths))
-    flat = np.arange(bounds[-1]) + np.repeat(starts - bounds[:-1], lengths)
-    return pa.array(bounds, pa.int32()), flat
-
-
-def _stamps(seconds: IntArray) -> Any:
-    return pa.array(seconds * 1_000_000, pa.int64()).cast(STAMP)
+def _history_columns(histories: Histories, prefix: str, rows: Sequence[IntArray]) -> dict[str, Any]:
+    """Three list columns of the events at the positions of each row."""
+    bounds = pa.array(np.append(0, np.cumsum([len(row) for row in rows])), pa.int32())
+    flat = np.concatenate(rows)
+    values = (histories.item_ids[flat], histories.ratings[flat], histories.timestamps[flat])
+    names = (f"{prefix}_item_ids", f"{prefix}_ratings", f"{prefix}_timestamps")
+    return dict(zip(names, (pa.ListArray.from_arrays(bounds, column) for column in values), strict=True))
 
 
 def states_from_columns(user_ids: Sequence[int], columns: Mapping[str, Sequence[Any]]) -> list[UserState]:
     """One state a row from STATE_COLUMNS or PAST_STATE_COLUMNS; a row without `n_events` is an empty state."""
     states = []
     for row, user_id in enumerate(user_ids):
-        if columns["n_events"][row] is None:
+        values = {name.removeprefix("history_"): column[row] for name, column in columns.items()}
+        if values["n_events"] is None:
             states.append(UserState(user_id))
-            continue
-        value = {name: values[row] for name, values in columns.items()}
-        states.append(
-            UserState(
-                user_id=user_id,
-                item_ids=tuple(value["history_item_ids"]),
-                ratings=tuple(value["history_ratings"]),
-                timestamps=tuple(value["history_timestamps"]),
-                n_events=int(value["n_events"]),
-                n_liked=int(value["n_liked"]),
-                rating_sum=float(value["rating_sum"]),
-                rating_square_sum=float(value["rating_square_sum"]),
-                older_item_ids=tuple(value.get("older_item_ids", ())),
-                older_ratings=tuple(value.get("older_ratings", ())),
-                older_timestamps=tuple(value.get("older_timestamps", ())),
-                gender=value[GENDER],
-                age=int(value[AGE]),
-                occupation=value[OCCUPATION],
-                through_seq=int(value.get("through_seq", 0)),
-            )
-        )
+        else:
+            held: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+            states.append(UserState(user_id, **held))
     return states

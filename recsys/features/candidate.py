@@ -1,8 +1,8 @@
 """The one function that turns user states and candidates into the ranker's feature matrix.
 
-The training table, replay, batch and the service all call it. Missing is NaN where the model should know that it is
-missing (a retriever's rank of an item that it did not find, the year of an item without one) and a neutral value
-elsewhere. A cold user has zeros for habits.
+Training, evaluation and the service all call it. Missing is NaN where the model should know that it is missing (a
+retriever's rank of an item that it did not find, the year of an item without one) and a neutral value elsewhere. A cold
+user has zeros for habits.
 
 Shapes: B users, K candidates, L history length, S retrievers, N items, D dimensions, G genres, F features.
 """
@@ -27,36 +27,17 @@ LONGEST_GAP_S = 365 * SECONDS_PER_DAY
 
 _SOURCE_FEATURES = ("score", "score_below_best", "rank")
 _FEATURES = (
-    # what retrieval thought of the candidate as a whole
-    "merged_score",
-    "merged_rank",
+    *("merged_score", "merged_rank"),
     # candidate against the last items
-    "similarity_last",
-    "similarity_recent_mean",
-    "similarity_recent_max",
-    "similarity_history",
-    "similarity_liked",
+    *("similarity_last", "similarity_recent_mean", "similarity_recent_max", "similarity_history", "similarity_liked"),
     "covisitation_last",
     # user x genre and user x time of release
-    "genre_affinity",
-    "genre_rating_affinity",
-    "genre_share_last",
-    "decade_distance",
+    *("genre_affinity", "genre_rating_affinity", "genre_share_last", "decade_distance"),
     # item, as of the day before
-    *ITEM_FEATURES,
-    "decade",
-    "popularity_distance",
+    *(*ITEM_FEATURES, "decade", "popularity_distance"),
     # the user's habits
-    "user_events",
-    "user_mean_rating",
-    "user_rating_std",
-    "user_liked_share",
-    "user_last_rating",
-    "user_gap",
-    "user_session_length",
-    "user_same_second_share",
-    "user_popularity",
-    "user_decade",
+    *("user_events", "user_mean_rating", "user_rating_std", "user_liked_share", "user_last_rating", "user_gap"),
+    *("user_session_length", "user_same_second_share", "user_popularity", "user_decade"),
 )
 
 # What the ablation leaves out together: every feature fits exactly one of these patterns, wholly.
@@ -67,7 +48,6 @@ FEATURE_GROUPS: Final = {
     "item statistics": r"popularity_(?!score|rank)\w+|mean_rating|liked_share|days_since_\w+",
     "user habits": r"user_(?!decade)\w+",
 }
-
 
 _PLACE: Final = {name: place for place, name in enumerate(_FEATURES)}
 
@@ -103,11 +83,10 @@ def candidate_features(
     unit_vectors: FloatArray,
 ) -> FloatArray:
     """(B, K, F) features. `unit_vectors` (N, D) are the item vectors scaled to length 1. Rows of absent candidates
-    (item_idx -1) hold numbers without meaning and must not be read.
+    (item_idx -1) hold numbers without meaning.
 
-    A request has one user and a few hundred candidates, so that the number of NumPy calls decides the time: columns
-    that stand side by side are written together, and what depends on the item alone is kept with the statistics and
-    the catalogue and only gathered here.
+    For one user the number of NumPy calls decides the time: columns side by side are written together, and what depends
+    on the item alone is only gathered here.
     """
     n_users, k = signals.item_idx.shape
     first = len(signals.retriever_names) * len(_SOURCE_FEATURES)
@@ -140,21 +119,16 @@ def candidate_features(
 
 
 class _Past:
-    """What several groups of features read of the users' histories.
-
-    item_idx     (B, L) 0 where there is no event; known (B, L) float32 1 where there is one
-    count        (B,) float32 events in the window; n (B, 1) the same, at least 1
-    mean_rating  (B,) over the whole history, 0 without one
-    """
+    """What several groups of features read of the users' histories."""
 
     def __init__(self, states: StateBatch) -> None:
         self.states = states
-        self.present = states.item_idx >= 0
+        self.present = states.item_idx >= 0  # (B, L)
         self.item_idx = np.maximum(states.item_idx, 0)
         self.known = self.present.astype(np.float32)
-        self.count = self.known.sum(axis=1)
+        self.count = self.known.sum(axis=1)  # (B,) events in the window
         self.n = np.maximum(self.count, ONE)[:, None]
-        self.n_events = np.maximum(states.n_events, 1.0)
+        self.n_events = np.maximum(states.n_events, 1.0)  # (B,) of the whole history, as is the mean
         self.mean_rating = states.rating_sum / self.n_events
 
 

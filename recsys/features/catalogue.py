@@ -37,33 +37,13 @@ def title_words(title: str) -> list[str]:
     return re.findall(r"[^\W_]+", re.sub(r"\(\d{4}\)\s*$", "", title).lower())[:MAX_TITLE_WORDS]
 
 
-@dataclass(frozen=True)
-class Profiles:
-    """Static profile of users as small integers; 0 is always "unknown"."""
-
-    occupations: tuple[str, ...]  # ("", label, ...)
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Number of values of (gender, age bracket, occupation)."""
-        return len(GENDERS), len(AGE_BRACKETS) + 1, len(self.occupations)
-
-    def encode(self, gender: Sequence[str], age: DoubleArray, occupation: Sequence[str]) -> IntArray:
-        """(B, 3) indices of gender, age bracket and occupation. Empty text, age <= 0 or NaN, unseen labels give 0."""
-        bracket = np.where(age > 0, np.searchsorted(AGE_BRACKETS, age, side="right"), 0)  # NaN is not above 0
-        out = np.empty((len(gender), 3), dtype=np.int64)
-        out[:, 0] = [self._gender_idx.get(g, 0) for g in gender]
-        out[:, 1] = bracket
-        out[:, 2] = [self._occupation_idx.get(o, 0) for o in occupation]
-        return out
-
-    @cached_property
-    def _gender_idx(self) -> dict[str, int]:
-        return {label: i for i, label in enumerate(GENDERS)}
-
-    @cached_property
-    def _occupation_idx(self) -> dict[str, int]:
-        return {label: i for i, label in enumerate(self.occupations)}
+def positions_of(ids: IntArray, wanted: npt.ArrayLike) -> IntArray:
+    """Where each wanted id stands among ascending `ids`, in the shape of `wanted`; -1 for one that is not there."""
+    asked = np.asarray(wanted, dtype=np.int64)
+    if len(ids) == 0:
+        return np.full(asked.shape, -1, dtype=np.int64)
+    position = np.minimum(np.searchsorted(ids, asked), len(ids) - 1)
+    return np.where(ids[position] == asked, position, -1)
 
 
 @dataclass(frozen=True)
@@ -77,7 +57,7 @@ class Catalogue:
     genre_names  G strings
     words        (N, MAX_TITLE_WORDS) int64 into the vocabulary, 0 where there is none
     vocabulary   W strings; position 0 is the empty word
-    profiles     vocabulary of user profiles
+    occupations  of user profiles; position 0 is unknown
     """
 
     item_ids: IntArray
@@ -87,18 +67,14 @@ class Catalogue:
     genre_names: tuple[str, ...]
     words: IntArray
     vocabulary: tuple[str, ...]
-    profiles: Profiles
+    occupations: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.item_ids)
 
     def to_idx(self, item_ids: npt.ArrayLike) -> IntArray:
         """Row numbers of raw ids, any shape; -1 for an id that the catalogue does not hold."""
-        ids = np.asarray(item_ids, dtype=np.int64)
-        if len(self.item_ids) == 0:
-            return np.full(ids.shape, -1, dtype=np.int64)
-        position = np.minimum(np.searchsorted(self.item_ids, ids), len(self.item_ids) - 1)
-        return np.where(self.item_ids[position] == ids, position, -1)
+        return positions_of(self.item_ids, item_ids)
 
     def to_ids(self, item_idx: npt.NDArray[np.integer]) -> IntArray:
         """Raw ids of row numbers, any shape; -1 stays -1."""
@@ -127,20 +103,35 @@ class Catalogue:
         counts: FloatArray = np.maximum(self.genres.sum(axis=1), np.float32(1))
         return counts
 
+    @property
+    def profile_sizes(self) -> tuple[int, int, int]:
+        """Number of values of (gender, age bracket, occupation)."""
+        return len(GENDERS), len(AGE_BRACKETS) + 1, len(self.occupations)
+
+    def encode_profiles(self, gender: Sequence[str], age: DoubleArray, occupation: Sequence[str]) -> IntArray:
+        """(B, 3) indices of gender, age bracket and occupation. Empty text, age <= 0 or NaN, unseen labels give 0."""
+        genders, occupations = ({label: i for i, label in enumerate(n)} for n in (GENDERS, self.occupations))
+        out = np.empty((len(gender), 3), dtype=np.int64)
+        out[:, 0] = [genders.get(label, 0) for label in gender]
+        out[:, 1] = np.where(age > 0, np.searchsorted(AGE_BRACKETS, age, side="right"), 0)  # NaN is not above 0
+        out[:, 2] = [occupations.get(label, 0) for label in occupation]
+        return out
+
     def genres_of(self, item_idx: int) -> list[str]:
         return [self.genre_names[g] for g in np.flatnonzero(self.genres[item_idx])]
 
     @classmethod
     def from_tables(cls, items: pd.DataFrame, users: pd.DataFrame) -> "Catalogue":
         """Build from the typed tables of `recsys.data.tables`."""
-        items = items.sort_values(ITEM_ID)
-        genre_lists = [list(g) for g in items[GENRES]]
-        genre_names = tuple(sorted({name for names in genre_lists for name in names}))
+        return cls._build(items.sort_values(ITEM_ID), ("", *sorted({o for o in users[OCCUPATION].dropna() if o})))
+
+    @classmethod
+    def _build(cls, items: pd.DataFrame, occupations: tuple[str, ...]) -> "Catalogue":
+        genre_names = tuple(sorted({name for names in items[GENRES] for name in names}))
         column = {name: i for i, name in enumerate(genre_names)}
         genres = np.zeros((len(items), len(genre_names)), dtype=np.float32)
-        for row, names in enumerate(genre_lists):
-            for name in names:
-                genres[row, column[name]] = 1.0
+        for row, names in enumerate(items[GENRES]):
+            genres[row, [column[name] for name in names]] = 1.0
 
         word_lists = [title_words(t) for t in items[TITLE]]
         counts = Counter(word for words in word_lists for word in set(words))
@@ -150,8 +141,6 @@ class Catalogue:
         for row, title in enumerate(word_lists):
             kept = [word_idx[w] for w in title if w in word_idx]
             words[row, : len(kept)] = kept
-
-        occupations = ("", *sorted({o for o in users[OCCUPATION].dropna() if o}))
         return cls(
             item_ids=items[ITEM_ID].to_numpy(np.int64),
             titles=tuple(items[TITLE]),
@@ -160,46 +149,18 @@ class Catalogue:
             genre_names=genre_names,
             words=words,
             vocabulary=vocabulary,
-            profiles=Profiles(occupations),
+            occupations=occupations,
         )
 
     def save(self, folder: Path) -> None:
         """Write `catalogue.parquet` and `catalogue.json` into an existing folder."""
-        pd.DataFrame(
-            {
-                ITEM_ID: self.item_ids,
-                TITLE: self.titles,
-                YEAR: self.years,
-                GENRES: [self.genres_of(i) for i in range(len(self))],
-                "words": list(self.words),
-            }
-        ).to_parquet(folder / "catalogue.parquet", index=False)
-        write_json(
-            folder / "catalogue.json",
-            {
-                "genre_names": self.genre_names,
-                "vocabulary": self.vocabulary,
-                "occupations": self.profiles.occupations,
-            },
-        )
+        genres = [self.genres_of(i) for i in range(len(self))]
+        items = pd.DataFrame({ITEM_ID: self.item_ids, TITLE: self.titles, YEAR: self.years, GENRES: genres})
+        items.to_parquet(folder / "catalogue.parquet", index=False)
+        write_json(folder / "catalogue.json", {"occupations": self.occupations})
 
     @classmethod
     def load(cls, folder: Path) -> "Catalogue":
-        frame = pd.read_parquet(folder / "catalogue.parquet")
-        names = read_json(folder / "catalogue.json")
-        column = {name: i for i, name in enumerate(names["genre_names"])}
-        genres = np.zeros((len(frame), len(column)), dtype=np.float32)
-        for row, row_genres in enumerate(frame[GENRES]):
-            genres[row, [column[g] for g in row_genres]] = 1.0
-        return cls(
-            item_ids=frame[ITEM_ID].to_numpy(np.int64),
-            titles=tuple(frame[TITLE]),
-            years=frame[YEAR].to_numpy(np.float32),
-            genres=genres,
-            genre_names=tuple(names["genre_names"]),
-            words=np.stack(frame["words"].to_list()).astype(np.int64)
-            if len(frame)
-            else np.zeros((0, MAX_TITLE_WORDS), dtype=np.int64),
-            vocabulary=tuple(names["vocabulary"]),
-            profiles=Profiles(tuple(names["occupations"])),
-        )
+        """As it was saved: genres and words follow from the items."""
+        items = pd.read_parquet(folder / "catalogue.parquet")
+        return cls._build(items, tuple(read_json(folder / "catalogue.json")["occupations"]))

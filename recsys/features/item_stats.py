@@ -1,13 +1,10 @@
 """Statistics of each item at day ends.
 
-`snapshots` makes a sparse table from the events, a row for each item and day on which it was rated, that Feast keeps.
-`ItemStats` are the dense arrays as of one day that features and service read. Who asks for which day is decided
-elsewhere (`recsys.training_table`, `recsys.evaluation.replay`, the service).
+`snapshots` makes the sparse table that Feast keeps, a row for each item and day on which it was rated. `ItemStats` are
+the dense arrays as of one day that models and service read.
 
-A snapshot stamped D 00:00 UTC holds the events with timestamp < D 00:00. A prediction at t reads, for every
-item, its last snapshot stamped at or before the start of t's day, so it never sees its own day. Decayed counts
-are stored as of their snapshot and decayed further on reading, up to the as-of day.
-
+A snapshot stamped D 00:00 UTC holds the events before. A prediction at t reads the last snapshot at or before the start
+of t's day, so it never sees its own day. Decayed counts are stored as of their snapshot and decayed further on reading.
 A user counts once for an item (`repeats`): a repeated rating moves that user's contribution to the new day.
 
 Shapes: N items, H = len(HALF_LIVES_DAYS).
@@ -15,7 +12,7 @@ Shapes: N items, H = len(HALF_LIVES_DAYS).
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -31,19 +28,16 @@ HALF_LIVES_DAYS = (7, 30, 365)
 DECAYED = tuple(f"decayed_{h}d" for h in HALF_LIVES_DAYS)
 STATS_COLUMNS = ("snapshot_day", "n_ratings", "n_liked", "rating_sum", *DECAYED, "first_rated", "last_rated")
 
+_DENSE: Final[dict[str, type]] = {
+    **dict.fromkeys(("n_ratings", "n_liked", "rating_sum"), np.float32),
+    **dict.fromkeys(("first_rated", "last_rated"), np.int64),
+}
 PRIOR_RATINGS, PRIOR_MEAN = 5.0, 3.5  # an item's mean rating is shrunk as if it had five ratings of 3.5
 
 # The ranking features that depend on the item and the day alone, in the order of `ItemStats.columns`.
 ITEM_FEATURES: Final = (
-    "popularity_7d",
-    "popularity_30d",
-    "popularity_365d",
-    "popularity_all",
-    "popularity_trend",
-    "mean_rating",
-    "liked_share",
-    "days_since_first_rated",
-    "days_since_last_rated",
+    *("popularity_7d", "popularity_30d", "popularity_365d", "popularity_all", "popularity_trend"),
+    *("mean_rating", "liked_share", "days_since_first_rated", "days_since_last_rated"),
 )
 POPULARITY_ALL: Final = ITEM_FEATURES.index("popularity_all")  # log(1 + ratings so far)
 
@@ -58,12 +52,11 @@ def day_of(timestamp: npt.ArrayLike) -> IntArray:
 
 
 def snapshots(events: pd.DataFrame) -> pd.DataFrame:
-    """One row for each item and day with ratings, as of the end of that day.
+    """One row for each item and day with ratings, as of the end of that day, sorted by (item_id, day).
 
     Columns: item_id, event_timestamp and created (UTC, microseconds), and STATS_COLUMNS: `snapshot_day` (the day that
     starts where this one ends), counts and sums since the beginning, `decayed_*d` (ratings counted with weight
-    2^(-age / half-life), age in whole days), `first_rated` and `last_rated` (seconds UTC, of any rating). Sorted by
-    (item_id, day).
+    2^(-age / half-life), age in whole days), `first_rated` and `last_rated` (seconds UTC, of any rating).
     """
     events = events.sort_values(TIMESTAMP, kind="stable")
     users, items, times = (events[name].to_numpy(np.int64) for name in (USER_ID, ITEM_ID, TIMESTAMP))
@@ -81,8 +74,7 @@ def snapshots(events: pd.DataFrame) -> pd.DataFrame:
     half_lives = np.asarray(HALF_LIVES_DAYS, dtype=np.float64)
     weight = np.ones((len(frame), len(HALF_LIVES_DAYS)))
     weight[again] -= np.exp2(-(day[again] - day[replaced])[:, None] / half_lives)
-    for column, name in enumerate(DECAYED):
-        frame[name] = weight[:, column]
+    frame[list(DECAYED)] = weight
     sums = dict.fromkeys(("n", "liked", "stars", *DECAYED), "sum")
     daily = (
         frame.groupby([ITEM_ID, "snapshot_day"], sort=True).agg({**sums, "first": "min", "last": "max"}).reset_index()
@@ -102,28 +94,20 @@ def snapshots(events: pd.DataFrame) -> pd.DataFrame:
             "last_rated": by_item["last"].cummax(),
         }
     )
-    decayed = _decayed_counts(
-        daily[ITEM_ID].to_numpy(np.int64), daily["snapshot_day"].to_numpy(np.int64), daily[list(DECAYED)].to_numpy()
-    )
-    for column, name in enumerate(DECAYED):
-        out[name] = decayed[:, column]
+    out[list(DECAYED)] = _decayed_counts(daily)
     return out[[ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP, *STATS_COLUMNS]]
 
 
-def _decayed_counts(items: IntArray, days: IntArray, counts: DoubleArray) -> DoubleArray:
-    """(rows, H) running decayed counts for rows sorted by (item, day); `counts` (rows, H) is what each day adds."""
+def _decayed_counts(daily: pd.DataFrame) -> DoubleArray:
+    """(rows, H) running decayed counts, from what each day adds, for rows sorted by (item, day)."""
+    items, days = (daily[name].to_numpy(np.int64) for name in (ITEM_ID, "snapshot_day"))
+    counts = daily[list(DECAYED)].to_numpy()
     out = np.empty((len(items), len(HALF_LIVES_DAYS)))
-    half_lives = np.asarray(HALF_LIVES_DAYS, dtype=np.float64)
-    running = np.zeros(len(HALF_LIVES_DAYS))
-    last_item, last_day = None, 0
+    same_item = np.append(False, items[1:] == items[:-1])
+    passed = np.where(same_item, np.diff(days, prepend=0), 0)
+    decay = np.exp2(-passed[:, None] / np.asarray(HALF_LIVES_DAYS, dtype=np.float64))
     for row in range(len(items)):
-        if items[row] != last_item:
-            running = np.zeros(len(HALF_LIVES_DAYS))
-        else:
-            running = running * np.exp2(-(days[row] - last_day) / half_lives)
-        running = running + counts[row]
-        out[row] = running
-        last_item, last_day = items[row], days[row]
+        out[row] = out[row - 1] * decay[row] + counts[row] if same_item[row] else counts[row]
     return out
 
 
@@ -135,6 +119,7 @@ class ItemStats:
     n_ratings, n_liked, rating_sum   (N,) float32
     decayed       (N, H) float32, decayed to the start of `day`
     first_rated, last_rated          (N,) int64 seconds UTC, 0 where the item has never been rated
+    through_seq   the last event of the event table that may be in them; None where they were not read from the store
     """
 
     day: int
@@ -144,6 +129,7 @@ class ItemStats:
     decayed: FloatArray
     first_rated: IntArray
     last_rated: IntArray
+    through_seq: int | None = None
 
     def __len__(self) -> int:
         return len(self.n_ratings)
@@ -183,28 +169,14 @@ class ItemStats:
             raise ValueError("item statistics hold the same item twice")
         size = len(catalogue)
 
-        def counts(name: str) -> FloatArray:
-            out = np.zeros(size, dtype=np.float32)
-            out[idx] = rows[name].to_numpy(np.float32)
-            return out
-
-        def moments(name: str) -> IntArray:
-            out = np.zeros(size, dtype=np.int64)
-            out[idx] = rows[name].to_numpy(np.int64)
-            return out
-
+        dense: dict[str, Any] = {}
+        for name, kind in _DENSE.items():
+            dense[name] = np.zeros(size, dtype=kind)
+            dense[name][idx] = rows[name].to_numpy(kind)
         age = (day - snapshot_day)[:, None] / np.asarray(HALF_LIVES_DAYS, dtype=np.float64)
         decayed = np.zeros((size, len(HALF_LIVES_DAYS)), dtype=np.float32)
         decayed[idx] = rows[list(DECAYED)].to_numpy(np.float64) * np.exp2(-age)
-        return cls(
-            day=day,
-            n_ratings=counts("n_ratings"),
-            n_liked=counts("n_liked"),
-            rating_sum=counts("rating_sum"),
-            decayed=decayed,
-            first_rated=moments("first_rated"),
-            last_rated=moments("last_rated"),
-        )
+        return cls(day=day, decayed=decayed, **dense)
 
 
 class ItemStatsTimeline:

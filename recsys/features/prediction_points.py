@@ -21,8 +21,7 @@ BATCH = 256
 class PredictionPoints:
     """Distinct (user, moment) pairs, ordered by (timestamp, user_id), with the events that happened then.
 
-    user_id, timestamp   (C,)
-    event_context        (E,) context of each event; event_item_id (E,); event_rating (E,) float32 stars
+    event_context: of each event the row of its point; event_rating: float32 stars
     """
 
     user_id: IntArray

@@ -5,8 +5,8 @@ of equally late ones the one received last, which is the later row of a table. T
 the window, the sums or the seen items, nor as people in an item's statistics. When an item was first and last rated is
 about the item, so every rating counts there.
 
-`state.fold` follows the rule for one user and new events. `Histories` and `item_stats.snapshots` follow it for tables,
-with `previous_of_pair`. MovieLens keeps one rating of a user and an item, so its files hold no repeats.
+`state.fold` follows the rule for one user's new events, `Histories` and `item_stats.snapshots` for tables. The files of
+MovieLens hold no repeats.
 """
 
 import numpy as np

@@ -1,18 +1,14 @@
 """A user's state: what is stored per user, and the only function that moves it forward.
 
 `UserState` is one user with raw ids: what Feast keeps. `StateBatch` is B users as arrays over row numbers: what models
-read. Both tracks use them. What depends on state and candidate together is computed in `candidate`.
-
-Time is strict: a state as of time t holds the events with timestamp < t. A state row stamped t *contains* the
-event at t, so a reader that predicts at t must ask for rows stamped before t.
-
-Order within one second carries no meaning in MovieLens; it is fixed as (timestamp, item_id) everywhere.
+read. A state as of time t holds the events with timestamp < t. Order within one second carries no meaning in MovieLens;
+it is fixed as (timestamp, item_id) everywhere.
 
 Shapes: B users, L = HISTORY_LENGTH events, oldest first, right-aligned, -1 or 0 where there is none.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -68,26 +64,18 @@ class UserState:
         return self.older_item_ids + self.item_ids
 
 
-def state_after(state: UserState, event: Event) -> UserState:
-    """The newest state once `event` is known as well; with `fold`, the only writer of state."""
-    return fold(state, [event])
-
-
 def fold(state: UserState, events: Iterable[Event]) -> UserState:
-    """A newest state once `events` are known as well, given in the order in which they were received.
+    """A newest state once `events` are known as well, given in the order received; the only writer of state.
 
-    A user and an item count once: of several ratings the one with the latest timestamp stands, and of those the one
-    received last. Folding is therefore exact for any events in any split: it equals the batch computation over the
-    sorted set (`Histories`). `through_seq` stays as it is.
+    It follows the rule of `repeats`, so that it is exact for any events in any split: it equals the batch computation
+    over the sorted set (`Histories`). `through_seq` stays as it is.
     """
     history = {
         item_id: (timestamp, rating)
-        for item_id, rating, timestamp in zip(
-            state.older_item_ids + state.item_ids,
-            state.older_ratings + state.ratings,
-            state.older_timestamps + state.timestamps,
-            strict=True,
-        )
+        for item_id, rating, timestamp in [
+            *zip(state.older_item_ids, state.older_ratings, state.older_timestamps, strict=True),
+            *zip(state.item_ids, state.ratings, state.timestamps, strict=True),
+        ]
     }
     changed = False
     for event in events:
@@ -149,19 +137,8 @@ class StateBatch:
 
     def rows(self, index: npt.NDArray[np.integer] | slice) -> "StateBatch":
         """The batch restricted to some rows, in the order given."""
-        positions = np.arange(len(self))[index]
-        return StateBatch(
-            self.now[index],
-            self.item_idx[index],
-            self.ratings[index],
-            self.timestamps[index],
-            self.n_events[index],
-            self.n_liked[index],
-            self.rating_sum[index],
-            self.rating_square_sum[index],
-            self.profile[index],
-            [self.seen_idx[i] for i in positions],
-        )
+        arrays = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "seen_idx"}
+        return StateBatch(**arrays, seen_idx=[self.seen_idx[i] for i in np.arange(len(self))[index]])
 
 
 def state_batch(
@@ -189,20 +166,17 @@ def state_batch(
             item_idx[row, -count:] = idx[known]
             ratings[row, -count:] = np.asarray(state.ratings, dtype=np.float32)[known]
             timestamps[row, -count:] = np.asarray(state.timestamps, dtype=np.int64)[known]
-    profile = catalogue.profiles.encode(
-        [s.gender for s in states],
-        np.array([s.age for s in states], dtype=np.float64),
-        [s.occupation for s in states],
-    )
+    sums = {
+        name: np.array([getattr(state, name) for state in states], dtype=np.float64)
+        for name in ("n_events", "n_liked", "rating_sum", "rating_square_sum")
+    }
+    ages = np.array([s.age for s in states], dtype=np.float64)
     return StateBatch(
         now=np.broadcast_to(np.asarray(now, dtype=np.int64), (size,)).copy(),
         item_idx=item_idx,
         ratings=ratings,
         timestamps=timestamps,
-        n_events=np.array([s.n_events for s in states], dtype=np.float64),
-        n_liked=np.array([s.n_liked for s in states], dtype=np.float64),
-        rating_sum=np.array([s.rating_sum for s in states], dtype=np.float64),
-        rating_square_sum=np.array([s.rating_square_sum for s in states], dtype=np.float64),
-        profile=profile,
+        **sums,
+        profile=catalogue.encode_profiles([s.gender for s in states], ages, [s.occupation for s in states]),
         seen_idx=seen_idx,
     )

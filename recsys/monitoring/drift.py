@@ -1,10 +1,8 @@
 """How far two samples of one feature lie apart: population stability index and Kolmogorov-Smirnov distance.
 
-No verdict is given here: users differ from those of the past, and a distribution that moved is no error by itself. A
-missing value (NaN) is a value of its own, because how often a feature is missing may be what changed.
+A missing value (NaN) is a value of its own, because how often a feature is missing may be what changed.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import ks_2samp
 
-from recsys.arrays import DoubleArray, FloatArray
+from recsys.arrays import DoubleArray
 
 BINS: Final = 10
 SMALLEST: Final = 1e-4  # share that an empty bin counts as; without it one empty bin would make PSI infinite
@@ -51,12 +49,6 @@ def drift(reference: npt.ArrayLike, current: npt.ArrayLike, bins: int = BINS) ->
     both = len(there_p) and len(there_q)
     ks = float(ks_2samp(there_p, there_q, method="asymp").statistic) if both else None
     return Drift(float(((high - low) * np.log(high / low)).sum()), ks, missing)
-
-
-def drift_by_feature(reference: Mapping[str, FloatArray], current: Mapping[str, FloatArray]) -> dict[str, Drift]:
-    """Of the features that both have, the largest PSI first."""
-    found = {name: drift(values, current[name]) for name, values in reference.items() if name in current}
-    return dict(sorted(found.items(), key=lambda pair: (-pair[1].psi, pair[0])))
 
 
 def _shares(values: DoubleArray, edges: DoubleArray, size: int) -> DoubleArray:

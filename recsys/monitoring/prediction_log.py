@@ -3,12 +3,11 @@
     HOME/<dataset>/predictions/2026-11-21T16/<writer>-000001.parquet     a row for each item shown
 
 A row holds what is known of the answer, the item with its position, score and probabilities, and the features that the
-ranker saw, each a column of its own name. Any reader of Parquet opens the folder as one table (`pyarrow.dataset`,
-DuckDB with `union_by_name`); `read_answers` gives it in parts.
+ranker saw, each a column of its own name. Any reader of Parquet opens the folder as one table.
 
-An answer never waits for its log: `offer` appends to a bounded buffer, and a thread writes a part once a minute, beside
-its place, then renamed. Lost, and counted, are answers that find the buffer full and parts that the disk refuses. A
-killed process loses what it had not written yet; `close` loses nothing.
+An answer never waits for its log: `offer` appends to a bounded buffer, and a thread writes a part once a minute. Lost,
+and counted, are answers that find the buffer full and parts that the disk refuses. A killed process loses what it had
+not written yet; `close` loses nothing.
 """
 
 import json
@@ -22,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,26 +73,24 @@ _OF_ITEM: Final = (
     ("like_probability", pa.float32()),
     ("propensity", pa.float32()),
 )
+SCORES: Final = {"score": "scores"} | {name: name for name in ("watch_probability", "like_probability")}
 COLUMNS: Final = tuple(name for name, _ in (*_OF_ANSWER, *_OF_ITEM))  # every other column of a part is a feature
 
 
 @dataclass(frozen=True, slots=True)
 class AnsweredRequest:
-    """One user's answer, as the service hands it over.
+    """One user's answer, as the service hands it over. Moments are seconds UTC.
 
     user_id          None where the request brought its history along: nothing of that is kept
     state_seq        the newest event of the event table that the user's state knew, 0 for none; None where the answer
                      was made without the user's state, or is a further page of a list
-    received_at      when the request arrived, seconds UTC
-    now              moment that the state was used for, seconds UTC
-    statistics_day   day of the item statistics
-    statistics_seq   the last event of the event table that those statistics may hold; None where unknown
+    now              moment that the state was used for
+    statistics_seq   the last event of the event table that the item statistics may hold; None where unknown
     k, list_length   items asked for, and how long a list was made for it and for further pages
     degraded         parts that the answer was given without
     item_ids         (k,) what was shown, best first, from position `first_position` of the list
     recommendations  what `Recommender.recommend` returned, and the row of this user in it; None for a cold-start list
                      or a further page
-    feature_names    of the ranker's features
     """
 
     request_id: str
@@ -123,20 +119,18 @@ class _Kept:
     """An answer with copies of its rows: its arrays are larger than that, and may be used again."""
 
     answer: AnsweredRequest
-    scores: FloatArray
-    watch: FloatArray
-    like: FloatArray
+    scores: dict[str, FloatArray]  # (k,) of each name in SCORES
     features: FloatArray | None  # (k, F)
 
 
 class PredictionLog:
     """Safe to share between threads; each worker has its own, over one folder.
 
-    share                 of the answers to log, chosen by a hash of the request id; 0 logs none
-    capacity              answers that may wait, some 5 kB each
+    share                    of the answers to log; 0 logs none
+    capacity                 answers that may wait, some 5 kB each
     flush_answers, flush_s   a part is written at whichever comes first
     most_bytes, most_days    bounds of the folder; the oldest files go first
-    count                 told the names above and how often: `Metrics.count`
+    count                    told the names above and how often: `Metrics.count`
     """
 
     def __init__(
@@ -184,9 +178,7 @@ class PredictionLog:
         while True:
             closing = self._closing.wait(LOOK_S)
             now = time.monotonic()
-            while self._waiting and (
-                closing or len(self._waiting) >= self._flush_answers or now - flushed >= self._flush_s
-            ):
+            while self._waiting and (closing or self._full() or now - flushed >= self._flush_s):
                 self._flush()
             flushed = now if not self._waiting else flushed
             if closing or now - tidied >= TIDY_S:
@@ -194,6 +186,9 @@ class PredictionLog:
                 tidied = now
             if closing:
                 return
+
+    def _full(self) -> bool:
+        return len(self._waiting) >= self._flush_answers
 
     def _flush(self) -> None:
         """Write up to `flush_answers` answers: a part for each hour and each set of features among them."""
@@ -205,7 +200,7 @@ class PredictionLog:
         for (hour, names), kept_ones in groups.items():
             self._parts += 1
             try:
-                write_part(self._folder / hour / f"{self._writer}-{self._parts:06}.parquet", kept_ones, names)
+                _write_part(self._folder / hour / f"{self._writer}-{self._parts:06}.parquet", kept_ones, names)
                 self._count(LOGGED, len(kept_ones))
             except Exception as error:  # a bug of ours must not end the thread, and with it the log
                 cause = None if isinstance(error, OSError) else error
@@ -252,26 +247,25 @@ def remove_oldest(folder: Path, now: float, most_bytes: int, most_days: float) -
     return removed
 
 
-def write_part(path: Path, kept: Sequence[_Kept], feature_names: tuple[str, ...]) -> None:
+def _write_part(path: Path, kept: Sequence[_Kept], feature_names: tuple[str, ...]) -> None:
     """Some answers that were ranked by the same features, as one synced file."""
     answers = [each.answer for each in kept]
     lengths = [len(answer.item_ids) for answer in answers]
     rows = pa.array(np.repeat(np.arange(len(answers)), lengths))
-    made: dict[str, Callable[[AnsweredRequest], Any]] = {
-        "received": lambda answer: round(answer.received_at * 1e6),
-        "filters": lambda answer: _as_text(answer.filters),
-        "degraded": lambda answer: ",".join(answer.degraded),
+    columns: dict[str, list[Any]] = {
+        "received": [round(answer.received_at * 1e6) for answer in answers],
+        "filters": [_as_text(answer.filters) for answer in answers],
+        "degraded": [",".join(answer.degraded) for answer in answers],
     }
     table = {
-        name: pa.array(list(map(made.get(name, attrgetter(name)), answers)), kind).take(rows)
+        name: pa.array(columns.get(name) or [getattr(answer, name) for answer in answers], kind).take(rows)
         for name, kind in _OF_ANSWER
     }
-    firsts = np.array([answer.first_position for answer in answers], dtype=np.int64)
-    starts = np.cumsum(lengths) - lengths
     table[ITEM_ID] = pa.array(np.concatenate([answer.item_ids for answer in answers]), pa.int64())
-    table["position"] = pa.array(np.arange(sum(lengths)) + np.repeat(firsts - starts, lengths))
-    for name, attribute in (("score", "scores"), ("watch_probability", "watch"), ("like_probability", "like")):
-        table[name] = pa.array(np.concatenate([getattr(each, attribute) for each in kept]), pa.float32())
+    positions = [answer.first_position + np.arange(length) for answer, length in zip(answers, lengths, strict=True)]
+    table["position"] = pa.array(np.concatenate(positions), pa.int64())
+    for name in SCORES:
+        table[name] = pa.array(np.concatenate([each.scores[name] for each in kept]), pa.float32())
     # Every item is shown with certainty, as long as an answer is a function of its inputs.
     table["propensity"] = pa.array(np.ones(sum(lengths), dtype=np.float32))
     if feature_names:
@@ -332,15 +326,13 @@ def _kept(answer: AnsweredRequest) -> _Kept:
     found, row, n = answer.recommendations, answer.row, len(answer.item_ids)
     answer = replace(answer, recommendations=None, item_ids=answer.item_ids.copy())
     if found is None:
-        nothing = np.full(n, np.nan, dtype=np.float32)
-        return _Kept(answer, nothing, nothing, nothing, None)
+        return _Kept(answer, dict.fromkeys(SCORES, np.full(n, np.nan, dtype=np.float32)), None)
     features = None
     if found.features is not None:
         position = found.position[row, :n]
         features = found.features[row].take(position, axis=0, mode="clip")  # a copy
         features[position >= found.features.shape[1]] = np.nan  # further down than the ranker looks
-    watch, like = found.watch_probability[row, :n].copy(), found.like_probability[row, :n].copy()
-    return _Kept(answer, found.scores[row, :n].copy(), watch, like, features)
+    return _Kept(answer, {name: getattr(found, field)[row, :n].copy() for name, field in SCORES.items()}, features)
 
 
 def _began(hour: Path) -> float:

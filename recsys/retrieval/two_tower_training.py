@@ -125,7 +125,7 @@ class Trainer:
             n_items=len(catalogue),
             n_genres=len(catalogue.genre_names),
             n_words=len(catalogue.vocabulary),
-            profile_sizes=catalogue.profiles.sizes,
+            profile_sizes=catalogue.profile_sizes,
             dim=settings.dim,
             layers=settings.layers,
             heads=settings.heads,

@@ -34,7 +34,7 @@ def scratch_events(folder: Path, own: EventTable) -> str:
     """URL of an empty event table in `folder` that counts on from the service's own: a service that uses it takes a
     benchmark's ratings for its latest events, and they are gone with the folder."""
     table = EventTable(sqlite_url(folder / "events.db"))
-    table.count()  # makes the table
+    table.safe_seq()  # makes the table
     table.close()
     with closing(sqlite3.connect(folder / "events.db")) as connection, connection:
         connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('events', ?)", (own.safe_seq(),))

@@ -176,7 +176,7 @@ class Champion:
             dataset=facts.dataset.name,
             trained_through=facts.trained_through,
             loaded_at=self._loaded_at,
-            item_statistics_day=self._model.stats.day,
+            statistics_day=self._model.stats.day,
         )
 
 

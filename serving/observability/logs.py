@@ -1,8 +1,7 @@
 """Log lines on stderr: a JSON object each for machines, or a line of text for people.
 
-Every line carries the id of the request that it belongs to. Secrets are hidden, control characters are escaped so that
-no caller can forge a line, and a warning that repeats is cut to a few a second. Files and rotation belong to whatever
-runs the process.
+Every line carries the id of its request. Secrets are hidden, control characters are escaped so that no caller can forge
+a line, and a warning that repeats is cut to a few a second.
 """
 
 import json
@@ -37,14 +36,13 @@ _CREDENTIALS: Final = re.compile(r"(?i)(://)[^/\s@\"]+(?=@)|\b((?:bearer|basic)\
 def configure(
     log_format: str = "text", level: str = "info", secrets: Iterable[str] = (), stream: TextIO | None = None
 ) -> None:
-    """Send all log lines to `stream` (default: stderr) in this form, with `secrets` hidden wherever they stand.
+    """Send all log lines to `stream` (default: stderr), with `secrets` hidden wherever they stand.
 
     Raises ConfigError for a format or level that does not exist.
     """
-    if log_format not in FORMATS:
-        raise ConfigError(f"The log format is {log_format!r}; there are {' and '.join(FORMATS)}.")
-    if level not in LEVELS:
-        raise ConfigError(f"The log level is {level!r}; there are {', '.join(LEVELS)}.")
+    for name, given, known in (("format", log_format, FORMATS), ("level", level, LEVELS)):
+        if given not in known:
+            raise ConfigError(f"The log {name} is {given!r}; choose one of {', '.join(known)}.")
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(LineFormatter(as_json=log_format == "json", secrets=secrets))
     handler.addFilter(FloodFilter())
@@ -66,22 +64,16 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         extra = {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
-        line: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+        level, message = record.levelname, record.getMessage()
         if current := request_id.get():
-            line["request_id"] = current
-        line = {**line, **{name: value for name, value in extra.items() if name not in line}}
+            extra = {"request_id": current} | extra
         traceback = self.formatException(record.exc_info) if record.exc_info else ""
         if self._as_json:
+            line = extra | {"time": moment, "level": level.lower(), "logger": record.name, "message": message}
             # ASCII: whatever a caller sent, a line stays a line
-            return self._hide(json.dumps({**line, "traceback": traceback} if traceback else line, default=str))
-        moment, level, logger, message, *fields = line.items()
-        words = [str(moment[1]), str(level[1]).upper(), f"{logger[1]}:", str(message[1])]
-        words += [f"{name}={value}" for name, value in fields]
+            return self._hide(json.dumps(line | {"traceback": traceback} if traceback else line, default=str))
+        words = [moment, level, f"{record.name}:", message, *(f"{name}={value}" for name, value in extra.items())]
         lines = [" ".join(words), *(f"    {text}" for text in traceback.splitlines())]
         return "\n".join(_printable(self._hide(text)) for text in lines)
 
@@ -92,11 +84,10 @@ class LineFormatter(logging.Formatter):
 
 
 class FloodFilter(logging.Filter):
-    """At most `per_second` warnings and errors a second of one message; the next line says how many were dropped."""
+    """At most WARNINGS_A_SECOND warnings and errors of one message; the next line says how many were dropped."""
 
-    def __init__(self, per_second: int = WARNINGS_A_SECOND) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._per_second = per_second
         self._lock = threading.Lock()
         self._seen: dict[tuple[str, str], tuple[int, int]] = {}  # message -> (second, records in it)
 
@@ -108,17 +99,17 @@ class FloodFilter(logging.Filter):
             if len(self._seen) > 1_000:
                 self._seen.clear()
             second, count = self._seen.get(key, (now, 0))
-            if second != now and count > self._per_second:
-                record.dropped = count - self._per_second
+            if second != now and count > WARNINGS_A_SECOND:
+                record.dropped = count - WARNINGS_A_SECOND
             second, count = (now, 0) if second != now else (second, count)
             self._seen[key] = (second, count + 1)
-        return count < self._per_second
+        return count < WARNINGS_A_SECOND
 
 
 def log_request(route: str, method: str, status: int, ms: float, degraded: Sequence[str] = ()) -> None:
-    """A finished request: a failure of ours (5xx) as a warning, any other at DEBUG. The metrics count them all.
+    """A finished request: a failure of ours (5xx) as a warning, any other, and a probe, at DEBUG.
 
-    `route` is the template: what a user asked for does not belong in a log. Probes are never warnings.
+    `route` is the template: what a user asked for does not belong in a log.
     """
     failed = status >= 500 and route not in PROBES
     level = logging.WARNING if failed else logging.DEBUG
@@ -128,11 +119,5 @@ def log_request(route: str, method: str, status: int, ms: float, degraded: Seque
 
 
 def _printable(text: str) -> str:
-    """`text` as one line: line breaks of every kind and control characters become escapes.
-
-    >>> _printable("fine, é" + chr(10) + "2026-11-21 INFO forged")
-    'fine, é\\\\n2026-11-21 INFO forged'
-    """
-    if text.isprintable():
-        return text
+    """`text` as one line: line breaks of every kind and control characters become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

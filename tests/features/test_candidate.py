@@ -4,15 +4,16 @@ The oracle reads Python lists and dictionaries, one (user, candidate) at a time,
 """
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 
 from recsys.features.candidate import CandidateSignals, candidate_features, feature_names
 from recsys.features.item_stats import ItemStats
-from recsys.features.state import HISTORY_LENGTH, Event, StateBatch, UserState, state_after, state_batch
+from recsys.features.state import HISTORY_LENGTH, Event, StateBatch, UserState, fold, state_batch
 from tests.planted import DAY, N_ITEMS, NAMELESS, START, planted_catalogue, planted_timeline
 
 CATALOGUE = planted_catalogue()
@@ -50,7 +51,7 @@ def histories() -> StateBatch:
     for user, events in enumerate((BUSY, ONCE, [])):
         state = UserState(user)
         for row, stars, ago in events:
-            state = state_after(state, Event(int(CATALOGUE.item_ids[row]), stars, NOW - ago))
+            state = fold(state, [Event(int(CATALOGUE.item_ids[row]), stars, NOW - ago)])
         states.append(state)
     # the busy user has rated 80 items more, all before the window: only the sums know
     states[0] = replace(
@@ -82,6 +83,16 @@ def unit_vectors() -> np.ndarray:
 
 def stats() -> ItemStats:
     return planted_timeline().as_of(DAY_OF_NOW)
+
+
+def computed(states: StateBatch | None = None, given: CandidateSignals | None = None) -> np.ndarray:
+    return candidate_features(states or histories(), given or signals(), stats(), CATALOGUE, unit_vectors())
+
+
+def part_of(s: CandidateSignals, *index: Any) -> CandidateSignals:
+    """Some users or candidates of it."""
+    arrays = {f.name: getattr(s, f.name)[index] for f in fields(s) if f.name != "retriever_names"}
+    return replace(s, **arrays)
 
 
 def mean(values: list[float]) -> float:
@@ -176,22 +187,21 @@ def test_the_world_reaches_every_branch() -> None:
     assert [int((histories().item_idx[b] >= 0).sum()) for b in range(B)] == [12, 1, 0]
 
 
-@pytest.mark.parametrize(("b", "k"), [(b, k) for b in range(B) for k in range(K) if CANDIDATES[b][k] >= 0])
-def test_every_feature_equals_the_loop(b: int, k: int) -> None:
-    s = signals()
-    got = candidate_features(histories(), s, stats(), CATALOGUE, unit_vectors())
+def test_every_feature_equals_the_loop() -> None:
+    got = computed()
     assert got.shape == (B, K, len(feature_names(RETRIEVERS)))
     assert got.dtype == np.float32
-    expected = oracle(histories(), s, b, k)
-    assert set(expected) == set(feature_names(RETRIEVERS))
-    for i, name in enumerate(feature_names(RETRIEVERS)):
-        assert got[b, k, i] == pytest.approx(expected[name], rel=1e-5, abs=1e-5, nan_ok=True), name
+    for b, k in ((b, k) for b in range(B) for k in range(K) if CANDIDATES[b][k] >= 0):
+        expected = oracle(histories(), signals(), b, k)
+        assert set(expected) == set(feature_names(RETRIEVERS))
+        for i, name in enumerate(feature_names(RETRIEVERS)):
+            assert got[b, k, i] == pytest.approx(expected[name], rel=1e-5, abs=1e-5, nan_ok=True), (b, k, name)
 
 
 def test_habits_worked_out_by_hand() -> None:
     """The busy user's last 4 ratings make the session; the 12 in the window make 11 pairs, 4 of them in one second
     (rows 0 and 1; 34, 10 and 12; 15 and 7)."""
-    got = candidate_features(histories(), signals(), stats(), CATALOGUE, unit_vectors())
+    got = computed()
     column = {name: i for i, name in enumerate(feature_names(RETRIEVERS))}
     busy, once, cold = (got[b, 0] for b in range(B))
     assert busy[column["user_session_length"]] == pytest.approx(math.log(5))
@@ -205,60 +215,33 @@ def test_habits_worked_out_by_hand() -> None:
 
 def test_a_session_that_has_ended_counts_nothing() -> None:
     states = replace(histories(), now=np.full(B, NOW + 3_600))
-    got = candidate_features(states, signals(), stats(), CATALOGUE, unit_vectors())
+    got = computed(states)
     column = feature_names(RETRIEVERS).index("user_session_length")
     assert got[:, 0, column].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_a_candidate_does_not_see_its_neighbours_but_for_the_best_score_and_its_place() -> None:
     """The same items in another order: only `merged_rank` follows the place."""
-    s = signals()
     turned = np.array([2, 0, 1, 4, 3, 5, 6])
-    other = CandidateSignals(
-        RETRIEVERS,
-        s.item_idx[:, turned],
-        s.merged_score[:, turned],
-        s.scores[:, turned],
-        s.ranks[:, turned],
-        s.covisitation_last[:, turned],
-    )
-    before = candidate_features(histories(), s, stats(), CATALOGUE, unit_vectors())[:, turned]
-    after = candidate_features(histories(), other, stats(), CATALOGUE, unit_vectors())
+    other = part_of(signals(), slice(None), turned)
+    before, after = computed()[:, turned], computed(given=other)
     keep = [i for i, n in enumerate(feature_names(RETRIEVERS)) if n != "merged_rank"]
     present = other.item_idx >= 0
     np.testing.assert_allclose(after[present][:, keep], before[present][:, keep], rtol=1e-6, atol=1e-6)
 
 
-def test_a_row_without_any_candidate_is_computed_without_a_warning() -> None:
-    s = replace(signals(), item_idx=np.full((B, K), -1))
-    assert candidate_features(histories(), s, stats(), CATALOGUE, unit_vectors()).shape[:2] == (B, K)
-
-
 def test_one_user_alone_equals_the_rows_of_the_batch() -> None:
     """Bit for bit, but for the columns of matrix products, whose order of summing may follow the size of the batch."""
-    s = signals()
-    together = candidate_features(histories(), s, stats(), CATALOGUE, unit_vectors())
+    together = computed()
     exact = [i for i, n in enumerate(feature_names(RETRIEVERS)) if not n.startswith(("similarity_", "genre_"))]
     for b in range(B):
-        row = slice(b, b + 1)
-        one = CandidateSignals(
-            RETRIEVERS, s.item_idx[row], s.merged_score[row], s.scores[row], s.ranks[row], s.covisitation_last[row]
-        )
-        alone = candidate_features(histories().rows(row), one, stats(), CATALOGUE, unit_vectors())
-        present = s.item_idx[b] >= 0
+        alone = computed(histories().rows(slice(b, b + 1)), part_of(signals(), slice(b, b + 1)))
+        present = signals().item_idx[b] >= 0
         np.testing.assert_array_equal(alone[0, present][:, exact], together[b, present][:, exact])
         np.testing.assert_allclose(alone[0, present], together[b, present], rtol=1e-6, atol=1e-6)
 
 
-def test_without_a_candidate_there_is_no_row() -> None:
-    s = signals()
-    none = CandidateSignals(
-        RETRIEVERS,
-        s.item_idx[:, :0],
-        s.merged_score[:, :0],
-        s.scores[:, :0],
-        s.ranks[:, :0],
-        s.covisitation_last[:, :0],
-    )
-    got = candidate_features(histories(), none, stats(), CATALOGUE, unit_vectors())
-    assert got.shape == (B, 0, len(feature_names(RETRIEVERS)))
+def test_rows_of_absent_candidates_alone_and_no_rows_at_all() -> None:
+    absent = replace(signals(), item_idx=np.full((B, K), -1))
+    assert computed(given=absent).shape[:2] == (B, K)
+    assert computed(given=part_of(signals(), slice(None), slice(0, 0))).shape[:2] == (B, 0)

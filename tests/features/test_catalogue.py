@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, TITLE, USER_ID, YEAR
-from recsys.features.catalogue import MAX_TITLE_WORDS, Catalogue, Profiles, title_words
+from recsys.features.catalogue import MAX_TITLE_WORDS, Catalogue, title_words
 
 ITEMS = pd.DataFrame(
     {
@@ -28,7 +28,7 @@ def test_rows_are_in_the_order_of_ids_with_everything_in_its_row() -> None:
     assert CATALOGUE.genres.tolist() == [[1, 0, 0], [0, 0, 0], [1, 1, 0], [0, 0, 1]]
     assert CATALOGUE.genres_of(2) == ["Action", "Drama"]
     np.testing.assert_array_equal(CATALOGUE.years, np.array([1950, 1990, 1980, np.nan], np.float32))
-    assert CATALOGUE.profiles.occupations == ("", "artist", "writer")
+    assert CATALOGUE.occupations == ("", "artist", "writer")
     assert len(CATALOGUE) == 4
 
 
@@ -59,7 +59,7 @@ def test_title_words(title: str, words: list[str]) -> None:
 def test_ids_and_rows_map_both_ways_and_unknown_is_minus_1() -> None:
     assert CATALOGUE.to_idx([[10, 50], [11, 9_999], [-1, 5]]).tolist() == [[0, 3], [-1, -1], [-1, -1]]
     assert CATALOGUE.to_ids(np.array([[3, -1], [0, 2]])).tolist() == [[50, -1], [10, 30]]
-    np.testing.assert_array_equal(CATALOGUE.to_idx(CATALOGUE.item_ids), np.arange(4))
+    assert Catalogue.from_tables(ITEMS.iloc[:0], USERS).to_idx([10, 20]).tolist() == [-1, -1]
 
 
 @pytest.mark.parametrize("items", [ITEMS, ITEMS.iloc[:0]])
@@ -77,27 +77,18 @@ def test_saved_and_loaded_it_is_the_same(items: pd.DataFrame, tmp_path: Path) ->
             assert a == b
 
 
-def test_an_empty_catalogue_knows_no_id() -> None:
-    assert Catalogue.from_tables(ITEMS.iloc[:0], USERS).to_idx([10, 20]).tolist() == [-1, -1]
-
-
 def test_profiles_become_small_integers_and_0_is_unknown() -> None:
-    profiles = Profiles(("", "artist", "writer"))
-    assert profiles.sizes == (3, 8, 3)
+    assert CATALOGUE.profile_sizes == (3, 8, 3)
     ages = [np.nan, 0, -4, 1, 17, 18, 24, 25, 34, 35, 44, 45, 49, 50, 55, 56, 99]
-    n = len(ages)
-    encoded = profiles.encode(
-        np.array(["F", "M", "", None, *["x"] * (n - 4)], dtype=object),
+    encoded = CATALOGUE.encode_profiles(
+        ["F", "M", "", *["x"] * (len(ages) - 3)],
         np.array(ages, dtype=np.float64),
-        np.array(["writer", "artist", "", None, *["smith"] * (n - 4)], dtype=object),
+        ["writer", "artist", "", *["smith"] * (len(ages) - 3)],
     )
-    assert encoded.dtype == np.int64
-    assert encoded[:, 0].tolist() == [1, 2, *[0] * (n - 2)]
+    assert encoded[:, 0].tolist() == [1, 2, *[0] * (len(ages) - 2)]
     assert encoded[:, 1].tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7]
-    assert encoded[:, 2].tolist() == [2, 1, *[0] * (n - 2)]
-    assert encoded.max(axis=0)[1] < profiles.sizes[1]
-    nobody = np.zeros(0)
-    assert profiles.encode(nobody.astype(object), nobody, nobody.astype(object)).shape == (0, 3)
+    assert encoded[:, 2].tolist() == [2, 1, *[0] * (len(ages) - 2)]
+    assert CATALOGUE.encode_profiles([], np.zeros(0), []).shape == (0, 3)
 
 
 def test_an_item_without_a_year_stands_at_the_median() -> None:

@@ -139,25 +139,6 @@ def test_a_day_never_sees_itself_and_midnight_belongs_to_the_day_that_begins() -
     assert day_of([D0 * DAY - 1, D0 * DAY]).tolist() == [D0 - 1, D0]
 
 
-def test_a_future_event_changes_no_past_day() -> None:
-    rows = sparse_rows()
-    late = Row(4, 0.5, (D0 + 30) * DAY)
-    before = ItemStatsTimeline(CATALOGUE, snapshots(frame(rows)))
-    after = ItemStatsTimeline(CATALOGUE, snapshots(frame([*rows, late])))
-    for day in range(D0, D0 + 31):
-        for name in ("n_ratings", "n_liked", "rating_sum", "decayed", "first_rated", "last_rated"):
-            np.testing.assert_array_equal(getattr(before.as_of(day), name), getattr(after.as_of(day), name))
-    assert after.as_of(D0 + 31).n_ratings[0] == before.as_of(D0 + 31).n_ratings[0] + 1
-
-
-def test_decay_worked_out_by_hand() -> None:
-    """Two ratings on day D0, one 7 days later: after 7 more days 2/4 + 1/2 with the half-life of a week."""
-    rows = [Row(8, 4.0, D0 * DAY), Row(8, 2.0, D0 * DAY + 5), Row(8, 3.0, (D0 + 7) * DAY)]
-    stats = ItemStatsTimeline(CATALOGUE, snapshots(frame(rows))).as_of(D0 + 15)
-    assert stats.decayed[1, 0] == pytest.approx(2 / 4 + 1 / 2)
-    assert stats.decayed[1, 1] == pytest.approx(2 * 2 ** (-14 / 30) + 2 ** (-7 / 30))
-
-
 def test_without_events_everything_is_0() -> None:
     timeline = ItemStatsTimeline(CATALOGUE, snapshots(frame([])))
     assert timeline.last_day == 0
@@ -171,17 +152,13 @@ def rows_of(day: int) -> pd.DataFrame:
     return table[table["snapshot_day"] <= day]
 
 
-def test_a_row_of_the_future_is_refused_and_one_of_the_very_day_is_not() -> None:
-    rows = rows_of(D0 + 6)
-    with pytest.raises(ValueError, match="item statistics of day 10006 were given for a prediction on day 10005"):
-        ItemStats.from_rows(CATALOGUE, rows, D0 + 5)
-    assert ItemStats.from_rows(CATALOGUE, rows, D0 + 6).n_ratings.tolist() == [1, 1, 0, 0, 0]
-
-
-def test_a_item_given_twice_is_refused() -> None:
+def test_a_row_of_the_future_and_an_item_given_twice_are_refused() -> None:
     rows = rows_of(D0 + 6)
     with pytest.raises(ValueError, match="the same item twice"):
         ItemStats.from_rows(CATALOGUE, pd.concat([rows, rows]), D0 + 6)
+    with pytest.raises(ValueError, match="item statistics of day 10006 were given for a prediction on day 10005"):
+        ItemStats.from_rows(CATALOGUE, rows, D0 + 5)
+    assert ItemStats.from_rows(CATALOGUE, rows, D0 + 6).n_ratings.tolist() == [1, 1, 0, 0, 0]
 
 
 def test_null_rows_and_unknown_items_leave_zeros() -> None:

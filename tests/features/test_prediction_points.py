@@ -1,4 +1,4 @@
-"""Moments of prediction. Stage: features. Absent: states."""
+"""Moments of prediction: whole seconds of one user, in time order."""
 
 import numpy as np
 import pandas as pd
@@ -46,9 +46,5 @@ def test_batches_hold_one_day_each_in_order() -> None:
     contexts = PredictionPoints.from_events(EVENTS)
     assert [b.tolist() for b in contexts.batches_by_day()] == [[0], [1, 2, 3], [4]]
     assert [b.tolist() for b in contexts.batches_by_day(2)] == [[0], [1, 2], [3], [4]]
-
-
-def test_no_events_give_no_contexts() -> None:
-    contexts = PredictionPoints.from_events(EVENTS.iloc[:0])
-    assert len(contexts) == 0
-    assert contexts.batches_by_day() == []
+    nothing = PredictionPoints.from_events(EVENTS.iloc[:0])
+    assert (len(nothing), nothing.batches_by_day()) == (0, [])

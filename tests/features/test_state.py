@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, RATING, TIMESTAMP, TITLE, USER_ID, YEAR
 from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
-from recsys.features.state import HISTORY_LENGTH, Event, StateBatch, UserState, fold, state_after, state_batch
+from recsys.features.state import HISTORY_LENGTH, Event, StateBatch, UserState, fold, state_batch
 
 USERS = pd.DataFrame(
     {
@@ -51,12 +50,6 @@ def known_by(events: Sequence[Event]) -> UserState:
     return fold(UserState(7, **PROFILE), events)  # type: ignore[arg-type]
 
 
-def newest(h: Histories) -> UserState:
-    """Of user 7 once every event is known."""
-    row = int(h.user_idx([7])[0])
-    return h.stored_state(row, int(h.offset[row + 1]))
-
-
 def assert_same(left: StateBatch, right: StateBatch) -> None:
     for name in StateBatch.__dataclass_fields__:
         a, b = getattr(left, name), getattr(right, name)
@@ -86,7 +79,7 @@ def test_folding_in_any_split_equals_the_batch_computation(events: list[Event], 
     state = known_by([])
     for low, high in pairwise([0, *cuts, len(events)]):
         state = fold(state, events[low:high])
-    assert state == newest(histories(events))
+    assert state == known_by(events)
     assert fold(state, events) == state  # what is known already changes nothing
 
 
@@ -110,14 +103,14 @@ def test_a_state_as_of_any_moment_equals_the_fold_of_what_was_known(events: list
     assert batch.cold.tolist()[0]
 
 
-def test_a_repeated_rating_replaces_the_one_before_it() -> None:
-    events = [Event(11, 2.0, 10), Event(12, 4.0, 20), Event(11, 5.0, 30), Event(11, 1.0, 30), Event(12, 1.0, 5)]
-    h = histories(events)
-    assert h.states_at(np.full(3, 7), np.array([21, 30, 31])).rating_sum.tolist() == [6.0, 6.0, 5.0]
-    state = newest(h)
-    assert (state.item_ids, state.ratings, state.timestamps) == ((12, 11), (4.0, 1.0), (20, 30))
-    assert (state.n_events, state.n_liked, state.rating_sum, state.rating_square_sum) == (2, 1, 5.0, 17.0)
-    assert known_by(events) == state
+def test_values_of_a_state_worked_out_by_hand() -> None:
+    """Items 11 and 12 are rated again: later, in the same second, and, received late, before."""
+    events = [Event(11, 2.0, 10), Event(12, 4.0, 20), Event(11, 5.0, 30), Event(11, 3.5, 30), Event(12, 1.0, 5)]
+    sums = histories(events).states_at(np.full(3, 7), np.array([21, 30, 31])).rating_sum
+    assert sums.tolist() == [6.0, 6.0, 7.5]
+    expected = UserState(7, (12, 11), (4.0, 3.5), (20, 30), 2, 1, 7.5, 28.25, **PROFILE)  # type: ignore[arg-type]
+    assert known_by(events) == expected
+    assert known_by([Event(11, 1.0, 30), Event(10, 1.0, 30)]).item_ids == (10, 11)
 
 
 def test_a_repeat_makes_room_in_the_window() -> None:
@@ -126,23 +119,6 @@ def test_a_repeat_makes_room_in_the_window() -> None:
     batch = histories(again).states_at([7], 501)
     assert batch.item_idx[0].tolist() == list(range(1, HISTORY_LENGTH + 1))
     assert known_by(again).older_item_ids == (10,)
-
-
-def test_values_of_a_state_worked_out_by_hand() -> None:
-    state = known_by([Event(12, 4.0, 200), Event(11, 3.5, 200), Event(13, 5.0, 100)])
-    assert state == UserState(
-        7,
-        item_ids=(13, 11, 12),
-        ratings=(5.0, 3.5, 4.0),
-        timestamps=(100, 200, 200),
-        n_events=3,
-        n_liked=2,
-        rating_sum=12.5,
-        rating_square_sum=25.0 + 12.25 + 16.0,
-        gender="F",
-        age=24,
-        occupation="artist",
-    )
 
 
 def test_the_moment_itself_is_not_known() -> None:
@@ -163,18 +139,12 @@ def test_the_window_keeps_the_last_events_and_the_older_ones_stay_known() -> Non
     assert state.older_item_ids == tuple(range(10, 46))
     assert state.seen_item_ids == tuple(range(10, 110))
     assert (state.n_events, state.n_liked, state.rating_sum, state.rating_square_sum) == (100, 64, 356.0, 1636.0)
-    older = state_after(state, Event(120, 2.0, -5))
+    older = fold(state, [Event(120, 2.0, -5)])
     assert (older.item_ids, older.older_item_ids[0]) == (state.item_ids, 120)
     assert (older.n_events, older.rating_sum) == (101, 358.0)
     batch = histories(events).states_at([7], 1_000)
     assert len(batch.seen_idx[0]) == 100
     assert batch.item_idx[0].tolist() == list(range(36, 100))
-
-
-def test_a_fold_says_nothing_about_the_table_and_keeps_the_profile() -> None:
-    state = replace(known_by([]), through_seq=17)
-    assert fold(state, [Event(11, 4.0, 1)]).through_seq == 17
-    assert fold(state, []) is state
 
 
 def test_an_item_that_the_catalogue_does_not_hold_leaves_the_window_but_not_the_sums() -> None:
@@ -187,50 +157,26 @@ def test_an_item_that_the_catalogue_does_not_hold_leaves_the_window_but_not_the_
     assert (batch.n_events[0], batch.rating_sum[0]) == (3.0, 9.0)
 
 
-def test_profiles_reach_the_batch_by_both_ways() -> None:
-    h = histories([Event(11, 4.0, 1)])
-    batch = h.states_at([7, 9, 55], 100)
-    assert batch.profile.tolist() == [[1, 2, 1], [0, 0, 0], [0, 0, 0]]
-    stored = [h.stored_state(i, int(h.offset[i + 1])) for i in range(2)]
-    assert state_batch(CATALOGUE, stored, 100).profile.tolist() == [[1, 2, 1], [0, 0, 0]]
-    assert (stored[1].gender, stored[1].age, stored[1].occupation) == ("", 0, "")
-
-
-def test_somebody_unknown_is_cold_and_not_another_user() -> None:
-    h = histories([Event(11, 4.0, 1)])
-    assert h.user_idx([7, 8, 9, 1_000, -3]).tolist() == [0, -1, 1, -1, -1]
-    batch = h.states_at([8, 7], [50, 60])
-    assert batch.cold.tolist() == [True, False]
-    assert (batch.item_idx[0] == -1).all()
-    assert len(batch.seen_idx[0]) == 0
-    assert batch.now.tolist() == [50, 60]
-
-
-def test_a_user_of_the_events_who_is_not_in_the_users_table() -> None:
+def test_users_unknown_to_one_of_the_tables() -> None:
+    """8 is in the events alone, 9 in the users table alone, 1 and 1000 in neither."""
     h = histories([Event(11, 4.0, 1)], user=8)
-    assert h.user_ids.tolist() == [7, 8, 9]
-    assert h.states_at([8], 100).profile.tolist() == [[0, 0, 0]]
-    assert h.stored_state(1, 1) == UserState(8, (11,), (4.0,), (1,), 1, 1, 4.0, 16.0)
+    assert h.user_idx([7, 8, 9, 1_000, -3]).tolist() == [0, 1, 2, -1, -1]
+    batch = h.states_at([8, 9, 7, 1, 1_000], [50, 60, 70, 80, 90])
+    assert batch.cold.tolist() == [False, True, True, True, True]
+    assert batch.profile.tolist() == [[0, 0, 0], [0, 0, 0], [1, 2, 1], [0, 0, 0], [0, 0, 0]]
+    assert (batch.item_idx[1:] == -1).all()
+    assert [len(seen) for seen in batch.seen_idx] == [1, 0, 0, 0, 0]
+    assert batch.now.tolist() == [50, 60, 70, 80, 90]
 
 
-def test_no_events_at_all_and_no_users_at_all() -> None:
+def test_without_events_or_users_everybody_is_cold() -> None:
     batch = histories([]).states_at([7, 8], 5)
     assert batch.cold.all()
     assert batch.profile.tolist() == [[1, 2, 1], [0, 0, 0]]
-    nobody = Histories.from_tables(
-        CATALOGUE,
-        pd.DataFrame(
-            {
-                USER_ID: np.zeros(0, np.int64),
-                ITEM_ID: np.zeros(0, np.int64),
-                RATING: np.zeros(0, np.float32),
-                TIMESTAMP: np.zeros(0, np.int64),
-            }
-        ),
-        USERS.iloc[:0],
-    )
+    columns = {USER_ID: np.int64, ITEM_ID: np.int64, RATING: np.float32, TIMESTAMP: np.int64}
+    nothing = pd.DataFrame({name: np.zeros(0, kind) for name, kind in columns.items()})
+    nobody = Histories.from_tables(CATALOGUE, nothing, USERS.iloc[:0])
     assert_same(nobody.states_at([7], 5), state_batch(CATALOGUE, [UserState(7)], 5))
-    assert nobody.user_idx([7]).tolist() == [-1]
 
 
 def test_rows_restricts_and_reorders_every_field() -> None:

@@ -26,7 +26,7 @@ def table(home: DatasetWorkspace) -> EventTable:
 
 
 def post(table: EventTable, user: int, item: int, value: float | None, moment: int, kind: str = "rating") -> None:
-    number = table.count()
+    number = table.safe_seq()
     table.append([NewEvent(f"event {number}", user, item, kind, value, moment, float(moment))])
 
 

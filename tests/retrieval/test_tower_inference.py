@@ -28,7 +28,7 @@ def model(**changes: object) -> TwoTower:
         n_items=N_ITEMS,
         n_genres=len(catalogue.genre_names),
         n_words=len(catalogue.vocabulary),
-        profile_sizes=catalogue.profiles.sizes,
+        profile_sizes=catalogue.profile_sizes,
         dim=16,
     )
     torch.manual_seed(3)
@@ -56,7 +56,7 @@ def random_states(seed: int = 0) -> StateBatch:
             item_idx[row, -count:] = rng.integers(0, N_ITEMS, count)
             ratings[row, -count:] = rng.integers(1, 11, count) / 2 * (rng.random(count) > 0.1)
             times[row, -count:] = NOW - np.cumsum(rng.choice(spans, count))[::-1]
-    sizes = planted_catalogue().profiles.sizes
+    sizes = planted_catalogue().profile_sizes
     profile = np.stack([rng.integers(0, size, USERS) for size in sizes], axis=1)
     return replace(cold, item_idx=item_idx, ratings=ratings, timestamps=times, profile=profile)
 

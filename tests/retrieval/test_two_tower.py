@@ -20,7 +20,7 @@ def shape(**changes: object) -> TowerShape:
         n_items=N_ITEMS,
         n_genres=len(catalogue.genre_names),
         n_words=len(catalogue.vocabulary),
-        profile_sizes=catalogue.profiles.sizes,
+        profile_sizes=catalogue.profile_sizes,
         dim=8,
         layers=2,
         heads=2,

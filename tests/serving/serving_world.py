@@ -29,6 +29,7 @@ from recsys.retrieval.two_tower_training import TowerSettings, Trainer
 from recsys.settings import Settings
 from recsys.workspace import DatasetWorkspace, Workspace
 from serving.settings import ServiceSettings
+from tests.planted import folded
 
 DATASET = "tiny-world"
 DAY = 86_400
@@ -100,10 +101,7 @@ def build(folder: Path, feature_store: bool = True) -> ServingWorld:
     )
     registry = Registry(None, settings.paths().mlflow, model_name_for(DATASET))
     registry.promote(registry.register(folder / "made" / bundle_id).version)
-    states = {
-        int(user_id): histories.stored_state(row, int(histories.offset[row + 1]))
-        for row, user_id in enumerate(histories.user_ids)
-    }
+    states = {user_id: folded(histories, user_id) for user_id in histories.user_ids.tolist()}
     return ServingWorld(
         tables.events,
         states,

@@ -21,6 +21,7 @@ from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, snapshots
 from recsys.features.state import HISTORY_LENGTH, Event, UserState, fold
 from recsys.workspace import DatasetWorkspace
+from tests.planted import folded
 
 REPO = Path(__file__).parents[2] / "feature_repo"
 EVENTS, USERS, ITEMS = 20_000, 200, 700
@@ -106,7 +107,7 @@ def present(store: FeatureStore, table: EventTable, user_ids: list[int]) -> list
 
 
 def newest(histories: Histories) -> list[UserState]:
-    return [histories.stored_state(u, int(end)) for u, end in enumerate(histories.offset[1:])]
+    return [folded(histories, user_id) for user_id in histories.user_ids.tolist()]
 
 
 def test_online_equals_offline_for_every_user(arrivals: Arrivals, store: FeatureStore, table: EventTable) -> None:

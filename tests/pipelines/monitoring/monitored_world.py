@@ -77,7 +77,7 @@ class Monitored:
         occurred_at: int | None = None,
     ) -> int:
         """An event received at a moment, and its number in the table."""
-        number = self.table.count() + 1
+        number = self.table.safe_seq() + 1
         new = NewEvent(f"e{number}", user_id, item_id, kind, rating, occurred_at or int(at), at, request_id)
         return self.table.append([new])[0].seq
 
@@ -133,8 +133,8 @@ class Monitored:
         log.close()
         return out
 
-    def check(self, *, drift: bool = False, since: float = 0.0, most: int | None = None) -> SkewReport:
-        return check_home(self.home, self.settings, drift=drift, since=since, most=most)
+    def check(self, *, drift: bool = False, since: float = 0.0) -> SkewReport:
+        return check_home(self.home, self.settings, drift=drift, since=since)
 
     def state(self, user_id: int, at: float, bug: Bug = NO_BUG) -> UserState:
         """Of what was received before: the data set, then the event table."""

@@ -207,12 +207,11 @@ def test_answers_of_a_bundle_that_is_gone(world: Monitored) -> None:
     assert "None of 2 logged answers could be compared." in report.text()
 
 
-def test_since_and_most(world: Monitored) -> None:
+def test_answers_since_a_moment(world: Monitored) -> None:
     with pytest.raises(DataError, match="holds no answers"):
         world.check()
     world.serve(moments())
     assert world.check(since=SERVED_DAY * DAY + 3_600 + 7 * 50).answers == 10
-    assert world.check(most=4).answers == 4
 
 
 # -- distributions and the command -------------------------------------------------------------------------------------
@@ -221,7 +220,7 @@ def test_since_and_most(world: Monitored) -> None:
 def test_too_few_answers_have_no_distribution(world: Monitored) -> None:
     world.serve(moments()[:1])
     report = world.check(drift=True)
-    assert report.drift == ()
+    assert report.drift == {}
     assert report.no_drift == f"1 ranked answers of {RIGHT} are too few, {SMALLEST_SAMPLE} are needed"
     assert report.no_drift in report.text()
     assert report.failures(max_mismatch=0.0, max_left_out=0.5, max_psi=0.2) == [
@@ -249,9 +248,8 @@ def test_the_command_reports_and_ends_with_1_where_anything_differs(
 
     stored = json.loads((world.home.reports / "skew.json").read_text())
     assert stored["share"] == 0.2
-    assert {d["name"] for d in stored["drift"]} == set(world.bundles[RIGHT].recommender.feature_names)
-    psi = {d["name"]: d["psi"] for d in stored["drift"]}
-    assert list(psi.values()) == sorted(psi.values(), reverse=True)
+    assert set(stored["drift"]) == set(world.bundles[RIGHT].recommender.feature_names)
+    psi = {name: drift["psi"] for name, drift in stored["drift"].items()}
     assert psi["user_gap"] > 0.2, "everybody was away, in training somebody was in the middle of a sitting"
     assert "240 answers" not in (world.home.reports / "skew.txt").read_text(), "written anew"
     shutil.rmtree(world.home.work)
