@@ -88,16 +88,15 @@ class Recomputer:
         except RecsysError:
             return None
 
-    def recompute(self, rows: pd.DataFrame, *, alone: bool = False) -> Iterator[Recomputed]:
-        """The rows of whole answers, none of which is left out. `alone`: each request by itself, as it was served;
-        the last bit of a matrix product may depend on how many users it is for."""
+    def recompute(self, rows: pd.DataFrame, size: int = BATCH) -> Iterator[Recomputed]:
+        """The rows of whole answers, none of which is left out, `size` answers at a time. The service makes one at a
+        time: the last bit of a matrix product may depend on how many users it is for."""
         rows = rows.assign(answer=rows.groupby(ANSWER, sort=False).ngroup())
         answers = rows.drop_duplicates("answer").set_index("answer")
         unranked = answers["degraded"].str.split(",").map(lambda parts: "ranking" in parts)
-        together = [*TOGETHER, "request_id"] if alone else TOGETHER
-        for _, chosen in answers.assign(unranked=unranked).groupby(together, sort=False, dropna=False):
-            for start in range(0, len(chosen), BATCH):
-                batch = chosen.iloc[start : start + BATCH]
+        for _, chosen in answers.assign(unranked=unranked).groupby(TOGETHER, sort=False, dropna=False):
+            for start in range(0, len(chosen), size):
+                batch = chosen.iloc[start : start + size]
                 yield self._batch(rows[rows["answer"].isin(batch.index)], batch)
 
     def _batch(self, rows: pd.DataFrame, answers: pd.DataFrame) -> Recomputed:

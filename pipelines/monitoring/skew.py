@@ -182,13 +182,13 @@ def check(
 
 
 def _differing(part: Recomputed, recomputer: Recomputer) -> tuple[pd.DataFrame, Recomputed]:
-    """Which values differ; requests that differ in a batch are computed again alone before they are said to."""
+    """Which values differ; answers that differ in a batch are computed again alone before they are said to."""
     wrong = _compare(part)
     suspects = part.logged.loc[wrong.any(axis=1), "request_id"].unique()
     if not len(suspects):
         return wrong, part
     chosen = part.logged["request_id"].isin(suspects)
-    again = recomputer.recompute(part.logged[chosen].drop(columns=["answer", "shown"]), alone=True)
+    again = recomputer.recompute(part.logged[chosen].drop(columns=["answer", "shown"]), size=1)
     expected = pd.concat([part.expected[~chosen], *(each.expected for each in again)]).loc[part.logged.index]
     part = Recomputed(part.logged, expected)
     return _compare(part), part

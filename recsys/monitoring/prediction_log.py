@@ -89,8 +89,7 @@ class AnsweredRequest:
     k, list_length   items asked for, and how long a list was made for it and for further pages
     degraded         parts that the answer was given without
     item_ids         (k,) what was shown, best first, from position `first_position` of the list
-    recommendations  what `Recommender.recommend` returned, and the row of this user in it; None for a cold-start list
-                     or a further page
+    recommendations  what `Recommender.recommend` returned for this user; None for a cold-start list or a further page
     """
 
     request_id: str
@@ -105,7 +104,6 @@ class AnsweredRequest:
     k: int
     list_length: int
     recommendations: Recommendations | None = None
-    row: int = 0
     feature_names: tuple[str, ...] = ()
     statistics_seq: int | None = None
     diversity: float = 0.0
@@ -323,16 +321,16 @@ def _as_text(filters: Filters) -> str | None:
 
 
 def _kept(answer: AnsweredRequest) -> _Kept:
-    found, row, n = answer.recommendations, answer.row, len(answer.item_ids)
+    found, n = answer.recommendations, len(answer.item_ids)
     answer = replace(answer, recommendations=None, item_ids=answer.item_ids.copy())
     if found is None:
         return _Kept(answer, dict.fromkeys(SCORES, np.full(n, np.nan, dtype=np.float32)), None)
     features = None
     if found.features is not None:
-        position = found.position[row, :n]
-        features = found.features[row].take(position, axis=0, mode="clip")  # a copy
+        position = found.position[0, :n]
+        features = found.features[0].take(position, axis=0, mode="clip")  # a copy
         features[position >= found.features.shape[1]] = np.nan  # further down than the ranker looks
-    return _Kept(answer, {name: getattr(found, field)[row, :n].copy() for name, field in SCORES.items()}, features)
+    return _Kept(answer, {name: getattr(found, field)[0, :n].copy() for name, field in SCORES.items()}, features)
 
 
 def _began(hour: Path) -> float:

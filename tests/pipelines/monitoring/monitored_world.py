@@ -89,46 +89,41 @@ class Monitored:
         length: int = K,
         filters: Filters | None = None,
         diversity: float = 0.0,
-        together: bool = False,
         degraded: tuple[str, ...] = (),
     ) -> list[Recommendations]:
-        """Answer (user, moment in seconds UTC) pairs, each a call or all one call, and log them."""
+        """Answer (user, moment in seconds UTC) pairs, each a call, and log them."""
         log = PredictionLog(predictions_folder(self.home), most_days=1e6)  # the data are decades old
         stats = bug.stats(planted_timeline().as_of(SERVED_DAY))
         bundle = self.bundles[RIGHT]
         catalogue = bundle.recommender.catalogue
         out = []
-        for group in [list(moments)] if together else [[moment] for moment in moments]:
-            states = [self.state(user_id, at, bug) for user_id, at in group]
-            now = [
-                max(int(at), max(state.timestamps, default=0) + 1) for (_, at), state in zip(group, states, strict=True)
-            ]
-            batch = bug.states(state_batch(catalogue, states, now))
+        for user_id, at in moments:
+            state = self.state(user_id, at, bug)
+            now = max(int(at), max(state.timestamps, default=0) + 1)
+            batch = bug.states(state_batch(catalogue, [state], now))
             path = self._path(bug, degraded)
             found = path.recommend(batch, RequestContext(stats), length, filters, diversity)
             self.n_calls += 1
-            for row, ((user_id, at), state) in enumerate(zip(group, states, strict=True)):
-                ids = found.item_ids[row]
-                answer = AnsweredRequest(
-                    request_id=f"call-{self.n_calls}",
-                    user_id=user_id,
-                    state_seq=state.through_seq,
-                    received_at=at,
-                    now=int(batch.now[row]),
-                    bundle_id=RIGHT,
-                    version=1,
-                    statistics_day=stats.day if bug.named_day is None else bug.named_day,
-                    item_ids=ids[ids >= 0][:K],
-                    k=K,
-                    list_length=length,
-                    recommendations=found,
-                    row=row,
-                    feature_names=bundle.recommender.feature_names,
-                    filters=filters or Filters(),
-                    diversity=diversity,
-                    degraded=degraded,
-                )
-                assert log.offer(replace(answer, **self.logged))  # type: ignore[arg-type]
+            ids = found.item_ids[0]
+            answer = AnsweredRequest(
+                request_id=f"call-{self.n_calls}",
+                user_id=user_id,
+                state_seq=state.through_seq,
+                received_at=at,
+                now=int(batch.now[0]),
+                bundle_id=RIGHT,
+                version=1,
+                statistics_day=stats.day if bug.named_day is None else bug.named_day,
+                item_ids=ids[ids >= 0][:K],
+                k=K,
+                list_length=length,
+                recommendations=found,
+                feature_names=bundle.recommender.feature_names,
+                filters=filters or Filters(),
+                diversity=diversity,
+                degraded=degraded,
+            )
+            assert log.offer(replace(answer, **self.logged))  # type: ignore[arg-type]
             out.append(found)
         log.close()
         return out

@@ -35,12 +35,12 @@ N_SHOWN = 5
 
 
 def test_nothing_differs_where_nothing_is_wrong(world: Monitored) -> None:
-    """Single answers and batches, filters, variety, longer lists than shown, strangers, users who rated since."""
+    """Filters, variety, longer lists than shown, strangers, users who rated since."""
     world.serve(moments())
     world.serve(moments(1_000), length=20)
     world.serve(moments(2_000)[:9], filters=Filters(genres=("Comedy",), exclude_ids=(5, 8)))
     world.serve(moments(3_000)[:9], diversity=0.5)
-    world.serve(moments(4_000)[:7], together=True)
+    world.serve(moments(4_000)[:7])
     world.serve([(424_242, moments()[0][1] + 5_000), (999, moments()[0][1] + 5_001)])
     report = world.check()
     assert (report.answers, report.compared, report.differing) == (147, 147, 0), report.text()
