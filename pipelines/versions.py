@@ -34,19 +34,18 @@ def print_comparison(registry: Registry, a: str, b: str, *, fail_if_worse: bool 
     compared so, because a check that cannot be made is not passed.
     """
     comparison = registry.compare(a, b)
-    paired = comparison.pairing.differences
+    paired = comparison.differences
     left, right = f"version {comparison.a.version}", f"version {comparison.b.version}"
     typer.echo(f"{'metric':24} {left:>14} {right:>14} {'difference':>12}{'  paired 95 % interval' if paired else ''}")
-    for m in comparison.metrics:
-        left = "-" if m.a is None else f"{m.a.mean:.4f}"
-        right = "-" if m.b is None else f"{m.b.mean:.4f}"
-        change = "-" if m.difference is None else f"{m.difference:+.4f}"
-        interval = f"  {paired[m.name].low:+.4f} to {paired[m.name].high:+.4f}" if m.name in paired else ""
-        typer.echo(f"{m.name:24} {left:>14} {right:>14} {change:>12}{interval}")
-    for p in comparison.parameters:
-        typer.echo(f"setting {p.name}: {p.a} -> {p.b}")
+    for name, (a_value, b_value) in comparison.metrics.items():
+        left, right = ("-" if value is None else f"{value.mean:.4f}" for value in (a_value, b_value))
+        change = f"{b_value.mean - a_value.mean:+.4f}" if a_value and b_value else "-"
+        interval = f"  {paired[name].low:+.4f} to {paired[name].high:+.4f}" if name in paired else ""
+        typer.echo(f"{name:24} {left:>14} {right:>14} {change:>12}{interval}")
+    for name, (old, new) in comparison.parameters.items():
+        typer.echo(f"setting {name}: {old} -> {new}")
     typer.echo(comparison.verdict)
     if fail_if_worse and comparison.worse is None:
-        raise RegistryError(f"--fail-if-worse has nothing to decide by: {comparison.pairing.problem}")
+        raise RegistryError(f"--fail-if-worse has nothing to decide by: {comparison.problem}")
     if fail_if_worse and comparison.worse:
         raise typer.Exit(1)

@@ -3,16 +3,7 @@
 `Registry` (in `store`) is the door. MLflow is imported in `backend` alone, and only when a registry is first used.
 """
 
-from recsys.registry.compare import Comparison, MetricDifference, Pairing, ParameterDifference
 from recsys.registry.records import VersionInfo, model_name_for
 from recsys.registry.store import Registry
 
-__all__ = [
-    "Comparison",
-    "MetricDifference",
-    "Pairing",
-    "ParameterDifference",
-    "Registry",
-    "VersionInfo",
-    "model_name_for",
-]
+__all__ = ["Registry", "VersionInfo", "model_name_for"]

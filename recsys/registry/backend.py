@@ -12,7 +12,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -110,18 +109,16 @@ class Backend:
 
     def experiment_id(self, name: str, artifacts: Path) -> str:
         """The experiment to put a run into, created when missing. Its artifact location is absolute and cannot be
-        changed: where the default store was moved since, or somebody deleted it, a new one is made: "name (2)"."""
+        changed, so in the embedded store, whose folder may be moved, the name tells the location."""
+        name = f"{name} in {self.folder}" if self.is_default else name
         location = None if self.is_server else artifacts.as_uri()
-        number, numbered = 1, name
-        while True:
-            found = self.client.get_experiment_by_name(numbered)
-            if found is None:
-                self._created_once(partial(self.client.create_experiment, numbered, artifact_location=location))
-                found = self.client.get_experiment_by_name(numbered)
-            if found.lifecycle_stage == "active" and (not self.is_default or found.artifact_location == location):
-                return str(found.experiment_id)
-            number += 1
-            numbered = f"{name} ({number})"
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            self._created_once(lambda: self.client.create_experiment(name, artifact_location=location))
+            found = self.client.get_experiment_by_name(name)
+        if found.lifecycle_stage != "active":
+            self.client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
 
     def model(self, name: str) -> Any:
         """MLflow's RegisteredModel, or None where nothing was registered yet; creates no database."""

@@ -15,13 +15,12 @@ from recsys.bundle import BundleFacts, read_facts
 from recsys.columns import CHAMPION
 from recsys.errors import BundleError
 from recsys.evaluation.ranks import RANKS_FILE
-from recsys.promotion_gate import NDCG, GateResult, Interval, Measured, intervals
+from recsys.promotion_gate import NDCG, Interval, Measured, intervals
 
 _LONGEST_PARAMETER: Final = 500  # what every MLflow server accepts; newer ones take more
 _TAG: Final = "recsys."
 METRICS_TAG: Final = _TAG + "metrics"
-
-NOT_JUDGED: Final = "not judged"
+GATE_TAG: Final = _TAG + "gate"
 
 
 def model_name_for(dataset: str) -> str:
@@ -32,8 +31,8 @@ def model_name_for(dataset: str) -> str:
 @dataclass(frozen=True)
 class VersionInfo:
     """A registered version. `metrics` are those of its sibling frozen at T2, as in `bundle.json`; `gate` is
-    "not judged", "passed" or "refused", `gate_reasons` why it was refused; `evaluation_sha256` is None where no
-    sibling was registered with it, `ranks_sha256` where the bundle does not carry the ranks of its test events."""
+    "not judged", "passed" or "refused", `gate_reasons` why it was refused; `ranks_sha256` is None where the bundle
+    does not carry the ranks of its test events."""
 
     version: int
     aliases: tuple[str, ...]
@@ -43,14 +42,11 @@ class VersionInfo:
     dataset: str
     synthetic: bool
     fingerprint: str
-    trained_through: int
     code_version: str
     metrics: Mapping[str, Any]
     gate: str
     gate_reasons: tuple[str, ...]
     bundle_sha256: str
-    evaluation_id: str | None
-    evaluation_sha256: str | None
     ranks_sha256: str | None
 
     @property
@@ -93,26 +89,19 @@ def fingerprint_folder(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def version_tags(bundle: Path, facts: BundleFacts, evaluation: Path | None) -> dict[str, str]:
+def version_tags(bundle: Path, facts: BundleFacts) -> dict[str, str]:
     """What `versions` must know without fetching the bundle, as tags of the model version."""
     tags = {
         "bundle_id": facts.bundle_id,
         "dataset": facts.dataset.name,
         "synthetic": json.dumps(facts.dataset.synthetic),
         "fingerprint": facts.dataset.fingerprint,
-        "trained_through": str(facts.trained_through),
         "code_version": facts.code_version,
         "metrics": json.dumps(facts.metrics, sort_keys=True),
         "bundle_sha256": fingerprint_folder(bundle),
-        "evaluation_id": facts.sibling_id if evaluation else None,
-        "evaluation_sha256": fingerprint_folder(evaluation) if evaluation else None,
         "ranks_sha256": read_json(bundle / "bundle.json")["files"].get(RANKS_FILE),
     }
     return {_TAG + name: value for name, value in tags.items() if value is not None}
-
-
-def gate_tag(result: GateResult) -> tuple[str, str]:
-    return _TAG + "gate", json.dumps(result.as_dict())
 
 
 def version_info(entity: Any, aliases: Mapping[str, int]) -> VersionInfo | None:
@@ -131,25 +120,18 @@ def version_info(entity: Any, aliases: Mapping[str, int]) -> VersionInfo | None:
         dataset=tags["dataset"],
         synthetic=json.loads(tags["synthetic"]),
         fingerprint=tags["fingerprint"],
-        trained_through=int(tags["trained_through"]),
         code_version=tags["code_version"],
         metrics=json.loads(tags["metrics"]),
-        gate=NOT_JUDGED if gate is None else "passed" if gate["passed"] else "refused",
+        gate="not judged" if gate is None else "passed" if gate["passed"] else "refused",
         gate_reasons=tuple(c["sentence"] for c in gate["checks"] if c["decides"] and not c["passed"]) if gate else (),
         bundle_sha256=tags["bundle_sha256"],
-        evaluation_id=tags.get("evaluation_id"),
-        evaluation_sha256=tags.get("evaluation_sha256"),
         ranks_sha256=tags.get("ranks_sha256"),
     )
 
 
 def flat_parameters(parameters: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     """Nested parameters by dotted name. A long value keeps its start and its SHA-256, so that two which differ stay
-    different; the whole value is in `bundle.json`.
-
-    >>> flat_parameters({"ranker": {"leaves": 31, "metric": "ndcg@10"}, "retrievers": ["ease"], "seed": None})
-    {'ranker.leaves': '31', 'ranker.metric': 'ndcg@10', 'retrievers': '["ease"]', 'seed': 'null'}
-    """
+    different; the whole value is in `bundle.json`."""
     flat: dict[str, str] = {}
     for name, value in parameters.items():
         if isinstance(value, Mapping) and value:
@@ -178,9 +160,5 @@ def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def mlflow_name(name: str) -> str:
-    """MLflow refuses `@` and other signs in names; each is replaced so that two names never become one.
-
-    >>> mlflow_name("recall@500"), mlflow_name("a%")
-    ('recall_at_500', 'a_x25_')
-    """
+    """MLflow refuses `@` and other signs in names; each is replaced so that two names never become one."""
     return re.sub(r"[^\w\-. :/]", lambda sign: f"_x{ord(sign[0]):x}_", name.replace("@", "_at_"))

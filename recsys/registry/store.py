@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import pandas as pd
@@ -20,18 +21,17 @@ from recsys.atomic_io import locked_folder, replacing_folder
 from recsys.columns import CHALLENGER, CHAMPION
 from recsys.errors import BundleError, RegistryError
 from recsys.evaluation.ranks import RANKS_FILE, read_ranks
-from recsys.promotion_gate import NDCG, GateResult, judge
+from recsys.promotion_gate import NDCG, GateResult, intervals, judge
 from recsys.registry import records
 from recsys.registry.alias import quick_look
 from recsys.registry.backend import Backend
-from recsys.registry.compare import Comparison, compare, pair
+from recsys.registry.compare import Comparison, pair, side_by_side
 from recsys.registry.records import VersionInfo, fingerprint_folder
 
 _HISTORY: Final = "recsys.champion_history"
 _LONGEST_HISTORY: Final = 200  # a registered model's tag holds 5000 characters
 _BUNDLE: Final = "bundle"
 _EVALUATION: Final = "evaluation_bundle"
-_SECOND: Final = "There is only one: `recsys train --seed 8` makes a second."
 
 
 class Registry:
@@ -54,7 +54,7 @@ class Registry:
         *,
         evaluation_dir: Path | None = None,
         report_files: Sequence[Path] = (),
-        tags: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] = MappingProxyType({}),
     ) -> VersionInfo:
         """Store a production bundle, its sibling and its reports, and call the new version `challenger`.
 
@@ -68,16 +68,16 @@ class Registry:
                 f"{evaluation_dir} holds {sibling.bundle_id}, but the sibling of {facts.bundle_id} is"
                 f" {facts.sibling_id}: their metrics would be mixed up. Register a pair of one training."
             )
-        all_tags = {**records.version_tags(bundle_dir, facts, evaluation_dir), **(tags or {})}
+        all_tags = {**records.version_tags(bundle_dir, facts), **tags}
         of_run = {
             name: value for name, value in all_tags.items() if name != records.METRICS_TAG
-        }  # it has them as metrics
+        }  # a run has the numbers
+        parameters, metrics = records.flat_parameters(facts.parameters), records.flat_metrics(facts.metrics)
         with self._backend.writing("register a bundle") as client:
             experiment_id = self._backend.experiment_id(self.model_name, self._artifacts)
             run = client.create_run(experiment_id, run_name=facts.bundle_id)
             run_id = run.info.run_id
             try:
-                parameters, metrics = records.flat_parameters(facts.parameters), records.flat_metrics(facts.metrics)
                 self._backend.log(run_id, parameters, metrics, of_run)
                 client.log_artifacts(run_id, str(bundle_dir), _BUNDLE)
                 if evaluation_dir:
@@ -106,10 +106,11 @@ class Registry:
             challenger.measured,
             champion.measured if champion else None,
             latency_budget_ms=latency_budget_ms,
-            paired=pair(champion, challenger, self.ranks).differences.get(NDCG) if champion else None,
+            paired=pair(champion, challenger, self.ranks)[0].get(NDCG) if champion else None,
         )
         with self._backend.writing("record the gate") as client:
-            client.set_model_version_tag(self.model_name, str(challenger.version), *records.gate_tag(result))
+            gate = json.dumps(result.as_dict())
+            client.set_model_version_tag(self.model_name, str(challenger.version), records.GATE_TAG, gate)
         return result
 
     def promote(self, ref: str | int) -> VersionInfo:
@@ -149,8 +150,8 @@ class Registry:
                 earlier.pop()
             if not earlier:
                 raise RegistryError(
-                    f"Version {current} of {self.model_name} has no earlier champion to roll back to."
-                    f" {_SECOND if len(present) == 1 else 'Promote the version that you want by its number.'}"
+                    f"Version {current} of {self.model_name} has no earlier champion to roll back to. Promote the"
+                    " version that you want by its number; `recsys train --seed 8` makes another."
                 )
             target = earlier.pop()
             client.set_registered_model_alias(self.model_name, CHAMPION, str(target))
@@ -161,16 +162,10 @@ class Registry:
         """All versions, newest first; empty where nothing was registered yet."""
         if not self._backend.exists:
             return []  # without creating a database for a mere question
-        found: list[Any] = []
         with self._backend.speaking("list the versions"):
             if (model := self._backend.model(self.model_name)) is None:
                 return []
-            token = None
-            while True:
-                page = self._backend.client.search_model_versions(f"name = '{self.model_name}'", page_token=token)
-                found += page
-                if not (token := page.token):
-                    break
+            found = self._backend.client.search_model_versions(f"name = '{self.model_name}'")
         infos = (records.version_info(entity, _aliases(model)) for entity in found)
         return sorted((i for i in infos if i is not None), key=lambda i: -i.version)
 
@@ -187,14 +182,10 @@ class Registry:
         for info in versions:
             if text in info.aliases or (number.isdecimal() and int(number) == info.version):
                 return info
-        if number.isdecimal():
-            have = ", ".join(str(i.version) for i in reversed(versions))
-            more = f" {_SECOND}" if len(versions) == 1 else ""
-            raise RegistryError(f"{self.model_name} has no version {number}. It has {have}.{more}")
-        aliases = ", ".join(sorted(f"{alias} ({i.version})" for i in versions for alias in i.aliases)) or "none"
+        have = ", ".join(" ".join([str(i.version), *(f"({alias})" for alias in i.aliases)]) for i in reversed(versions))
+        named = f"no version {number}" if number.isdecimal() else f"no version called {text!r}"
         raise RegistryError(
-            f"{self.model_name} has no version called {text!r}. Its aliases: {aliases}."
-            f" {_SECOND if len(versions) == 1 else 'Promote a version, or name one by its number.'}"
+            f"{self.model_name} has {named}. It has {have}. Name one of them; `recsys train --seed 8` makes another."
         )
 
     def look_up(self, alias: str) -> VersionInfo:
@@ -202,26 +193,23 @@ class Registry:
         found = quick_look(self._backend.database, self.model_name, alias) if self._backend.is_default else None
         return found or self.resolve(alias)
 
-    def download(self, ref: str | int | VersionInfo, to: Path, *, evaluation: bool = False) -> Path:
-        """A verified copy of a version's bundle at `to/<bundle_id>`; with `evaluation`, of its sibling.
+    def download(self, ref: str | int | VersionInfo, to: Path) -> Path:
+        """A verified copy of a version's bundle at `to/<bundle_id>`.
 
         A copy that is there and whole is used as it is; one that differs from what was registered is replaced.
         Raises RegistryError where the stored bundle itself is not what was registered.
         """
         info = ref if isinstance(ref, VersionInfo) else self.resolve(ref)
-        name, sha = (info.evaluation_id, info.evaluation_sha256) if evaluation else (info.bundle_id, info.bundle_sha256)
-        if name is None or sha is None:
-            raise RegistryError(f"Version {info.version} of {self.model_name} was registered without its sibling.")
-        if not records.is_folder_name(name):
-            raise RegistryError(f"Version {info.version} of {self.model_name} names its bundle {name!r}: refused.")
-        place = to / name
-        if not to.is_dir():
-            with self._backend.speaking(f"fetch version {info.version}"):
-                to.mkdir(parents=True, exist_ok=True)
-        with locked_folder(to, fcntl.LOCK_EX):  # put there once: whoever came first is reading it by now
-            if not (place.is_dir() and fingerprint_folder(place) == sha):
-                with self._backend.speaking(f"fetch version {info.version}"):
-                    self._fetch(info, _EVALUATION if evaluation else _BUNDLE, sha, place)
+        if not records.is_folder_name(info.bundle_id):
+            raise RegistryError(f"{self._named(info)} names its bundle {info.bundle_id!r}: refused.")
+        place = to / info.bundle_id
+        if place.is_dir() and fingerprint_folder(place) == info.bundle_sha256:
+            return place
+        with self._backend.speaking(f"fetch version {info.version}"):
+            to.mkdir(parents=True, exist_ok=True)
+            with locked_folder(to, fcntl.LOCK_EX):  # put there once: whoever came first is reading it by now
+                if not (place.is_dir() and fingerprint_folder(place) == info.bundle_sha256):
+                    self._fetch(info, place)
         return place
 
     def ranks(self, ref: str | int) -> pd.DataFrame:
@@ -230,8 +218,8 @@ class Registry:
         info = self.resolve(ref)
         if info.ranks_sha256 is None:
             raise RegistryError(
-                f"Version {info.version} of {self.model_name} was registered without the ranks of its test events."
-                " Train it again with `recsys train --force`."
+                f"{self._named(info)} was registered without the ranks of its test events. Train it again with"
+                " `recsys train --force`."
             )
         with self._backend.speaking(f"fetch the ranks of version {info.version}"), tempfile.TemporaryDirectory() as at:
             path = self._stored(info, f"{_BUNDLE}/{RANKS_FILE}", at)
@@ -246,18 +234,27 @@ class Registry:
         first, second = self.resolve(a), self.resolve(b)
         with self._backend.speaking("compare two versions"):
             runs = [self._backend.client.get_run(v.run_id) for v in (first, second)]
-        pairing = pair(first, second, self.ranks)
-        return compare(first, second, runs[0].data.params, runs[1].data.params, pairing)
+        parameters = side_by_side(runs[0].data.params, runs[1].data.params)
+        return Comparison(
+            first,
+            second,
+            side_by_side(intervals(first.metrics), intervals(second.metrics)),
+            {name: both for name, both in parameters.items() if both[0] != both[1]},
+            *pair(first, second, self.ranks),
+        )
+
+    def _named(self, info: VersionInfo) -> str:
+        return f"Version {info.version} of {self.model_name}"
 
     @property
     def _artifacts(self) -> Path:
         """Where a store without a server keeps the runs' artifacts."""
         return self._backend.folder / "artifacts" / self.model_name
 
-    def _fetch(self, info: VersionInfo, part: str, sha: str, place: Path) -> None:
+    def _fetch(self, info: VersionInfo, place: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
-            stored = self._stored(info, part, scratch)
-            if fingerprint_folder(stored) != sha:
+            stored = self._stored(info, _BUNDLE, scratch)
+            if fingerprint_folder(stored) != info.bundle_sha256:
                 raise RegistryError(
                     f"The stored bundle of version {info.version} of {self.model_name} was altered or is incomplete"
                     f" ({stored}). Roll back, or register it again."

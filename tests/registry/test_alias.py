@@ -13,7 +13,7 @@ from recsys.errors import RegistryError
 from recsys.registry import Registry, alias
 from recsys.registry.alias import quick_look
 
-from .test_registry import NAME, write_bundle
+from .conftest import NAME, write_bundle
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_what_it_found_can_be_fetched_without_asking_again(registry: Registry, t
         "DELETE FROM alembic_version",
         "DROP TABLE model_version_tags",
         "DELETE FROM model_versions",
-        "UPDATE model_version_tags SET value = 'no number' WHERE key = 'recsys.trained_through'",
+        "UPDATE model_version_tags SET value = 'no json' WHERE key = 'recsys.synthetic'",
         "DELETE FROM model_version_tags WHERE key = 'recsys.dataset'",
         "DELETE FROM model_version_tags",
     ],
