@@ -127,7 +127,9 @@ def evaluate(
     dataset: Dataset = None,
     dump: Annotated[
         Path | None,
-        typer.Option(help="Also write a Parquet row a test event: user_id, timestamp, item_id, ranked (500 ids)."),
+        typer.Option(
+            dir_okay=False, help="Also write a Parquet row a test event: user_id, timestamp, item_id, ranked (500 ids)."
+        ),
     ] = None,
     home: HomeFolder = None,
 ) -> None:
@@ -175,7 +177,7 @@ def recommend(
 
 @app.command()
 def batch(
-    out: Annotated[Path, typer.Option(help="Parquet file to write: user_id, rank, item_id, score.")],
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Parquet file to write: user_id, rank, item_id, score.")],
     k: Annotated[int, typer.Option("--k", min=1, max=MOST_RECOMMENDED, help="How many items a user.")] = 10,
     at: Moment = None,
     dataset: Dataset = None,

@@ -250,7 +250,7 @@ def fit_logistic(table: TrainingTable) -> LogisticRanker:
     """The baseline: standardised features, missing values at the mean, L2. Raises DataError without both labels, and
     where the fit does not end in numbers."""
     if len(np.unique(table.labels)) < 2:
-        raise DataError("the ranker's table needs rows of both labels")
+        raise DataError("The ranker cannot be trained: its rows are all watched or all unwatched. Add more ratings.")
     known = ~np.isnan(table.features)
     count = np.maximum(known.sum(axis=0), 1)
     mean = np.where(known, table.features, 0.0).sum(axis=0) / count

@@ -146,7 +146,7 @@ def test_a_column_without_any_value_and_one_that_never_changes_do_no_harm() -> N
 @pytest.mark.parametrize("label", [0, 1])
 def test_rows_of_one_label_are_refused(label: int) -> None:
     whole = table()
-    with pytest.raises(DataError, match="rows of both labels"):
+    with pytest.raises(DataError, match="all watched or all unwatched"):
         fit_logistic(replace(whole, labels=np.full_like(whole.labels, label)))
 
 

@@ -8,25 +8,16 @@ import pytest
 from recsys.errors import RegistryError
 from recsys.registry import Registry
 from recsys.registry.backend import Backend
-from tests.test_registry import (
-    NAME,
-    Make,
-    make,
+from tests.registry.conftest import NAME, Make, make
+from tests.registry.test_versions import (
     test_a_failure_while_registering_leaves_a_failed_run_and_no_version,
-    test_challenger_moves_to_the_newest_and_versions_are_newest_first,
-    test_compare_refuses_a_verdict_over_different_data,
-    test_compare_tells_metrics_parameters_and_verdict,
-    test_compare_without_the_metric_or_its_interval,
-    test_download_equals_what_was_registered_and_is_reused,
     test_judge_records_the_gate_and_promotes_nothing,
     test_promote_takes_the_challenger_alias_and_repeats_without_effect,
-    test_register_checks_reports_before_it_starts,
-    test_register_refuses_what_is_not_a_bundle,
     test_rollback_goes_one_champion_back_each_time_and_then_refuses,
     test_rollback_skips_deleted_versions_and_what_a_crash_left,
     test_rollback_without_a_champion,
     test_unknown_versions_and_aliases_name_what_there_is,
-    test_versions_reads_every_page_and_skips_what_others_registered,
+    test_versions_are_newest_first_without_what_others_registered,
 )
 
 from .native import PostgresServer, close_registry
@@ -34,20 +25,13 @@ from .native import PostgresServer, close_registry
 __all__ = [
     "make",
     "test_a_failure_while_registering_leaves_a_failed_run_and_no_version",
-    "test_challenger_moves_to_the_newest_and_versions_are_newest_first",
-    "test_compare_refuses_a_verdict_over_different_data",
-    "test_compare_tells_metrics_parameters_and_verdict",
-    "test_compare_without_the_metric_or_its_interval",
-    "test_download_equals_what_was_registered_and_is_reused",
     "test_judge_records_the_gate_and_promotes_nothing",
     "test_promote_takes_the_challenger_alias_and_repeats_without_effect",
-    "test_register_checks_reports_before_it_starts",
-    "test_register_refuses_what_is_not_a_bundle",
     "test_rollback_goes_one_champion_back_each_time_and_then_refuses",
     "test_rollback_skips_deleted_versions_and_what_a_crash_left",
     "test_rollback_without_a_champion",
     "test_unknown_versions_and_aliases_name_what_there_is",
-    "test_versions_reads_every_page_and_skips_what_others_registered",
+    "test_versions_are_newest_first_without_what_others_registered",
 ]
 
 
