@@ -1,9 +1,5 @@
 """The gate: may this challenger become champion, and why not.
 
-Stage: register, retrain. In: what was measured of a challenger and of the champion, and their paired difference where
-it is known. Out: a decision with one sentence a check. Absent: MLflow, files, the making of the difference, and the
-promotion itself (`recsys.registry`).
-
 The metrics are those of a version's *sibling*, the same recipe frozen at T2 and replayed on the events after T2,
 by name: a plain number, or `{"mean": .., "low": .., "high": ..}` with a 95 % interval; groups may nest.
 """

@@ -1,4 +1,4 @@
-"""What is written is whole or not there. Stage: every stage."""
+"""What is written is whole or not there."""
 
 import contextlib
 import fcntl

@@ -328,17 +328,6 @@ def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "run the same command again to go on" in capsys.readouterr().err
 
 
-def test_an_interruption_while_libraries_load_is_no_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(command, "build", interrupted)
-    assert command.run([]) == 130
-    assert capsys.readouterr().err.startswith("recsys: stopped")
-
-
 def test_questions_without_an_answer(trained_home: TrainedHome, capsys: pytest.CaptureFixture[str]) -> None:
     at = ("--home", trained_home.root)
     at_7 = refused(capsys, "models", "promote", "7", *at)

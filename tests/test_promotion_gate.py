@@ -1,6 +1,5 @@
 """Every branch of the gate, with exact sentences where a person acts on them."""
 
-import json
 import math
 from typing import Any
 
@@ -93,14 +92,6 @@ def test_challenger_equal_to_the_low_end_of_the_interval_and_to_the_budget_passe
     )
 
 
-def test_challenger_below_the_interval_is_refused() -> None:
-    result = judge(model(ndcg_at_10=ndcg(0.1799)), CHAMPION, latency_budget_ms=50)
-    assert not result.passed
-    assert result.reasons == [
-        "NDCG@10 of version 2 is 0.1799, below 0.1800, the low end of the interval of the champion (version 1)."
-    ]
-
-
 def paired(mean: float, low: float, high: float) -> PairedDifference:
     return PairedDifference(mean, low, high, fraction_not_positive=0.5, n_events=1234, n_users=56)
 
@@ -137,12 +128,6 @@ def test_ranker_equal_to_retrieval_order_is_refused() -> None:
     assert result.reasons == [
         "The ranker of version 2 reaches NDCG@10 0.2000, not above 0.2000 in the order of retrieval."
     ]
-
-
-def test_latency_over_the_budget_is_refused() -> None:
-    result = judge(model(latency_p99_ms=50.01), CHAMPION, latency_budget_ms=50)
-    assert outcome(result)["latency_in_budget"] == (False, True)
-    assert not result.passed
 
 
 def test_missing_metrics_fail_the_checks_that_need_them() -> None:
@@ -189,20 +174,6 @@ def test_a_champion_without_an_interval_refuses_nobody(broken: Any) -> None:
 def test_a_budget_that_is_none_is_an_error(budget: float) -> None:
     with pytest.raises(ConfigError, match="latency budget must be a positive number"):
         judge(model(), None, latency_budget_ms=budget)
-
-
-def test_result_is_json() -> None:
-    result = judge(model(latency_p99_ms=99), CHAMPION, latency_budget_ms=50)
-    read = json.loads(json.dumps(result.as_dict()))
-    assert read["passed"] is False
-    assert read["checks"][-1] == {
-        "name": "latency_in_budget",
-        "passed": False,
-        "measured": 99.0,
-        "needed": 50,
-        "sentence": "An answer of version 2 takes 99.0 ms at the 99th percentile, over the budget of 50 ms.",
-        "decides": True,
-    }
 
 
 def test_intervals_reads_numbers_groups_and_nothing_else() -> None:

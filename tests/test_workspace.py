@@ -1,4 +1,4 @@
-"""Places below the home folder. Stage: every stage. Absent: the environment."""
+"""Places below the home folder."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from recsys.workspace import DatasetWorkspace, Workspace
 def test_every_place_lies_below_its_data_set(tmp_path: Path) -> None:
     home = Workspace(tmp_path).dataset("ml-100k")
     assert home == DatasetWorkspace(tmp_path / "ml-100k", "ml-100k")
-    places = ("data", "raw", "features", "feast", "stages", "work", "bundles", "reports", "events")
+    places = ("data", "raw", "features", "feast", "stages", "work", "bundles", "reports")
     assert [getattr(home, p) for p in places] == [tmp_path / "ml-100k" / p for p in places]
     assert Workspace(tmp_path).mlflow == tmp_path / "mlflow"
     assert list(tmp_path.iterdir()) == [], "nothing is created"

@@ -138,7 +138,6 @@ class Backend:
     def log(
         self, run_id: str, parameters: Mapping[str, str], metrics: Mapping[str, float], tags: Mapping[str, str]
     ) -> None:
-        """All in a few requests; MLflow cuts them into pieces that a server accepts."""
         from mlflow.entities import Metric, Param, RunTag
 
         now_ms = time.time_ns() // 1_000_000

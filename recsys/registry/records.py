@@ -145,11 +145,7 @@ def flat_parameters(parameters: Mapping[str, object], prefix: str = "") -> dict[
 
 
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Every number by its MLflow name; the mean takes the metric's own name.
-
-    >>> flat_metrics({"ndcg@10": {"mean": 0.2, "low": 0.1, "high": 0.3}, "latency_p99_ms": 4})
-    {'ndcg_at_10': 0.2, 'ndcg_at_10.low': 0.1, 'ndcg_at_10.high': 0.3, 'latency_p99_ms': 4.0}
-    """
+    """Every number by its MLflow name; the mean takes the metric's own name."""
     flat: dict[str, float] = {}
     for name, value in intervals(metrics).items():
         flat[mlflow_name(name)] = value.mean
