@@ -34,7 +34,7 @@ COMMANDS = (("models", "list"), ("recommend", "--user", "1", "--k", "1"))
 
 
 @pytest.mark.usefixtures("small_settings")
-@pytest.mark.parametrize(("pattern", "damage"), zip(FILES, cycle(DAMAGE), strict=False))
+@pytest.mark.parametrize(("pattern", "damage"), [*zip(FILES, cycle(DAMAGE), strict=False)])
 def test_every_command_ends_with_a_line(
     pattern: str, damage: str, trained_home: TrainedHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
