@@ -14,45 +14,17 @@ ITEM = {"item_id": 318, "title": "Shawshank Redemption, The (1994)", "year": 199
 DATASET = {"name": "ml-1m", "synthetic": False, "label": "ml-1m"}
 MODEL = {"version": 3, "bundle_id": "ml-1m-20261120T080000-production"}
 
-CONTRIBUTION = {"feature": "similarity_liked", "group": "similarity", "value": 0.71, "contribution": 0.42}
-REASON = {
-    "kind": "similar",
-    "text": "Because you rated Pulp Fiction (1994) 5 stars",
-    "item_id": 296,
-}
-EXPLANATION = {
-    "found_by": [{"retriever": "two_tower", "rank": 3}, {"retriever": "ease", "rank": 11}],
-    "merged_rank": 4,
-    "ranked_rank": 1,
-    "contributions": [CONTRIBUTION],
-    "other_contributions": 0.9,
-    "bias": 0.4,
-    "reasons": [REASON],
-}
-ANSWERED = {
-    **ITEM,
-    "rank": 1,
-    "score": 1.72,
-    "watch_probability": 0.034,
-    "like_probability": 0.81,
-    "retrievers": ["two_tower", "ease"],
-}
-RECORDED = {
-    "event_id": "0192f0c2",
-    "user_id": 42,
-    "item_id": 260,
-    "kind": "rating",
-    "timestamp": 1794800000,
-    "repeated": False,
-}
+PROBABILITIES = {"watch_probability": 0.034, "like_probability": 0.81}
+ANSWERED = {**ITEM, "rank": 1, "score": 1.72, **PROBABILITIES, "retrievers": ["two_tower", "ease"]}
+EVENT = {"event_id": "0192f0c2", "user_id": 42, "item_id": 260, "kind": "rating"}
+RECORDED = {**EVENT, "timestamp": 1794800000, "repeated": False}
 TIMINGS = {"state": 0.4, "retrieval": 1.2, "features": 0.9, "ranking": 1.1, "ordering": 0.1, "total": 3.8}
 RECOMMENDED = {
     "request_id": "5b1f0c9e",
     "user_id": 42,
     "dataset": DATASET,
     "model": MODEL,
-    "cold_start": False,
-    "degraded": [],
+    **{"cold_start": False, "degraded": []},
     "items": [ANSWERED],
     "timings_ms": TIMINGS,
 }
@@ -69,6 +41,15 @@ class DatasetInfo(BaseModel):
 class ModelInfo(BaseModel):
     version: int
     bundle_id: str
+
+
+class AboutData(BaseModel):
+    request_id: str
+    dataset: DatasetInfo
+
+
+class AboutModel(AboutData):
+    model: ModelInfo
 
 
 class Item(BaseModel):
@@ -141,7 +122,7 @@ class RecommendedItem(Item):
     explanation: Explanation | None = Field(default=None, description="with explain=true; null otherwise")
 
 
-class Recommended(BaseModel):
+class Recommended(AboutModel):
     """`degraded` names what was left out to answer at all: "user_state" (a store could not be read: what the
     user has rated may show), "ranking" (order of retrieval), "retrieval"
     (cold-start list), "explain" (no contributions). On a further page, `model`, `cold_start` and `degraded` are those
@@ -149,10 +130,7 @@ class Recommended(BaseModel):
 
     model_config = example(RECOMMENDED)
 
-    request_id: str
     user_id: int | None
-    dataset: DatasetInfo
-    model: ModelInfo
     cold_start: bool
     degraded: list[str]
     items: list[RecommendedItem]
@@ -163,8 +141,6 @@ class Recommended(BaseModel):
 
 
 class UserProblem(BaseModel):
-    """RFC 9457, without `instance`."""
-
     type: str
     title: str
     status: int
@@ -181,7 +157,7 @@ class RecommendedForUser(BaseModel):
     problem: UserProblem | None = None
 
 
-class ManyRecommended(BaseModel):
+class ManyRecommended(AboutModel):
     """`degraded` of the whole call; a state that could not be read is named in that user's own answer."""
 
     model_config = example(
@@ -192,26 +168,11 @@ class ManyRecommended(BaseModel):
             "degraded": [],
             "answers": [
                 {"user_id": 42, "cold_start": False, "degraded": [], "items": [ANSWERED]},
-                {
-                    "user_id": "x",
-                    "cold_start": False,
-                    "degraded": [],
-                    "items": [],
-                    "problem": {
-                        "type": "urn:recsys:problem:invalid-user",
-                        "title": "Invalid user",
-                        "status": 422,
-                        "detail": "A user id is an integer from 0 to 9007199254740991.",
-                    },
-                },
             ],
             "timings_ms": TIMINGS,
         }
     )
 
-    request_id: str
-    dataset: DatasetInfo
-    model: ModelInfo
     degraded: list[str]
     answers: list[RecommendedForUser]
     timings_ms: dict[str, float]
@@ -224,7 +185,7 @@ class SimilarItem(Item):
     score: float
 
 
-class Similar(BaseModel):
+class Similar(AboutModel):
     model_config = example(
         {
             "request_id": "5b1f0c9e",
@@ -235,34 +196,27 @@ class Similar(BaseModel):
         }
     )
 
-    request_id: str
-    dataset: DatasetInfo
-    model: ModelInfo
     item: Item
     items: list[SimilarItem]
 
 
-class ItemDetails(BaseModel):
+class ItemDetails(AboutData):
     """`n_ratings`, `mean_rating`: as of the day's statistics; the mean is null without ratings."""
 
     model_config = example(
         {"request_id": "5b1f0c9e", "dataset": DATASET, "item": ITEM, "n_ratings": 2227, "mean_rating": 4.55}
     )
 
-    request_id: str
-    dataset: DatasetInfo
     item: Item
     n_ratings: int
     mean_rating: float | None
 
 
-class ItemSearch(BaseModel):
+class ItemSearch(AboutData):
     """Items whose title has a word that begins with each word asked for, most rated first. `found`: how many."""
 
     model_config = example({"request_id": "5b1f0c9e", "dataset": DATASET, "found": 1, "items": [ITEM]})
 
-    request_id: str
-    dataset: DatasetInfo
     found: int
     items: list[Item]
 
@@ -340,7 +294,7 @@ class ModelCard(BaseModel):
             "trained_through_utc": "2003-02-28T17:49:50+00:00",
             "created_utc": "2026-11-20T08:12:00+00:00",
             "code_version": "cfc9ab9",
-            "metrics": {"ndcg@10": {"mean": 0.0912, "low": 0.0889, "high": 0.0935}},
+            "metrics": {},
             "metrics_of": "ml-1m-20261120T080000-evaluation",
             "ndcg_at_10": {"mean": 0.0912, "low": 0.0889, "high": 0.0935},
             "item_statistics_day": "2003-03-01",
