@@ -40,7 +40,8 @@ class EventIntake:
         try:
             stored = await anyio.to_thread.run_sync(self._events.append, new, limiter=self._writers)
         except EventConflictError as error:
-            raise ProblemError(422, "event-id-reused", str(error)) from error
+            text = f"{str(error).partition(':')[0]}. Send a new id with a new event."  # not whose event it was
+            raise ProblemError(422, "event-id-reused", text) from error
         except StoreError as error:
             log.error("%s: %d event(s) not stored: %s", request_id, len(new), error)
             for _ in new:
