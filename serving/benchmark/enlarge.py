@@ -50,7 +50,7 @@ def enlarged(model: Model, size: int) -> Model:
         genres=catalogue.genres[rows],
         words=catalogue.words[rows],
     )
-    by_item = {f.name: getattr(stats, f.name)[rows] for f in fields(stats) if f.name != "day"}
+    by_item = {f.name: getattr(stats, f.name)[rows] for f in fields(stats) if f.name not in ("day", "through_seq")}
     with tempfile.TemporaryDirectory(prefix="recsys-bench-") as scratch:
         retrievers = Path(scratch) / "retrievers"
         shutil.copytree(model.folder / "retrievers", retrievers)
