@@ -12,8 +12,7 @@ import pytest
 from recsys.columns import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from recsys.errors import StoreError
 from recsys.feature_store import offline
-from recsys.feature_store.offline import ROW_ID, join_by_feast, search
-from recsys.feature_store.tables import STATE_COLUMNS
+from recsys.feature_store.offline import join_by_feast, search
 
 from .feature_worlds import DAY, T0, World
 
@@ -122,15 +121,3 @@ def test_the_order_asked_for_is_restored_and_equal_rows_are_asked_once() -> None
 def test_a_broken_join_is_an_error(break_it: Any, message: str) -> None:
     with pytest.raises(StoreError, match=message):
         join_by_feast(Joining(break_it), "service", USER_ID, KEYS, MOMENTS, ["value"])
-
-
-def test_a_store_that_loses_rows_never_reaches_the_caller(planted: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from feast import FeatureStore
-
-    class Losing:
-        def to_arrow(self) -> pa.Table:
-            return pa.table({name: [] for name in (ROW_ID, USER_ID, *STATE_COLUMNS)})
-
-    monkeypatch.setattr(FeatureStore, "get_historical_features", lambda *_, **__: Losing())
-    with pytest.raises(StoreError, match="mixed rows: 0 for 1 asked"):
-        planted.store.historical_states([1], [T0])

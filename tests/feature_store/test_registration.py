@@ -138,22 +138,6 @@ def test_a_configuration_that_contradicts_itself_is_refused(tmp_path: Path) -> N
         FeatureStoreConfig(home, tmp_path)
 
 
-def test_servers_by_configuration(tmp_path: Path) -> None:
-    home = DatasetWorkspace(tmp_path, "ml-1m")
-    config = FeatureStoreConfig(
-        home, REPO, "redis", redis_connection="redis:6379,db=1", registry_path="postgresql+psycopg://feast@db/feast"
-    )
-    told = config.feast_config()
-    assert told.project == config.project
-    assert told.project.startswith("recsys_ml_1m_")
-    assert told.registry.path == "postgresql+psycopg://feast@db/feast"
-    assert told.online_store.type == "redis"
-    assert told.online_store.connection_string == "redis:6379,db=1,socket_timeout=2,socket_connect_timeout=1"
-    assert told.online_store.skip_dedup is True
-    assert told.offline_store.type == "duckdb"
-    assert (config.registry_file, config.online_file) == (None, None)
-
-
 def test_contexts_of_a_stranger_are_refused(planted: World, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="of 1 users without a row in the data, the first 77"):
         write_feature_tables(

@@ -119,14 +119,11 @@ def test_parts_of_whole_answers_are_read_a_few_at_a_time(tmp_path: Path, monkeyp
     assert [len(part) for part in read_answers(tmp_path)] == [12, 12, 6]
 
 
-def test_a_smaller_sample_is_part_of_a_larger_one() -> None:
+def test_a_smaller_sample_is_part_of_a_larger_one(tmp_path: Path) -> None:
     ids = [f"request-{n}" for n in range(2_000)]
     shares = {share: {each for each in ids if sampled(each, share)} for share in (0.0, 0.1, 0.5, 1.0)}
     assert shares[0.0] < shares[0.1] < shares[0.5] < shares[1.0]
     assert len(shares[0.1]) == pytest.approx(200, abs=50)
-
-
-def test_an_answer_out_of_the_sample_is_not_logged(tmp_path: Path) -> None:
     assert written(tmp_path, answered(), share=0.0) == {}
     assert not list(tmp_path.iterdir())
 

@@ -1,8 +1,5 @@
 """Real servers for tests: Redis and PostgreSQL from the machine's own packages, on free ports, below /tmp.
 
-Stage: tests. In: the binaries, on PATH or where Debian puts them. Out: `RedisServer`, `PostgresServer`, and fixtures
-that start one a session. Absent: containers.
-
 Where a binary is missing, its tests are skipped and say what to install; with TESTS_SKIP_NOTHING=1 they fail.
 A `conftest.py` that needs the fixtures imports them by name.
 """
