@@ -10,6 +10,8 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -151,15 +153,17 @@ def test_results_have_a_place_and_a_command() -> None:
 def openapi(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, dict[str, object]]]]:
     from recsys.settings import Settings
     from serving.app import create_app
+    from serving.observability.metrics import Metrics
     from serving.settings import ServiceSettings
 
     settings = Settings(home=tmp_path_factory.mktemp("home"))
-    return create_app(ServiceSettings.build(settings, settings.paths().dataset("ml-100k"))).openapi()
+    service: Any = SimpleNamespace(metrics=Metrics())  # the document needs no model
+    return create_app(ServiceSettings.build(settings, settings.paths().dataset("ml-100k")), service).openapi()
 
 
 @pytest.mark.parametrize("words", CURL_LINES, ids=" ".join)
 def test_curl_line_fits_the_api(words: list[str], openapi: dict[str, dict[str, dict[str, dict[str, object]]]]) -> None:
-    from serving import schemas
+    from serving.http import requests as schemas
 
     (url,) = [w for w in words if w.startswith("http")]
     assert url.startswith(SERVICE + "/"), url

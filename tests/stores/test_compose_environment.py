@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +24,11 @@ from redis.retry import Retry
 
 from recsys.registry import Registry, model_name_for
 from recsys.settings import read_settings
-from serving.app import create_app
+from serving.observability.metrics import Metrics
+from serving.recommending.service import Service
 from serving.settings import ServiceSettings
 from tests.conftest import TrainedHome, use_small_settings
-from tests.serving.serving_client import running
+from tests.serving.serving_client import connected
 from tests.test_containers import MONITORING, compose, options
 
 from .native import PostgresServer, RedisServer, _Server, connections_closed, free_port
@@ -183,11 +183,7 @@ def client(composed: Composed, monkeypatch: pytest.MonkeyPatch) -> Iterator[http
         monkeypatch.setenv(name, value)
     shutil.rmtree(composed.home.dataset.bundles)  # as on another machine: the model is fetched
     settings = ServiceSettings.build(read_settings(composed.home.root), composed.home.dataset, budget_ms=60_000.0)
-    with running(create_app(settings)) as client:
-        for _ in range(600):
-            if client.get("/readyz").status_code == 200:
-                break
-            threading.Event().wait(0.1)
+    with connected(settings, Service.load(settings, Metrics())) as client:
         yield client
 
 
