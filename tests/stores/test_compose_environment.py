@@ -29,7 +29,7 @@ from serving.recommending.service import Service
 from serving.settings import ServiceSettings
 from tests.conftest import TrainedHome, use_small_settings
 from tests.serving.serving_client import connected
-from tests.test_containers import MONITORING, compose, options
+from tests.test_containers import DEPLOY, compose, options
 
 from .native import PostgresServer, RedisServer, _Server, connections_closed, free_port
 
@@ -44,10 +44,12 @@ class ComposedRedis(RedisServer):
     """With the command of the file."""
 
     def start(self) -> None:
-        command = [filled(word) for word in compose()["services"]["redis"]["command"]]
-        here = {"port": self.port, "bind": "127.0.0.1", "dir": self.folder}
-        more = [part for name, value in here.items() for part in (f"--{name}", str(value))]
-        self._run([str(self._program), *command[1:], *more], self._answers)
+        service = compose()["services"]["redis"]
+        shell, flag, script = service["command"]
+        assert "dir /data" in script
+        here = script.replace("dir /data", rf"dir {self.folder}\nport {self.port}\nbind 127.0.0.1")
+        secrets = {name: filled(value) for name, value in service["environment"].items()}
+        self._run([shell, flag, here], self._answers, env={**os.environ, **secrets})
 
     def _answers(self) -> bool:
         try:
@@ -174,7 +176,7 @@ def _databases(postgres: PostgresServer) -> None:
         connection.execute(f"CREATE DATABASE {first} OWNER {user}")
     own = f"postgresql://{user}:{filled(given['POSTGRES_PASSWORD'])}@127.0.0.1:{postgres.port}/{first}"
     with psycopg.connect(own, autocommit=True) as connection:
-        connection.execute((MONITORING / "databases.sql").read_text(encoding="utf-8"))
+        connection.execute((DEPLOY / "databases.sql").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
