@@ -4,7 +4,7 @@ VENV ?= .venv
 DATASET ?= ml-100k
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint types contracts pytest format audit up down clean help
+.PHONY: docs quickstart test lint types contracts pytest format audit up down clean help
 
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ contracts: $(VENV)/.installed
 pytest: $(VENV)/.installed
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
+docs: $(VENV)/.installed  ## the documents as a site, in .site/, links checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: $(VENV)/.installed  ## rewrite the code in the agreed form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -41,7 +44,7 @@ audit: $(VENV)/.installed  ## known weaknesses of the pinned dependencies (asks 
 	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
 	$(VENV)/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
-up:  ## train, serve and watch in containers; secrets in .env, see serving/monitoring/example.env
+up:  ## train, serve and watch in containers; secrets in .env, see serving/deploy/example.env
 	docker compose up --build --detach
 
 down:  ## stop the containers; data stay in their volumes

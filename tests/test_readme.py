@@ -1,6 +1,4 @@
-"""What the README tells people to type exists: every command, option, make target, path and route.
-
-Stage: tests. In: `README.md`. Out: pass or fail. Absent: running the pipeline; another test does the quickstart.
+"""What the documents tell people to type exists: every command, option, make target, path and route.
 
 Command lines are parsed by the real app, down to types and required options, without running the command.
 """
@@ -8,6 +6,8 @@ Command lines are parsed by the real app, down to types and required options, wi
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,21 +18,23 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from recsys.columns import RETRIEVERS
 from recsys.command import ORDER, build
-from recsys.evaluation.replay import FULL_SYSTEM, LOGISTIC, MERGED
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TYPED = README + "".join(
+    (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("commands", "http", "deployment")
+)
 SERVICE = "http://127.0.0.1:8000"
 
 
-def blocks(language: str, text: str = README) -> list[str]:
+def blocks(language: str, text: str) -> list[str]:
     """The fenced code blocks of one language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def lines(text: str = README) -> Iterator[list[str]]:
+def lines(text: str = TYPED) -> Iterator[list[str]]:
     """Every command line of the bash blocks as words; continued lines are joined, comments left out."""
     for block in blocks("bash", text):
         for line in block.replace("\\\n", " ").splitlines():
@@ -84,7 +86,7 @@ def test_help_teaches(name: str) -> None:
 
 
 def test_other_commands_are_known_ones() -> None:
-    known = {"recsys", "make", "curl", "git", "cd", "cp", "."}
+    known = {"recsys", "make", "curl", "git", "cd", "cp", ".", "&&"}
     for words in lines():
         first = next(w for w in words if not re.fullmatch(r"[A-Z_]+=\S*", w))
         assert Path(first).name in known, words
@@ -104,7 +106,7 @@ def test_make_targets_exist() -> None:
 
 def test_tree_names_what_exists_and_every_folder() -> None:
     """Lines of the tree block look like `path/  # comment`, indented by two spaces a level."""
-    (tree,) = [b for b in blocks("text") if "recsys/" in b and "pipelines/" in b]
+    (tree,) = [b for b in blocks("text", README) if "recsys/" in b and "pipelines/" in b]
     found: set[str] = set()
     stack: list[str] = []
     for line in tree.splitlines():
@@ -121,32 +123,49 @@ def test_tree_names_what_exists_and_every_folder() -> None:
             assert folder in found, f"{folder} is missing from the README's tree"
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
         if not target.startswith(("http", "#")):
             assert (path.parent / target.split("#")[0]).exists(), target
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+def test_modules_that_a_page_names_exist(path: Path) -> None:
+    for name in re.findall(
+        r"`((?:recsys|pipelines|serving|tests|feature_repo)/[\w./-]+)`", path.read_text(encoding="utf-8")
+    ):
+        assert (ROOT / name).exists(), name
+
+
 def test_every_setting_is_in_the_table() -> None:
     from recsys.settings import Settings
 
     names = {str(f.validation_alias or f"RECSYS_{name.upper()}") for name, f in Settings.model_fields.items()}
-    rows = [line.split("|")[1] for line in README.splitlines() if line.startswith(("| `RECSYS_", "| `MLFLOW_"))]
+    rows = [line.split("|")[1] for line in TYPED.splitlines() if line.startswith(("| `RECSYS_", "| `MLFLOW_"))]
     assert set(re.findall(r"`(\w+)`", " ".join(rows))) == names
 
 
 def test_no_registry_is_named() -> None:
-    assert not re.search(r"--(extra-)?index-url", README, re.IGNORECASE)
+    assert not re.search(r"--(extra-)?index-url", TYPED, re.IGNORECASE)
 
 
-def test_results_have_a_place_and_a_command() -> None:
+def test_the_readme_is_short_and_its_results_are_those_of_the_kept_tables() -> None:
+    assert len(README.splitlines()) <= 150
     for name in ("ml-100k", "ml-latest-small"):
+        kept = (ROOT / "docs" / "results" / name / "leaderboard.md").read_text(encoding="utf-8")
         block = re.search(rf"<!-- leaderboard:{name} -->\n(.*?)<!-- /leaderboard -->", README, re.DOTALL)
         assert block, name
-        rows = {line.split("|")[1].strip(" *") for line in block[1].splitlines() if line.startswith("|")}
-        assert {*RETRIEVERS, MERGED, LOGISTIC, FULL_SYSTEM} <= rows, name
-        assert any(words[:3] == ["train", "--dataset", name] for words in RECSYS_LINES), name
+        shown = re.findall(r"0\.\d{4} \[0\.\d{4}, 0\.\d{4}\]", block[1])
+        assert len(shown) == 3, "the system, the best single method, popularity"
+        assert all(figure in kept for figure in shown)
+
+
+def test_the_site_builds_and_its_links_hold(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "https://fonts" not in (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
