@@ -10,8 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -169,20 +167,20 @@ def test_the_site_builds_and_its_links_hold(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def openapi(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, dict[str, object]]]]:
-    from recsys.settings import Settings
-    from serving.app import create_app
-    from serving.observability.metrics import Metrics
-    from serving.settings import ServiceSettings
+def openapi() -> dict[str, dict[str, dict[str, dict[str, object]]]]:
+    from fastapi import FastAPI
 
-    settings = Settings(home=tmp_path_factory.mktemp("home"))
-    service: Any = SimpleNamespace(metrics=Metrics())  # the document needs no model
-    return create_app(ServiceSettings.build(settings, settings.paths().dataset("ml-100k")), service).openapi()
+    from serving.http import routes
+
+    app = FastAPI()
+    app.include_router(routes.api)
+    app.include_router(routes.health)
+    return app.openapi()
 
 
 @pytest.mark.parametrize("words", CURL_LINES, ids=" ".join)
 def test_curl_line_fits_the_api(words: list[str], openapi: dict[str, dict[str, dict[str, dict[str, object]]]]) -> None:
-    from serving.http import requests as schemas
+    from serving.http import requests
 
     (url,) = [w for w in words if w.startswith("http")]
     assert url.startswith(SERVICE + "/"), url
@@ -197,7 +195,7 @@ def test_curl_line_fits_the_api(words: list[str], openapi: dict[str, dict[str, d
     assert set(parse_qs(parts.query)) <= taken
     if body is not None:
         reference = route["requestBody"]["content"]["application/json"]["schema"]["$ref"]
-        getattr(schemas, reference.rsplit("/", 1)[1]).model_validate_json(body)
+        getattr(requests, reference.rsplit("/", 1)[1]).model_validate_json(body)
         assert json.loads(body)
 
 
