@@ -75,14 +75,6 @@ class ServiceSettings(BaseModel):
     log_level: str = "info"
     tried_bundle: str | None = None
 
-    @field_validator("api_key")
-    @classmethod
-    def _key_fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
-        text = "" if key is None else key.get_secret_value()
-        if not text.isascii() or not text.isprintable() or text != text.strip():
-            raise ValueError("the key must be ASCII without spaces around it: a header can carry nothing else")
-        return key
-
     @field_validator("allowed_origins")
     @classmethod
     def _origins_as_browsers_send_them(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
@@ -123,11 +115,7 @@ class ServiceSettings(BaseModel):
             )
         except ValidationError as error:
             first = error.errors(include_input=False)[0]
-            name = (
-                {"api_key": "RECSYS_API_KEY: "}.get(str(first["loc"][0]), f"{first['loc'][0]}: ")
-                if first["loc"]
-                else ""
-            )
+            name = f"{first['loc'][0]}: " if first["loc"] else ""
             raise ConfigError(f"{name}{first['msg'].removeprefix('Value error, ')}.") from None
 
     @classmethod
