@@ -68,23 +68,21 @@ def merge(
     numbers, so that a user who has seen almost everything still gets an answer.
     """
     names = tuple(answers)
-    size, width, depth = len(hidden), n_items + 1, min(fetch, n_items)  # -1 is the last column of the row before
-    start = np.arange(0, size * width, width)[:, None]
-    tops = [answers[name].top(depth)[0] for name in names]
-    places = [start + top for top in tops]  # S of (B, k), in a flat (B, N + 1)
-    rank = np.broadcast_to(np.arange(1, depth + 1, dtype=np.int32), (size, depth))
-    rrf_score = np.zeros(size * width, dtype=np.float32)
-    for name, place in zip(names, places, strict=True):
-        rrf_score[place] += weights.get(name, 1.0) / (RRF_OFFSET + rank)
+    size, width, depth = len(hidden), n_items + 1, min(fetch, n_items)  # the last column takes what -1 writes
+    tops = np.stack([answers[name].top(depth)[0] for name in names], axis=1)  # (B, S, k)
+    weight = np.array([weights.get(name, 1.0) for name in names])
+    rank = np.arange(1, depth + 1, dtype=np.int32)
+    shares = np.broadcast_to(weight[:, None] / (RRF_OFFSET + rank), tops.shape)
+    user, table = np.arange(size)[:, None, None], np.arange(len(names))[:, None]
+    place = user * width + tops % width  # in a flat (B, N + 1); -1 becomes N
+    rrf_score = np.bincount(place.ravel(), shares.ravel(), minlength=size * width).astype(np.float32)
     item_idx, best = top_k(rrf_score.reshape(size, width)[:, :-1], keep, hidden)
-    asked = start + item_idx
-    scores = np.empty((size, keep, len(names)), dtype=np.float32)
-    ranks = np.empty(scores.shape, dtype=np.int32)
-    for s, (name, place) in enumerate(zip(names, places, strict=True)):
-        rank_of = np.full(size * width, NOT_FOUND, dtype=np.int32)
-        rank_of[place] = rank
-        rank_of[n_items::width] = NOT_FOUND
-        ranks[:, :, s] = rank_of[asked]
+    rank_of = np.full((size, len(names), width), NOT_FOUND, dtype=np.int32)
+    rank_of[user, table, tops] = rank
+    rank_of[:, :, -1] = NOT_FOUND
+    ranks = rank_of[user, table.T, item_idx[:, :, None]]
+    scores = np.empty(ranks.shape, dtype=np.float32)
+    for s, name in enumerate(names):
         scores[:, :, s] = answers[name].at(item_idx)
     return Candidates(names, item_idx, best, scores, ranks)
 
