@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import prometheus_client  # noqa: F401  before Feast, whose import would make it keep values in files
 import pytest
 
 from recsys import command

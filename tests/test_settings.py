@@ -97,9 +97,11 @@ def test_redis_and_its_address_go_together(monkeypatch: pytest.MonkeyPatch, tmp_
         read_settings().feature_store(home)
 
 
-@pytest.mark.parametrize("key", ["schlüssel-0123456789", " padded-0123456789", "padded-0123456789 ", "line\nbreak-012345"])
+@pytest.mark.parametrize(
+    "key", ["schlüssel-0123456789", " padded-0123456789", "padded-0123456789 ", "line\nbreak-012345"]
+)
 def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("RECSYS_API_KEY", key)
-    with pytest.raises(ConfigError, match="RECSYS_API_KEY cannot be used: .*a header can carry") as refused:
+    with pytest.raises(ConfigError, match=r"RECSYS_API_KEY cannot be used: .*a header can carry") as refused:
         read_settings()
     assert key not in str(refused.value)

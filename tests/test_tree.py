@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TOP = {
     *("pyproject.toml", "README.md", "recsys", "feature_repo", "pipelines", "serving", "notebooks", "tests"),
     *("docker-compose.yml", "Makefile", "Dockerfile", "constraints.txt", ".ci", "docs", "CHANGELOG.md", "LICENSE"),
-    *(".gitignore", ".dockerignore"),
+    *(".gitignore", ".dockerignore", "mkdocs.yml"),
 }
 MOST_LINES = 350
 LARGEST_BYTES = 500_000

@@ -93,9 +93,12 @@ class FeatureStore:
     def item_stats_as_of(self, catalogue: Catalogue, day: int) -> ItemStats:
         """Statistics of all items for a prediction on `day`: one offline read, ten times cheaper than online."""
         self._need_tables()
-        told = pq.read_schema(table_path(self.config.home, ITEM_STATS_VIEW)).metadata
+        written = pq.read_schema(table_path(self.config.home, ITEM_STATS_VIEW)).metadata or {}
+        if THROUGH_SEQ.encode() not in written:
+            advice = "Run `recsys train --only features --force`."
+            raise StoreError(f"The item statistics do not say which events they hold. {advice}")
         rows = self.historical_item_stats(pd.DataFrame({ITEM_ID: catalogue.item_ids, "day": day}))
-        return replace(ItemStats.from_rows(catalogue, rows, day), through_seq=int(told[THROUGH_SEQ.encode()]))
+        return replace(ItemStats.from_rows(catalogue, rows, day), through_seq=int(written[THROUGH_SEQ.encode()]))
 
     def last_snapshot_day(self) -> int:
         """The day from which on the item statistics change no more; 0 for an empty table."""

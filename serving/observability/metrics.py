@@ -22,6 +22,7 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
+    values,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import Metric
@@ -152,9 +153,10 @@ class Metrics:
 
     def exposition(self) -> tuple[bytes, str]:
         """Body and content type of GET /metrics."""
-        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-        registry = self._registry if folder is None else CollectorRegistry()
-        if folder is not None:
+        registry = self._registry
+        # Not by the variable alone: Feast sets it when it is imported, too late to change where values are kept.
+        if values.ValueClass is not values.MutexValue:
+            folder, registry = os.environ["PROMETHEUS_MULTIPROC_DIR"], CollectorRegistry()
             registry.register(_Workers(Path(folder)))
             MultiProcessCollector(registry, folder)
         return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4

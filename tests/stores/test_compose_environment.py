@@ -176,7 +176,9 @@ def _databases(postgres: PostgresServer) -> None:
         connection.execute(f"CREATE DATABASE {first} OWNER {user}")
     own = f"postgresql://{user}:{filled(given['POSTGRES_PASSWORD'])}@127.0.0.1:{postgres.port}/{first}"
     with psycopg.connect(own, autocommit=True) as connection:
-        connection.execute((DEPLOY / "databases.sql").read_text(encoding="utf-8"))
+        for line in (DEPLOY / "databases.sql").read_text(encoding="utf-8").splitlines():
+            if not line.startswith("--"):  # a statement a line, as psql sends them
+                connection.execute(line)
 
 
 @pytest.fixture
