@@ -37,6 +37,7 @@ RETRY_AFTER_S = 1
 BODY_S = 10.0  # a body must have arrived by then
 LISTS_BYTES = 200_000  # a history of 1,000 events with 10,000 excluded ids, or 500 events
 SMALL_BYTES = 4_000
+DRAINED_BYTES = 2_000_000  # of a body that is refused
 TAKES_LISTS = ("/v1/recommendations", "/v1/users/recommendations", "/v1/events")
 log = logging.getLogger(__name__)
 
@@ -160,6 +161,7 @@ async def _read_body(headers: Headers, receive: Receive, most_bytes: int) -> Rec
         return receive
     too_large = ProblemError(413, "body-too-large", f"A body may have {most_bytes} bytes here.", limit=most_bytes)
     if length.isdecimal() and int(length) > most_bytes:
+        await _drain(receive, more=True)
         raise too_large
     messages: list[Message] = []
     size, more = 0, True
@@ -169,15 +171,25 @@ async def _read_body(headers: Headers, receive: Receive, most_bytes: int) -> Rec
             raise _ClientGoneError
         messages.append(message)
         size += len(message.get("body", b""))
-        if size > most_bytes:
-            raise too_large
         more = message.get("more_body", False)
+        if size > most_bytes:
+            await _drain(receive, more)
+            raise too_large
     pending = iter(messages)
 
     async def replay() -> Message:
         return next(pending, None) or await receive()
 
     return replay
+
+
+async def _drain(receive: Receive, more: bool) -> None:
+    """Read on, and forget it: whoever is still sending when the connection closes never sees why it was refused."""
+    left = DRAINED_BYTES
+    while more and left > 0:
+        message = await receive()
+        left -= len(message.get("body", b""))
+        more = message.get("more_body", False)
 
 
 class _ClientGoneError(Exception):

@@ -14,8 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving.observability import metrics as listed
 from serving.observability.metrics import Metrics
 from tests.stores.native import binary
-from tests.test_containers import MONITORING, ROOT, compose
+from tests.test_containers import ROOT, compose
 
+MONITORING = ROOT / "serving" / "monitoring"
 DASHBOARD = MONITORING / "grafana" / "service.json"
 ALERTS = MONITORING / "alerts.yml"
 OF_TARGETS = {"job", "instance"}  # labels that Prometheus puts on everything it scrapes
