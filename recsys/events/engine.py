@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -48,7 +49,15 @@ def open_engine(url: sa.URL, table: sa.Table) -> sa.Engine:
 
 def _set_up(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA synchronous=FULL")  # committed is on disk
-    connection.execute("PRAGMA journal_mode=WAL")  # readers wait for no writer
+    until = time.monotonic() + BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")  # readers wait for no writer
+            return
+        except sqlite3.OperationalError:  # SQLite does not wait here for another who switches at the same moment
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _create(engine: sa.Engine, table: sa.Table) -> None:
