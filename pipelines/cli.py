@@ -1,7 +1,6 @@
-"""The commands of the offline track: quickstart, data, train, evaluate, recommend, batch, models.
+"""The commands of the offline track. Results go to stdout, progress to stderr.
 
-Stage: the edge. In: argv and `recsys.settings`. Out: calls into the stages, text on stdout (results) and stderr
-(progress). Absent: logic. Heavy libraries are imported inside the commands, so that `--help` answers at once.
+Heavy libraries are imported inside the commands, so that `--help` answers at once.
 """
 
 import time

@@ -1,7 +1,6 @@
 """`make quickstart` after the installation: everything, then one real request over HTTP.
 
-Stage: the edge. In: a data set's name. Out: a trained, registered, serving model and one user's recommendations on
-stdout. Absent: the service itself; it is started as a process of its own, as a user would start it.
+The service is started as a process of its own, as a user would start it.
 """
 
 import json

@@ -30,8 +30,8 @@ def print_versions(registry: Registry) -> None:
 def print_comparison(registry: Registry, a: str, b: str, *, fail_if_worse: bool = False) -> None:
     """Metrics side by side, then settings that differ, then a sentence.
 
-    With `fail_if_worse`: exit code 1 where b is worse than a event by event, and RegistryError where the two cannot be
-    compared so, because a check that cannot be made is not passed.
+    With `fail_if_worse`: exit code 1 where b is worse than a on the same events, and RegistryError where the two cannot
+    be compared so, because a check that cannot be made is not passed.
     """
     comparison = registry.compare(a, b)
     paired = comparison.differences

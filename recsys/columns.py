@@ -1,7 +1,6 @@
 """The one vocabulary: column names, event types, and the names that Feast and MLflow know us by.
 
-Stage: every stage. In: nothing. Out: names. A raw MovieLens id is `*_id`; a dense row number is `*_idx`;
-only `recsys.features.catalogue.Catalogue` maps between the two. Absent: file paths (`recsys.workspace`).
+A raw id is `*_id`, a dense row number is `*_idx`; only `recsys.features.catalogue.Catalogue` maps between the two.
 """
 
 from typing import Final

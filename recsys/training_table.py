@@ -20,7 +20,7 @@ from recsys.columns import ITEM_ID
 from recsys.features.item_stats import ItemStats, day_of
 from recsys.features.prediction_points import PredictionPoints
 from recsys.features.state import StateBatch
-from recsys.ranking.training import TrainingTable, WholeLists
+from recsys.ranking.training import TrainingTable, UnsampledCandidates
 from recsys.recommender import Recommender
 from recsys.retrieval.merge import Candidates
 
@@ -124,7 +124,7 @@ def build_training_table(
         timestamp=contexts.timestamp[kept],
         user_id=contexts.user_id[kept],
         found=found / max(len(contexts.event_context), 1),
-        whole=sample.lists(),
+        unsampled=sample.lists(),
     )
 
 
@@ -146,5 +146,5 @@ class _Sample:
         if row is not None:
             self._features[row], self._present[row], self._happened[row] = features, present, happened
 
-    def lists(self) -> WholeLists:
-        return WholeLists(self._features, self._present, self._happened, self._timestamp)
+    def lists(self) -> UnsampledCandidates:
+        return UnsampledCandidates(self._features, self._present, self._happened, self._timestamp)

@@ -1,7 +1,6 @@
 """Where everything that a run writes has its place, below one folder.
 
-Stage: every stage. In: the home folder and the name of a data set. Out: paths; nothing is created here.
-Absent: the environment (`recsys.settings` reads it) and the contents of the files.
+Paths alone: nothing is created or read here, and `recsys.settings` reads the environment.
 
     HOME/
       current.json                the data set that was prepared or trained last

@@ -83,7 +83,7 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:  # before anything slow: a port that is taken is told at once
+        try:  # before anything slow: a port that is taken is reported at once
             tried.bind((host, port))
         except OSError as error:
             raise RecsysError(f"Cannot listen on {shown}:{port}: {error.strerror}. Choose another --port.") from error

@@ -1,4 +1,4 @@
-"""What the service is told once, before it starts.
+"""The settings of the service, fixed before it starts.
 
 `recsys serve` builds it from the environment's settings and its own options. Workers are processes of their own, which
 build it again: the options travel in OPTIONS_VARIABLE, secrets stay in the variables where they came from.
@@ -24,13 +24,13 @@ OPTIONS_VARIABLE = "SERVE_OPTIONS"
 
 
 class ServiceSettings(BaseModel):
-    """host, port          where it listens; only this machine unless told otherwise
+    """host, port          where it listens; only this machine unless another host is named
     budget_ms           time of one answer, waiting included; the shares below are parts of it
     state_share         by then the user's state is read, or the answer goes on without it
     retrieval_share     by then features begin, or the answer keeps the order of retrieval
     explain_share       by then explanations are made; those that are not stay without contributions
     last_share          after that not even retrieval begins: the cold-start list, computed at start
-    max_in_flight       requests of one worker at once; the next one is told to come back
+    max_in_flight       requests of one worker at once; the next one gets a 503
     predictions_share   of the answers that are logged with their features (`prediction_log`); 0 logs none
     predictions_bytes, predictions_days   bounds of that log; the oldest files go first
     reload_s            how often the champion's alias is looked at; 0 never
@@ -38,7 +38,7 @@ class ServiceSettings(BaseModel):
     rate_per_s, burst   requests of one client; None is 100 and 200 beyond this machine, no limit on it; 0 is no limit
     otel_endpoint       where spans are sent (`tracing`); nowhere by default
     keep_alive_s        how long a connection may be idle
-    shutdown_s          when told to stop, what is in flight is given that long to end
+    shutdown_s          after SIGTERM, what is in flight is given that long to end
     allowed_origins     whose pages may read answers (CORS), as "https://example.org"; nobody's by default
     log_format, log_level   text or json; debug, info, warning or error
     tried_bundle        SHA-256 of the bundle that need not be tried again: whoever started the workers did

@@ -106,10 +106,10 @@ class Recomputer:
         recommender = recommender.with_ranker(None) if first["unranked"] else recommender
         timeline = self._timeline(first["bundle_id"], int(first["statistics_seq"]))
         context = RequestContext(timeline.as_of(int(first["statistics_day"])))
-        asked = (int(first["list_length"]), filters_of(first["filters"]), float(first["diversity"]))
+        options = (int(first["list_length"]), filters_of(first["filters"]), float(first["diversity"]))
         states = self._states(recommender, answers)
         place = answers.index.get_indexer(rows["answer"])
-        expected = _expected(recommender, recommender.recommend(states, context, *asked), rows, place)
+        expected = _expected(recommender, recommender.recommend(states, context, *options), rows, place)
         expected = expected.assign(
             now=_moments(states, answers)[place],
             statistics_day=_days(answers, timeline.last_day)[place],

@@ -182,7 +182,7 @@ def check(
 
 
 def _differing(part: Recomputed, recomputer: Recomputer) -> tuple[pd.DataFrame, Recomputed]:
-    """Which values differ; answers that differ in a batch are computed again alone before they are said to."""
+    """Which values differ; answers that differ in a batch are computed again alone before they are reported."""
     wrong = _compare(part)
     suspects = part.logged.loc[wrong.any(axis=1), "request_id"].unique()
     if not len(suspects):
@@ -219,9 +219,9 @@ def _differences(wrong: pd.DataFrame, part: Recomputed) -> Iterator[Difference]:
     for name in wrong.columns[wrong.any(axis=0)]:
         logged = part.logged.loc[wrong[name]]
         unknown = pd.Series(np.nan, logged.index)
-        said = logged.get(name, unknown)
+        recorded = logged.get(name, unknown)
         should = part.expected.loc[wrong[name]].get(name, unknown)
-        apart = np.nan_to_num(np.abs(said.to_numpy(np.float64) - should.to_numpy(np.float64)), nan=-1.0)
+        apart = np.nan_to_num(np.abs(recorded.to_numpy(np.float64) - should.to_numpy(np.float64)), nan=-1.0)
         worst = int(apart.argmax())
         row = logged.iloc[worst]
         yield Difference(
@@ -231,7 +231,7 @@ def _differences(wrong: pd.DataFrame, part: Recomputed) -> Iterator[Difference]:
             largest=max(float(apart[worst]), 0.0),
             request_id=str(row["request_id"]),
             item_id=int(row[ITEM_ID]),
-            logged=float(said.iloc[worst]),
+            logged=float(recorded.iloc[worst]),
             recomputed=float(should.iloc[worst]),
         )
 

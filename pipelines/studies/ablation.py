@@ -108,19 +108,19 @@ def run(pipeline: Pipeline, *, force: bool = False) -> str:
     """
     bundle = evaluation_bundle(pipeline.home, pipeline.data)
     measurement = _Measurement(pipeline, bundle, force)
-    found = measurement.found
+    result = measurement.result
     rows = variants([retriever.name for retriever in bundle.recommender.retrievers])
     # The rows that share the full table come first, so that it is built once and can be dropped then.
-    pending = sorted((v for v in rows if v.name not in found.rows), key=lambda v: v.retriever is not None)
+    pending = sorted((v for v in rows if v.name not in result.rows), key=lambda v: v.retriever is not None)
     started = time.perf_counter()
     for done, variant in enumerate(pending, start=1):
         pipeline.report(f"ablate: {variant.name}")
-        found.rows[variant.name] = measurement.row(variant)
-        write_study(pipeline.home.reports, "ablation", found)
+        result.rows[variant.name] = measurement.row(variant)
+        write_study(pipeline.home.reports, "ablation", result)
         left = (time.perf_counter() - started) / done * (len(pending) - done)
         pipeline.report(f"ablate: {variant.name} measured, {done} of {len(pending)}, about {left:.0f} s left")
-    found = replace(found, rows={variant.name: found.rows[variant.name] for variant in rows})
-    return write_study(pipeline.home.reports, "ablation", found, markdown(found), picture(found))
+    result = replace(result, rows={variant.name: result.rows[variant.name] for variant in rows})
+    return write_study(pipeline.home.reports, "ablation", result, markdown(result), picture(result))
 
 
 class _Measurement:
@@ -145,13 +145,13 @@ class _Measurement:
         for other in home.work.glob("ablation.*"):
             if other != self._ranks:
                 other.unlink()
-        self.found = Ablation(StudyRun(data.tables.info, about("recsys ablate"), bundle.facts.bundle_id), key)
+        self.result = Ablation(StudyRun(data.tables.info, about("recsys ablate"), bundle.facts.bundle_id), key)
         path = home.reports / "ablation.json"
         stored = read_json(path) if path.exists() and self._ranks.exists() and not force else {}
         if stored.get("key") == key:
             # The figures keep the date of the run that they were begun in.
             rows = TypeAdapter(dict[str, AblationRow]).validate_python(stored["rows"])
-            self.found = replace(self.found, run=replace(self.found.run, about=stored["run"]["about"]), rows=rows)
+            self.result = replace(self.result, run=replace(self.result.run, about=stored["run"]["about"]), rows=rows)
 
     def row(self, variant: Variant) -> AblationRow:
         """Fit, replay and compare."""
@@ -240,9 +240,9 @@ def columns_without(names: Sequence[str], group: str) -> IntArray:
     return np.array([i for i, name in enumerate(names) if not pattern.fullmatch(name)], dtype=np.int64)
 
 
-def markdown(found: Ablation) -> str:
+def markdown(result: Ablation) -> str:
     rows = []
-    for name, row in found.rows.items():
+    for name, row in result.rows.items():
         ndcg, hr = (
             "" if name == EVERYTHING else estimate(row.differences[metric], row.n_users, "+.4f") for metric in COMPARED
         )
@@ -250,12 +250,12 @@ def markdown(found: Ablation) -> str:
         first = estimate(row.metrics["ndcg@10"], row.n_users)
         rows.append([name, str(row.n_features), str(row.trees), first, ndcg, mean["hr@10"], hr, mean["recall@100"]])
     header = ["", "Features", "Trees", "NDCG@10", "Difference", "HR@10", "Difference", "Recall@100"]
-    base = found.rows[EVERYTHING]
+    base = result.rows[EVERYTHING]
     return (
-        f"# Ablation\n\nData: {found.run.data.label}. The ranker fitted again without one part, and every event after "
+        f"# Ablation\n\nData: {result.run.data.label}. The ranker fitted again without one part, and every event after "
         f"T2 replayed: {base.n_events:,} events of {base.n_users:,} users. In brackets: {LEVEL:.0%} bootstrap interval "
         "over users. Difference: the row minus everything, on the same events; below 0 the part helps.\n\n"
-        f"{Table(header, rows).markdown()}\n{finding(found.rows)}\n"
+        f"{Table(header, rows).markdown()}\n{finding(result.rows)}\n"
     )
 
 
@@ -269,18 +269,18 @@ def finding(rows: Mapping[str, AblationRow]) -> str:
     return " ".join([*sentences, *([f"For {rest} of {len(cells)} rows the interval holds 0."] if rest else [])])
 
 
-def picture(found: Ablation) -> bytes:
+def picture(result: Ablation) -> bytes:
     """The difference in NDCG@10 of each row, with whiskers; retrievers are darker than groups of features."""
-    rows = {name: row for name, row in found.rows.items() if name != EVERYTHING}
+    rows = {name: row for name, row in result.rows.items() if name != EVERYTHING}
     figure, axes = plots.rows_figure([*rows], height=1.9 + 0.36 * len(rows), foot=0.85)
     for y, row in enumerate(rows.values()):
         colour = plots.SYSTEM if row.variant.retriever else plots.SINGLE
         plots.dots(axes, [row.differences["ndcg@10"]], [y], fmt="o", color=colour, ecolor=plots.INK)
     axes.axvline(0.0, color=plots.MUTED, linewidth=1.0)
     axes.set_xlabel("difference in NDCG@10, left of 0 the part helps", color=plots.MUTED)
-    base = found.rows[EVERYTHING]
+    base = result.rows[EVERYTHING]
     note = (
         f"Everything: {base.metrics['ndcg@10'].mean:.4f}. The same {base.n_events:,} test events of "
         f"{base.n_users:,} users. Whiskers: {LEVEL:.0%} bootstrap interval over users."
     )
-    return plots.finished(figure, "What each part is worth", found.run.data, note)
+    return plots.finished(figure, "What each part is worth", result.run.data, note)

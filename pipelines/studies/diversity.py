@@ -70,7 +70,7 @@ def run(pipeline: Pipeline, most: int | None = None) -> str:
         DiversityRow(degree, *cell.estimates, rank_difference(user_id, rank, ranks[0])["ndcg@10"], of_lists)
         for degree, rank, cell, of_lists in zip(DIVERSITIES, ranks, means, beyond, strict=True)
     ]
-    found = DiversityStudy(
+    result = DiversityStudy(
         StudyRun(pipeline.data.tables.info, about(command), bundle.facts.bundle_id),
         len(contexts),
         len(PredictionPoints.from_events(events)),
@@ -78,7 +78,7 @@ def run(pipeline: Pipeline, most: int | None = None) -> str:
         means[0].n_users,
         tuple(rows),
     )
-    return write_study(pipeline.home.reports, "diversity", found, markdown(found), picture(found))
+    return write_study(pipeline.home.reports, "diversity", result, markdown(result), picture(result))
 
 
 def _replay(
@@ -105,49 +105,49 @@ def _replay(
     return ranks, [of_degree.measure() for of_degree in shown]
 
 
-def markdown(found: DiversityStudy) -> str:
-    whole = found.n_contexts == found.n_contexts_in_window
-    sample = "" if whole else f", a random sample of the {found.n_contexts_in_window:,} in the test window"
+def markdown(result: DiversityStudy) -> str:
+    whole = result.n_contexts == result.n_contexts_in_window
+    sample = "" if whole else f", a random sample of the {result.n_contexts_in_window:,} in the test window"
     header = ["Diversity", "NDCG@10", "Difference", "HR@10", "Intra-list diversity", "Novelty@10, bits", "Coverage@10"]
     rows = [
         [
             f"{row.diversity:g}",
-            estimate(row.ndcg, found.n_users),
-            estimate(row.difference, found.n_users, "+.4f") if row.diversity else "",
+            estimate(row.ndcg, result.n_users),
+            estimate(row.difference, result.n_users, "+.4f") if row.diversity else "",
             number(row.hr.mean),
             number(row.beyond_accuracy.diversity, ".3f"),
             number(row.beyond_accuracy.novelty, ".2f"),
             number(row.beyond_accuracy.coverage),
         ]
-        for row in found.rows
+        for row in result.rows
     ]
     return (
-        f"# Diversity\n\nData: {found.run.data.label}. The test window replayed with the re-rank by maximal marginal "
-        f"relevance: {found.n_events:,} events of {found.n_users:,} users at {found.n_contexts:,} moments{sample}. In "
-        f"brackets: {LEVEL:.0%} bootstrap interval over users. Difference: NDCG@10 minus that of diversity 0, on the "
-        "same events. Intra-list diversity: mean of 1 - cosine of genre vectors over the pairs of a list. Novelty: "
+        f"# Diversity\n\nData: {result.run.data.label}. The test window replayed with the re-rank by maximal marginal "
+        f"relevance: {result.n_events:,} events of {result.n_users:,} users at {result.n_contexts:,} moments{sample}. "
+        f"In brackets: {LEVEL:.0%} bootstrap interval over users. Difference: NDCG@10 minus that of diversity 0, on "
+        "the same events. Intra-list diversity: mean of 1 - cosine of genre vectors over the pairs of a list. Novelty: "
         "mean of -log2 of the share of users who rated the item up to T2.\n\n"
-        f"{Table(header, rows).markdown()}\n{finding(found)}\n"
+        f"{Table(header, rows).markdown()}\n{finding(result)}\n"
     )
 
 
-def finding(found: DiversityStudy) -> str:
+def finding(result: DiversityStudy) -> str:
     """The largest degree whose cost these data do not show."""
-    free = [row for row in found.rows if row.diversity and not row.difference.below_zero]
+    free = [row for row in result.rows if row.diversity and not row.difference.below_zero]
     if not free:
         return "Every degree of diversity costs NDCG@10."
-    most, first = free[-1], found.rows[0]
+    most, first = free[-1], result.rows[0]
     return (
         f"Diversity {most.diversity:g} changes intra-list diversity from "
         f"{number(first.beyond_accuracy.diversity, '.3f')} to {number(most.beyond_accuracy.diversity, '.3f')}; these "
         f"data do not show that it costs NDCG@10 ({LEVEL:.0%} interval of the difference "
-        f"{interval(most.difference, found.n_users)})."
+        f"{interval(most.difference, result.n_users)})."
     )
 
 
-def picture(found: DiversityStudy) -> bytes:
+def picture(result: DiversityStudy) -> bytes:
     """NDCG@10 with whiskers against intra-list diversity, a point a degree; those without a pair are left out."""
-    points = [(row.beyond_accuracy.diversity, row) for row in found.rows if row.beyond_accuracy.diversity is not None]
+    points = [(row.beyond_accuracy.diversity, row) for row in result.rows if row.beyond_accuracy.diversity is not None]
     figure, axes = plots.new_figure(height=4.6, foot=0.82)
     style = {"fmt": "o-", "color": plots.SYSTEM, "ecolor": plots.MUTED, "linewidth": 1.4}
     plots.dots(axes, [row.ndcg for _, row in points], [x for x, _ in points], upright=True, **style)
@@ -158,7 +158,7 @@ def picture(found: DiversityStudy) -> bytes:
     axes.set_ylabel("NDCG@10", color=plots.MUTED)
     axes.grid(color=plots.GRID)
     note = (
-        f"Beside each point its diversity. {found.n_events:,} test events of {found.n_users:,} users. "
+        f"Beside each point its diversity. {result.n_events:,} test events of {result.n_users:,} users. "
         f"Whiskers: {LEVEL:.0%} bootstrap interval over users."
     )
-    return plots.finished(figure, "What variety costs", found.run.data, note)
+    return plots.finished(figure, "What variety costs", result.run.data, note)

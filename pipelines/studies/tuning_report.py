@@ -52,28 +52,28 @@ class TuningStudy(Study):
     parts: Mapping[str, TunedPart]
 
 
-def write(folder: Path, found: TuningStudy) -> None:
-    write_study(folder, "tuning", found, markdown(found))
-    write_json(folder / "tuned.json", tuned(found, [*found.parts], {}))
+def write(folder: Path, result: TuningStudy) -> None:
+    write_study(folder, "tuning", result, markdown(result))
+    write_json(folder / "tuned.json", tuned(result, [*result.parts], {}))
 
 
-def tuned(found: TuningStudy, names: Sequence[str], earlier: Mapping[str, Any]) -> dict[str, Any]:
+def tuned(result: TuningStudy, names: Sequence[str], earlier: Mapping[str, Any]) -> dict[str, Any]:
     """What `pipelines.config.with_tuned` reads: the best settings of the named parts, and how they were found. Other
     parts of an `earlier` file stay."""
-    best = {name: found.parts[name].best.settings for name in names}
+    best = {name: result.parts[name].best.settings for name in names}
     sections = {name: earlier[name] for name in (RRF, RANKER, TOWER) if name in earlier}
     sections |= {name: best.pop(name) for name in (RRF, RANKER, TOWER) if name in best}
     validation = dict(earlier.get(ABOUT, {}).get("validation", {}))
     for name in names:
-        part = found.parts[name]
+        part = result.parts[name]
         validation[name] = {
             "objective": part.objective,
             "default": part.default.value,
             "best": part.best.value,
             "trials": len(part.trials),
-            "run": dict(found.run.about),
+            "run": dict(result.run.about),
         }
-    about = {"data": data_of(found.run.data), "validation": validation}
+    about = {"data": data_of(result.run.data), "validation": validation}
     return {**sections, OF_RETRIEVERS: {**earlier.get(OF_RETRIEVERS, {}), **best}, ABOUT: about}
 
 
@@ -92,17 +92,17 @@ def _earlier(pipeline: Pipeline) -> Mapping[str, Any]:
     """What the checked-in file holds; nothing where it is not there or of other data of that name."""
     info = pipeline.data.source
     path = tuned_path(info.name)
-    if not path.exists() or (found := read_tuned(path)).fingerprint != info.fingerprint:
+    if not path.exists() or (tuned_before := read_tuned(path)).fingerprint != info.fingerprint:
         return {}
-    with_tuned(pipeline.config, found)  # refuses what a training would refuse
-    return found.content
+    with_tuned(pipeline.config, tuned_before)  # refuses what a training would refuse
+    return tuned_before.content
 
 
-def save(pipeline: Pipeline, found: TuningStudy, names: Sequence[str]) -> None:
+def save(pipeline: Pipeline, result: TuningStudy, names: Sequence[str]) -> None:
     """Put the named parts into the checked-in file. Its other parts stay if they are of the same data."""
     info, report = pipeline.data.source, pipeline.report
     path = tuned_path(info.name)
-    content = tuned(found, names, _earlier(pipeline))
+    content = tuned(result, names, _earlier(pipeline))
     with_tuned(pipeline.config, Tuned(path, info.fingerprint, content))
     write_json(path, content)
     kept = sorted(set(content[ABOUT]["validation"]) - set(names))
@@ -110,15 +110,15 @@ def save(pipeline: Pipeline, found: TuningStudy, names: Sequence[str]) -> None:
     report(f"tune: `recsys train` uses it from now on. Check it in: git add {path}")
 
 
-def markdown(found: TuningStudy) -> str:
+def markdown(result: TuningStudy) -> str:
     """A row for each part, then its settings, then every trial."""
     text = (
-        f"# Hyper-parameter search\n\nData: {found.run.data.label}. Validation window: events after "
-        f"{utc(found.after)} through {utc(found.through)}; no later event is read. Trial 0 is the default. The best of "
-        "many trials on one window is too good: only the test window shows how much of a gain is left, and no setting "
-        f"is chosen there.\n\n{summary(found).markdown()}"
+        f"# Hyper-parameter search\n\nData: {result.run.data.label}. Validation window: events after "
+        f"{utc(result.after)} through {utc(result.through)}; no later event is read. Trial 0 is the default. The best "
+        "of many trials on one window is too good: only the test window shows how much of a gain is left, and no "
+        f"setting is chosen there.\n\n{summary(result).markdown()}"
     )
-    for name, part in found.parts.items():
+    for name, part in result.parts.items():
         keys = [*part.default.settings]
         settings = [[key, f"{part.default.settings[key]:.4g}", f"{part.best.settings[key]:.4g}"] for key in keys]
         trials = [
@@ -130,10 +130,10 @@ def markdown(found: TuningStudy) -> str:
     return f"{text}\nTo keep the settings for later trainings: `recsys tune --save`, then check in the file it names.\n"
 
 
-def summary(found: TuningStudy) -> Table:
+def summary(result: TuningStudy) -> Table:
     """A row for each part: how much was tried, and what it gained over the default."""
     rows = []
-    for name, part in found.parts.items():
+    for name, part in result.parts.items():
         default, best = part.default.value, part.best.value
         seconds = sum(trial.seconds for trial in part.trials)
         values = (f"{seconds:.1f}", f"{default:.4f}", f"{best:.4f}", f"{best - default:+.4f}")

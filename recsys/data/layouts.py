@@ -60,11 +60,11 @@ _FIRST_YEAR, _LAST_YEAR = 1870, 2100  # moving pictures; other numbers in parent
 
 @dataclass(frozen=True)
 class Layout:
-    """One data set on disk: the name of its layout, its folder, and the folder that was asked about."""
+    """One data set on disk: the name of its layout, its folder, and the folder that the caller named."""
 
     name: str
     folder: Path
-    asked: Path
+    named_folder: Path
 
     @property
     def ratings(self) -> Path:
@@ -82,7 +82,7 @@ class Layout:
 
     @property
     def synthetic(self) -> bool:
-        return any((place / SYNTHETIC_MARK).is_file() for place in (self.folder, self.asked))
+        return any((place / SYNTHETIC_MARK).is_file() for place in (self.folder, self.named_folder))
 
     @property
     def files(self) -> list[Path]:

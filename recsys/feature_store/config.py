@@ -1,4 +1,4 @@
-"""Where one data set's feature store lives, and how Feast is told."""
+"""Where one data set's feature store lives, as Feast's own configuration."""
 
 import hashlib
 import re

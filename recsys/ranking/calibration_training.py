@@ -139,7 +139,7 @@ def fit_probabilities(
 def _fit_watch(
     table: TrainingTable, settings: RankerSettings, early: Ranker
 ) -> tuple[float, ProbabilityMap, dict[str, Any]]:
-    lists = table.whole
+    lists = table.unsampled
     split = early_contexts(table, settings)
     unseen = np.flatnonzero(lists.timestamp > table.timestamp[split - 1])
     if len(unseen) == 0:

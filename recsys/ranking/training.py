@@ -27,7 +27,7 @@ FEWEST_CONTEXTS = 20  # below this there is nothing to learn an order from
 
 
 @dataclass(frozen=True)
-class WholeLists:
+class UnsampledCandidates:
     """All ranked candidates of a uniform sample of contexts, whatever happened in them, in time order. Probabilities
     are fitted on these: the table leaves out the contexts of which nothing was found, and most negatives of the others.
 
@@ -47,7 +47,7 @@ class WholeLists:
 class TrainingTable:
     """features (R, F) float32; labels (R,) 1 for what happened, 0 otherwise; item_id (R,); rating (R,) float32, NaN for
     what did not happen; group_sizes (C,) rows a context, contexts in time order; timestamp, user_id (C,); found: share
-    of positives that retrieval returned; whole: a sample of contexts with all of their candidates."""
+    of positives that retrieval returned; unsampled: a sample of contexts with all of their candidates."""
 
     feature_names: tuple[str, ...]
     features: FloatArray
@@ -58,7 +58,7 @@ class TrainingTable:
     timestamp: IntArray
     user_id: IntArray
     found: float
-    whole: WholeLists
+    unsampled: UnsampledCandidates
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,10 +74,10 @@ def joined(tables: Sequence[TrainingTable]) -> TrainingTable:
         for name in ("features", "labels", "item_id", "rating", "group_sizes", "timestamp", "user_id")
     }
     lists = {
-        name: np.concatenate([getattr(t.whole, name) for t in tables])
+        name: np.concatenate([getattr(t.unsampled, name) for t in tables])
         for name in ("features", "present", "happened", "timestamp")
     }
-    return TrainingTable(first.feature_names, **parts, found=tables[-1].found, whole=WholeLists(**lists))
+    return TrainingTable(first.feature_names, **parts, found=tables[-1].found, unsampled=UnsampledCandidates(**lists))
 
 
 @dataclass(frozen=True)

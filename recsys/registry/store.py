@@ -98,7 +98,7 @@ class Registry:
         """Hold a version against the champion, and record the result with the version. Promotes nothing.
 
         The champion itself is judged as a first model: it has nothing but itself to be held against. Where the two can
-        be paired event by event (`compare.pair`), the gate is told the difference.
+        be paired event by event (`compare.pair`), the gate gets the difference.
         """
         challenger = self.resolve(ref)
         champion = next((v for v in self.versions() if CHAMPION in v.aliases and v.version != challenger.version), None)

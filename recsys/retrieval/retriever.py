@@ -6,6 +6,7 @@ where a retriever has nothing more to say. How answers are merged is in `merge`.
 Shapes: B users, N items, k asked for, K candidates, L history length.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -134,7 +135,7 @@ def _decode(keys, scores, item_idx, best):  # type: ignore[no-untyped-def]
             item_idx[b, place], best[b, place] = item, scores[b, item]
 
 
-class LongestTop:
+class LongestTop(ABC):
     """`top` keeps the longest list asked for: a shorter one is its start."""
 
     _best: tuple[IntArray, FloatArray] | None = None
@@ -144,8 +145,8 @@ class LongestTop:
             self._best = self._top(k)
         return self._best[0][:, :k], self._best[1][:, :k]
 
-    def _top(self, k: int) -> tuple[IntArray, FloatArray]:
-        raise NotImplementedError
+    @abstractmethod
+    def _top(self, k: int) -> tuple[IntArray, FloatArray]: ...
 
 
 class DenseScores(LongestTop):

@@ -15,7 +15,7 @@ from recsys.errors import ConfigError, RecsysError, StoreError
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
-MOST_ERRORS = 20  # told of one request
+MOST_ERRORS = 20  # shown for one request
 log = logging.getLogger(__name__)
 
 
@@ -103,10 +103,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         errors = error.errors()
-        told = [{"where": ".".join(map(str, e["loc"])), "message": str(e["msg"])} for e in errors[:MOST_ERRORS]]
-        first = f"{told[0]['where']}: {told[0]['message']}" if told else "The request is not valid."
+        shown = [{"where": ".".join(map(str, e["loc"])), "message": str(e["msg"])} for e in errors[:MOST_ERRORS]]
+        first = f"{shown[0]['where']}: {shown[0]['message']}" if shown else "The request is not valid."
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        return answer(request, ProblemError(422, "invalid-request", first + more, errors=told))
+        return answer(request, ProblemError(422, "invalid-request", first + more, errors=shown))
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:

@@ -2,7 +2,6 @@
 
 import math
 from collections import defaultdict
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,55 +20,18 @@ from recsys.evaluation.leaderboard import Replayed, build_leaderboard
 from recsys.evaluation.metrics import event_values
 from recsys.evaluation.replay import FULL_SYSTEM, LOGISTIC, MERGED, replay
 from recsys.evaluation.replay import test_events as events_after
-from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, snapshots
 from recsys.features.state import Event, UserState, fold, state_batch
 from recsys.recommender import Recommendations, RequestContext
 from tests import planted
+from tests.evaluation.replay_world import DAY, events, frame_of, histories, replayed, window
 
-DAY = 86_400
 HALF_LIFE_DAYS = 30.0
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return planted.planted_bundle(tmp_path_factory.mktemp("replay") / "planted-1")
-
-
-STRANGER = 7  # not even in the users table
-
-
-@lru_cache
-def events() -> pd.DataFrame:
-    """The planted events, and two newcomers whose first events lie in the test window."""
-    t2 = planted.planted_split().t2
-    new = [
-        (planted.SILENT_USER, 5, 4.0, t2 + 1_000),
-        (planted.SILENT_USER, 11, 2.5, t2 + 1_000),
-        (planted.SILENT_USER, 8, 5.0, t2 + 2 * DAY),
-        (STRANGER, 116, 1.0, t2 + 1_000),
-    ]
-    frame = pd.DataFrame(new, columns=[USER_ID, ITEM_ID, RATING, TIMESTAMP]).astype({RATING: np.float32})
-    both = pd.concat([planted.planted_tables().events, frame])
-    return both.sort_values([TIMESTAMP, USER_ID, ITEM_ID], ignore_index=True)
-
-
-@lru_cache
-def histories() -> Histories:
-    return Histories.from_tables(planted.planted_catalogue(), events(), planted.planted_tables().users)
-
-
-@lru_cache
-def window() -> pd.DataFrame:
-    return events_after(events(), planted.planted_split().t2)
-
-
-def replayed(bundle: Bundle, **options: Any) -> Replayed:
-    return replay(bundle, histories(), snapshots(events()), window(), **options)
-
-
-def frame_of(ranks: Replayed, name: str) -> pd.DataFrame:
-    return ranks.events.assign(rank=ranks.ranks(name))
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from recsys.ranking.calibration_training import (
     fit_temperature,
 )
 from recsys.ranking.ranker import LogisticRanker
-from recsys.ranking.training import RankerSettings, TrainingTable, WholeLists, fit_early
+from recsys.ranking.training import RankerSettings, TrainingTable, UnsampledCandidates, fit_early
 
 NAMES = ("z", *LIKE_FEATURES)
 SETTINGS = RankerSettings(max_trees=80, learning_rate=0.1, min_rows_in_leaf=20, early_stopping=20, threads=1)
@@ -34,7 +34,7 @@ def scorer(sharpness: float) -> LogisticRanker:
     return LogisticRanker(NAMES, weights * 0, weights * 0 + 1, weights, 0.0)
 
 
-def lists(contexts: int, seed: int) -> tuple[WholeLists, np.ndarray]:
+def lists(contexts: int, seed: int) -> tuple[UnsampledCandidates, np.ndarray]:
     """One item of K happens with probability FOUND * softmax(z), none otherwise; and those true probabilities."""
     rng = np.random.default_rng(seed)
     z = rng.normal(0, 1.5, (contexts, K))
@@ -48,7 +48,7 @@ def lists(contexts: int, seed: int) -> tuple[WholeLists, np.ndarray]:
     features[:, :, 0] = z
     features[:, :, NAMES.index(COUNT)] = 3.0
     everywhere = np.ones((contexts, K), dtype=bool)
-    return WholeLists(features, everywhere, happened, np.arange(contexts) * 10 + 5), truth
+    return UnsampledCandidates(features, everywhere, happened, np.arange(contexts) * 10 + 5), truth
 
 
 def liking(features: np.ndarray) -> np.ndarray:
@@ -134,11 +134,11 @@ def test_only_lists_later_than_what_the_early_ranker_saw_are_read() -> None:
     """The lists up to the split say the opposite, and nothing moves."""
     honest = table(800)
     split = honest.timestamp[int(len(honest.group_sizes) * (1 - SETTINGS.holdout)) - 1]
-    known = honest.whole.timestamp <= split
+    known = honest.unsampled.timestamp <= split
     assert 0 < known.sum() < len(known)
-    features = honest.whole.features.copy()
+    features = honest.unsampled.features.copy()
     features[known, :, 0] *= -1
-    turned = replace(honest, whole=replace(honest.whole, features=features))
+    turned = replace(honest, unsampled=replace(honest.unsampled, features=features))
     one, other = (fit_probabilities(t, SETTINGS, scorer(1.0))[0] for t in (honest, turned))
     assert (one.temperature, one.watch_map) == (other.temperature, other.watch_map)
 
@@ -199,10 +199,12 @@ def test_unknown_values_and_newcomers_do_no_harm() -> None:
 
 def test_without_a_later_list_there_is_nothing_to_fit_on() -> None:
     made = table(100)
-    early = made.whole.timestamp < made.timestamp[10]
-    whole = WholeLists(*(getattr(made.whole, name)[early] for name in ("features", "present", "happened", "timestamp")))
+    early = made.unsampled.timestamp < made.timestamp[10]
+    whole = UnsampledCandidates(
+        *(getattr(made.unsampled, name)[early] for name in ("features", "present", "happened", "timestamp"))
+    )
     with pytest.raises(DataError, match=r"no context with a whole candidate list is later .*\(unsampled_candidates\)"):
-        fit_probabilities(replace(made, whole=whole), SETTINGS, scorer(1.0))
+        fit_probabilities(replace(made, unsampled=whole), SETTINGS, scorer(1.0))
 
 
 def test_a_table_without_the_features_of_liking_is_refused() -> None:

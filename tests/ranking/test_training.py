@@ -13,7 +13,7 @@ from recsys.ranking.training import (
     STOPPING_DEPTH,
     RankerSettings,
     TrainingTable,
-    WholeLists,
+    UnsampledCandidates,
     context_weights,
     early_contexts,
     fit_boosted,
@@ -24,7 +24,7 @@ from recsys.ranking.training import (
 SETTINGS = RankerSettings(max_trees=30, learning_rate=0.2, min_rows_in_leaf=5, early_stopping=10, threads=1)
 NAMES = ("a", "b", "c", "d", "e")
 TELLING = 3
-NO_LISTS = WholeLists(
+NO_LISTS = UnsampledCandidates(
     np.zeros((0, 10, 5), dtype=np.float32), *np.zeros((2, 0, 10), dtype=bool), np.zeros(0, dtype=np.int64)
 )
 

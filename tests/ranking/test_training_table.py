@@ -108,7 +108,7 @@ def test_ratings_are_those_of_what_happened() -> None:
 
 def test_unsampled_candidates_hold_every_candidate_of_contexts_whatever_was_found() -> None:
     _, contexts, _, _ = parts()
-    whole, table = build(1, unsampled_candidates=EVERYTHING).whole, build()
+    whole, table = build(1, unsampled_candidates=EVERYTHING).unsampled, build()
     truth, candidates, groups = happened(), shown(), by_context(table)
     assert len(whole) == len(contexts) == len(truth) > len(groups)
     for row, key in enumerate(zip(contexts.user_id.tolist(), contexts.timestamp.tolist(), strict=True)):
@@ -123,11 +123,11 @@ def test_unsampled_candidates_hold_every_candidate_of_contexts_whatever_was_foun
 
 def test_a_sample_of_unsampled_candidates_is_seeded_and_does_not_depend_on_the_thinning() -> None:
     some, again, other = (
-        build(1, unsampled_candidates=9).whole,
-        build(unsampled_candidates=9).whole,
-        build(1, 5, unsampled_candidates=9).whole,
+        build(1, unsampled_candidates=9).unsampled,
+        build(unsampled_candidates=9).unsampled,
+        build(1, 5, unsampled_candidates=9).unsampled,
     )
-    every = build(unsampled_candidates=EVERYTHING).whole
+    every = build(unsampled_candidates=EVERYTHING).unsampled
     for name in ("features", "present", "happened", "timestamp"):
         np.testing.assert_array_equal(getattr(some, name), getattr(again, name))
     assert len(some) == 9 < len(every)
@@ -136,7 +136,7 @@ def test_a_sample_of_unsampled_candidates_is_seeded_and_does_not_depend_on_the_t
     for features, moment in zip(some.features, some.timestamp, strict=True):
         same = np.flatnonzero(every.timestamp == moment)
         assert any(np.array_equal(features, every.features[row], equal_nan=True) for row in same)
-    assert len(build().whole) == 0
+    assert len(build().unsampled) == 0
     np.testing.assert_array_equal(build(1, unsampled_candidates=9).item_id, build(1).item_id)
 
 
@@ -203,4 +203,4 @@ def test_a_window_without_events_gives_an_empty_table() -> None:
     assert len(table) == 0
     assert table.features.shape == (0, len(recommender.feature_names))
     assert table.found == 0.0
-    assert len(table.group_sizes) == len(table.user_id) == len(table.rating) == len(table.whole) == 0
+    assert len(table.group_sizes) == len(table.user_id) == len(table.rating) == len(table.unsampled) == 0
