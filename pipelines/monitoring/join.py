@@ -1,124 +1,78 @@
 """`recsys logs join`: logged answers and what users did next, as labelled impressions.
 
-A row for each item shown to somebody who has an id: what the prediction log holds of it, features included, and
-`labels` (1 for watched or rated), `rating`, `seen` (the client confirmed that it was shown) and `complete` (the horizon
-has passed: what is not watched will not be).
-
 An event belongs to the answer that it names, or else to the last answer that showed its item to its user before it, and
 counts within the horizon.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-import duckdb
 import numpy as np
 import pandas as pd
 
-from recsys.atomic_io import replacing_file
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from recsys.errors import DataError
-from recsys.events import EventTable
+from recsys.events import RATING_KIND, EventTable
+from recsys.monitoring.prediction_log import ANSWER, NONE
 
 HORIZON_S: Final = 86_400
-
-# Moments are seconds UTC with fractions. An event is stamped with whole seconds: the end of its second counts.
-ATTRIBUTED: Final = """
-CREATE TABLE happened AS
-SELECT e.*,
-  coalesce(named.impression, CASE WHEN e.moment - latest.moment <= $horizon THEN latest.impression END) AS impression
-FROM events e
-LEFT JOIN (SELECT request_id, user_id, item_id, moment, max(impression) AS impression FROM shown GROUP BY ALL) named
-  ON (named.request_id, named.user_id, named.item_id) = (e.request_id, e.user_id, e.item_id)
-  AND e.moment - named.moment BETWEEN 0 AND $horizon
-ASOF LEFT JOIN shown latest
-  ON latest.user_id = e.user_id AND latest.item_id = e.item_id AND latest.moment <= e.moment
-WHERE e.user_id IN (SELECT user_id FROM shown)
-"""
-LABELLED: Final = """
-CREATE TABLE labelled AS
-SELECT s.*, coalesce(h.labels, 0)::INT AS labels, h.rating, coalesce(h.seen, false) AS seen,
-  s.moment <= $until AS complete
-FROM shown s LEFT JOIN (
-  SELECT impression, bool_or(kind != 'impression')::INT AS labels, bool_or(kind = 'impression') AS seen,
-    (arg_max(rating, (moment, number)) FILTER (kind = 'rating'))::FLOAT AS rating
-  FROM happened GROUP BY impression
-) h USING (impression)
-"""
-IMPRESSIONS: Final = """
-SELECT logged.* RENAME (now AS timestamp), labels, rating, seen, complete
-FROM logged JOIN labelled USING (request_id, user_id, received, item_id) ORDER BY impression
-"""
-BY_POSITION: Final = """
-SELECT position, count(*) AS impressions, sum(labels)::BIGINT AS positives, avg(labels) AS ctr
-FROM labelled WHERE complete GROUP BY position ORDER BY position
-"""
-SUMMARY: Final = """
-SELECT count(DISTINCT (request_id, user_id, received)), count(*), sum(labels), count(rating), sum(seen::INT),
-  count(DISTINCT (request_id, user_id, received)) FILTER (NOT complete),
-  coalesce((SELECT avg((impression IS NOT NULL)::INT) FROM happened WHERE kind != 'impression'), 0)
-FROM labelled
-"""
+IMPRESSION: Final = "impression"  # the kind of an event: the client confirms that an item was shown
 
 
-@dataclass(frozen=True)
-class JoinSummary:
-    """by_position  position, impressions and positives of complete answers
-    found        share of what users with answers watched or rated whose item one of their answers had shown before
-    """
+def join(
+    answers: pd.DataFrame, table: EventTable, *, until: int, horizon_s: int = HORIZON_S
+) -> tuple[pd.DataFrame, float]:
+    """Impressions: the rows of `read_answers` whose user has an id, with `labels` (1 for watched or rated), `rating`,
+    `seen` (the client confirmed that it was shown) and `complete` (the horizon has passed: what is not watched will not
+    be). And the share of what their users watched or rated whose item one of their answers had shown before.
 
-    answers: int
-    impressions: int
-    positives: int
-    rated: int
-    seen: int
-    open_answers: int
-    found: float
-    by_position: pd.DataFrame
-
-    def text(self) -> str:
-        share = self.positives / max(self.impressions, 1)
-        table = self.by_position.to_string(index=False, formatters={"ctr": "{:.2%}".format})
-        return (
-            f"{self.answers:,} answers, {self.impressions:,} impressions, {self.positives:,} watched or rated "
-            f"({share:.2%}), {self.rated:,} of them rated; {self.seen:,} impressions confirmed by the client.\n"
-            f"Of what these users watched or rated, {self.found:.1%} had been shown within the horizon.\n"
-            f"{self.open_answers:,} answers are younger than the horizon and not in this table:\n\n{table}\n"
-        )
-
-
-def join(folder: Path, table: EventTable, out: Path, *, until: int, horizon_s: int = HORIZON_S) -> JoinSummary:
-    """Write the impressions of every logged answer to `out`. `until`: seconds UTC up to which events are there, usually
-    now. Raises DataError where nothing was logged, or a file of the log cannot be read."""
-    if not list(folder.glob("*/*.parquet")):
-        raise DataError(f"{folder} holds no answers. Start the service with `recsys serve` and ask it something.")
-    try:
-        return _join(folder, _events(table), out, until, horizon_s)
-    except duckdb.IOException as error:
-        raise DataError(f"{folder} cannot be read ({error}). Move that file out of it, or try again.") from error
+    `until`: seconds UTC up to which events are there. Raises DataError where nothing was logged."""
+    if answers.empty:
+        raise DataError("The prediction log holds no answers. Start `recsys serve` and ask it something.")
+    rows = answers[answers[USER_ID] != NONE].reset_index(drop=True)
+    moment = rows["received"].astype("int64") / 1e6
+    events = attributed(rows.assign(moment=moment), table, horizon_s)
+    counted = events.dropna(subset="row").sort_values(["moment", "number"])
+    wanted, rated = counted[counted["kind"] != IMPRESSION], counted[counted["kind"] == RATING_KIND]
+    unknown = rows[["state_seq", "statistics_seq"]].astype("Int64").replace(NONE, pd.NA)
+    rows = rows.rename(columns={"now": TIMESTAMP}).assign(
+        **unknown,
+        labels=rows.index.isin(wanted["row"]).astype(np.int32),
+        rating=rated.groupby("row")[RATING].last().reindex(rows.index).astype(np.float32),
+        seen=rows.index.isin(counted.loc[counted["kind"] == IMPRESSION, "row"]),
+        complete=moment <= until - horizon_s,
+    )
+    return rows, len(wanted) / max(int((events["kind"] != IMPRESSION).sum()), 1)
 
 
-def _join(folder: Path, events: pd.DataFrame, out: Path, until: int, horizon_s: int) -> JoinSummary:
-    with duckdb.connect() as db:
-        log = db.read_parquet(f"{folder}/*/*.parquet", union_by_name=True, hive_partitioning=False)
-        log.filter(f"{USER_ID} IS NOT NULL").create_view("logged")
-        db.register("events", events)
-        keys = f"request_id, {USER_ID}, received, {ITEM_ID}, position, epoch_us(received) / 1e6 AS moment"
-        # The names are ours; nothing of a request is in them.
-        db.execute(f"CREATE TABLE shown AS SELECT {keys}, row_number() OVER () AS impression FROM logged")  # nosec B608
-        db.execute(ATTRIBUTED, {"horizon": horizon_s})
-        db.execute(LABELLED, {"until": until - horizon_s})
-        with replacing_file(out) as beside:
-            db.sql(IMPRESSIONS).write_parquet(str(beside), compression="zstd")
-        (counts,) = db.sql(SUMMARY).fetchall()
-        return JoinSummary(*map(int, counts[:-1]), found=float(counts[-1]), by_position=db.sql(BY_POSITION).df())
+def summary(impressions: pd.DataFrame, found: float) -> str:
+    """`found`: the share that `join` returns."""
+    positives, complete = int(impressions["labels"].sum()), impressions["complete"]
+    answers, young = (len(rows[ANSWER].drop_duplicates()) for rows in (impressions, impressions[~complete]))
+    by_position = impressions[complete].groupby("position", as_index=False)["labels"]
+    table = by_position.agg(impressions="size", positives="sum", ctr="mean")
+    return (
+        f"{answers:,} answers, {len(impressions):,} impressions, {positives:,} watched or rated "
+        f"({positives / max(len(impressions), 1):.2%}), {impressions[RATING].count():,} of them rated; "
+        f"{impressions['seen'].sum():,} impressions confirmed by the client.\n"
+        f"Of what these users watched or rated, {found:.1%} had been shown within the horizon.\n"
+        f"{young:,} answers are younger than the horizon and not in this table:\n\n"
+        f"{table.to_string(index=False, formatters={'ctr': '{:.2%}'.format})}\n"
+    )
 
 
-def _events(table: EventTable) -> pd.DataFrame:
-    """The event table, `number` in the order received."""
-    rows = [(e.user_id, e.item_id, e.kind, e.value, e.occurred_at, e.request_id) for e in table.read()]
+def attributed(shown: pd.DataFrame, table: EventTable, horizon_s: int) -> pd.DataFrame:
+    """The events of the users in `shown`; `row`: that of the item in `shown` that it counts for, or NaN.
+
+    Moments are seconds UTC with fractions. An event is stamped with whole seconds: the end of its second counts."""
     columns = [USER_ID, ITEM_ID, "kind", RATING, TIMESTAMP, "request_id"]
-    kinds = {USER_ID: np.int64, ITEM_ID: np.int64, "kind": "string", RATING: np.float64, "request_id": "string"}
-    events = pd.DataFrame(rows, columns=columns).astype(kinds)
-    return events.assign(moment=events[TIMESTAMP].astype(float) + 1 - 1e-6, number=np.arange(len(events)))
+    rows = [(e.user_id, e.item_id, e.kind, e.value, e.occurred_at, e.request_id) for e in table.read()]
+    events = pd.DataFrame(rows, columns=columns).astype({USER_ID: np.int64, ITEM_ID: np.int64, RATING: np.float64})
+    events = events.assign(moment=events[TIMESTAMP] + 1 - 1e-6, number=np.arange(len(events)))
+    events = events[events[USER_ID].isin(shown[USER_ID])].sort_values("moment", kind="stable")
+    keys = [USER_ID, ITEM_ID]
+    shown = shown[[*keys, "request_id", "moment"]].assign(row=shown.index).sort_values("moment", kind="stable")
+    latest = pd.merge_asof(events, shown.drop(columns="request_id"), on="moment", by=keys, tolerance=float(horizon_s))
+    named = events.merge(shown, on=[*keys, "request_id"], suffixes=("", "_shown"))
+    named = named[(named["moment"] - named["moment_shown"]).between(0, horizon_s)]
+    by_name = named.groupby("number")["row"].max()
+    return latest.assign(row=latest["number"].map(by_name).fillna(latest["row"]))

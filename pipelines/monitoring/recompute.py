@@ -7,8 +7,7 @@ names then answers again, many users at a time. Feast is not asked.
 Shapes: A answers of a batch, K candidates, F features.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Final
 
@@ -17,10 +16,8 @@ import pandas as pd
 
 from pipelines.training_set import with_later_ratings
 from recsys.arrays import IntArray
-from recsys.bundle import Bundle
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from recsys.data.tables import Tables
-from recsys.errors import RecsysError
 from recsys.events import RATING_KIND, EventTable
 from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, day_of, snapshots
@@ -28,94 +25,67 @@ from recsys.features.state import StateBatch
 from recsys.monitoring.prediction_log import NONE, filters_of
 from recsys.recommender import Recommendations, Recommender, RequestContext
 
-ANSWER: Final = ["request_id", USER_ID, "received"]  # columns that tell answers apart
 BATCH: Final = 256  # answers computed at once
 REFRESH_S: Final = 600  # the service may take so long to read the statistics of a day that has begun
 SEQ: Final = "seq"
-# What the batch has in common: one call of `Recommender.recommend` has one of each.
-TOGETHER: Final = ["bundle_id", "statistics_day", "statistics_seq", "list_length", "diversity", "filters", "unranked"]
+# What a batch has in common: one call of `Recommender.recommend` has one of each.
+TOGETHER: Final = ["bundle_id", "statistics_day", "statistics_seq", "list_length", "diversity", "filters"]
 
 # Answers that no log could say enough of, however well the service does.
 FURTHER_PAGE: Final = "a further page of a list"
 HISTORY_GIVEN: Final = "its history came with the request and is not kept"
-BY_DESIGN: Final = (FURTHER_PAGE, HISTORY_GIVEN)
-
-
-@dataclass(frozen=True)
-class Recomputed:
-    """Some answers: `logged` and `expected` have the same rows and columns, one row for each item that was logged."""
-
-    logged: pd.DataFrame
-    expected: pd.DataFrame
 
 
 class Recomputer:
-    """Not for several threads. `load` gives a bundle by its id and raises RecsysError where there is none."""
+    """`recommenders`: of the bundles that are still there, by their id."""
 
-    def __init__(self, tables: Tables, events: EventTable, load: Callable[[str], Bundle]) -> None:
+    def __init__(self, tables: Tables, events: EventTable, recommenders: Mapping[str, Recommender]) -> None:
         rows = [(e.user_id, e.item_id, e.value, e.occurred_at, e.seq) for e in events.read() if e.kind == RATING_KIND]
-        columns = [USER_ID, ITEM_ID, RATING, TIMESTAMP, SEQ]
-        later = pd.DataFrame(rows, columns=columns).astype({RATING: np.float32})
-        self._tables = tables
-        self._later = later[later[ITEM_ID].isin(tables.items[ITEM_ID])].astype(
-            {name: np.int64 for name in columns if name != RATING}
-        )
-        known = pd.concat([tables.events[columns[:-1]].assign(**{SEQ: 0}), self._later])
-        self._events = known.sort_values([USER_ID, SEQ], kind="stable", ignore_index=True)
+        types = {USER_ID: np.int64, ITEM_ID: np.int64, RATING: np.float32, TIMESTAMP: np.int64, SEQ: np.int64}
+        later = pd.DataFrame(rows, columns=list(types)).astype(types)
+        self._tables, self._recommenders = tables, recommenders
+        self._later = later[later[ITEM_ID].isin(tables.items[ITEM_ID])]
+        events_and_later = pd.concat([tables.events.assign(**{SEQ: 0}), self._later])
+        self._events = events_and_later.sort_values([USER_ID, SEQ], kind="stable", ignore_index=True)
         self._timeline = cache(self._make_timeline)
-        self._load, self.recommender = load, cache(self._recommender)
 
     def left_out(self, answers: pd.DataFrame) -> pd.Series:
-        """For each answer why it cannot be computed again; "" where it can."""
-        degraded = answers["degraded"].str.split(",")
-        without_state = degraded.map(lambda parts: "user_state" in parts)
+        """For each answer, given by its first row, why it cannot be computed again; "" where it can."""
+        without = answers["degraded"].str.get_dummies(",").reindex(columns=["retrieval", "user_state", "ranking"])
+        without = without.fillna(0).astype(bool)
         reasons = {
-            FURTHER_PAGE: answers["first_position"] > 1,
+            FURTHER_PAGE: answers["position"] > 1,
             HISTORY_GIVEN: answers[USER_ID] == NONE,
-            "the cold-start list, in place of an answer": degraded.map(lambda parts: "retrieval" in parts),
-            "answered without the user's state, as it says": without_state | (answers["state_seq"] == NONE),
+            "the cold-start list, in place of an answer": without["retrieval"],
+            "answered without the user's state, as it says": without["user_state"] | (answers["state_seq"] == NONE),
+            "not ranked, as it says": without["ranking"],
             "its filters were too long to keep": answers["filters"].isna(),
-            "its bundle is gone": ~answers["bundle_id"]
-            .map(lambda name: self.recommender(name) is not None)
-            .astype(bool),
+            "its bundle is gone": ~answers["bundle_id"].isin(self._recommenders),
         }
         return pd.Series(np.select(list(reasons.values()), list(reasons), default=""), index=answers.index)
 
-    def _recommender(self, bundle_id: str) -> Recommender | None:
-        """None where the bundle is gone, or is none that this code reads."""
-        try:
-            return self._load(bundle_id).recommender
-        except RecsysError:
-            return None
+    def recompute(self, rows: pd.DataFrame, size: int = BATCH) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+        """Logged rows and what they should hold, `size` answers at a time. The column "answer" numbers the answers,
+        which are whole and none of which is left out. The service makes one at a time: the last bit of a matrix product
+        may depend on how many users it is for."""
+        for _, alike in rows.drop_duplicates("answer").set_index("answer").groupby(TOGETHER, sort=False):
+            for start in range(0, len(alike), size):
+                answers = alike.iloc[start : start + size]
+                logged = rows[rows["answer"].isin(answers.index)]
+                yield logged, self._expected(logged, answers)
 
-    def recompute(self, rows: pd.DataFrame, size: int = BATCH) -> Iterator[Recomputed]:
-        """The rows of whole answers, none of which is left out, `size` answers at a time. The service makes one at a
-        time: the last bit of a matrix product may depend on how many users it is for."""
-        rows = rows.assign(answer=rows.groupby(ANSWER, sort=False).ngroup())
-        answers = rows.drop_duplicates("answer").set_index("answer")
-        unranked = answers["degraded"].str.split(",").map(lambda parts: "ranking" in parts)
-        for _, chosen in answers.assign(unranked=unranked).groupby(TOGETHER, sort=False, dropna=False):
-            for start in range(0, len(chosen), size):
-                batch = chosen.iloc[start : start + size]
-                yield self._batch(rows[rows["answer"].isin(batch.index)], batch)
-
-    def _batch(self, rows: pd.DataFrame, answers: pd.DataFrame) -> Recomputed:
+    def _expected(self, rows: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
         first = answers.iloc[0]
-        recommender = self.recommender(first["bundle_id"])
-        assert recommender is not None, first["bundle_id"]
-        recommender = recommender.with_ranker(None) if first["unranked"] else recommender
+        recommender = self._recommenders[first["bundle_id"]]
         timeline = self._timeline(first["bundle_id"], int(first["statistics_seq"]))
         context = RequestContext(timeline.as_of(int(first["statistics_day"])))
         options = (int(first["list_length"]), filters_of(first["filters"]), float(first["diversity"]))
         states = self._states(recommender, answers)
-        place = answers.index.get_indexer(rows["answer"])
-        expected = _expected(recommender, recommender.recommend(states, context, *options), rows, place)
-        expected = expected.assign(
-            now=_moments(states, answers)[place],
-            statistics_day=_days(answers, timeline.last_day)[place],
-            position=rows.groupby("answer").cumcount() + 1,
+        answer = answers.index.get_indexer(rows["answer"])
+        expected = _shown(recommender, recommender.recommend(states, context, *options), rows, answer)
+        return expected.assign(
+            now=_moments(states, answers)[answer], statistics_day=_days(answers, timeline.last_day)[answer]
         )
-        return Recomputed(rows.assign(shown=rows.groupby("answer")[ITEM_ID].transform("size")), expected)
 
     def _states(self, recommender: Recommender, answers: pd.DataFrame) -> StateBatch:
         """What each answer knew: of a user and an item the latest rating, of equals the last received."""
@@ -134,32 +104,30 @@ class Recomputer:
     def _make_timeline(self, bundle_id: str, through_seq: int) -> ItemStatsTimeline:
         later = self._later[self._later[SEQ] <= through_seq].drop(columns=SEQ)
         events = with_later_ratings(self._tables, later, through_seq).tables.events
-        recommender = self.recommender(bundle_id)
-        assert recommender is not None, bundle_id
-        return ItemStatsTimeline(recommender.catalogue, snapshots(events))
+        return ItemStatsTimeline(self._recommenders[bundle_id].catalogue, snapshots(events))
 
 
-def _expected(recommender: Recommender, found: Recommendations, rows: pd.DataFrame, at: IntArray) -> pd.DataFrame:
-    """For each logged row: the item that stands at its position, and the features of its own item. `at`: its answer in
-    `found`."""
+def _shown(recommender: Recommender, made: Recommendations, rows: pd.DataFrame, answer: IntArray) -> pd.DataFrame:
+    """For each logged row: the item that stands at its position, and the features of its own item. `answer`: (rows,)
+    its place in `made`."""
     position = rows.groupby("answer").cumcount().to_numpy()
-    inside = position < found.item_ids.shape[1]
-    position = np.where(inside, position, 0)
+    inside = position < made.item_ids.shape[1]
+    place = (answer, np.where(inside, position, 0))
     values = {
-        ITEM_ID: np.where(inside, found.item_ids[at, position], -1),
-        "score": found.scores[at, position],
-        "watch_probability": found.watch_probability[at, position],
-        "like_probability": found.like_probability[at, position],
+        ITEM_ID: np.where(inside, made.item_ids[place], -1),
+        "position": position + 1,
+        "score": made.scores[place],
+        "watch_probability": made.watch_probability[place],
+        "like_probability": made.like_probability[place],
         "propensity": np.ones(len(rows), dtype=np.float32),
-        "shown": np.minimum((found.item_ids >= 0).sum(axis=1)[at], rows["k"].to_numpy()),
+        "shown": np.minimum((made.item_ids >= 0).sum(axis=1)[answer], rows["k"].to_numpy()),
     }
-    if found.features is not None:
-        item_idx = recommender.catalogue.to_idx(rows[ITEM_ID].to_numpy(np.int64))
-        candidates = found.candidates.item_idx[:, : found.features.shape[1]][at]  # (rows, K)
-        same = (candidates == item_idx[:, None]) & (item_idx >= 0)[:, None]
-        features = found.features[at, same.argmax(axis=1)]
-        features[~same.any(axis=1)] = np.nan
-        values |= dict(zip(recommender.feature_names, features.T, strict=True))
+    assert made.features is not None
+    candidates = made.candidates.item_idx[:, : made.features.shape[1]][answer]  # (rows, K)
+    same = candidates == recommender.catalogue.to_idx(rows[ITEM_ID].to_numpy(np.int64))[:, None]
+    features = made.features[answer, same.argmax(axis=1)]
+    features[~same.any(axis=1)] = np.nan
+    values |= dict(zip(recommender.feature_names, features.T, strict=True))
     return pd.DataFrame(values, index=rows.index)
 
 

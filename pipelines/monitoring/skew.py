@@ -1,41 +1,45 @@
 """`recsys skew`: does what was served equal what should have been served?
 
-Equality: every logged value, recomputed (`recompute`), is the same to the bit. The report says which values differ, in
-how many answers, and where most. Drift (`distributions`) moves with the users, so it only warns.
+Every logged value, recomputed (`recompute`), is the same to the bit. The report says which values differ, in how many
+answers, and where most.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+import sys
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
 import numpy as np
 import pandas as pd
 
-from pipelines.monitoring.recompute import ANSWER, BY_DESIGN, Recomputed, Recomputer
+from pipelines import training_set
+from pipelines.monitoring.recompute import FURTHER_PAGE, HISTORY_GIVEN, Recomputer
 from recsys.arrays import BoolArray
+from recsys.atomic_io import replacing_file, write_json
+from recsys.bundle import load_bundle
 from recsys.columns import ITEM_ID
-from recsys.errors import DataError
-from recsys.monitoring.drift import Drift
-from recsys.monitoring.prediction_log import NONE, feature_columns
+from recsys.data.tables import load_tables
+from recsys.errors import DataError, RecsysError
+from recsys.evaluation.about import about, command_line
+from recsys.monitoring.prediction_log import ANSWER, NONE, feature_columns, predictions_folder, read_answers
+from recsys.recommender import Recommender
+from recsys.settings import Settings
+from recsys.threads import limited
+from recsys.workspace import DatasetWorkspace
 
+# "shown" is the number of items
 CHECKED: Final = (
     *("shown", "position", ITEM_ID, "score", "watch_probability", "like_probability", "propensity"),
     *("now", "statistics_day"),
 )
-SHIFTED: Final = 0.2  # PSI above which a distribution is called shifted
-SMALLEST_SAMPLE: Final = 200  # answers below which distributions say nothing
+LEAST_COMPARED: Final = 0.5  # share of the answers, without those whose log never says enough
 LISTED: Final = 25
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How one logged value differs from its recomputation.
-
-    name      a feature, or a column of the prediction log; "shown" is the number of items
-    answers   in how many answers; rows: for how many shown items
-    largest   absolute difference where both are numbers, with the request and the item where it was, and both values
-    """
+    """How one logged value, a feature or another of CHECKED, differs from its recomputation: in how many answers, for
+    how many shown items (rows), and the largest absolute difference, with where it was and both values."""
 
     name: str
     answers: int
@@ -49,162 +53,122 @@ class Difference:
 
 @dataclass(frozen=True)
 class SkewReport:
-    """answers      logged answers that were looked at
-    compared     those that were computed again; unranked: the ones among them that say they were not ranked
-    values       feature values that were compared
-    left_out     answers by why they could not be compared
-    drift        by feature, the largest PSI first; empty for the reason `no_drift`
-    """
+    """values: of features, compared. left_out: answers by why they were not compared."""
 
     data: str
     answers: int
     compared: int
-    unranked: int
     differing: int
     values: int
     left_out: dict[str, int]
-    bundles: dict[str, int]
     differences: tuple[Difference, ...]
-    drift: dict[str, Drift] = field(default_factory=dict)
-    no_drift: str = ""
     about: dict[str, str] = field(default_factory=dict)
 
     @property
     def share(self) -> float:
         return self.differing / max(self.compared, 1)
 
-    @property
-    def uncompared_share(self) -> float:
-        """Of the answers that could have been compared, those without features to compare."""
-        troubled = sum(n for why, n in self.left_out.items() if why not in BY_DESIGN)
-        return (troubled + self.unranked) / max(troubled + self.compared, 1)
-
-    def failures(self, *, max_mismatch: float, max_left_out: float, max_psi: float | None) -> list[str]:
+    def failures(self, max_mismatch: float) -> list[str]:
         """Why the check fails, a sentence each. That nothing differs says little where little was compared."""
+        comparable = self.answers - self.left_out.get(FURTHER_PAGE, 0) - self.left_out.get(HISTORY_GIVEN, 0)
         out = []
-        if not self.compared:
-            out.append("no answer could be compared")
-        elif self.uncompared_share > max_left_out:
-            share = f"{self.uncompared_share:.2%}"
-            out.append(f"{share} of the answers have no features to compare, at most {max_left_out:.2%} may")
+        if self.compared < max(LEAST_COMPARED * comparable, 1):
+            out.append(f"only {self.compared:,} of {comparable:,} answers could be compared")
         if self.share > max_mismatch:
             out.append(f"{self.share:.2%} of the answers differ, at most {max_mismatch:.2%} may")
-        if max_psi is not None and self.no_drift:
-            out.append(f"distributions could not be compared: {self.no_drift}")
-        if max_psi is not None and (high := [name for name, d in self.drift.items() if d.psi > max_psi]):
-            worst = f"{high[0]}: {self.drift[high[0]].psi:.2f}"
-            out.append(f"{len(high)} features have a PSI above {max_psi:g}, first {worst}")
         return out
-
-    def text(self) -> str:
-        lines = [f"Data: {self.data}", self.headline()]
-        if self.left_out:
-            lines += ["", "Not compared:", *(f"{n:>8,}  {why}" for why, n in self.left_out.items())]
-        if self.unranked:
-            lines += ["", f"Compared without features: {self.unranked:,} answers that say they were not ranked."]
-        if self.differences:
-            lines += ["", f"{'answers':>8} {'share':>8} {'items':>8} {'largest':>10}  what differs, and where most"]
-        for d in self.differences[:LISTED]:
-            share = d.answers / self.compared
-            where = f"{d.request_id}, item {d.item_id}: logged {d.logged:.9g}, recomputed {d.recomputed:.9g}"
-            lines.append(f"{d.answers:>8,} {share:>8.2%} {d.rows:>8,} {d.largest:>10.3g}  {d.name} ({where})")
-        shifted = {name: d for name, d in self.drift.items() if d.psi > SHIFTED}
-        if self.no_drift:
-            lines += ["", f"Distributions were not compared: {self.no_drift}."]
-        elif self.drift:
-            lines += [
-                "",
-                f"{len(shifted)} of {len(self.drift)} features have a PSI above {SHIFTED:g} against what the ranker "
-                "shows at the points that it learnt from. Other users and another time move them too: this warns.",
-            ]
-        if shifted:
-            lines += [f"{'PSI':>8} {'KS':>8}  feature"]
-            for name, d in shifted.items():
-                lines.append(f"{d.psi:>8.3f} {'n/a' if d.ks is None else f'{d.ks:.3f}':>8}  {name}")
-        return "\n".join(lines) + "\n"
 
     def headline(self) -> str:
         if not self.compared:
             return f"None of {self.answers:,} logged answers could be compared."
         if not self.differing:
-            return (
-                f"{self.compared:,} answers with {self.values:,} feature values equal their recomputation to the bit."
-            )
+            return f"{self.compared:,} answers and {self.values:,} feature values equal their recomputation to the bit."
         return f"{self.differing:,} of {self.compared:,} answers ({self.share:.2%}) differ from their recomputation."
 
+    def text(self) -> str:
+        lines = [f"Data: {self.data}", self.headline()]
+        if self.left_out:
+            lines += ["", "Not compared:", *(f"{n:>8,}  {why}" for why, n in self.left_out.items())]
+        if self.differences:
+            lines += ["", f"{'answers':>8} {'share':>8} {'items':>8} {'largest':>10}  what differs, and where most"]
+        for d in self.differences[:LISTED]:
+            where = f"{d.request_id}, item {d.item_id}: logged {d.logged:.9g}, recomputed {d.recomputed:.9g}"
+            share = d.answers / self.compared
+            lines.append(f"{d.answers:>8,} {share:>8.2%} {d.rows:>8,} {d.largest:>10.3g}  {d.name} ({where})")
+        return "\n".join(lines) + "\n"
 
-def check(
-    recomputer: Recomputer, frames: Iterable[pd.DataFrame], data: str, statistics_seq: int
-) -> tuple[SkewReport, dict[str, list[pd.DataFrame]]]:
-    """Compare the answers in `frames` (`read_answers`); the report, and by bundle what it showed with features.
 
-    `statistics_seq` stands for that of answers whose log does not know it: what the last training took. Raises
-    DataError where there are no answers.
-    """
-    seen = compared = unranked = differing = values = 0
-    left_out, bundles = Counter[str](), Counter[str]()
-    found: dict[str, Difference] = {}
-    shown: dict[str, list[pd.DataFrame]] = {}
-    for frame in frames:
-        rows = frame.assign(statistics_seq=frame["statistics_seq"].replace(NONE, statistics_seq))
-        ranked = rows[rows[feature_columns(rows)].notna().any(axis=1)]
-        for bundle_id, part in ranked.groupby("bundle_id"):
-            shown.setdefault(str(bundle_id), []).append(part.dropna(axis=1, how="all"))
-        answers = rows.drop_duplicates(ANSWER)
-        why = recomputer.left_out(answers.assign(first_position=answers["position"]))
-        left_out.update(why[why != ""])
-        seen += len(answers)
-        chosen = rows.merge(answers.loc[why == "", ANSWER], on=ANSWER)
-        for batch in recomputer.recompute(chosen):
-            wrong, part = _differing(batch, recomputer)
-            answers = part.logged.drop_duplicates("answer")
-            compared += len(answers)
-            unranked += int(answers["degraded"].str.contains("ranking").sum())
-            differing += part.logged.loc[wrong.any(axis=1), "answer"].nunique()
-            values += len(part.logged) * len([name for name in wrong if name not in CHECKED])
-            bundles.update(answers["bundle_id"])
-            for d in _differences(wrong, part):
-                found[d.name] = _sum(found[d.name], d) if d.name in found else d
-    if not seen:
+def check_home(home: DatasetWorkspace, settings: Settings, *, since: float = 0.0) -> SkewReport:
+    """Check the answers received since a moment, seconds UTC, and write skew.json and skew.txt. Raises DataError if
+    there are none."""
+    data = training_set.load(home)
+    rows = read_answers(predictions_folder(home), since=since)
+    recommenders = dict[str, Recommender]()
+    for bundle_id in rows["bundle_id"].unique():
+        with suppress(RecsysError):  # it is gone, or is none that this code reads
+            recommenders[bundle_id] = load_bundle(home.bundles / bundle_id).recommender
+    recomputer = Recomputer(load_tables(home.data), settings.event_table(home), recommenders)
+    with limited(1):
+        report = check(recomputer, rows, data.tables.info.label, data.through_seq)
+    report = replace(report, about=about(command_line(sys.argv[1:])))
+    # JSON has no NaN, which stands for a value that the log or the recomputation does not have
+    differences = [{k: None if v != v else v for k, v in asdict(each).items()} for each in report.differences]
+    facts = {**asdict(report), "differences": differences, "share": report.share, "headline": report.headline()}
+    write_json(home.reports / "skew.json", facts)
+    with replacing_file(home.reports / "skew.txt") as beside:
+        beside.write_text(report.text(), encoding="utf-8")
+    return report
+
+
+def check(recomputer: Recomputer, rows: pd.DataFrame, data: str, statistics_seq: int) -> SkewReport:
+    """Compare logged answers (`read_answers`) with their recomputation. `statistics_seq` stands for that of answers
+    whose log does not know it: what the last training took. Raises DataError where there are no answers."""
+    if rows.empty:
         raise DataError("The prediction log holds no answers of that time. Start `recsys serve` and ask it something.")
-    report = SkewReport(
+    rows = rows.assign(
+        statistics_seq=rows["statistics_seq"].replace(NONE, statistics_seq),
+        answer=rows.groupby(ANSWER, sort=False).ngroup(),
+        shown=rows.groupby(ANSWER)[ITEM_ID].transform("size"),
+    )
+    answers = rows.drop_duplicates("answer").set_index("answer")
+    why = recomputer.left_out(answers)
+    differing = values = 0
+    worst = list[pd.DataFrame]()
+    for logged, expected in recomputer.recompute(rows[rows["answer"].map(why) == ""]):
+        values += len(logged) * (expected.shape[1] - len(CHECKED))
+        if cells := _differing(logged, expected):  # these answers are computed again alone, as they were served
+            again = logged[logged["answer"].isin(pd.concat(cells)["answer"])]
+            cells = [each for alone in recomputer.recompute(again, size=1) for each in _differing(*alone)]
+        if cells:
+            differing += pd.concat(cells)["answer"].nunique()
+            worst.append(_by_name(cells))
+    differences = _by_name(worst).drop(columns="answer").to_dict("records") if worst else []
+    return SkewReport(
         data=data,
-        answers=seen,
-        compared=compared,
-        unranked=unranked,
+        answers=len(answers),
+        compared=int((why == "").sum()),
         differing=differing,
         values=values,
-        left_out=dict(left_out.most_common()),
-        bundles=dict(bundles.most_common()),
-        differences=tuple(sorted(found.values(), key=lambda d: (-d.answers, d.name))),
+        left_out=why[why != ""].value_counts().to_dict(),
+        differences=tuple(sorted((Difference(**each) for each in differences), key=lambda d: (-d.answers, d.name))),
     )
-    return report, shown
 
 
-def _differing(part: Recomputed, recomputer: Recomputer) -> tuple[pd.DataFrame, Recomputed]:
-    """Which values differ; answers that differ in a batch are computed again alone before they are reported."""
-    wrong = _compare(part)
-    suspects = part.logged.loc[wrong.any(axis=1), "request_id"].unique()
-    if not len(suspects):
-        return wrong, part
-    chosen = part.logged["request_id"].isin(suspects)
-    again = recomputer.recompute(part.logged[chosen].drop(columns=["answer", "shown"]), size=1)
-    expected = pd.concat([part.expected[~chosen], *(each.expected for each in again)]).loc[part.logged.index]
-    part = Recomputed(part.logged, expected)
-    return _compare(part), part
-
-
-def _compare(part: Recomputed) -> pd.DataFrame:
-    """A column for each value that the log or the recomputation has: True where they differ."""
-    features = [name for name in part.expected if name not in CHECKED]
-    extra = [name for name in feature_columns(part.logged) if name not in (*features, "answer", "shown")]
-    wrong = {}
-    for name in [*CHECKED, *features]:
-        logged = part.logged[name] if name in part.logged else pd.Series(np.nan, part.logged.index)
-        wrong[name] = _different(logged, part.expected[name])
-    for name in extra:  # logged, but no feature of this bundle
-        wrong[name] = part.logged[name].notna().to_numpy()
-    return pd.DataFrame(wrong, index=part.logged.index)
+def _differing(logged: pd.DataFrame, expected: pd.DataFrame) -> list[pd.DataFrame]:
+    """For each name with different values a row for each of them, in the columns of Difference, and its answer. A value
+    that one of the two does not have is NaN."""
+    unknown = pd.Series(np.nan, logged.index)
+    out = []
+    for name in dict.fromkeys([*CHECKED, *expected, *feature_columns(logged.drop(columns=["answer", "shown"]))]):
+        a, b = logged.get(name, unknown), expected.get(name, unknown)
+        wrong = _different(a, b)
+        if wrong.any():
+            a, b = a[wrong].astype(float), b[wrong].astype(float)
+            cells = logged.loc[wrong, ["answer", "request_id", ITEM_ID]].assign(
+                name=name, rows=1, logged=a, recomputed=b
+            )
+            out.append(cells.assign(answers=1 - cells.duplicated("answer"), largest=(a - b).abs().fillna(0.0)))
+    return out
 
 
 def _different(logged: "pd.Series[float]", expected: "pd.Series[float]") -> BoolArray:
@@ -215,27 +179,9 @@ def _different(logged: "pd.Series[float]", expected: "pd.Series[float]") -> Bool
     return np.asarray((a.view(np.int32) != b.view(np.int32)) & ~(np.isnan(a) & np.isnan(b)))
 
 
-def _differences(wrong: pd.DataFrame, part: Recomputed) -> Iterator[Difference]:
-    for name in wrong.columns[wrong.any(axis=0)]:
-        logged = part.logged.loc[wrong[name]]
-        unknown = pd.Series(np.nan, logged.index)
-        recorded = logged.get(name, unknown)
-        should = part.expected.loc[wrong[name]].get(name, unknown)
-        apart = np.nan_to_num(np.abs(recorded.to_numpy(np.float64) - should.to_numpy(np.float64)), nan=-1.0)
-        worst = int(apart.argmax())
-        row = logged.iloc[worst]
-        yield Difference(
-            name=str(name),
-            answers=int(logged["answer"].nunique()),
-            rows=len(logged),
-            largest=max(float(apart[worst]), 0.0),
-            request_id=str(row["request_id"]),
-            item_id=int(row[ITEM_ID]),
-            logged=float(recorded.iloc[worst]),
-            recomputed=float(should.iloc[worst]),
-        )
-
-
-def _sum(a: Difference, b: Difference) -> Difference:
-    worst = a if a.largest >= b.largest else b
-    return replace(worst, answers=a.answers + b.answers, rows=a.rows + b.rows)
+def _by_name(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """The worst row of each name, with the answers and rows of all of that name."""
+    cells = pd.concat(parts, ignore_index=True)
+    totals = cells.groupby("name")[["answers", "rows"]].sum()
+    ordered = cells.sort_values("largest", ascending=False, kind="stable")
+    return ordered.drop_duplicates("name").set_index("name").assign(**totals).reset_index()

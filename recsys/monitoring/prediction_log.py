@@ -3,7 +3,7 @@
     HOME/<dataset>/predictions/2026-11-21T16/<writer>-000001.parquet     a row for each item shown
 
 A row holds what is known of the answer, the item with its position, score and probabilities, and the features that the
-ranker saw, each a column of its own name. Any reader of Parquet opens the folder as one table.
+ranker saw, each a column of its own name.
 
 An answer never waits for its log: `offer` appends to a bounded buffer, and a thread writes a part once a minute. Lost,
 and counted, are answers that find the buffer full and parts that the disk refuses. A killed process loses what it had
@@ -17,12 +17,12 @@ import threading
 import time
 import zlib
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -43,38 +43,26 @@ FAILED: Final = "predictions.failed"  # the disk refused a part
 REMOVED: Final = "predictions.files_removed"  # by the bounds on bytes and days
 
 LONGEST_FILTERS: Final = 4_000  # characters of JSON; longer filters are not kept, and the skew check skips the answer
+CAPACITY: Final = 5_000  # answers that may wait, some 5 kB each
+FLUSH_ANSWERS, FLUSH_S = 1_000, 60.0  # a part is written at whichever comes first
 LOOK_S, TIDY_S = 0.2, 60.0  # how often the thread looks at the buffer, and at the bounds of the folder
-ROWS_AT_ONCE: Final = 20_000  # rows that `read_answers` holds in memory
 NONE: Final = -1  # stands for a missing user_id, state_seq or statistics_seq in what `read_answers` returns
 HOUR: Final = "%Y-%m-%dT%H"
 log = logging.getLogger(__name__)
 
-_OF_ANSWER: Final = (
-    ("request_id", pa.string()),
-    ("received", pa.timestamp("us", tz="UTC")),
-    ("now", pa.int64()),
-    (USER_ID, pa.int64()),
-    ("state_seq", pa.int64()),
-    ("bundle_id", pa.string()),
-    ("version", pa.int64()),
-    ("statistics_day", pa.int64()),
-    ("statistics_seq", pa.int64()),
-    ("k", pa.int64()),
-    ("list_length", pa.int64()),
-    ("diversity", pa.float64()),
-    ("filters", pa.string()),
-    ("degraded", pa.string()),
+_TEXTS: Final = ("request_id", "bundle_id", "filters", "degraded")
+_NUMBERS: Final = ("now", USER_ID, "state_seq", "version", "statistics_day", "statistics_seq", "k", "list_length")
+PER_ANSWER: Final = pa.schema(
+    [(name, pa.string()) for name in _TEXTS]
+    + [("received", pa.timestamp("us", tz="UTC")), ("diversity", pa.float64())]
+    + [(name, pa.int64()) for name in _NUMBERS]
 )
-_OF_ITEM: Final = (
-    (ITEM_ID, pa.int64()),
-    ("position", pa.int64()),
-    ("score", pa.float32()),
-    ("watch_probability", pa.float32()),
-    ("like_probability", pa.float32()),
-    ("propensity", pa.float32()),
+SCORES: Final = ("score", "watch_probability", "like_probability")
+PER_ITEM: Final = pa.schema(
+    [(name, pa.int64()) for name in (ITEM_ID, "position")] + [(name, pa.float32()) for name in (*SCORES, "propensity")]
 )
-SCORES: Final = {"score": "scores"} | {name: name for name in ("watch_probability", "like_probability")}
-COLUMNS: Final = tuple(name for name, _ in (*_OF_ANSWER, *_OF_ITEM))  # every other column of a part is a feature
+ANSWER: Final = ["request_id", USER_ID, "received"]  # columns that tell answers apart
+COLUMNS: Final = (*PER_ANSWER.names, *PER_ITEM.names)  # every other column of a part is a feature
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +70,11 @@ class AnsweredRequest:
     """One user's answer, as the service hands it over. Moments are seconds UTC.
 
     user_id          None where the request brought its history along: nothing of that is kept
-    state_seq        the newest event of the event table that the user's state knew, 0 for none; None where the answer
-                     was made without the user's state, or is a further page of a list
+    state_seq        the newest event of the event table in the user's state, 0 for none; None where the answer was made
+                     without that state, or is a further page of a list
     now              moment that the state was used for
     statistics_seq   the last event of the event table that the item statistics may hold; None where unknown
-    k, list_length   items asked for, and how long a list was made for it and for further pages
+    list_length      how long a list was made, for the k items and further pages
     degraded         parts that the answer was given without
     item_ids         (k,) what was shown, best first, from position `first_position` of the list
     recommendations  what `Recommender.recommend` returned for this user; None for a cold-start list or a further page
@@ -112,23 +100,20 @@ class AnsweredRequest:
     first_position: int = 1
 
 
-@dataclass(slots=True)
-class _Kept:
-    """An answer with copies of its rows: its arrays are larger than that, and may be used again."""
+class _Rows(NamedTuple):
+    """An answer without its recommendations, and copies of what was shown: its arrays are larger, and may change."""
 
     answer: AnsweredRequest
-    scores: dict[str, FloatArray]  # (k,) of each name in SCORES
+    scores: FloatArray  # (k, 3) of SCORES
     features: FloatArray | None  # (k, F)
 
 
 class PredictionLog:
     """Safe to share between threads; each worker has its own, over one folder.
 
-    share                    of the answers to log; 0 logs none
-    capacity                 answers that may wait, some 5 kB each
-    flush_answers, flush_s   a part is written at whichever comes first
-    most_bytes, most_days    bounds of the folder; the oldest files go first
-    count                    told the names above and how often: `Metrics.count`
+    share                   of the answers to log; 0 logs none
+    most_bytes, most_days   bounds of the folder; the oldest files go first
+    count                   gets the names above and how often: `Metrics.count`
     """
 
     def __init__(
@@ -136,20 +121,15 @@ class PredictionLog:
         folder: Path,
         *,
         share: float = 1.0,
-        capacity: int = 5_000,
-        flush_answers: int = 1_000,
-        flush_s: float = 60.0,
         most_bytes: int = 2 * 1024**3,
         most_days: float = 30.0,
         count: Callable[[str, int], None] = lambda _name, _times: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._folder, self._share, self._capacity = folder, share, capacity
-        self._flush_answers, self._flush_s = flush_answers, flush_s
+        self._folder, self._share, self._count, self._clock = folder, share, count, clock
         self._most_bytes, self._most_days = most_bytes, most_days
-        self._count, self._clock = count, clock
         # Not a `queue.Queue`, whose lock and wake-ups cost a request milliseconds under load. Appending is atomic.
-        self._waiting: deque[_Kept] = deque()
+        self._waiting: deque[_Rows] = deque()
         self._writer = f"{os.getpid()}-{time.time_ns():x}"  # process numbers come again, in containers always
         self._parts = 0
         self._closing = threading.Event()
@@ -160,10 +140,10 @@ class PredictionLog:
         """Hand over an answer; False where it is not in the sample or the buffer is full. Never waits."""
         if not sampled(answer.request_id, self._share):
             return False
-        if len(self._waiting) >= self._capacity:
+        if len(self._waiting) >= CAPACITY:
             self._count(DROPPED, 1)
             return False
-        self._waiting.append(_kept(answer))
+        self._waiting.append(_copied_rows(answer))
         return True
 
     def close(self, timeout_s: float = 10.0) -> None:
@@ -173,44 +153,38 @@ class PredictionLog:
 
     def _run(self) -> None:
         flushed = tidied = time.monotonic()
-        while True:
+        closing = False
+        while not closing:
             closing = self._closing.wait(LOOK_S)
             now = time.monotonic()
-            while self._waiting and (closing or self._full() or now - flushed >= self._flush_s):
+            due = closing or now - flushed >= FLUSH_S
+            while self._waiting and (due or len(self._waiting) >= FLUSH_ANSWERS):
                 self._flush()
             flushed = now if not self._waiting else flushed
             if closing or now - tidied >= TIDY_S:
-                self._tidy()
                 tidied = now
-            if closing:
-                return
-
-    def _full(self) -> bool:
-        return len(self._waiting) >= self._flush_answers
+                try:
+                    removed = remove_oldest(self._folder, self._clock(), self._most_bytes, self._most_days)
+                    self._count(REMOVED, removed)
+                except OSError as error:
+                    log.error("the oldest files of the prediction log were not removed: %s", error)
 
     def _flush(self) -> None:
-        """Write up to `flush_answers` answers: a part for each hour and each set of features among them."""
-        groups: dict[tuple[str, tuple[str, ...]], list[_Kept]] = defaultdict(list)
-        for _ in range(min(self._flush_answers, len(self._waiting))):
-            kept = self._waiting.popleft()
-            hour = datetime.fromtimestamp(kept.answer.received_at, UTC).strftime(HOUR)
-            groups[hour, kept.answer.feature_names if kept.features is not None else ()].append(kept)
-        for (hour, names), kept_ones in groups.items():
+        """Write up to FLUSH_ANSWERS answers: a part for each hour and each set of features among them."""
+        groups: dict[tuple[str, tuple[str, ...]], list[_Rows]] = defaultdict(list)
+        for _ in range(min(FLUSH_ANSWERS, len(self._waiting))):
+            rows = self._waiting.popleft()
+            hour = datetime.fromtimestamp(rows.answer.received_at, UTC).strftime(HOUR)
+            groups[hour, rows.answer.feature_names if rows.features is not None else ()].append(rows)
+        for (hour, feature_names), group in groups.items():
             self._parts += 1
             try:
-                _write_part(self._folder / hour / f"{self._writer}-{self._parts:06}.parquet", kept_ones, names)
-                self._count(LOGGED, len(kept_ones))
+                _write_part(self._folder / hour / f"{self._writer}-{self._parts:06}.parquet", group, feature_names)
+                self._count(LOGGED, len(group))
             except Exception as error:  # a bug of ours must not end the thread, and with it the log
                 cause = None if isinstance(error, OSError) else error
-                log.error("%d answers are not in the prediction log: %s", len(kept_ones), error, exc_info=cause)
-                self._count(FAILED, len(kept_ones))
-
-    def _tidy(self) -> None:
-        try:
-            if removed := remove_oldest(self._folder, self._clock(), self._most_bytes, self._most_days):
-                self._count(REMOVED, removed)
-        except OSError as error:
-            log.error("the oldest files of the prediction log were not removed: %s", error)
+                log.error("%d answers are not in the prediction log: %s", len(group), error, exc_info=cause)
+                self._count(FAILED, len(group))
 
 
 def predictions_folder(home: DatasetWorkspace) -> Path:
@@ -218,11 +192,7 @@ def predictions_folder(home: DatasetWorkspace) -> Path:
 
 
 def sampled(request_id: str, share: float) -> bool:
-    """Whether an answer belongs to the sample; a smaller share is part of a larger one.
-
-    >>> [sampled("5b1f0c9e", share) for share in (0.0, 0.1, 0.5, 1.0)]
-    [False, False, False, True]
-    """
+    """Whether an answer belongs to the sample; a smaller share is part of a larger one."""
     return share >= 1.0 or zlib.crc32(request_id.encode()) < share * 2**32
 
 
@@ -235,8 +205,8 @@ def remove_oldest(folder: Path, now: float, most_bytes: int, most_days: float) -
     sizes = [path.stat().st_size for path in files]
     total, removed = sum(sizes), 0
     for path, size in zip(files, sizes, strict=True):
-        oldest = path.parent == files[0].parent and _began(path.parent) + 3_600 <= now - most_days * 86_400
-        if not oldest and total <= most_bytes:
+        too_old = path.parent == files[0].parent and _hour_end(path) <= now - most_days * 86_400
+        if not too_old and total <= most_bytes:
             break
         path.unlink(missing_ok=True)
         total, removed = total - size, removed + 1
@@ -245,67 +215,30 @@ def remove_oldest(folder: Path, now: float, most_bytes: int, most_days: float) -
     return removed
 
 
-def _write_part(path: Path, kept: Sequence[_Kept], feature_names: tuple[str, ...]) -> None:
-    """Some answers that were ranked by the same features, as one synced file."""
-    answers = [each.answer for each in kept]
-    lengths = [len(answer.item_ids) for answer in answers]
-    rows = pa.array(np.repeat(np.arange(len(answers)), lengths))
-    columns: dict[str, list[Any]] = {
-        "received": [round(answer.received_at * 1e6) for answer in answers],
-        "filters": [_as_text(answer.filters) for answer in answers],
-        "degraded": [",".join(answer.degraded) for answer in answers],
-    }
-    table = {
-        name: pa.array(columns.get(name) or [getattr(answer, name) for answer in answers], kind).take(rows)
-        for name, kind in _OF_ANSWER
-    }
-    table[ITEM_ID] = pa.array(np.concatenate([answer.item_ids for answer in answers]), pa.int64())
-    positions = [answer.first_position + np.arange(length) for answer, length in zip(answers, lengths, strict=True)]
-    table["position"] = pa.array(np.concatenate(positions), pa.int64())
-    for name in SCORES:
-        table[name] = pa.array(np.concatenate([each.scores[name] for each in kept]), pa.float32())
-    # Every item is shown with certainty, as long as an answer is a function of its inputs.
-    table["propensity"] = pa.array(np.ones(sum(lengths), dtype=np.float32))
-    if feature_names:
-        features = np.concatenate([each.features for each in kept if each.features is not None])
-        table |= {name: pa.array(features[:, column]) for column, name in enumerate(feature_names)}
-    with replacing_file(path) as beside:
-        pq.write_table(pa.table(table), beside, compression="zstd")
-        with beside.open("rb") as handle:
-            os.fsync(handle.fileno())
-
-
-def read_answers(folder: Path, *, since: float = 0.0) -> Iterator[pd.DataFrame]:
-    """The logged rows received since a moment (seconds UTC), in parts of whole answers, an hour after another.
+def read_answers(folder: Path, *, since: float = 0.0) -> pd.DataFrame:
+    """The logged rows received since a moment (seconds UTC), an hour after another; some 400 bytes of memory a row.
 
     Missing ids are NONE; features that a row was not ranked by are NaN. Raises DataError for an unreadable file.
     """
-    waiting: list[pd.DataFrame] = []
-    for path in sorted(folder.glob("*/*.parquet")):
-        if _began(path.parent) + 3_600 <= since:
-            continue
+    parts = [pa.unify_schemas([PER_ANSWER, PER_ITEM]).empty_table()]
+    for path in sorted(path for path in folder.glob("*/*.parquet") if _hour_end(path) > since):
         try:
-            table = pq.read_table(path, partitioning=None)
+            parts.append(pq.read_table(path, partitioning=None))
         except FileNotFoundError:
             log.warning("%s has been removed meanwhile; its answers are left out", path)
-            continue
         except (OSError, pa.ArrowException) as error:
             advice = "Move it out of the folder to go on without its answers."
             raise DataError(f"{path} cannot be read ({error}). {advice}") from error
-        for name in (USER_ID, "state_seq", "statistics_seq"):
-            table = table.set_column(table.schema.get_field_index(name), name, table[name].fill_null(NONE))
-        frame = table.to_pandas()
-        waiting.append(frame[frame["received"] >= pd.Timestamp(since, unit="s", tz="UTC")])
-        if sum(map(len, waiting)) >= ROWS_AT_ONCE:
-            yield pd.concat(waiting, ignore_index=True)
-            waiting = []
-    if any(map(len, waiting)):
-        yield pd.concat(waiting, ignore_index=True)
+    table = pa.concat_tables(parts, promote_options="default")
+    for name in (USER_ID, "state_seq", "statistics_seq"):
+        table = table.set_column(table.schema.get_field_index(name), name, table[name].fill_null(NONE))
+    rows: pd.DataFrame = table.to_pandas()
+    return rows[rows["received"] >= pd.Timestamp(since, unit="s", tz="UTC")].reset_index(drop=True)
 
 
-def feature_columns(frame: pd.DataFrame) -> list[str]:
+def feature_columns(rows: pd.DataFrame) -> list[str]:
     """The columns of `read_answers` that are features."""
-    return [name for name in frame.columns if name not in COLUMNS]
+    return [name for name in rows.columns if name not in COLUMNS]
 
 
 def filters_of(text: str) -> Filters:
@@ -314,28 +247,55 @@ def filters_of(text: str) -> Filters:
     return Filters(**given)
 
 
-def _as_text(filters: Filters) -> str | None:
-    """JSON; None where it is too long to keep."""
-    text = json.dumps({} if filters == Filters() else asdict(filters))
-    return text if len(text) <= LONGEST_FILTERS else None
-
-
-def _kept(answer: AnsweredRequest) -> _Kept:
-    found, n = answer.recommendations, len(answer.item_ids)
+def _copied_rows(answer: AnsweredRequest) -> _Rows:
+    made, k = answer.recommendations, len(answer.item_ids)
     answer = replace(answer, recommendations=None, item_ids=answer.item_ids.copy())
-    if found is None:
-        return _Kept(answer, dict.fromkeys(SCORES, np.full(n, np.nan, dtype=np.float32)), None)
+    if made is None:
+        return _Rows(answer, np.full((k, len(SCORES)), np.nan, dtype=np.float32), None)
+    scores = np.stack([made.scores[0, :k], made.watch_probability[0, :k], made.like_probability[0, :k]], axis=1)
     features = None
-    if found.features is not None:
-        position = found.position[0, :n]
-        features = found.features[0].take(position, axis=0, mode="clip")  # a copy
-        features[position >= found.features.shape[1]] = np.nan  # further down than the ranker looks
-    return _Kept(answer, {name: getattr(found, field)[0, :n].copy() for name, field in SCORES.items()}, features)
+    if made.features is not None:
+        position = made.position[0, :k]
+        features = made.features[0].take(position, axis=0, mode="clip")  # a copy
+        features[position >= made.features.shape[1]] = np.nan  # further down than the ranker looks
+    return _Rows(answer, scores, features)
 
 
-def _began(hour: Path) -> float:
-    """When the hour of a folder began, seconds UTC; a folder of another name is taken to be of now, and stays."""
+def _write_part(path: Path, group: Sequence[_Rows], feature_names: tuple[str, ...]) -> None:
+    """Some answers that were ranked by the same features, as one synced file."""
+    answers = [rows.answer for rows in group]
+    table = pa.Table.from_pylist([_facts(answer) for answer in answers], schema=PER_ANSWER)
+    table = table.take(np.repeat(np.arange(len(answers)), [len(answer.item_ids) for answer in answers]))
+    columns = {
+        ITEM_ID: np.concatenate([answer.item_ids for answer in answers]),
+        "position": np.concatenate([answer.first_position + np.arange(len(answer.item_ids)) for answer in answers]),
+        **dict(zip(SCORES, np.concatenate([rows.scores for rows in group]).T, strict=True)),
+        # Every item is shown with certainty, as long as an answer is a function of its inputs.
+        "propensity": np.ones(len(table), dtype=np.float32),
+    }
+    if feature_names:
+        features = np.concatenate([rows.features for rows in group if rows.features is not None])
+        columns |= dict(zip(feature_names, features.T, strict=True))
+    for name, values in columns.items():
+        table = table.append_column(name, pa.array(values))
+    with replacing_file(path) as beside:
+        pq.write_table(table, beside, compression="zstd")
+        with beside.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _facts(answer: AnsweredRequest) -> dict[str, Any]:
+    filters = json.dumps({} if answer.filters == Filters() else asdict(answer.filters))
+    return {name: getattr(answer, name, None) for name in PER_ANSWER.names} | {
+        "received": round(answer.received_at * 1e6),
+        "filters": filters if len(filters) <= LONGEST_FILTERS else None,
+        "degraded": ",".join(answer.degraded),
+    }
+
+
+def _hour_end(path: Path) -> float:
+    """When the hour of a file's folder ends, seconds UTC; a folder of another name has no end, and its files stay."""
     try:
-        return datetime.strptime(f"{hour.name}+0000", f"{HOUR}%z").timestamp()
+        return datetime.strptime(f"{path.parent.name}+0000", f"{HOUR}%z").timestamp() + 3_600
     except ValueError:
         return float("inf")
