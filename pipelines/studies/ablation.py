@@ -272,12 +272,12 @@ def finding(rows: Mapping[str, AblationRow]) -> str:
 def picture(result: Ablation) -> bytes:
     """The difference in NDCG@10 of each row, with whiskers; retrievers are darker than groups of features."""
     rows = {name: row for name, row in result.rows.items() if name != EVERYTHING}
-    figure, axes = plots.rows_figure([*rows], height=1.9 + 0.36 * len(rows), foot=0.85)
+    figure, axes = plots.rows_figure([*rows], height=1.9 + 0.36 * len(rows))
     for y, row in enumerate(rows.values()):
         colour = plots.SYSTEM if row.variant.retriever else plots.SINGLE
         plots.dots(axes, [row.differences["ndcg@10"]], [y], fmt="o", color=colour, ecolor=plots.INK)
     axes.axvline(0.0, color=plots.MUTED, linewidth=1.0)
-    axes.set_xlabel("difference in NDCG@10, left of 0 the part helps", color=plots.MUTED)
+    axes.set_xlabel("difference in NDCG@10, left of 0 the part helps")
     base = result.rows[EVERYTHING]
     note = (
         f"Everything: {base.metrics['ndcg@10'].mean:.4f}. The same {base.n_events:,} test events of "

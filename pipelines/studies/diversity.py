@@ -148,15 +148,13 @@ def finding(result: DiversityStudy) -> str:
 def picture(result: DiversityStudy) -> bytes:
     """NDCG@10 with whiskers against intra-list diversity, a point a degree; those without a pair are left out."""
     points = [(row.beyond_accuracy.diversity, row) for row in result.rows if row.beyond_accuracy.diversity is not None]
-    figure, axes = plots.new_figure(height=4.6, foot=0.82)
+    figure, axes = plots.new_figure(height=4.6)
     style = {"fmt": "o-", "color": plots.SYSTEM, "ecolor": plots.MUTED, "linewidth": 1.4}
     plots.dots(axes, [row.ndcg for _, row in points], [x for x, _ in points], upright=True, **style)
     for x, row in points:
         axes.annotate(f"{row.diversity:g}", (x, row.ndcg.mean), xytext=(6, 6), textcoords="offset points", fontsize=9)
     axes.set_ylim(0, plots.highest(row.ndcg for _, row in points) * 1.1)
-    axes.set_xlabel("mean 1 - cosine of genre vectors over the pairs of a list", color=plots.MUTED)
-    axes.set_ylabel("NDCG@10", color=plots.MUTED)
-    axes.grid(color=plots.GRID)
+    axes.set(xlabel="mean 1 - cosine of genre vectors over the pairs of a list", ylabel="NDCG@10")
     note = (
         f"Beside each point its diversity. {result.n_events:,} test events of {result.n_users:,} users. "
         f"Whiskers: {LEVEL:.0%} bootstrap interval over users."

@@ -45,8 +45,6 @@ def command_line(words: Sequence[str]) -> str:
 
     >>> command_line(["bench", "latency", "--home", "/a/b", "--quick"])
     'recsys bench latency --quick'
-    >>> command_line([])
-    'recsys'
     """
     kept = [
         word
@@ -58,15 +56,12 @@ def command_line(words: Sequence[str]) -> str:
 
 def processor() -> str:
     """The processor's name; "unknown" where the system does not give one."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
 
 
 def load_average() -> list[float]:
-    """Runnable processes, mean of the last 1, 5 and 15 minutes: how busy the machine was."""
+    """Runnable processes, mean of the last 1, 5 and 15 minutes."""
     return [round(value, 2) for value in os.getloadavg()]

@@ -6,12 +6,16 @@ Shapes: N items, G genres, B lists of a batch, k places of a list.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from scipy.stats import rankdata
 
 from recsys.arrays import DoubleArray, IntArray
 from recsys.features.catalogue import Catalogue
+
+# Of the fields of BeyondAccuracy, in order.
+LABELS: Final = ("Coverage@10", "Novelty@10, bits", "Diversity@10", "Popularity@10, percentile", "Gini@10")
 
 
 @dataclass(frozen=True)
@@ -30,15 +34,6 @@ class BeyondAccuracy:
     diversity: float | None
     popularity: float | None
     gini: float | None
-
-
-LABELS = (
-    "Coverage@10",
-    "Novelty@10, bits",
-    "Diversity@10",
-    "Popularity@10, percentile",
-    "Gini@10",
-)  # of the fields, in order
 
 
 def self_information(raters: IntArray, n_users: int) -> DoubleArray:
@@ -79,21 +74,12 @@ def gini(shown: IntArray) -> float | None:
     return float((2 * np.arange(1, n + 1) - n - 1) @ ascending / (n * total))
 
 
-def unit_genres(catalogue: Catalogue) -> DoubleArray:
-    """(N + 1, G) genre vectors of length 1; zeros for an item without genres, and in the last row, where -1 points."""
-    vectors = np.vstack([catalogue.genres, np.zeros((1, len(catalogue.genre_names)))]).astype(np.float64)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1.0)
-
-
 def list_diversity(item_idx: IntArray, genres: DoubleArray) -> DoubleArray:
     """(B,) mean of 1 - cosine of genre vectors over all pairs of a list; NaN for a list without a pair.
 
-    item_idx (B, k), -1 where a list has ended; genres as `unit_genres` gives them. An item without genres takes part
-    in no pair: it cannot be compared with the others. Ziegler et al. 2005,
-    https://doi.org/10.1145/1060745.1060754, with content instead of ratings, so that no model judges itself.
-
-    For unit vectors the cosines of all ordered pairs sum to |sum of vectors|^2 - m.
+    item_idx (B, k), -1 where a list has ended; genres as in `Items`. An item without genres takes part in no pair.
+    Ziegler et al. 2005, https://doi.org/10.1145/1060745.1060754, with content instead of ratings, so that no model
+    judges itself. For unit vectors the cosines of all ordered pairs sum to |sum of vectors|^2 - m.
     """
     vectors = genres[item_idx]  # (B, k, G)
     m = vectors.any(axis=2).sum(axis=1)  # (B,) items with genres
@@ -104,13 +90,17 @@ def list_diversity(item_idx: IntArray, genres: DoubleArray) -> DoubleArray:
 
 
 class Items:
-    """What the measures need of each item, as known up to T2."""
+    """What the measures need of each item, as known up to T2.
+
+    genres   (N + 1, G) of length 1; zeros for an item without genres, and in the last row, where -1 points
+    """
 
     def __init__(self, catalogue: Catalogue, raters: IntArray, n_users: int) -> None:
         """raters (N,): users who rated each item up to T2; n_users: users with an event up to T2."""
         self.self_information = self_information(raters, n_users)
         self.percentile = popularity_percentile(raters)
-        self.genres = unit_genres(catalogue)
+        vectors = np.pad(catalogue.genres.astype(np.float64), ((0, 1), (0, 0)))
+        self.genres: DoubleArray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1.0)
 
 
 class Shown:
@@ -129,17 +119,13 @@ class Shown:
         self._diversity += float(measured.sum())
         self._diverse_lists += len(measured)
 
-    @property
-    def times(self) -> IntArray:
-        """(N,) how often each item was shown."""
-        return self._times[:-1]
-
     def measure(self) -> BeyondAccuracy:
-        shown = int(self.times.sum())
+        times = self._times[:-1]
+        shown = int(times.sum())
         return BeyondAccuracy(
-            coverage=float((self.times > 0).mean()),
-            novelty=float(self.times @ self._items.self_information) / shown if shown else None,
+            coverage=float((times > 0).mean()),
+            novelty=float(times @ self._items.self_information) / shown if shown else None,
             diversity=self._diversity / self._diverse_lists if self._diverse_lists else None,
-            popularity=float(self.times @ self._items.percentile) / shown if shown else None,
-            gini=gini(self.times),
+            popularity=float(times @ self._items.percentile) / shown if shown else None,
+            gini=gini(times),
         )

@@ -9,6 +9,7 @@ E  events      U  users      M  metrics      B  resamples
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -53,11 +54,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class PairedDifference(Estimate):
-    """The mean of (a minus b) over the same events.
-
-    fraction_not_positive   share of resamples whose difference is <= 0; 0.5 where both are equally good, and 1.0
-                            where they never differ. None where there is no interval
-    """
+    """The mean of (a minus b) over the same events. fraction_not_positive: share of resamples whose difference is <= 0,
+    1.0 where the two never differ, None where there is no interval."""
 
     fraction_not_positive: float | None
     n_events: int
@@ -76,8 +74,8 @@ class Means:
 def resampled_means(sums: DoubleArray, counts: IntArray, n_boot: int = N_BOOT, seed: int = SEED) -> DoubleArray:
     """(B, M) means over events, a row for each resample of users.
 
-    sums (U, M) and counts (U,) are per user, counts >= 1. The draw depends on U, n_boot and seed alone, so two
-    methods with the same users meet the same resamples. Raises ValueError on no user or no resample.
+    sums (U, M) and counts (U,) are per user, counts >= 1. The draw depends on U, n_boot and seed alone. Raises
+    ValueError on no user or no resample.
     """
     n_users, n_metrics = sums.shape
     if n_users < 1 or n_boot < 1:
@@ -93,7 +91,7 @@ def resampled_means(sums: DoubleArray, counts: IntArray, n_boot: int = N_BOOT, s
 
 
 def bootstrap_means(user_id: IntArray, values: DoubleArray, n_boot: int = N_BOOT, seed: int = SEED) -> Means:
-    """The mean of each column of `values` (E, M) with its interval. Rows may come in any order.
+    """The mean of each column of `values` (E, M) with its interval.
 
     Raises ValueError where there is no event or a value is not finite.
     """
@@ -103,18 +101,12 @@ def bootstrap_means(user_id: IntArray, values: DoubleArray, n_boot: int = N_BOOT
 def bootstrap_means_of_each(
     user_id: IntArray, values: Iterable[DoubleArray], n_boot: int = N_BOOT, seed: int = SEED
 ) -> list[Means]:
-    """`bootstrap_means` of several methods, (E, M) each, on the same events; the users are drawn once for all.
-
-    The arrays are read one at a time and only sums per user are kept.
-    """
-    per_user = [_per_user(user_id, of_method) for of_method in values]
+    """`bootstrap_means` of several methods, (E, M) each, on the same events; the users are drawn once for all."""
+    per_user = [_per_user(user_id, of_method) for of_method in values]  # only sums per user are kept
     counts = per_user[0][1]
     estimates, _ = _estimates(np.hstack([sums for sums, _ in per_user]), counts, n_boot, seed)
-    n_metrics = per_user[0][0].shape[1]
-    return [
-        Means(tuple(estimates[start : start + n_metrics]), int(counts.sum()), len(counts))
-        for start in range(0, len(estimates), n_metrics)
-    ]
+    remaining = iter(estimates)
+    return [Means(tuple(islice(remaining, sums.shape[1])), int(counts.sum()), len(counts)) for sums, _ in per_user]
 
 
 def rank_difference(
@@ -162,9 +154,7 @@ def _per_user(user_id: IntArray, values: DoubleArray) -> tuple[DoubleArray, IntA
     if not np.isfinite(values).all():
         raise ValueError("A value to be averaged is not finite.")
     users, user_idx = np.unique(user_id, return_inverse=True)
-    sums = np.empty((len(users), values.shape[1]))
-    for m, column in enumerate(values.T):
-        sums[:, m] = np.bincount(user_idx, weights=column)
+    sums = np.column_stack([np.bincount(user_idx, weights=column, minlength=len(users)) for column in values.T])
     return sums, np.bincount(user_idx)
 
 

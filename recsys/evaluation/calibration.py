@@ -85,12 +85,12 @@ class Predicted:
         hit = full.item_ids[row] == item_id[:, None]  # (E, k)
         happened = np.zeros(full.item_ids.shape, dtype=bool)
         np.logical_or.at(happened, row, hit)
-        predicted = full.watch_probability[:, :TOP]
-        known = ~np.isnan(predicted)
-        self._watch.append((predicted[known].astype(np.float64), happened[:, :TOP][known]))
-        shown = np.where(hit.any(axis=1), full.like_probability[row, hit.argmax(axis=1)], np.nan)
-        ranked = ~np.isnan(shown)
-        self._like.append((shown[ranked].astype(np.float64), rating[ranked] >= LIKED_RATING))
+        watch = full.watch_probability[:, :TOP]
+        known = ~np.isnan(watch)
+        self._watch.append((watch[known].astype(np.float64), happened[:, :TOP][known]))
+        like = np.where(hit.any(axis=1), full.like_probability[row, hit.argmax(axis=1)], np.nan)
+        ranked = ~np.isnan(like)
+        self._like.append((like[ranked].astype(np.float64), rating[ranked] >= LIKED_RATING))
         self._n_unranked += int((~ranked).sum())
 
     def measured(self, run: StudyRun) -> Calibration:
@@ -105,8 +105,8 @@ class Predicted:
 def reliability(predicted: DoubleArray, happened: BoolArray) -> Reliability:
     """(n,) probabilities against (n,) outcomes.
 
-    >>> found = reliability(np.array([0.1, 0.1, 0.8, 0.8]), np.array([False, False, True, False]))
-    >>> round(found.base_rate, 4), round(found.brier, 4), round(found.auc, 4)
+    >>> measured = reliability(np.array([0.1, 0.1, 0.8, 0.8]), np.array([False, False, True, False]))
+    >>> round(measured.base_rate, 4), round(measured.brier, 4), round(measured.auc, 4)
     (0.25, 0.175, 0.8333)
     """
     n = len(predicted)
@@ -128,84 +128,62 @@ def reliability(predicted: DoubleArray, happened: BoolArray) -> Reliability:
     )
 
 
-def equal_mass_bins(predicted: DoubleArray, happened: BoolArray, bins: int = BINS) -> tuple[Bin, ...]:
-    """Up to `bins` groups in the order of the prediction, as even as n allows, ties in the order given."""
+def equal_mass_bins(predicted: DoubleArray, happened: BoolArray) -> tuple[Bin, ...]:
+    """Up to BINS groups in the order of the prediction, as even as n allows, ties in the order given."""
     out = []
-    for part in np.array_split(np.argsort(predicted, kind="stable"), min(bins, len(predicted))):
+    for part in np.array_split(np.argsort(predicted, kind="stable"), min(BINS, len(predicted))):
         count = int(happened[part].sum())
         low, high = binomtest(count, len(part)).proportion_ci(method="wilson")
         out.append(Bin(len(part), float(predicted[part].mean()), count / len(part), float(low), float(high)))
     return tuple(out)
 
 
-def write_calibration(folder: Path, found: Calibration) -> bytes:
+def write_calibration(folder: Path, measured: Calibration) -> bytes:
     """Write `calibration.json`, `.md` and `.png` into `folder`; returns the picture."""
-    picture = calibration_png(found)
-    write_study(folder, "calibration", found, calibration_markdown(found), picture)
+    picture = calibration_png(measured)
+    write_study(folder, "calibration", measured, calibration_markdown(measured), picture)
     return picture
 
 
-def calibration_markdown(found: Calibration) -> str:
+def calibration_markdown(measured: Calibration) -> str:
     """One table for both probabilities, then the bins of each."""
-    parts = {"watch": found.watch, "like": found.like}
     losses = ("Log loss", "of the constant", "Brier", "of the constant")
-    rows = [
-        [
-            f"P({name})",
-            f"{m.n:,}",
-            *(number(value) for value in (m.mean_probability, m.base_rate, m.ece)),
-            *(number(v, ".5f") for v in (m.log_loss, m.log_loss_constant, m.brier, m.brier_constant)),
-            number(m.auc),
-        ]
-        for name, m in parts.items()
-    ]
-    table = Table(["Probability", "Examples", "Mean predicted", "Observed", "ECE", *losses, "AUC"], rows)
-    text = (
-        f"# Calibration on {found.run.data.label}\n\n"
-        f"ECE over {BINS} bins of equal size. The constant is the observed share of the same examples.\n"
-        f"P(like) is not judged on the {found.n_events_not_ranked:,} test events whose item was not ranked.\n\n"
-        f"{table.markdown()}"
-    )
-    for name, m in parts.items():
-        rows = [
+    rows, texts = [], []
+    for name, m in (("watch", measured.watch), ("like", measured.like)):
+        shares = [number(value) for value in (m.mean_probability, m.base_rate, m.ece)]
+        values = [number(v, ".5f") for v in (m.log_loss, m.log_loss_constant, m.brier, m.brier_constant)]
+        rows.append([f"P({name})", f"{m.n:,}", *shares, *values, number(m.auc)])
+        bins = [
             [f"{b.n:,}", number(b.mean_probability), number(b.share), f"{b.low:.4f} to {b.high:.4f}"] for b in m.bins
         ]
-        bins = Table(["Examples", "Mean predicted", "Observed", "95 % interval"], rows)
-        text += f"\n## {MEANING[name]}\n\n{bins.markdown()}"
-    return text
+        table = Table(["Examples", "Mean predicted", "Observed", "95 % interval"], bins)
+        texts.append(f"\n## {MEANING[name]}\n\n{table.markdown()}")
+    table = Table(["Probability", "Examples", "Mean predicted", "Observed", "ECE", *losses, "AUC"], rows)
+    return (
+        f"# Calibration on {measured.run.data.label}\n\n"
+        f"ECE over {BINS} bins of equal size. The constant is the observed share of the same examples.\n"
+        f"P(like) is not judged on the {measured.n_events_not_ranked:,} test events whose item was not ranked.\n\n"
+        f"{table.markdown()}{''.join(texts)}"
+    )
 
 
-def calibration_png(found: Calibration) -> bytes:
+def calibration_png(measured: Calibration) -> bytes:
     """Observed share against predicted probability, a panel each; below, how many examples lie where."""
-    figure, first = plots.new_figure(height=5.4)
-    figure.delaxes(first)
-    _panel(figure, 0.085, "P(watch)", found.watch)
-    _panel(figure, 0.575, "P(like)", found.like)
+    figure, axes = plots.new_figure(5.4, (2, 2), height_ratios=[5, 1], sharex="col")
+    _panel(*axes[:, 0], "P(watch)", measured.watch)
+    _panel(*axes[:, 1], "P(like)", measured.like)
     note = f"{BINS} bins of equal size. Whiskers: 95 % interval of the observed share. Dashed: perfect calibration."
-    return plots.finished(figure, "Calibration", found.run.data, note)
+    return plots.finished(figure, "Calibration", measured.run.data, note)
 
 
-def _panel(figure: Any, left: float, name: str, m: Reliability) -> None:
-    axes = figure.add_axes((left, 0.3, 0.4, 0.5))
-    counts = figure.add_axes((left, 0.13, 0.4, 0.1), sharex=axes)
-    x = [b.mean_probability for b in m.bins]
+def _panel(shares: Any, counts: Any, name: str, m: Reliability) -> None:
     top = min(1.0, 1.08 * max([max(b.high, b.mean_probability) for b in m.bins] + [1e-6]))
-    axes.plot([0, top], [0, top], color=plots.MUTED, linewidth=1, linestyle="--")
-    if m.bins:
-        shares = [Estimate(b.share, b.low, b.high) for b in m.bins]
-        style = {"fmt": "o-", "color": plots.SYSTEM, "ecolor": plots.SINGLE, "markersize": 4, "capsize": 2}
-        plots.dots(axes, shares, x, upright=True, **style)
-        counts.bar(x, [b.n for b in m.bins], width=top * 0.012, color=plots.SINGLE)
-    else:
-        axes.text(top / 2, top / 2, "not measured", ha="center", color=plots.MUTED, style="italic")
-    title = f"{name}: ECE {m.ece:.4f}, {m.n:,} examples" if m.bins else name
-    axes.set_title(title, fontsize=10, color=plots.INK, loc="left")
-    axes.set(xlim=(0, top), ylim=(0, top))
-    axes.set_ylabel("observed share", color=plots.MUTED, fontsize=9)
-    counts.set_ylabel("examples", color=plots.MUTED, fontsize=9)
-    counts.set_xlabel("predicted probability", color=plots.MUTED, fontsize=9)
-    for part in (axes, counts):
-        part.grid(color=plots.GRID)
-        part.set_axisbelow(True)
-        part.tick_params(colors=plots.MUTED, labelsize=8, length=0)
-        part.spines[:].set_color(plots.GRID)
+    shares.plot([0, top], [0, top], color=plots.MUTED, linewidth=1, linestyle="--")
+    x = [b.mean_probability for b in m.bins]
+    style = {"fmt": "o-", "color": plots.SYSTEM, "ecolor": plots.SINGLE, "markersize": 4, "capsize": 2}
+    plots.dots(shares, [Estimate(b.share, b.low, b.high) for b in m.bins], x, upright=True, **style)
+    counts.bar(x, [b.n for b in m.bins], width=top * 0.012, color=plots.SINGLE)
+    title = f"{name}: ECE {m.ece:.4f}, {m.n:,} examples" if m.bins else f"{name}: not measured"
+    shares.set_title(title, fontsize=10, color=plots.INK, loc="left")
+    shares.set(xlim=(0, top), ylim=(0, top), ylabel="observed share")
+    counts.set(xlabel="predicted probability", ylabel="examples")

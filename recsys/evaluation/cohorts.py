@@ -1,7 +1,4 @@
-"""Cohorts: groups of test events that are measured apart, by history, visit, user and item.
-
-They are formed by four facts that are known before the event. Cohorts overlap: an event can be a return visit of a
-new user.
+"""Cohorts: groups of test events that are measured apart, by history, visit, user and item. They overlap.
 
 Shapes: E events, N items.
 """
@@ -60,11 +57,10 @@ class Trained:
     @classmethod
     def through(cls, histories: Histories, cutoff: int) -> "Trained":
         """From the events with timestamp <= cutoff."""
-        known = histories.timestamps <= cutoff
-        owner = np.repeat(np.arange(len(histories.user_ids)), np.diff(histories.offset))[known]
-        n_items = len(histories.catalogue)
-        pairs = np.unique(owner * n_items + histories.item_idx[known])
-        return cls(np.bincount(pairs % n_items, minlength=n_items), histories.user_ids[np.unique(owner)])
+        in_time = histories.timestamps <= cutoff
+        owner = np.repeat(histories.user_ids, np.diff(histories.offset))[in_time]
+        pairs = pd.DataFrame({"user": owner, "item": histories.item_idx[in_time]}).drop_duplicates()
+        return cls(np.bincount(pairs["item"], minlength=len(histories.catalogue)), np.unique(owner))
 
 
 def segment_masks(events: pd.DataFrame) -> dict[str, BoolArray]:

@@ -1,10 +1,7 @@
-"""How long one user's answer takes, in process, stage by stage; the gate reads it.
-
-HTTP and the store are left out; the service's benchmark measures those.
-"""
+"""How long one user's answer takes in process, stage by stage, without HTTP and the store; the gate reads it."""
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,7 +16,7 @@ TOTAL = "total"
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Each is one of the durations, the smallest that so many do not exceed: nothing is interpolated."""
+    """Each is one of the durations: nothing is interpolated."""
 
     p50_ms: float
     p95_ms: float
@@ -59,8 +56,7 @@ def measure_in_process(
 
 
 class Durations(NamedTuple):
-    """Milliseconds of each call, by name, in the order of the rounds. `cpu_ms` is the processor's time of the calling
-    thread alone: what other processes take shows in `wall_ms` only."""
+    """Milliseconds of each call, by name, in the order of the rounds; `cpu_ms` is that of the calling thread."""
 
     wall_ms: dict[str, list[float]]
     cpu_ms: dict[str, list[float]]
@@ -69,20 +65,18 @@ class Durations(NamedTuple):
 def interleaved(calls: Mapping[str, Callable[[int], object]], *, n: int, warmup: int = 0) -> Durations:
     """`n` calls of each, after `warmup` unmeasured ones.
 
-    Call i of all of them comes before call i + 1 of any, each with i as its argument, and each round begins one
-    further: so they share the same inputs and whatever else the machine did in the meantime, and none always runs
-    behind the same other.
+    In round i each is called with i, and each round begins one further: all meet the same inputs and the same other
+    work of the machine, and none always runs behind the same other.
     """
-    names = list(calls)
-    found = Durations({name: [] for name in names}, {name: [] for name in names})
+    names = deque(calls)
+    took = Durations({name: [] for name in names}, {name: [] for name in names})
     for i in range(warmup + n):
-        for place in range(len(names)):
-            name = names[(i + place) % len(names)]
-            call = calls[name]
+        for name in names:
             cpu, started = time.thread_time(), time.perf_counter()
-            call(i)
+            calls[name](i)
             wall_s, cpu_s = time.perf_counter() - started, time.thread_time() - cpu
             if i >= warmup:
-                found.wall_ms[name].append(wall_s * 1e3)
-                found.cpu_ms[name].append(cpu_s * 1e3)
-    return found
+                took.wall_ms[name].append(wall_s * 1e3)
+                took.cpu_ms[name].append(cpu_s * 1e3)
+        names.rotate(-1)
+    return took

@@ -42,9 +42,9 @@ PROTOCOL: Final = (
 
 @dataclass(frozen=True, eq=False)
 class MethodRanks:
-    """The answers of one method in a replay.
+    """What one method answered in a replay.
 
-    name         as tables show it, unique in a leaderboard
+    name         unique in a leaderboard
     ranks        (E,) 1 is best, 0 is not in the list
     beyond       measures of the top tens
     kind         "single" for one retriever alone, "system" for several stages together
@@ -62,8 +62,7 @@ class MethodRanks:
 class Replayed:
     """Every method on the same events.
 
-    events       a row for each: user_id, timestamp (s), item_id, rating, and the facts that cohorts are formed by
-                 (`cohorts.FACTS`)
+    events       a row for each: user_id, timestamp (s), item_id, rating, and `cohorts.FACTS`
     n_catalogue  items that could have been shown
     """
 
@@ -141,12 +140,9 @@ class Leaderboard:
         return next(d.value for d in self.differences if (d.other, d.metric) == (other, metric))
 
     def best_singles(self, n: int) -> list[str]:
-        """Names of up to n methods of kind "single", by NDCG@10 over all events, best first; ties by name.
-
-        Empty where there was no test event.
-        """
-        found = [(m.overall[NDCG], m.name) for m in self.methods if m.kind == "single"]
-        return [name for _, name in sorted((-cell.mean, name) for cell, name in found if cell is not None)][:n]
+        """Names of up to n methods of kind "single", by NDCG@10 over all events, best first; ties by name."""
+        cells = [(m.overall[NDCG], m.name) for m in self.methods if m.kind == "single"]
+        return [name for _, name in sorted((-cell.mean, name) for cell, name in cells if cell is not None)][:n]
 
     def to_json(self) -> dict[str, Any]:
         return {"version": VERSION, **asdict(self), "data": data_of(self.data)}
@@ -184,7 +180,7 @@ def build_leaderboard(
         n_catalogue=replayed.n_catalogue,
         system=full,
         methods=tuple(
-            Method(m.name, m.kind, m.description, m.beyond, {name: found[i] for name, found in segments.items()})
+            Method(m.name, m.kind, m.description, m.beyond, {name: parts[i] for name, parts in segments.items()})
             for i, m in enumerate(methods)
         ),
         differences=tuple(
@@ -194,6 +190,16 @@ def build_leaderboard(
             for metric, value in rank_difference(user_id, replayed.ranks(full), m.ranks, COMPARED, n_boot, seed).items()
         ),
     )
+
+
+def _segments(user_id: IntArray, ranks: Sequence[IntArray], n_boot: int, seed: int) -> list[Segment]:
+    """Every method on the events of one segment."""
+    if not user_id.size:
+        return [Segment(0, 0, dict.fromkeys(METRICS)) for _ in ranks]
+    return [
+        Segment(means.n_events, means.n_users, dict(zip(METRICS, means.estimates, strict=True)))
+        for means in bootstrap_means_of_each(user_id, (event_values(rank) for rank in ranks), n_boot, seed)
+    ]
 
 
 def data_of(info: DatasetInfo) -> dict[str, Any]:
@@ -207,13 +213,3 @@ def utc(timestamp_s: int) -> str:
     '1970-01-02 00:00:00 UTC'
     """
     return datetime.fromtimestamp(int(timestamp_s), tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _segments(user_id: IntArray, ranks: Sequence[IntArray], n_boot: int, seed: int) -> list[Segment]:
-    """Every method on the events of one segment."""
-    if not user_id.size:
-        return [Segment(0, 0, dict.fromkeys(METRICS)) for _ in ranks]
-    return [
-        Segment(found.n_events, found.n_users, dict(zip(METRICS, found.estimates, strict=True)))
-        for found in bootstrap_means_of_each(user_id, (event_values(rank) for rank in ranks), n_boot, seed)
-    ]

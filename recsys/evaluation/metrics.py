@@ -1,7 +1,7 @@
 """The metrics of the replay protocol, one value for each test event, from the rank of its one relevant item.
 
-With one relevant item a hit at k and recall at k are the same number. Both names are kept: HR@10 is about what a person
-sees, Recall@500 about retrieval.
+With one relevant item HR@k and Recall@k are the same number. HR@10 is about what a person sees, Recall@500 about
+retrieval.
 
 E  test events      k  cut-off, 1 to LIST_LENGTH      rank_e  rank of event e's item: 1 is the top, 0 is not in the list
 """
@@ -27,8 +27,7 @@ def check_rank(rank: IntArray) -> IntArray:
 
 
 def rank_in(lists: IntArray, target: IntArray) -> IntArray:
-    """(E,) the place of each `target` (E,) in its row of `lists` (E, k), best first: 1 is the top, 0 where it is not in
-    it. The first place counts where it stands twice.
+    """(E,) the place of each `target` (E,) in its row of `lists` (E, k): 1 is the top, 0 where it is not in it.
 
     >>> rank_in(np.array([[7, 8, 9], [7, 8, 9], [4, 4, -1]]), np.array([9, 5, 4])).tolist()
     [3, 0, 1]
@@ -62,8 +61,7 @@ def ndcg_at(rank: IntArray, k: int) -> DoubleArray:
 def reciprocal_rank(rank: IntArray) -> DoubleArray:
     """RR_e = 1 / rank_e over the whole list, 0 where the item is not in it. Its mean is MRR.
 
-    The list ends at LIST_LENGTH, so this is a lower bound of the MRR over the full catalogue, low by less
-    than 1/LIST_LENGTH = 0.002.
+    A lower bound of the MRR over the full catalogue, low by less than 1/LIST_LENGTH = 0.002.
 
     >>> reciprocal_rank(np.array([1, 4, 0])).tolist()
     [1.0, 0.25, 0.0]

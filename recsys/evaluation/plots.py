@@ -21,13 +21,22 @@ from recsys.evaluation.metrics import LABELS, recall_curve
 DPI: Final = 160
 INK, MUTED, GRID = "#1f2430", "#5d6675", "#e3e6eb"
 SINGLE, SYSTEM, WARNING = "#9fb2c8", "#1f5fa8", "#a63d00"
-# Okabe and Ito's colours, told apart by colour-blind readers too; the line style changes with each round.
+# Okabe and Ito's colours, told apart by colour-blind readers too; style and marker change with each round.
 LINES: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES: Final = ("-", "--", ":")
 MARKERS: Final = ("o", "s", "D", "^", "v")
 KS: Final = tuple(range(10, 501, 10))
 FEATURES: Final = 25  # bars of the ranker's picture
-LEGEND: Final[dict[str, Any]] = {"frameon": False, "fontsize": 9, "labelcolor": INK}
+STYLE: Final[dict[str, Any]] = {
+    **{f"axes.spines.{side}": False for side in ("top", "right", "left")},
+    **{"axes.edgecolor": GRID, "grid.color": GRID, "axes.axisbelow": True, "axes.labelcolor": MUTED},
+    **{"xtick.color": MUTED, "ytick.color": MUTED, "ytick.labelcolor": INK, "xtick.labelsize": 9, "ytick.labelsize": 9},
+    **{"xtick.major.size": 0, "ytick.major.size": 0},
+}
+LEGEND: Final[dict[str, Any]] = {
+    **{"loc": "upper left", "bbox_to_anchor": (1.0, 1.02), "alignment": "left"},
+    **{"frameon": False, "fontsize": 9, "labelcolor": INK},
+}
 
 
 def leaderboard_png(board: Leaderboard) -> bytes:
@@ -58,26 +67,20 @@ def cohorts_png(board: Leaderboard, names: Sequence[str]) -> bytes:
     methods = [board.method(name) for name in names]
     sizes = methods[0].segments
     labels = [f"{segment}: {sizes[segment].n_events:,}" for segment in SEGMENTS]
-    figure, axes = rows_figure(labels, height=2.2 + 0.11 * len(SEGMENTS) * (len(names) + 1), foot=0.95)
+    figure, axes = rows_figure(labels, height=1.8 + 0.11 * len(SEGMENTS) * (len(names) + 1))
     top = highest(method.segments[segment].metrics[NDCG] for method in methods for segment in SEGMENTS)
-    for number, method in enumerate(methods):
-        offset = (number + 1) / (len(names) + 1) - 0.5
+    for i, method in enumerate(methods):
+        offset = (i + 1) / (len(names) + 1) - 0.5
         cells = [(y + offset, method.segments[segment].metrics[NDCG]) for y, segment in enumerate(SEGMENTS)]
         drawn = [(y, cell) for y, cell in cells if cell is not None]
-        style: dict[str, Any] = {
-            "color": LINES[number % len(LINES)],
-            "fmt": MARKERS[number % len(MARKERS)],
-            "markersize": 5,
-        }
-        label = one_line(method.name, 22)
-        dots(axes, [c for _, c in drawn], [y for y, _ in drawn], **style, capsize=2, linewidth=1.1, label=label)
+        style = {"color": LINES[i % len(LINES)], "fmt": MARKERS[i % len(MARKERS)], "markersize": 5, "capsize": 2}
+        dots(axes, [c for _, c in drawn], [y for y, _ in drawn], **style, label=one_line(method.name, 22))
     for y, segment in enumerate(SEGMENTS):
         if not sizes[segment].n_events:
             _no_events(axes, top, y)
         axes.axhline(y + 0.5, color=GRID, linewidth=0.8)
     axes.set_xlim(-top * 0.012, top * 1.04)
-    below = (0.01, 0.3 / figure.get_figheight())
-    figure.legend(loc="lower left", ncols=min(len(names), 4), bbox_to_anchor=below, **LEGEND)
+    axes.legend(**LEGEND)
     note = (
         f"Beside each cohort its number of events; cohorts overlap. Whiskers: {board.bootstrap.level:.0%} "
         "bootstrap interval over users."
@@ -87,18 +90,15 @@ def cohorts_png(board: Leaderboard, names: Sequence[str]) -> bytes:
 
 def retrieval_png(ranks: Mapping[str, IntArray], data: DatasetInfo) -> bytes:
     """Recall@k for k = 10 to 500, a line for each retrieval method; the legend is in the order of Recall@500."""
-    figure, axes = new_figure(height=4.6, right=0.73, foot=0.82)
+    figure, axes = new_figure(height=4.6)
     curves = {name: recall_curve(rank, KS) for name, rank in ranks.items()}
     for i, name in enumerate(sorted(curves, key=lambda n: (-curves[n][-1], n))):
         colour, style = LINES[i % len(LINES)], STYLES[i // len(LINES) % len(STYLES)]
         text = f"{one_line(name, 22)}  {curves[name][-1]:.3f}"
         axes.plot(KS, curves[name], style, color=colour, linewidth=2, label=text)
     axes.set(xlim=(0, KS[-1]), ylim=(0, min(1.02, 1.08 * max(float(c[-1]) for c in curves.values()) + 1e-9)))
-    axes.set_xticks([10, 100, 200, 300, 400, 500])
-    axes.set_xlabel("k, length of the candidate list", color=MUTED)
-    axes.set_ylabel("Recall@k", color=MUTED)
-    axes.grid(color=GRID)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.02), title="Recall@500", alignment="left", **LEGEND)
+    axes.set(xticks=[10, *range(100, 501, 100)], xlabel="k, length of the candidate list", ylabel="Recall@k")
+    axes.legend(title="Recall@500", **LEGEND)
     n_events = max(len(rank) for rank in ranks.values())
     note = f"Share of {n_events:,} test events whose item is among the first k candidates."
     return finished(figure, "Recall of retrieval", data, note)
@@ -110,61 +110,53 @@ def importance_png(gains: Mapping[str, float], data: DatasetInfo) -> bytes:
     shown = sorted(gains, key=lambda name: (-gains[name], name))[:FEATURES]
     figure, axes = rows_figure(shown, height=1.6 + 0.27 * len(shown))
     shares = [gains[name] / total for name in shown]
-    longest = max([*shares, 1e-9])
-    axes.barh(range(len(shown)), shares, height=0.66, color=SYSTEM)
-    for y, share in enumerate(shares):
-        axes.text(share + longest * 0.01, y, f"{share:.1%}", va="center", color=INK, fontsize=8.5)
-    axes.set_xlim(0, longest * 1.12)
+    bars = axes.barh(range(len(shown)), shares, height=0.66, color=SYSTEM)
+    axes.bar_label(bars, [f"{share:.1%}" for share in shares], padding=3, color=INK, fontsize=8.5)
+    axes.set_xlim(0, max([*shares, 1e-9]) * 1.12)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
     rest = f" The other {len(gains) - len(shown)} are left out." if len(gains) > len(shown) else ""
     note = f"Share of the total gain of all splits, of {len(gains)} features.{rest} Gain is not causation."
     return finished(figure, "What the ranker looks at", data, note)
 
 
-def new_figure(height: float, left: float = 0.085, right: float = 0.985, foot: float = 0.6) -> tuple[Any, Any]:
-    """A figure 8.4 inches wide with one bare pair of axes, two lines above it and `foot` inches below it."""
+def new_figure(height: float, panels: tuple[int, int] = (1, 1), **options: Any) -> tuple[Any, Any]:
+    """A figure 8.4 inches wide in our style, and its axes: one pair, or an array (rows, columns) of `panels`."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.4, height), dpi=DPI, facecolor="white")
-    axes = figure.add_axes((left, foot / height, right - left, (height - foot - 0.72) / height))
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(GRID)
-    axes.tick_params(colors=MUTED, labelsize=9, length=0)
-    axes.tick_params(axis="y", labelcolor=INK)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(8.4, height), dpi=DPI, facecolor="white", layout="constrained")
+        axes = figure.subplots(*panels, **options)
+    for one in figure.axes:
+        one.grid()
     return figure, axes
 
 
-def rows_figure(labels: Sequence[str], height: float, foot: float = 0.6) -> tuple[Any, Any]:
-    """A figure with a labelled row for each of `labels` from top to bottom; the left margin is as wide as they need."""
-    longest = max((len(text) for text in labels), default=0)
-    figure, axes = new_figure(height, left=min(max(0.085, 0.03 + 0.0122 * longest), 0.4), foot=foot)
+def rows_figure(labels: Sequence[str], height: float) -> tuple[Any, Any]:
+    """A figure with a labelled row for each of `labels` from top to bottom."""
+    figure, axes = new_figure(height)
     axes.set_yticks(range(len(labels)), [one_line(label, 36) for label in labels])
     axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.grid(axis="x", color=GRID)
+    axes.grid(visible=False, axis="y")
     return figure, axes
 
 
 def dots(axes: Any, cells: Sequence[Estimate], at: Sequence[float], *, upright: bool = False, **style: Any) -> None:
     """The means with their intervals as whiskers: from left to right, or `upright`. No interval, no whisker."""
     means = [cell.mean for cell in cells]
-    low = [max(cell.mean - cell.low, 0.0) if cell.low is not None else 0.0 for cell in cells]
-    high = [max(cell.high - cell.mean, 0.0) if cell.high is not None else 0.0 for cell in cells]
-    style = {"capsize": 3, **style}
-    if upright:
-        axes.errorbar(at, means, yerr=np.array([low, high]), **style)
-    else:
-        axes.errorbar(means, at, xerr=np.array([low, high]), **style)
+    low = [0.0 if cell.low is None else max(cell.mean - cell.low, 0.0) for cell in cells]
+    high = [0.0 if cell.high is None else max(cell.high - cell.mean, 0.0) for cell in cells]
+    places = {"x": at, "y": means, "yerr": [low, high]} if upright else {"x": means, "y": at, "xerr": [low, high]}
+    axes.errorbar(**{key: np.array(values) for key, values in places.items()}, **{"capsize": 3, **style})
 
 
 def finished(figure: Any, title: str, data: DatasetInfo, note: str) -> bytes:
     """The figure as PNG, with its title, the label of its data set, and a note. No date: the same figure gives the same
     bytes."""
-    height = figure.get_figheight()
-    figure.text(0.02, 1 - 0.14 / height, title, va="top", fontsize=13, weight="bold", color=INK)
-    style = {"color": WARNING, "weight": "bold"} if data.synthetic else {"color": MUTED}
-    figure.text(0.02, 1 - 0.42 / height, f"Data: {one_line(data.label, 60)}", va="top", fontsize=10, **style)
-    figure.text(0.02, 0.12 / height, note, va="bottom", fontsize=8.5, color=MUTED)
+    colour = WARNING if data.synthetic else INK
+    heading = f"{title}\nData: {one_line(data.label, 60)}"
+    figure.suptitle(heading, x=0.02, ha="left", fontsize=12, weight="bold", color=colour)
+    figure.supxlabel(note, x=0.02, ha="left", fontsize=8.5, color=MUTED)
     out = io.BytesIO()
     with warnings.catch_warnings():
         # A name in a script that the built-in font lacks is drawn as boxes; that must not stop an evaluation.

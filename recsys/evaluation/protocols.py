@@ -25,7 +25,7 @@ STRATIFIED: Final = "stratified"
 LEAVE_LAST_OUT: Final = "leave-last-out"
 TRAIN_SHARE: Final = 0.75
 SPLIT_SEED: Final = 42
-FEWEST_EVENTS: Final = 3  # of a user: something to know, something to learn from, something to predict
+FEWEST_EVENTS: Final = 3  # of a user
 
 LIST_METRICS: Final = ("ndcg@10", "map", "map@10", "precision@10", "recall@10")
 RANK_METRICS: Final = ("ndcg@10", "hr@10", "hr@50", "mrr")
@@ -38,11 +38,10 @@ LABELS: Final = {
 def stratified_by_item(item_id: IntArray, seed: int = SPLIT_SEED) -> BoolArray:
     """(E,) True for the events that train: of each item's events in random order, the first TRAIN_SHARE.
 
-    With n events of an item, the one at place r of 1 .. n trains if r / n <= TRAIN_SHARE, so an item with one event is
-    in the test part only. The order is that of one uniform draw an event, from NumPy's MT19937 as `RandomState`
-    gives it: for a given order of rows the parts are those of `python_stratified_split(filter_by="item")` of
-    github.com/recommenders-team/recommenders (recommenders/datasets/python_splitters.py), which the benchmark there
-    uses.
+    With n events of an item, the one at place r of 1 .. n trains if r / n <= TRAIN_SHARE. The order is that of one
+    uniform draw an event from `RandomState`: for a given order of rows the parts are those of
+    `python_stratified_split(filter_by="item")` of github.com/recommenders-team/recommenders
+    (recommenders/datasets/python_splitters.py), which the benchmark there uses.
 
     >>> stratified_by_item(np.array([7, 8, 7, 7, 7]), seed=0).tolist()
     [True, False, False, True, True]
@@ -54,7 +53,7 @@ def stratified_by_item(item_id: IntArray, seed: int = SPLIT_SEED) -> BoolArray:
 
 def item_folds(item_id: IntArray, n_folds: int, seed: int) -> IntArray:
     """(E,) fold of each event, 0 .. n_folds - 1: the events of each item are dealt out in random order, starting at a
-    random fold. Every fold is then about 1 / n_folds of each item, and every event is held out once."""
+    random fold."""
     rng = np.random.default_rng(seed)
     place = pd.Series(rng.random(len(item_id))).groupby(item_id).rank().to_numpy(np.int64)
     _, item = np.unique(item_id, return_inverse=True)
@@ -64,8 +63,8 @@ def item_folds(item_id: IntArray, n_folds: int, seed: int) -> IntArray:
 
 @dataclass(frozen=True)
 class LastOut:
-    """Parts of the events, whose columns and order stay. known: all that is in neither of the others; validation, test:
-    one row for each user with FEWEST_EVENTS events or more, the last but one and the last."""
+    """validation, test: the last event but one and the last of each user with FEWEST_EVENTS events or more; known: the
+    others. Columns and order stay."""
 
     known: pd.DataFrame
     validation: pd.DataFrame
@@ -106,15 +105,14 @@ def list_values(lists: IntArray, held_row: IntArray, held_item: IntArray) -> Dou
     n_users, k = top.shape
     n = np.bincount(held_row, minlength=n_users)
     width = int(max(top.max(initial=0), np.max(held_item, initial=0))) + 1
-    hit = (np.isin(np.arange(n_users)[:, None] * width + top, held_row * width + held_item) & (top >= 0)).astype(
-        np.float64
-    )  # (U, k)
+    held = np.isin(np.arange(n_users)[:, None] * width + top, held_row * width + held_item)
+    hit = (held & (top >= 0)).astype(np.float64)  # (U, k)
     rank = np.arange(1, k + 1)
     ideal = np.append(0.0, np.cumsum(1 / np.log2(np.arange(1, 11) + 1)))[np.minimum(n, 10)]
     precisions = (hit * np.cumsum(hit, axis=1) / rank).sum(axis=1)
-    found = hit.sum(axis=1)
+    n_hits = hit.sum(axis=1)
     ndcg = (hit / np.log2(rank + 1)).sum(axis=1) / ideal
-    return np.column_stack([ndcg, precisions / n, precisions / np.minimum(n, 10), found / 10, found / n])
+    return np.column_stack([ndcg, precisions / n, precisions / np.minimum(n, 10), n_hits / 10, n_hits / n])
 
 
 def rank_values(rank: IntArray) -> DoubleArray:
@@ -143,20 +141,19 @@ class ProtocolResult(Study):
 
     def markdown(self) -> str:
         """The first metric with its interval, the others without."""
-        (first, *others) = self.rows[0].metrics
-        rows = [
-            [row.name, estimate(row.metrics[first], self.n_users), *(number(row.metrics[name].mean) for name in others)]
-            for row in self.rows
-        ]
-        table = Table(["Method", *(LABELS[name] for name in (first, *others))], rows, self.system)
+        rows = []
+        for row in self.rows:
+            first, *others = row.metrics.values()
+            rows.append([row.name, estimate(first, self.n_users), *(number(value.mean) for value in others)])
+        table = Table(["Method", *(LABELS[name] for name in self.rows[0].metrics)], rows, self.system)
         head = escaped(f"Data: {self.run.data.label}. {self.description}")
         return f"{head}\n\n{table.markdown()}\n{escaped(self.finding())}\n"
 
     def finding(self) -> str:
         """The system against the best of the other methods by the first metric, in one sentence."""
         metric = next(iter(self.rows[0].metrics))
-        compared = [(row.metrics[metric].mean, row.name, row.system_minus) for row in self.rows if row.system_minus]
-        _, name, d = max(compared, key=lambda row: row[0])
+        others = [(row.metrics[metric].mean, row.name, row.system_minus) for row in self.rows if row.system_minus]
+        _, name, d = max(others, key=lambda row: row[0])
         verdict = "is ahead of" if d.above_zero else "is behind" if d.below_zero else "cannot be told apart from"
         return (
             f"By {LABELS[metric]} the {self.system} {verdict} {name}, the best of the others: "
@@ -174,12 +171,10 @@ def protocol_result(
     facts: Mapping[str, Any],
 ) -> ProtocolResult:
     """user_id (E,) and values, (E, M) for each method, have a row for whatever is measured: a user or an event."""
-    found = bootstrap_means_of_each(user_id, values.values())
-    others = [name for name in values if name != system]
-    minus = bootstrap_means_of_each(user_id, (values[system][:, :1] - values[name][:, :1] for name in others))
-    system_minus = {name: means.estimates[0] for name, means in zip(others, minus, strict=True)}
+    means = bootstrap_means_of_each(user_id, values.values())
+    minus = bootstrap_means_of_each(user_id, (values[system][:, :1] - each[:, :1] for each in values.values()))
     rows = tuple(
-        ProtocolRow(name, dict(zip(metrics, means.estimates, strict=True)), system_minus.get(name))
-        for name, means in zip(values, found, strict=True)
+        ProtocolRow(name, dict(zip(metrics, m.estimates, strict=True)), None if name == system else d.estimates[0])
+        for name, m, d in zip(values, means, minus, strict=True)
     )
-    return ProtocolResult(run, description, system, found[0].n_users, rows, facts)
+    return ProtocolResult(run, description, system, means[0].n_users, rows, facts)

@@ -1,20 +1,16 @@
 """The yardstick: every event after T2 is predicted from what its user had done before that moment.
 
-An evaluation bundle frozen at T2 gives the ranks of every rung of the leaderboard, and on request the lists.
-Metrics and intervals are in `metrics` and `leaderboard`, which events form a cohort in `cohorts`.
-
-The events of one user in one second share a context, hence a list; each is then looked up in it. The full system's
-list is what `Recommender.recommend` returns. States move on with the events, item statistics with the days; retrievers
-and rankers do not move.
+An evaluation bundle frozen at T2 gives the ranks of every rung of the leaderboard, and on request the lists. The events
+of one user in one second share a context, hence a list. States move on with the events, item statistics with the days;
+retrievers and rankers do not move.
 
 Shapes: B contexts of a batch, E events, k = LIST_LENGTH.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -72,14 +68,6 @@ DESCRIPTIONS = {
 }
 
 
-@dataclass
-class _Column:
-    """What one method has answered so far."""
-
-    ranks: IntArray
-    shown: Shown
-
-
 def test_events(events: pd.DataFrame, t2: int) -> pd.DataFrame:
     """Events after T2, in the order of the tables. Raises DataError where there are none."""
     after = events[events[TIMESTAMP] > t2]
@@ -96,7 +84,7 @@ def replay(
     *,
     dump: Path | None = None,
     leaderboard: bool = True,
-    observe: Callable[[Recommendations, IntArray, IntArray, FloatArray], None] | None = None,
+    observe: Callable[[Recommendations, IntArray, IntArray, FloatArray], None] = lambda *_: None,
     progress: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> Replayed:
     """Ranks of every event in `events` (all after the bundle's `trained_through`) for each rung of the leaderboard.
@@ -115,9 +103,11 @@ def replay(
     by_context = np.argsort(contexts.event_context, kind="stable")
     starts = np.searchsorted(contexts.event_context[by_context], np.arange(len(contexts) + 1))
     names = [*(s.name for s in reversed(recommender.retrievers)), MERGED, LOGISTIC] if leaderboard else []
+    names.append(FULL_SYSTEM)
     trained = Trained.through(histories, bundle.facts.trained_through)
     items = Items(catalogue, trained.raters, len(trained.user_ids))
-    columns = {name: _Column(np.zeros(len(events), dtype=np.int64), Shown(items)) for name in (*names, FULL_SYSTEM)}
+    ranks = {name: np.zeros(len(events), dtype=np.int64) for name in names}
+    shown = {name: Shown(items) for name in names}
     n_history, gap_s = np.zeros((2, len(events)), dtype=np.int64)
 
     done = 0
@@ -125,24 +115,21 @@ def replay(
         for rows in contexts.batches_by_day():
             states = histories.states_at(contexts.user_id[rows], contexts.timestamp[rows])
             stats = timeline.as_of(int(day_of(contexts.timestamp[rows[0]])))
-            mine = np.concatenate([by_context[starts[c] : starts[c + 1]] for c in rows])
+            batch = np.concatenate([by_context[starts[c] : starts[c + 1]] for c in rows])  # its events
             row_of = np.repeat(np.arange(len(rows)), starts[rows + 1] - starts[rows])
             full, lists = answers_by_method(
                 recommender, bundle.logistic if leaderboard else None, states, RequestContext(stats)
             )
             for name, ranked in lists.items():
-                columns[name].ranks[mine] = rank_in(ranked[row_of], target[mine])
-                columns[name].shown.add(ranked[:, :TOP])
-            n_history[mine] = states.n_events[row_of]
-            gap_s[mine] = np.where(states.cold, -1, states.now - states.timestamps[:, -1])[row_of]
-            if write is not None:
-                ids = catalogue.to_ids(lists[FULL_SYSTEM])[row_of]
-                write(contexts, mine, ids)
-            if observe is not None:
-                observe(full, row_of, contexts.event_item_id[mine], contexts.event_rating[mine])
+                ranks[name][batch] = rank_in(ranked[row_of], target[batch])
+                shown[name].add(ranked[:, :TOP])
+            n_history[batch] = states.n_events[row_of]
+            gap_s[batch] = np.where(states.cold, -1, states.now - states.timestamps[:, -1])[row_of]
+            write(contexts, batch, full.item_ids[row_of])
+            observe(full, row_of, contexts.event_item_id[batch], contexts.event_rating[batch])
             done += len(rows)
             progress(done, len(contexts))
-    known = {
+    columns = {
         USER_ID: contexts.user_id[contexts.event_context],
         TIMESTAMP: contexts.timestamp[contexts.event_context],
         ITEM_ID: contexts.event_item_id,
@@ -152,15 +139,14 @@ def replay(
         NEW_USER: ~np.isin(events[USER_ID].to_numpy(), trained.user_ids),
         RATERS: np.append(trained.raters, 0)[target],  # an item outside the catalogue has none
     }
+    systems = (MERGED, LOGISTIC, FULL_SYSTEM)
     methods = [
-        MethodRanks(name, column.ranks, column.shown.measure(), _kind(name), DESCRIPTIONS[name])
-        for name, column in columns.items()
+        MethodRanks(
+            name, ranks[name], shown[name].measure(), "system" if name in systems else "single", DESCRIPTIONS[name]
+        )
+        for name in names
     ]
-    return Replayed(pd.DataFrame(known), len(catalogue), methods)
-
-
-def _kind(name: str) -> Literal["single", "system"]:
-    return "system" if name in (MERGED, LOGISTIC, FULL_SYSTEM) else "single"
+    return Replayed(pd.DataFrame(columns), len(catalogue), methods)
 
 
 def answers_by_method(
@@ -182,21 +168,20 @@ def answers_by_method(
 
 
 @contextmanager
-def _dump_writer(path: Path | None) -> Iterator[Callable[[PredictionPoints, IntArray, IntArray], None] | None]:
+def _dump_writer(path: Path | None) -> Iterator[Callable[[PredictionPoints, IntArray, IntArray], None]]:
+    """A function that writes a batch of events with their lists; one that does nothing without a path."""
     if path is None:
-        yield None
+        yield lambda *_: None
         return
     with replacing_file(path) as beside, pq.ParquetWriter(beside, DUMP_SCHEMA) as writer:
 
         def write(contexts: PredictionPoints, events: IntArray, ranked_ids: IntArray) -> None:
             context = contexts.event_context[events]
-            lengths = (ranked_ids >= 0).sum(axis=1)
-            offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
             columns: dict[str, Any] = {
                 USER_ID: contexts.user_id[context],
                 TIMESTAMP: contexts.timestamp[context],
                 ITEM_ID: contexts.event_item_id[events],
-                RANKED: pa.ListArray.from_arrays(offsets, pa.array(ranked_ids[ranked_ids >= 0])),
+                RANKED: [ranked[ranked >= 0] for ranked in ranked_ids],
             }
             writer.write_table(pa.table(columns, schema=DUMP_SCHEMA))
 

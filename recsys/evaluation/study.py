@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from recsys.atomic_io import replacing_file, write_json
 from recsys.data.tables import DatasetInfo
@@ -30,12 +29,9 @@ class Study:
 
 
 def write_study(folder: Path, name: str, study: Study, markdown: str = "", picture: bytes = b"") -> str:
-    """Write the JSON form, and what is given of the others. Returns the Markdown with its last line, which says how it
-    was measured."""
+    """Write the JSON form, and the others where they are given. Returns the Markdown with its facts as last line."""
     run = study.run
-    values: dict[str, Any] = asdict(study)
-    values["run"]["data"] = data_of(run.data)
-    write_json(folder / f"{name}.json", values)
+    write_json(folder / f"{name}.json", {**asdict(study), "run": {**asdict(run), "data": data_of(run.data)}})
     text = with_facts(markdown, {**run.about, **({BUNDLE: run.bundle_id} if run.bundle_id else {})})
     for ending, content in ((".md", text.encode() if markdown else b""), (".png", picture)):
         if content:

@@ -1,4 +1,4 @@
-"""Tables in Markdown, as files hold them and a terminal shows them; the page (`report_html`) has the same ones."""
+"""Tables in Markdown, as files hold them and a terminal shows them; the page (`report`) has the same ones."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -36,12 +36,13 @@ class Table:
 
     def markdown(self) -> str:
         """A GitHub table whose columns are aligned, so that a terminal shows it as well; the marked row in bold."""
-        cells = [[escaped(name), *rest] for name, *rest in self.rows]
-        for row, (name, *_) in zip(cells, self.rows, strict=True):
-            row[:] = [f"**{cell}**" for cell in row] if name == self.marked else row
+        rows = [
+            [f"**{cell}**" if name == self.marked else cell for cell in (escaped(name), *cells)]
+            for name, *cells in self.rows
+        ]
         align = ["left", *["right"] * (len(self.header) - 1)]
         header = [escaped(name) for name in self.header]
-        return f"{tabulate(cells, header, tablefmt='pipe', disable_numparse=True, colalign=align)}\n"
+        return f"{tabulate(rows, header, tablefmt='pipe', disable_numparse=True, colalign=align)}\n"
 
 
 def number(value: float | None, form: str = ".4f") -> str:
@@ -69,10 +70,8 @@ def estimate(value: Estimate | None, n_users: int, form: str = ".4f") -> str:
 def escaped(text: str) -> str:
     """One line that Markdown shows as it is, `<` and `&` as entities, since Markdown lets HTML through; without control
     characters, which could move a terminal's cursor."""
-    for mark in "\\`*[]|":
-        text = text.replace(mark, "\\" + mark)
-    clean = "".join(c if c.isprintable() else " " for c in text.replace("&", "&amp;").replace("<", "&lt;"))
-    return " ".join(clean.split())
+    text = re.sub(r"[\\`*\[\]|]", r"\\\g<0>", text).replace("&", "&amp;").replace("<", "&lt;")
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def with_facts(text: str, about: Mapping[str, str]) -> str:
@@ -92,35 +91,27 @@ def bundle_of(text: str) -> str | None:
 
 def segment_table(board: Leaderboard, segment: str = ALL, intervals: Sequence[str] = tuple(METRICS)) -> Table:
     """A row for each method: every metric, with its interval for those in `intervals`; coverage over all events."""
-    header = ["Method", *LABELS.values()]
     rows = []
     for method in board.methods:
-        found = method.segments[segment]
-        row = [method.name]
-        for name, value in found.metrics.items():
-            row.append(estimate(value, found.n_users) if name in intervals else mean(value))
-        rows.append(row)
-    if segment == ALL:
-        header.append(BEYOND_LABELS[0])
-        for row, method in zip(rows, board.methods, strict=True):
-            row.append(number(method.beyond_accuracy.coverage))
-    return Table(header, rows, board.system)
+        part = method.segments[segment]
+        cells = [estimate(v, part.n_users) if name in intervals else mean(v) for name, v in part.metrics.items()]
+        coverage = [number(method.beyond_accuracy.coverage)] if segment == ALL else []
+        rows.append([method.name, *cells, *coverage])
+    return Table(["Method", *LABELS.values(), *(BEYOND_LABELS[:1] if segment == ALL else ())], rows, board.system)
 
 
 def cohort_table(board: Leaderboard) -> Table:
     """A row for each segment: NDCG@10 of each method."""
     rows = []
     for segment in SEGMENTS:
-        found = [method.segments[segment] for method in board.methods]
-        means = [mean(f.metrics[NDCG]) for f in found]
-        rows.append([segment, f"{found[0].n_events:,}", f"{found[0].n_users:,}", *means])
+        parts = [method.segments[segment] for method in board.methods]
+        sizes = [f"{parts[0].n_events:,}", f"{parts[0].n_users:,}"]
+        rows.append([segment, *sizes, *(mean(part.metrics[NDCG]) for part in parts)])
     return Table(["Cohort", "Events", "Users", *(method.name for method in board.methods)], rows)
 
 
 def beyond_accuracy_table(board: Leaderboard) -> Table:
-    rows = []
-    for method in board.methods:
-        rows.append([method.name, *(number(value, ".4g") for value in astuple(method.beyond_accuracy))])
+    rows = [[m.name, *(number(value, ".4g") for value in astuple(m.beyond_accuracy))] for m in board.methods]
     return Table(["Method", *BEYOND_LABELS], rows, board.system)
 
 
@@ -137,13 +128,18 @@ def difference_table(board: Leaderboard) -> Table:
 
 def leaderboard_markdown(board: Leaderboard, segment: str = ALL) -> str:
     """The events of one segment; over all events also the finding and the differences."""
-    text = f"{escaped(caption(board, segment))}\n\n{segment_table(board, segment, WITH_INTERVAL).markdown()}"
-    if segment != ALL:
-        return text
-    text += f"\n{escaped(finding(board))}\n"
-    if board.differences:
-        what = f"{board.system} minus each other method, on the same events:"
-        text += f"\n{escaped(what)}\n\n{difference_table(board).markdown()}"
+    size = board.methods[0].segments[segment]
+    head = "Test" if segment == ALL else f"{segment.capitalize()} ({SEGMENTS[segment]})"
+    caption = (
+        f"Data: {board.data.label}. {head}: {size.n_events:,} events of {size.n_users:,} users after "
+        f"{board.protocol.t2_utc}. In brackets: {board.bootstrap.level:.0%} bootstrap interval over users."
+    )
+    text = f"{escaped(caption)}\n\n{segment_table(board, segment, WITH_INTERVAL).markdown()}"
+    if segment == ALL:
+        text += f"\n{escaped(finding(board))}\n"
+        if board.differences:
+            compared = f"{board.system} minus each other method, on the same events:"
+            text += f"\n{escaped(compared)}\n\n{difference_table(board).markdown()}"
     return text
 
 
@@ -158,15 +154,6 @@ def cohorts_markdown(board: Leaderboard) -> str:
 def beyond_accuracy_markdown(board: Leaderboard) -> str:
     note = escaped(f"Data: {board.data.label}. {BEYOND_NOTE}")
     return f"# Beyond accuracy\n\n{note}\n\n{beyond_accuracy_table(board).markdown()}"
-
-
-def caption(board: Leaderboard, segment: str = ALL) -> str:
-    size = board.methods[0].segments[segment]
-    head = "Test" if segment == ALL else f"{segment.capitalize()} ({SEGMENTS[segment]})"
-    return (
-        f"Data: {board.data.label}. {head}: {size.n_events:,} events of {size.n_users:,} users after "
-        f"{board.protocol.t2_utc}. In brackets: {board.bootstrap.level:.0%} bootstrap interval over users."
-    )
 
 
 def finding(board: Leaderboard) -> str:

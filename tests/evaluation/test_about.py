@@ -1,6 +1,5 @@
 """What every measured number carries."""
 
-import os
 import re
 import subprocess
 
@@ -11,12 +10,10 @@ from recsys.evaluation.tables import FACTS_OF_A_RUN
 
 
 def test_the_facts_are_those_that_tables_show() -> None:
-    found = about("recsys x", packages=("numpy", "torch"))
-    assert set(found) == set(FACTS_OF_A_RUN) - {"bundle"}
-    assert found["command"] == "recsys x"
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", found["date (UTC)"])
-    assert re.fullmatch(r"numpy [\d.]+, torch [\d.]+\S*", found["versions"])
-    assert f"{os.cpu_count()} cores" in found["machine"]
+    facts = about("recsys x", packages=("numpy", "torch"))
+    assert set(facts) == set(FACTS_OF_A_RUN) - {"bundle"}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", facts["date (UTC)"])
+    assert re.fullmatch(r"numpy [\d.]+, torch [\d.]+\S*", facts["versions"])
 
 
 @pytest.mark.parametrize(("dirty", "shown"), [("", "abc123"), (" M recsys/x.py\n", "abc123-dirty")])
