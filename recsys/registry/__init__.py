@@ -1,7 +1,5 @@
-"""The model registry: bundles by version, which of them serves, and how two of them differ.
-
-`Registry` (in `store`) is the door. MLflow is imported in `backend` alone, and only when a registry is first used.
-"""
+"""The model registry: bundles by version, which of them serves, and how two of them differ. MLflow is in `backend` alone
+and imported when a registry is first used."""
 
 from recsys.registry.records import VersionInfo, model_name_for
 from recsys.registry.store import Registry

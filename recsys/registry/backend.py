@@ -18,9 +18,9 @@ from typing import Any, Final
 from recsys.errors import RegistryError
 from recsys.events import sqlite_url
 
-# MLflow takes these from the environment only, so this is the one environment write in `recsys`. Telemetry is off
-# whatever was set: its client starts on `import mlflow` and would call home. The others a person may override: MLflow's
-# own (120 s, 7 retries) make a command hang for minutes when a server is down.
+# MLflow takes these from the environment only. Telemetry is off whatever was set: its client starts on `import mlflow`
+# and would call home. The others a person may override: MLflow's own (120 s, 7 retries) make a command hang for minutes
+# when a server is down.
 _ALWAYS: Final = {"MLFLOW_DISABLE_TELEMETRY": "true"}
 _DEFAULTS: Final = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
@@ -67,10 +67,9 @@ class Backend:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes of this machine out of the same folder. MLflow's read-then-write of aliases and the
-        creation of its tables are not atomic on a database; a server orders its own requests. Nobody writes to a folder
-        that is read-only, so nobody has to be kept out of it.
-        """
+        """Keep other processes of this machine out of the same folder: MLflow's read-then-write of aliases and the
+        creation of its tables are not atomic on a database. A server orders its own requests, and nobody writes to a
+        folder that is read-only."""
         with ExitStack() as held:
             if not self.is_server:
                 try:
@@ -112,13 +111,11 @@ class Backend:
         changed, so in the embedded store, whose folder may be moved, the name tells the location."""
         name = f"{name} in {self.folder}" if self.is_default else name
         location = None if self.is_server else artifacts.as_uri()
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
-            self._created_once(lambda: self.client.create_experiment(name, artifact_location=location))
-            found = self.client.get_experiment_by_name(name)
-        if found.lifecycle_stage != "active":
-            self.client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
+        self._create_once(lambda: self.client.create_experiment(name, artifact_location=location))
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment.lifecycle_stage != "active":
+            self.client.restore_experiment(experiment.experiment_id)
+        return str(experiment.experiment_id)
 
     def model(self, name: str) -> Any:
         """MLflow's RegisteredModel, or None where nothing was registered yet; creates no database."""
@@ -131,24 +128,21 @@ class Backend:
 
     def create_version(self, name: str, source: str, run_id: str, tags: Mapping[str, str]) -> str:
         """A new version of the model `name`, which is created when missing; its number."""
-        self._created_once(lambda: self.client.create_registered_model(name))
+        self._create_once(lambda: self.client.create_registered_model(name))
         made = self.client.create_model_version(name, source, run_id, tags=dict(tags), await_creation_for=30)
         return str(made.version)
 
-    def log(
-        self, run_id: str, parameters: Mapping[str, str], metrics: Mapping[str, float], tags: Mapping[str, str]
-    ) -> None:
-        from mlflow.entities import Metric, Param, RunTag
+    def log(self, run_id: str, parameters: Mapping[str, str], metrics: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric, Param
 
         now_ms = time.time_ns() // 1_000_000
         self.client.log_batch(
             run_id,
             metrics=[Metric(name, value, now_ms, 0) for name, value in metrics.items()],
             params=[Param(name, value) for name, value in parameters.items()],
-            tags=[RunTag(name, value) for name, value in tags.items()],
         )
 
-    def _created_once(self, create: Callable[[], Any]) -> None:
+    def _create_once(self, create: Callable[[], Any]) -> None:
         """Create something that may be there already, or that another process is creating at this moment."""
         try:
             create()

@@ -30,9 +30,8 @@ def model_name_for(dataset: str) -> str:
 
 @dataclass(frozen=True)
 class VersionInfo:
-    """A registered version. `metrics` are those of its sibling frozen at T2, as in `bundle.json`; `gate` is
-    "not judged", "passed" or "refused", `gate_reasons` why it was refused; `ranks_sha256` is None where the bundle
-    does not carry the ranks of its test events."""
+    """A registered version. `metrics` are those of its sibling frozen at T2; `gate` is "not judged", "passed" or
+    "refused", `gate_reasons` why it was refused; `ranks_sha256` is None where the bundle has no ranks."""
 
     version: int
     aliases: tuple[str, ...]
@@ -83,8 +82,7 @@ def fingerprint_folder(folder: Path) -> str:
     """SHA-256 over the relative paths and bytes of all files below a folder; hex. Empty folders do not count."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as handle:
-            content = hashlib.file_digest(handle, "sha256").hexdigest()
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
         digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
     return digest.hexdigest()
 
@@ -99,9 +97,10 @@ def version_tags(bundle: Path, facts: BundleFacts) -> dict[str, str]:
         "code_version": facts.code_version,
         "metrics": json.dumps(facts.metrics, sort_keys=True),
         "bundle_sha256": fingerprint_folder(bundle),
-        "ranks_sha256": read_json(bundle / "bundle.json")["files"].get(RANKS_FILE),
     }
-    return {_TAG + name: value for name, value in tags.items() if value is not None}
+    files = read_json(bundle / "bundle.json")["files"]
+    tags |= {"ranks_sha256": files[RANKS_FILE]} if RANKS_FILE in files else {}
+    return {_TAG + name: value for name, value in tags.items()}
 
 
 def version_info(entity: Any, aliases: Mapping[str, int]) -> VersionInfo | None:
@@ -111,27 +110,23 @@ def version_info(entity: Any, aliases: Mapping[str, int]) -> VersionInfo | None:
         return None
     gate = json.loads(tags["gate"]) if "gate" in tags else None
     version = int(entity.version)
+    as_they_are = ("bundle_id", "dataset", "fingerprint", "code_version", "bundle_sha256")
     return VersionInfo(
         version=version,
         aliases=tuple(sorted(alias for alias, at in aliases.items() if at == version)),
         created_utc=datetime.fromtimestamp(entity.creation_timestamp // 1000, UTC).isoformat(),
         run_id=entity.run_id,
-        bundle_id=tags["bundle_id"],
-        dataset=tags["dataset"],
         synthetic=json.loads(tags["synthetic"]),
-        fingerprint=tags["fingerprint"],
-        code_version=tags["code_version"],
         metrics=json.loads(tags["metrics"]),
         gate="not judged" if gate is None else "passed" if gate["passed"] else "refused",
         gate_reasons=tuple(c["sentence"] for c in gate["checks"] if c["decides"] and not c["passed"]) if gate else (),
-        bundle_sha256=tags["bundle_sha256"],
         ranks_sha256=tags.get("ranks_sha256"),
+        **{name: tags[name] for name in as_they_are},
     )
 
 
 def flat_parameters(parameters: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Nested parameters by dotted name. A long value keeps its start and its SHA-256, so that two which differ stay
-    different; the whole value is in `bundle.json`."""
+    """Nested parameters by dotted name. A long value keeps its start and its SHA-256; `bundle.json` has it whole."""
     flat: dict[str, str] = {}
     for name, value in parameters.items():
         if isinstance(value, Mapping) and value:
@@ -146,13 +141,12 @@ def flat_parameters(parameters: Mapping[str, object], prefix: str = "") -> dict[
 
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Every number by its MLflow name; the mean takes the metric's own name."""
-    flat: dict[str, float] = {}
-    for name, value in intervals(metrics).items():
-        flat[mlflow_name(name)] = value.mean
-        for end, number in (("low", value.low), ("high", value.high)):
-            if number is not None:
-                flat[f"{mlflow_name(name)}.{end}"] = number
-    return flat
+    ends = [
+        (mlflow_name(name) + end, value)
+        for name, m in intervals(metrics).items()
+        for end, value in (("", m.mean), (".low", m.low), (".high", m.high))
+    ]
+    return {name: value for name, value in ends if value is not None}
 
 
 def mlflow_name(name: str) -> str:

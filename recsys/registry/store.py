@@ -23,9 +23,8 @@ from recsys.errors import BundleError, RegistryError
 from recsys.evaluation.ranks import RANKS_FILE, read_ranks
 from recsys.promotion_gate import NDCG, GateResult, intervals, judge
 from recsys.registry import records
-from recsys.registry.alias import quick_look
 from recsys.registry.backend import Backend
-from recsys.registry.compare import Comparison, pair, side_by_side
+from recsys.registry.compare import Comparison, pair
 from recsys.registry.records import VersionInfo, fingerprint_folder
 
 _HISTORY: Final = "recsys.champion_history"
@@ -58,8 +57,7 @@ class Registry:
     ) -> VersionInfo:
         """Store a production bundle, its sibling and its reports, and call the new version `challenger`.
 
-        A failure leaves a run marked FAILED and no version. Raises BundleError where a folder is not the bundle that it
-        should be.
+        A failure leaves a run marked FAILED and no version. Raises BundleError for a folder that is another bundle.
         """
         facts = records.facts_of(bundle_dir, "production")
         sibling = records.facts_of(evaluation_dir, "evaluation") if evaluation_dir else None
@@ -69,16 +67,14 @@ class Registry:
                 f" {facts.sibling_id}: their metrics would be mixed up. Register a pair of one training."
             )
         all_tags = {**records.version_tags(bundle_dir, facts), **tags}
-        of_run = {
-            name: value for name, value in all_tags.items() if name != records.METRICS_TAG
-        }  # a run has the numbers
+        of_run = {name: value for name, value in all_tags.items() if name != records.METRICS_TAG}  # logged as numbers
         parameters, metrics = records.flat_parameters(facts.parameters), records.flat_metrics(facts.metrics)
         with self._backend.writing("register a bundle") as client:
             experiment_id = self._backend.experiment_id(self.model_name, self._artifacts)
-            run = client.create_run(experiment_id, run_name=facts.bundle_id)
+            run = client.create_run(experiment_id, run_name=facts.bundle_id, tags=of_run)
             run_id = run.info.run_id
             try:
-                self._backend.log(run_id, parameters, metrics, of_run)
+                self._backend.log(run_id, parameters, metrics)
                 client.log_artifacts(run_id, str(bundle_dir), _BUNDLE)
                 if evaluation_dir:
                     client.log_artifacts(run_id, str(evaluation_dir), _EVALUATION)
@@ -87,7 +83,7 @@ class Registry:
                 source = f"{run.info.artifact_uri}/{_BUNDLE}"
                 version = self._backend.create_version(self.model_name, source, run_id, all_tags)
             except BaseException:
-                with suppress(Exception):  # what follows is the error to report, not one more from the same cause
+                with suppress(Exception):  # the first error is the one to report
                     client.set_terminated(run_id, "FAILED")
                 raise
             client.set_terminated(run_id, "FINISHED")
@@ -97,8 +93,8 @@ class Registry:
     def judge(self, ref: str | int = CHALLENGER, *, latency_budget_ms: float) -> GateResult:
         """Hold a version against the champion, and record the result with the version. Promotes nothing.
 
-        The champion itself is judged as a first model: it has nothing but itself to be held against. Where the two can
-        be paired event by event (`compare.pair`), the gate gets the difference.
+        The champion itself is judged as a first model. Where the two can be paired event by event (`compare.pair`),
+        the gate gets the difference.
         """
         challenger = self.resolve(ref)
         champion = next((v for v in self.versions() if CHAMPION in v.aliases and v.version != challenger.version), None)
@@ -135,9 +131,8 @@ class Registry:
     def rollback(self) -> VersionInfo:
         """Make the previous champion champion again.
 
-        Each call goes one champion further back, never forth again: two calls after 1, 2, 3 lead to 1. To return to
-        the version left behind, `promote` it. Versions deleted meanwhile are skipped. Raises RegistryError where no
-        earlier champion is left, and changes nothing then.
+        Each call goes one champion further back: two calls after 1, 2, 3 lead to 1. Versions deleted meanwhile are
+        skipped. Raises RegistryError where no earlier champion is left, and changes nothing then.
         """
         with self._backend.writing("roll back") as client:
             model = self._backend.model(self.model_name)
@@ -160,13 +155,13 @@ class Registry:
 
     def versions(self) -> list[VersionInfo]:
         """All versions, newest first; empty where nothing was registered yet."""
-        if not self._backend.exists:
-            return []  # without creating a database for a mere question
+        if not self._backend.exists:  # reading must not create a database
+            return []
         with self._backend.speaking("list the versions"):
             if (model := self._backend.model(self.model_name)) is None:
                 return []
-            found = self._backend.client.search_model_versions(f"name = '{self.model_name}'")
-        infos = (records.version_info(entity, _aliases(model)) for entity in found)
+            entities = self._backend.client.search_model_versions(f"name = '{self.model_name}'")
+        infos = (records.version_info(entity, _aliases(model)) for entity in entities)
         return sorted((i for i in infos if i is not None), key=lambda i: -i.version)
 
     def resolve(self, ref: str | int) -> VersionInfo:
@@ -188,11 +183,6 @@ class Registry:
             f"{self.model_name} has {named}. It has {have}. Name one of them; `recsys train --seed 8` makes another."
         )
 
-    def look_up(self, alias: str) -> VersionInfo:
-        """As `resolve`, in milliseconds where the store is the embedded one (`alias`)."""
-        found = quick_look(self._backend.database, self.model_name, alias) if self._backend.is_default else None
-        return found or self.resolve(alias)
-
     def download(self, ref: str | int | VersionInfo, to: Path) -> Path:
         """A verified copy of a version's bundle at `to/<bundle_id>`.
 
@@ -203,18 +193,26 @@ class Registry:
         if not records.is_folder_name(info.bundle_id):
             raise RegistryError(f"{self._named(info)} names its bundle {info.bundle_id!r}: refused.")
         place = to / info.bundle_id
-        if place.is_dir() and fingerprint_folder(place) == info.bundle_sha256:
+        if fingerprint_folder(place) == info.bundle_sha256:
             return place
         with self._backend.speaking(f"fetch version {info.version}"):
             to.mkdir(parents=True, exist_ok=True)
-            with locked_folder(to, fcntl.LOCK_EX):  # put there once: whoever came first is reading it by now
-                if not (place.is_dir() and fingerprint_folder(place) == info.bundle_sha256):
-                    self._fetch(info, place)
+            with locked_folder(to, fcntl.LOCK_EX), tempfile.TemporaryDirectory() as scratch:
+                if fingerprint_folder(place) == info.bundle_sha256:
+                    return place  # whoever came first is reading it by now
+                stored = self._stored(info, _BUNDLE, scratch)
+                if fingerprint_folder(stored) != info.bundle_sha256:
+                    raise RegistryError(
+                        f"The stored bundle of version {info.version} of {self.model_name} was altered or is incomplete"
+                        f" ({stored}). Roll back, or register it again."
+                    )
+                with replacing_folder(place) as beside:
+                    shutil.copytree(stored, beside, dirs_exist_ok=True)
         return place
 
     def ranks(self, ref: str | int) -> pd.DataFrame:
-        """The rank of every test event that a version's metrics rest on (`recsys.evaluation.ranks`): that one file of
-        its bundle, verified. Raises RegistryError where the version was registered without it."""
+        """The rank of every test event that a version's metrics rest on (`recsys.evaluation.ranks`), verified. Raises
+        RegistryError where the version was registered without it."""
         info = self.resolve(ref)
         if info.ranks_sha256 is None:
             raise RegistryError(
@@ -234,11 +232,13 @@ class Registry:
         first, second = self.resolve(a), self.resolve(b)
         with self._backend.speaking("compare two versions"):
             runs = [self._backend.client.get_run(v.run_id) for v in (first, second)]
-        parameters = side_by_side(runs[0].data.params, runs[1].data.params)
+        of_a, of_b = (run.data.params for run in runs)
+        parameters = {name: (of_a.get(name), of_b.get(name)) for name in sorted({*of_a, *of_b})}
+        ours, theirs = intervals(first.metrics), intervals(second.metrics)
         return Comparison(
             first,
             second,
-            side_by_side(intervals(first.metrics), intervals(second.metrics)),
+            {name: (ours.get(name), theirs.get(name)) for name in sorted({*ours, *theirs})},
             {name: both for name, both in parameters.items() if both[0] != both[1]},
             *pair(first, second, self.ranks),
         )
@@ -250,17 +250,6 @@ class Registry:
     def _artifacts(self) -> Path:
         """Where a store without a server keeps the runs' artifacts."""
         return self._backend.folder / "artifacts" / self.model_name
-
-    def _fetch(self, info: VersionInfo, place: Path) -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-            stored = self._stored(info, _BUNDLE, scratch)
-            if fingerprint_folder(stored) != info.bundle_sha256:
-                raise RegistryError(
-                    f"The stored bundle of version {info.version} of {self.model_name} was altered or is incomplete"
-                    f" ({stored}). Roll back, or register it again."
-                )
-            with replacing_folder(place) as beside:
-                shutil.copytree(stored, beside, dirs_exist_ok=True)
 
     def _stored(self, info: VersionInfo, part: str, scratch: str) -> Path:
         """A file or folder of a version's run: where it lies, or below `scratch` where a server had to send it."""

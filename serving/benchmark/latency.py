@@ -98,7 +98,7 @@ def run(settings: Settings, home: DatasetWorkspace, options: Options, command: s
 def load_model(settings: Settings, home: DatasetWorkspace, store: FeatureStore) -> Model:
     """The champion as the service loads it."""
     registry = Registry(settings.mlflow_tracking_uri, settings.paths().mlflow, model_name_for(home.name))
-    bundle, now = load_bundle(registry.download(registry.look_up(CHAMPION), to=home.bundles)), int(time.time())
+    bundle, now = load_bundle(registry.download(registry.resolve(CHAMPION), to=home.bundles)), int(time.time())
     recommender = bundle.recommender
     stats = store.item_stats_as_of(recommender.catalogue, min(int(day_of(now)), store.last_snapshot_day()))
     return Model(bundle.folder, recommender, stats, store.online_state, now)

@@ -133,7 +133,7 @@ class Champion:
         with self._changing:
             self._last_check = self._clock()
             try:
-                info = self._registry.look_up(CHAMPION)
+                info = self._registry.resolve(CHAMPION)
             except RegistryError as error:
                 return self._fail("failed", "the registry could not be asked for the champion", error)
             if self._served is None and info.version == self._model.version:

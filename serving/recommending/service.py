@@ -80,14 +80,14 @@ class Service:
         """With the registry's champion. Raises RecsysError where there is none or it cannot be served."""
         store = FeatureStore(settings.feature_store)
         registry = registry_of(settings)
-        model = ServedModel.load(settings, store, registry, registry.look_up(CHAMPION), int(time.time()))
+        model = ServedModel.load(settings, store, registry, registry.resolve(CHAMPION), int(time.time()))
         return cls(settings, Champion(settings, store, metrics, model), store, metrics)
 
     @staticmethod
     def check(settings: ServiceSettings) -> str:
         """SHA-256 of the champion's bundle. Raises RecsysError where it cannot be loaded; it is not loaded here."""
         registry = registry_of(settings)
-        info = registry.look_up(CHAMPION)
+        info = registry.resolve(CHAMPION)
         try_bundle(registry.download(info, to=settings.home.bundles))
         return info.bundle_sha256
 

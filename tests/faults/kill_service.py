@@ -300,7 +300,7 @@ def _serve(world: Any, url: str, listening: socket.socket) -> None:
     settings = world.settings.model_copy(update=changes)
     store: Any = InMemoryStore(world.states, world.timeline)
     registry, metrics = registry_of(settings), Metrics()
-    model = ServedModel.load(settings, store, registry, registry.look_up("champion"), int(time.time()))
+    model = ServedModel.load(settings, store, registry, registry.resolve("champion"), int(time.time()))
     service = Service(settings, Champion(settings, store, metrics, model), store, metrics)
     options = uvicorn_options(settings) | {"workers": 1}
     uvicorn.Server(uvicorn.Config(create_app(settings, service), **options)).run(sockets=[listening])

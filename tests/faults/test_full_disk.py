@@ -60,7 +60,7 @@ def test_a_full_disk_loses_nothing_and_is_got_over(small_disk: Path, tmp_path: P
     table = EventTable(sqlite_url(small_disk / "events.db"))
     settings = world.settings.model_copy(update={"events": table})
     store, registry = InMemoryStore(world.states, world.timeline), registry_of(settings)
-    model = ServedModel.load(settings, store, registry, registry.look_up("champion"), world.end)  # type: ignore[arg-type]
+    model = ServedModel.load(settings, store, registry, registry.resolve("champion"), world.end)  # type: ignore[arg-type]
     sent = [
         {"user_id": user, "item_id": item, "rating": 4.0, "timestamp": world.end + item, "event_id": f"{user}-{item}"}
         for item in range(1, ITEMS + 1)

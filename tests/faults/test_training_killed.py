@@ -67,6 +67,6 @@ def test_the_bundles_are_the_same(homes: tuple[DatasetWorkspace, DatasetWorkspac
 def test_the_second_home_serves(homes: tuple[DatasetWorkspace, DatasetWorkspace, list[Any]]) -> None:
     for home in homes[:2]:
         registry = Registry(None, home.root.parent / "mlflow", model_name_for(DATASET))
-        champion = registry.look_up("champion")
+        champion = registry.resolve("champion")
         assert champion.version == read_json(home.work / "registered.json")["version"]
         assert champion.bundle_id == read_json(home.work / "production.json")["bundle_id"]

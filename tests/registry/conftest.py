@@ -3,12 +3,14 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from recsys.bundle import FORMAT
+from recsys.data.tables import DatasetInfo
 from recsys.registry import Registry, model_name_for
 from recsys.registry.backend import Backend
 
@@ -21,15 +23,7 @@ def write_bundle(folder: Path, bundle_id: str, *, role: str = "production", ndcg
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "bundle_id": bundle_id,
-        "dataset": {
-            "name": "demo",
-            "synthetic": True,
-            "layout": "ml-1m",
-            "fingerprint": "a" * 64,
-            "n_events": 9,
-            "n_items": 1,
-            "n_users": 1,
-        },
+        "dataset": asdict(DatasetInfo("demo", True, "ml-1m", "a" * 64, 9, 1, 1)),
         "trained_through": 1_000_000_000,
         "through_seq": 0,
         "role": role,

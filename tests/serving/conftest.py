@@ -28,7 +28,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> ServingWorld:
 def model(world: ServingWorld) -> ServedModel:
     registry = registry_of(world.settings)
     store = InMemoryStore(world.states, world.timeline)
-    return ServedModel.load(world.settings, store, registry, registry.look_up("champion"), world.end + 86_400)  # type: ignore[arg-type]
+    return ServedModel.load(world.settings, store, registry, registry.resolve("champion"), world.end + 86_400)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -182,7 +182,7 @@ def test_what_cannot_be_fetched_is_tried_again(
         raise RegistryError("the server is away, at http://secret-host")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Registry, "look_up", away)
+        patch.setattr(Registry, "resolve", away)
         assert champion._look(again=False) == "failed"
     with monkeypatch.context() as patch:
         patch.setattr(Registry, "download", away)
@@ -208,7 +208,7 @@ def test_looks_become_rarer_while_the_registry_is_away(
     def away(*_: object) -> None:
         raise RegistryError("away")
 
-    monkeypatch.setattr(Registry, "look_up", away)
+    monkeypatch.setattr(Registry, "resolve", away)
     monkeypatch.setattr(champion._stop, "wait", wait)
     champion._follow()
     assert pauses == [0.01, 0.02, 0.04, 0.08, 0.16, 0.32]
@@ -225,7 +225,7 @@ def test_a_failure_that_nobody_expected_ends_no_following(
     turns = iter([False, False, True])
     monkeypatch.setattr(champion._stop, "wait", lambda _: next(turns))
     with monkeypatch.context() as broken:
-        broken.setattr(Registry, "look_up", lambda *_: {}["tags"])
+        broken.setattr(Registry, "resolve", lambda *_: {}["tags"])
         champion._follow()
     assert service.metrics.as_dict()["reload.failed"] == 2
     assert "the champion could not be followed (KeyError)" in champion.status()["last_failure"]
