@@ -86,12 +86,6 @@ def intervals(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Interva
     return found
 
 
-def is_worse(difference: PairedDifference) -> bool:
-    """Whether the whole 95 % interval of a new model minus an old one lies below zero. The one rule of `judge` and of
-    the registry's comparison."""
-    return difference.below_zero
-
-
 def judge(
     challenger: Measured,
     champion: Measured | None,
@@ -172,7 +166,7 @@ def _not_below_champion(challenger: Measured, champion: Measured, paired: Paired
     if measured is None:
         return Check(name, False, None, theirs.low, f"{_start(challenger.name)} has no NDCG@10 to compare.")
     if paired is not None:
-        passed = not is_worse(paired)
+        passed = not paired.below_zero
         sentence = (
             f"NDCG@10 of {challenger.name} is {measured:.4f}, {champion.name} has {theirs.mean:.4f}: on the same"
             f" {paired.n_events:,} events the difference is {paired.mean:+.4f} (95 % interval {paired.low:+.4f} to"
