@@ -1,7 +1,5 @@
 """How anything is written: beside its place first, then renamed into it, so that readers see all of it or nothing.
-
-Also how a folder is locked against other writers, how JSON is read, and how files are fingerprinted.
-"""
+Also locks on folders, JSON, and fingerprints."""
 
 import fcntl
 import glob
@@ -26,8 +24,7 @@ FORGOTTEN_S = 86_400.0  # nobody writes to a file that long without changing it
 def replacing_file(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; rename it into place on success, remove it on any failure.
 
-    Readers see the old file or the new one, never a part. The parent folder is made when missing. What a writer of this
-    path that was killed has left is removed once it is FORGOTTEN_S old.
+    The parent folder is made when missing. What a killed writer has left is removed once it is FORGOTTEN_S old.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in _beside(path, "part"):
@@ -46,11 +43,16 @@ def replacing_file(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """The same for a whole folder: the old one is moved aside, the new one renamed in, the old one removed.
 
-    Whoever writes holds locks on what it makes and on what it moves aside; what can be locked was left by a writer that
-    was killed. The next one clears it away, and puts back an old folder that is the only one.
+    A writer holds locks on what it makes and on what it moves aside; what can be locked was left by one that was
+    killed. The next one clears it away, and puts back an old folder that is the only one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _clear_up(path)
+    for left in [*_beside(path, "old"), *_beside(path, "part")]:
+        with suppress(BlockingIOError), locked_folder(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if left.suffix == ".old" and left.exists() and not path.exists():
+                left.rename(path)
+            elif any(left.glob("*")):  # an empty one may have been made just now, and not be locked yet
+                shutil.rmtree(left, ignore_errors=True)
     beside, old = _new_name(path, "part"), _new_name(path, "old")
     beside.mkdir()
     try:
@@ -68,16 +70,6 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                 shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def _clear_up(path: Path) -> None:
-    """Undo what killed writers of the folder `path` had begun."""
-    for left in [*_beside(path, "old"), *_beside(path, "part")]:
-        with suppress(BlockingIOError), locked_folder(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            if left.suffix == ".old" and left.exists() and not path.exists():
-                left.rename(path)
-            elif any(left.glob("*")):  # an empty one may have been made just now, and not be locked yet
-                shutil.rmtree(left, ignore_errors=True)
 
 
 def _new_name(path: Path, ending: str) -> Path:

@@ -1,8 +1,7 @@
 """A bundle: everything that answers a request, in one folder that is saved, verified, loaded and promoted whole.
 
 Nothing in it can run code on load: weights are safetensors, the index is FAISS's format, trees are LightGBM text, the
-rest is JSON and Parquet. `python -m recsys.bundle FOLDER` tries one in a process of its own: exit code 0, or 2 and the
-reason on stderr; LightGBM and FAISS may abort the process over a file that was edited. `try_bundle` calls it.
+rest is JSON and Parquet. `python -m recsys.bundle FOLDER` tries one: exit code 0, or 2 and the reason on stderr.
 
     bundle.json                facts (below) and the SHA-256 of every other file
     catalogue.parquet|.json    items, genres, vocabulary, profile labels: the id map
@@ -51,18 +50,13 @@ _NOT_FINITE_IN_TREES = re.compile(rb"^(leaf_value=.*(nan|inf)|threshold=.*nan)",
 
 @dataclass(frozen=True)
 class BundleFacts:
-    """What is known about a bundle besides its files.
-
-    bundle_id        unique name, also the folder's name
-    dataset          where the data came from
+    """bundle_id        unique name, also the folder's name
     trained_through  timestamp of the last event that any part has seen, seconds UTC
     through_seq      the last event of the event table that the training took; 0 where it took none
     role             "evaluation" (frozen at T2) or "production" (refitted through the last event)
     sibling_id       for a production bundle, the evaluation bundle whose metrics it carries; else None
-    code_version     git commit, or the package version
     metrics          of the evaluation sibling; empty before evaluation
     parameters       settings of every stage
-    created_utc      ISO 8601
     """
 
     bundle_id: str
@@ -120,8 +114,8 @@ def save_bundle(
 
 
 def with_metrics(folder: Path, metrics: Mapping[str, Any], files: Sequence[Path] = ()) -> BundleFacts:
-    """Set the metrics of a saved bundle, and add `files` with their digests under their own names. All else stays as it
-    is, and so do the recorded digests: what was altered since is not blessed by this."""
+    """Set the metrics of a saved bundle, and add `files` under their own names. The recorded digests of all other files
+    stay, so that what was altered since is still noticed."""
     read_facts(folder)
     stored = read_json(folder / "bundle.json")
     digests = {**stored.get("files", {}), **{path.name: _digest(path) for path in files}}
@@ -148,8 +142,8 @@ def read_facts(folder: Path) -> BundleFacts:
 
 
 def verify_bundle(folder: Path) -> BundleFacts:
-    """Everything that can be said of a bundle without loading a model: it is as it was saved, and its numbers are
-    finite. Raises BundleError with the first thing that is wrong."""
+    """Check without loading a model that a bundle is as it was saved and its numbers are finite. Raises BundleError
+    with the first thing that is wrong."""
     facts = read_facts(folder)
     recorded, present = read_json(folder / "bundle.json").get("files", {}), _digests(folder)
     if recorded != present:
@@ -187,8 +181,8 @@ def load_bundle(folder: Path) -> Bundle:
 
 
 def try_bundle(folder: Path) -> None:
-    """Load a bundle and let it answer, in a process of its own. Raises BundleError where that process refuses the
-    bundle, takes longer than TRIAL_S, or dies over it."""
+    """Load a bundle and let it answer, in a process of its own: LightGBM and FAISS may abort theirs over a file that
+    was edited. Raises BundleError where it refuses the bundle, takes longer than TRIAL_S, or dies."""
     command = [sys.executable, "-m", "recsys.bundle", str(folder)]
     try:
         tried = subprocess.run(command, capture_output=True, timeout=TRIAL_S, check=False)

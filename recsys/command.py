@@ -1,8 +1,8 @@
-"""The console command `recsys`: one door, whose rooms are the Typer apps of `pipelines` and `serving`.
+"""The console command `recsys`, composed of the Typer apps of `pipelines` and `serving`.
 
 They announce themselves as entry points, so that neither folder imports the other (docs/adr/0003). The exit code is 0,
 2 for a problem that the reader can act on (a line on stderr, no traceback), 130 after Ctrl-C. Libraries are imported
-inside the functions: Ctrl-C in the first second has to find `run`.
+inside the functions, so that Ctrl-C in the first second finds `run`.
 """
 
 import atexit

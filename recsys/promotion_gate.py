@@ -1,7 +1,7 @@
 """The gate: may this challenger become champion, and why not.
 
-The metrics are those of a version's *sibling*, the same recipe frozen at T2 and replayed on the events after T2,
-by name: a plain number, or `{"mean": .., "low": .., "high": ..}` with a 95 % interval; groups may nest.
+The metrics are those of a version's *sibling* frozen at T2, by name: a plain number, or `{"mean": .., "low": ..,
+"high": ..}` with a 95 % interval; groups may nest.
 """
 
 import math
@@ -74,16 +74,14 @@ def intervals(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Interva
     >>> intervals({"ndcg@10": {"mean": 0.2, "low": 0.1, "high": 0.3}, "cold": {"hr@10": 0.5}, "note": None})
     {'ndcg@10': Interval(mean=0.2, low=0.1, high=0.3), 'cold.hr@10': Interval(mean=0.5, low=None, high=None)}
     """
-    found: dict[str, Interval] = {}
+    flat: dict[str, Interval] = {}
     for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            if "mean" not in value:
-                found |= intervals(value, f"{prefix}{name}.")
-            elif (mean := _number(value["mean"])) is not None:
-                found[prefix + name] = Interval(mean, _number(value.get("low")), _number(value.get("high")))
-        elif (number := _number(value)) is not None:
-            found[prefix + name] = Interval(number)
-    return found
+        ends = value if isinstance(value, Mapping) else {"mean": value}
+        if "mean" not in ends:
+            flat |= intervals(ends, f"{prefix}{name}.")
+        elif (mean := _number(ends["mean"])) is not None:
+            flat[prefix + name] = Interval(mean, _number(ends.get("low")), _number(ends.get("high")))
+    return flat
 
 
 def judge(
@@ -97,16 +95,14 @@ def judge(
 
     paired   NDCG@10 of the challenger minus that of the champion over the same test events, where both kept their ranks
 
-    - No champion yet: it passes if its metrics are sane. The ranker and latency checks are made all the same and
-      show as warnings: something has to serve, and a bad first model is the easiest one to beat.
+    - No champion yet: it passes if its metrics are sane. The ranker and latency checks are only warnings: something
+      has to serve, and a bad first model is the easiest one to beat.
     - Otherwise all checks decide: sane metrics; the same data set; NDCG@10 not below the champion's; ranker strictly
       above retrieval order; p99 latency within the budget (equal passes).
     - With `paired`, NDCG@10 is below where the whole interval of the difference is. Without, it is below where it does
       not reach the low end of the champion's own interval (equal passes), which sees large drops only.
-    - Same data set, other fingerprint (events were added): the champion's interval was measured on other events,
-      so that one check is not made and says so as a warning; the rest decides. A caller who wants the comparison
-      replays the champion's sibling on the new data and passes those metrics with the new fingerprint.
-    - A champion without a usable interval cannot refuse anybody: the check is not made and says so.
+    - Where the champion was measured on other events (another fingerprint) or has no usable interval, NDCG@10 is not
+      compared, and a warning says so.
     """
     if not (math.isfinite(latency_budget_ms) and latency_budget_ms > 0):
         raise ConfigError(f"The latency budget must be a positive number of milliseconds, not {latency_budget_ms}.")
@@ -135,8 +131,8 @@ def _sane(model: Measured) -> Check:
         elif name == LATENCY_P99 and value.mean < 0:
             wrong.append(f"{name} = {value.mean:g} is negative")
     measured = "; ".join(wrong) or f"{len(known)} metrics"
-    said = f"has metrics that cannot be true: {measured}" if wrong else f"has sane metrics ({len(known)} of them)"
-    return Check("sane_metrics", not wrong, measured, "finite and complete", f"{_start(model.name)} {said}.")
+    verdict = f"has metrics that cannot be true: {measured}" if wrong else f"has sane metrics ({len(known)} of them)"
+    return Check("sane_metrics", not wrong, measured, "finite and complete", f"{_start(model.name)} {verdict}.")
 
 
 def _same_dataset(challenger: Measured, champion: Measured) -> Check:
@@ -155,14 +151,14 @@ def _not_below_champion(challenger: Measured, champion: Measured, paired: Paired
     ours, theirs = intervals(challenger.metrics).get(NDCG), intervals(champion.metrics).get(NDCG)
     measured = ours.mean if ours else None
     if challenger.fingerprint != champion.fingerprint:
-        sentence = (
-            f"NDCG@10 was not compared: {challenger.name} was measured on data {challenger.fingerprint[:12]},"
-            f" {champion.name} on data {champion.fingerprint[:12]}. Replay the champion on the new data to compare."
+        reason = (
+            f"{challenger.name} was measured on data {challenger.fingerprint[:12]}, {champion.name} on data"
+            f" {champion.fingerprint[:12]}. Replay the champion on the new data to compare."
         )
-        return Check(name, False, measured, None, sentence, decides=False)
+        return Check(name, False, measured, None, f"NDCG@10 was not compared: {reason}", decides=False)
     if theirs is None or theirs.low is None or not math.isfinite(theirs.low):
-        sentence = f"NDCG@10 was not compared: {champion.name} has no usable interval."
-        return Check(name, False, measured, None, sentence, decides=False)
+        reason = f"{champion.name} has no usable interval."
+        return Check(name, False, measured, None, f"NDCG@10 was not compared: {reason}", decides=False)
     if measured is None:
         return Check(name, False, None, theirs.low, f"{_start(challenger.name)} has no NDCG@10 to compare.")
     if paired is not None:

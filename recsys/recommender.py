@@ -1,7 +1,7 @@
 """The one path from a user's state to an ordered list: retrieve, filter, rank, order.
 
 Replay evaluation, batch recommendation, the service and the benchmark all call `Recommender.recommend`, for one user or
-for many, so what was measured is what is served. It knows retrievers and rankers by their contracts alone.
+for many, so what was measured is what is served.
 
 Shapes: B users, N items, K candidates, k answers, S retrievers, F features.
 """
@@ -45,8 +45,8 @@ class RecommenderSettings:
 
 @dataclass(frozen=True)
 class RequestContext:
-    """What a request knows besides its user. stats: of the last day that ended before `now`; budget_ms: time that
-    retrieval may take; where it takes longer, features and ranking are skipped. None for no limit."""
+    """stats: of the last day that ended before `now`. budget_ms: where retrieval takes longer, features and ranking are
+    skipped; None for no limit."""
 
     stats: ItemStats
     budget_ms: float | None = None
@@ -138,30 +138,36 @@ class Recommender:
         if k < 1:
             raise ConfigError(f"k must be at least 1, got {k}")
         check_diversity(diversity)
-        clock = _Clock()
+        started = marked = time.perf_counter()
+        timings_ms: dict[str, float] = {}
+
+        def mark(stage: str) -> None:
+            nonlocal marked
+            now = time.perf_counter()
+            timings_ms[stage], marked = (now - marked) * 1e3, now
+
         allowed = (filters or Filters()).allowed(self.catalogue, context.stats)
         candidates = self.retrieve(states, keep=max(k, self.settings.keep), allowed=allowed, answers=answers)
-        clock.mark("retrieval")
+        mark("retrieval")
         features: FloatArray | None = None
         degraded: tuple[str, ...] = ()
         scores = candidates.rrf_score
         if self.ranker is not None:
-            if context.budget_ms is not None and clock.total_ms() > context.budget_ms:
+            if context.budget_ms is not None and (time.perf_counter() - started) * 1e3 > context.budget_ms:
                 degraded = ("ranking",)
             else:
                 features = self.features(states, candidates, context.stats)
-                clock.mark("features")
+                mark("features")
                 scores = self.ranked_scores(candidates, features, self.ranker)
-                clock.mark("ranking")
+                mark("ranking")
         if diversity > 0:
             item_idx, ordered, position = self._diverse_order(candidates, scores, k, diversity)
         else:
             item_idx, ordered, position = order(candidates, scores, k)
         watch, like = self._probabilities(scores, features, position)
-        clock.mark("ordering")
+        mark("ordering")
         item_ids = self.catalogue.to_ids(item_idx)
-        timings = clock.stages_ms
-        return Recommendations(item_ids, ordered, candidates, position, features, degraded, timings, watch, like)
+        return Recommendations(item_ids, ordered, candidates, position, features, degraded, timings_ms, watch, like)
 
     def retrieve(
         self,
@@ -253,19 +259,3 @@ def order(candidates: Candidates, scores: FloatArray, k: int) -> tuple[IntArray,
     ordered = np.take_along_axis(scores, position, axis=1)
     missing = item_idx < 0
     return item_idx, np.where(missing, np.float32(-np.inf), ordered), np.where(missing, -1, position)
-
-
-class _Clock:
-    """Milliseconds between marks."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-        self.stages_ms: dict[str, float] = {}
-
-    def mark(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.stages_ms[stage] = (now - self._last) * 1e3
-        self._last = now
-
-    def total_ms(self) -> float:
-        return (time.perf_counter() - self._start) * 1e3

@@ -1,7 +1,6 @@
-"""The one place where the environment is read; it is handed on as plain values.
+"""The one place where the environment is read: variables that begin with RECSYS_, and MLFLOW_TRACKING_URI.
 
-Variables that begin with RECSYS_, and MLFLOW_TRACKING_URI. An empty one counts as unset, as docker compose writes
-`${X:-}`. No other module of the library may import this one or look at the environment.
+An empty one counts as unset, as docker compose writes `${X:-}`.
 """
 
 import os
@@ -54,9 +53,8 @@ class Settings(BaseSettings):
     def feature_store(self, home: DatasetWorkspace) -> FeatureStoreConfig:
         """Raises ConfigError for a Redis without its address, and for an address without Redis."""
         if self.online_store == "redis" and self.redis_connection is None:
-            raise ConfigError(
-                "RECSYS_ONLINE_STORE is redis: set RECSYS_REDIS_CONNECTION as well, to host:port[,option=value]."
-            )
+            missing = "set RECSYS_REDIS_CONNECTION as well, to host:port[,option=value]."
+            raise ConfigError(f"RECSYS_ONLINE_STORE is redis: {missing}")
         if self.online_store != "redis" and self.redis_connection is not None:
             raise ConfigError("RECSYS_REDIS_CONNECTION is set: set RECSYS_ONLINE_STORE to redis as well, or unset it.")
         return FeatureStoreConfig(

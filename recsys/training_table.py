@@ -12,10 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from recsys.arrays import BoolArray, FloatArray, IntArray
+from recsys.arrays import IntArray
 from recsys.columns import ITEM_ID
 from recsys.features.item_stats import ItemStats, day_of
 from recsys.features.prediction_points import PredictionPoints
@@ -79,72 +78,49 @@ def build_training_table(
     """`states` are those of the contexts, in their order; `stats_as_of(day)` gives the statistics of one day;
     `unsampled_candidates`: how many contexts are kept with all of their candidates."""
     rng = np.random.default_rng(seed)
-    sample = _Sample(recommender, contexts, unsampled_candidates, seed)
-    by_context = np.argsort(contexts.event_context, kind="stable")
-    starts = np.searchsorted(contexts.event_context[by_context], np.arange(len(contexts) + 1))
-    item_idx_of_event = recommender.catalogue.to_idx(contexts.event_item_id)
-    parts: list[tuple[FloatArray, npt.NDArray[np.int32], IntArray, FloatArray]]
-    parts = []
-    kept_contexts: list[int] = []
-    found = 0
+    catalogue, depth, width = recommender.catalogue, recommender.settings.rank, len(recommender.feature_names)
+    base = len(catalogue) + 1  # a (context, item) pair as one number; an item outside the catalogue is -1
+    happened = contexts.event_context * base + catalogue.to_idx(contexts.event_item_id)
+    ratings = pd.Series(contexts.event_rating, happened)
+    ratings = ratings[~ratings.index.duplicated(keep="last")]
+    # The sample has its own numbers: the thinning does not depend on it.
+    sampled = np.random.default_rng([seed, unsampled_candidates]).permutation(len(contexts))[:unsampled_candidates]
+    sampled = np.sort(sampled)
+    lists = UnsampledCandidates(
+        np.zeros((len(sampled), depth, width), dtype=np.float32),
+        *np.zeros((2, len(sampled), depth), dtype=bool),
+        contexts.timestamp[sampled],
+    )
+    rows = [np.zeros((0, 3), dtype=np.int64)]  # context, item_idx, label
+    row_features = [np.zeros((0, width), dtype=np.float32)]
     for part in retrieved:
+        item_idx = part.candidates.item_idx
         features = recommender.features(states.rows(part.rows), part.candidates, stats_as_of(part.day))
-        for b, context in enumerate(part.rows):
-            events = by_context[starts[context] : starts[context + 1]]
-            shown = part.candidates.item_idx[b]
-            positive = np.isin(shown, item_idx_of_event[events]) & (shown >= 0)
-            sample.offer(int(context), features[b], shown >= 0, positive)
-            found += int(positive.sum())
-            if not positive.any():
-                continue
-            others = np.flatnonzero(~positive & (shown >= 0))
+        present = item_idx >= 0
+        positive = np.isin(part.rows[:, None] * base + item_idx, happened) & present
+        _, place, of_part = np.intersect1d(sampled, part.rows, return_indices=True)
+        lists.features[place] = features[of_part]
+        lists.present[place], lists.happened[place] = present[of_part], positive[of_part]
+        for b in np.flatnonzero(positive.any(axis=1)):
+            others = np.flatnonzero(present[b] & ~positive[b])
             if len(others) > negatives:
                 others = rng.choice(others, negatives, replace=False)
             # in merged order: rows with positives first would win every tie in LightGBM's own NDCG
-            chosen = np.sort(np.concatenate([np.flatnonzero(positive), others]))
-            rating_of = dict(zip(item_idx_of_event[events], contexts.event_rating[events], strict=True))
-            parts.append(
-                (
-                    features[b, chosen],
-                    positive[chosen].astype(np.int32),
-                    recommender.catalogue.to_ids(shown[chosen]),
-                    np.array([rating_of.get(i, np.nan) for i in shown[chosen]], dtype=np.float32),
-                )
-            )
-            kept_contexts.append(int(context))
-    kept = np.asarray(kept_contexts, dtype=np.int64)
-    width = len(recommender.feature_names)
+            chosen = np.sort(np.concatenate([np.flatnonzero(positive[b]), others]))
+            context = np.full(len(chosen), part.rows[b])
+            rows.append(np.column_stack([context, item_idx[b, chosen], positive[b, chosen]]))
+            row_features.append(features[b, chosen])
+    of_context, of_item, label = np.concatenate(rows).T
+    kept, group_sizes = np.unique(of_context, return_counts=True)
     return TrainingTable(
         feature_names=recommender.feature_names,
-        features=np.concatenate([p[0] for p in parts]) if parts else np.zeros((0, width), dtype=np.float32),
-        labels=np.concatenate([p[1] for p in parts]) if parts else np.zeros(0, dtype=np.int32),
-        item_id=np.concatenate([p[2] for p in parts]) if parts else np.zeros(0, dtype=np.int64),
-        rating=np.concatenate([p[3] for p in parts]) if parts else np.zeros(0, dtype=np.float32),
-        group_sizes=np.asarray([len(p[1]) for p in parts], dtype=np.int64),
+        features=np.concatenate(row_features),
+        labels=label.astype(np.int32),
+        item_id=catalogue.to_ids(of_item),
+        rating=ratings.reindex(of_context * base + of_item).to_numpy(np.float32),
+        group_sizes=group_sizes,
         timestamp=contexts.timestamp[kept],
         user_id=contexts.user_id[kept],
-        found=found / max(len(contexts.event_context), 1),
-        unsampled=sample.lists(),
+        found=int(label.sum()) / max(len(contexts.event_context), 1),
+        unsampled=lists,
     )
-
-
-class _Sample:
-    """Whole candidate lists of `most` contexts chosen uniformly, or of all where there are fewer."""
-
-    def __init__(self, recommender: Recommender, contexts: PredictionPoints, most: int, seed: int) -> None:
-        rng = np.random.default_rng([seed, most])  # its own numbers: the thinning does not depend on the sample
-        chosen = np.sort(rng.permutation(len(contexts))[:most])
-        self._row = {int(context): row for row, context in enumerate(chosen)}
-        depth = recommender.settings.rank
-        self._features = np.zeros((len(chosen), depth, len(recommender.feature_names)), dtype=np.float32)
-        self._present, self._happened = np.zeros((2, len(chosen), depth), dtype=bool)
-        self._timestamp = contexts.timestamp[chosen]
-
-    def offer(self, context: int, features: FloatArray, present: BoolArray, happened: BoolArray) -> None:
-        """Keep the list (K, F), (K,), (K,) of this context if it is in the sample."""
-        row = self._row.get(context)
-        if row is not None:
-            self._features[row], self._present[row], self._happened[row] = features, present, happened
-
-    def lists(self) -> UnsampledCandidates:
-        return UnsampledCandidates(self._features, self._present, self._happened, self._timestamp)

@@ -63,48 +63,21 @@ class Workspace:
         return chosen
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class DatasetWorkspace:
+    """`event_file` is the event table where it is a SQLite file."""
+
     root: Path
     name: str
 
-    @property
-    def data(self) -> Path:
-        return self.root / "data"
-
-    @property
-    def raw(self) -> Path:
-        return self.root / "raw"
-
-    @property
-    def training_set(self) -> Path:
-        return self.root / "training_set"
-
-    @property
-    def features(self) -> Path:
-        return self.root / "features"
-
-    @property
-    def feast(self) -> Path:
-        return self.root / "feast"
-
-    @property
-    def stages(self) -> Path:
-        return self.root / "stages"
-
-    @property
-    def work(self) -> Path:
-        return self.root / "work"
-
-    @property
-    def bundles(self) -> Path:
-        return self.root / "bundles"
-
-    @property
-    def reports(self) -> Path:
-        return self.root / "reports"
-
-    @property
-    def event_file(self) -> Path:
-        """The event table, where it is a SQLite file."""
-        return self.root / "events.db"
+    def __post_init__(self) -> None:
+        self.data = self.root / "data"
+        self.raw = self.root / "raw"
+        self.training_set = self.root / "training_set"
+        self.features = self.root / "features"
+        self.feast = self.root / "feast"
+        self.stages = self.root / "stages"
+        self.work = self.root / "work"
+        self.bundles = self.root / "bundles"
+        self.reports = self.root / "reports"
+        self.event_file = self.root / "events.db"

@@ -341,7 +341,8 @@ def test_answers_go_on_during_reloads(
         thread.start()
     for turn in range(6):
         versions.promote([second, 1][turn % 2])
-        assert champion.reload() == "swapped"
+        champion.reload()  # or the follower was quicker
+        assert champion.model.version == [second, 1][turn % 2]
     stop.set()
     for thread in asking:
         thread.join()
