@@ -1,8 +1,6 @@
-"""A home that went through the real pipeline, small, once a session.
+"""A small home that went through the real pipeline, `recsys data` and `recsys train`, once a session.
 
-Stage: tests. In: nothing. Out: `trained_home`, made by `recsys data` and `recsys train` as a person types them. Absent:
-quality (the models are barely trained), and hand-made parts (`planted`). A test may read this home and run commands
-that only read; whoever changes anything takes a home of their own.
+A test may read this home and run commands that only read; whoever changes anything takes a home of their own.
 """
 
 import fcntl
@@ -69,10 +67,7 @@ def small(config: "PipelineConfig") -> "PipelineConfig":
 
 
 def use_small_settings(patch: pytest.MonkeyPatch) -> None:
-    """Small models, few latency requests, and no notice of files that somebody edits while the tests run.
-
-    The settings are changed where `open_pipeline` looks them up; `trained_home` checks that they arrived.
-    """
+    """Small models, few latency requests, and no notice of files that somebody edits while the tests run."""
     from pipelines import pipeline  # here, so that tests of one module need not load everything
 
     original: Callable[..., PipelineConfig] = pipeline.config_for

@@ -1,5 +1,4 @@
-"""A small world with known answers, shared by tests. Stage: tests. In: nothing. Out: tables, fitted parts, a bundle.
-Absent: files, unless a folder is given; randomness that is not seeded.
+"""A small world with known answers, shared by tests: tables, fitted parts, a bundle.
 
 Items of even rows are the taste of users of even rows, odd of odd; nobody crosses. Everything is built once a
 process and must not be changed by a test.

@@ -38,24 +38,19 @@ def test_a_file_appears_whole_with_its_folder(tmp_path: Path) -> None:
         beside.write_text("new")
         assert not path.exists()
     assert inside(tmp_path) == {"a/b/c.txt": "new"}
+    with pytest.raises(FileNotFoundError), replacing_file(path):
+        pass  # never written
+    assert inside(tmp_path) == {"a/b/c.txt": "new"}
 
 
-@pytest.mark.parametrize("old", [None, "old"])
-def test_a_failure_leaves_the_old_file_and_nothing_else(old: str | None, tmp_path: Path) -> None:
-    path = tmp_path / "c.txt"
-    if old is not None:
-        path.write_text(old)
-    with pytest.raises(HaltedError), replacing_file(path) as beside:  # noqa: PT012
+@pytest.mark.parametrize("old", [{}, {"c.txt": "old"}])
+def test_a_failure_leaves_the_old_file_and_nothing_else(old: dict[str, str], tmp_path: Path) -> None:
+    for name, content in old.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(HaltedError), replacing_file(tmp_path / "c.txt") as beside:  # noqa: PT012
         beside.write_text("half")
         raise HaltedError
-    assert inside(tmp_path) == ({} if old is None else {"c.txt": old})
-
-
-def test_a_file_never_written_is_an_error_and_the_old_one_stays(tmp_path: Path) -> None:
-    (tmp_path / "c.txt").write_text("old")
-    with pytest.raises(FileNotFoundError), replacing_file(tmp_path / "c.txt"):
-        pass
-    assert inside(tmp_path) == {"c.txt": "old"}
+    assert inside(tmp_path) == old
 
 
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
@@ -64,21 +59,11 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
         with replacing_folder(path) as beside:
             assert list(beside.iterdir()) == []
             (beside / f"{content}.txt").write_text(content)
-    assert inside(tmp_path) == {"deep/models/second.txt": "second"}
-    assert [p.name for p in path.parent.iterdir()] == ["models"]
-
-
-@pytest.mark.parametrize("old", [False, True])
-def test_a_failure_leaves_the_old_folder_and_nothing_else(old: bool, tmp_path: Path) -> None:
-    path = tmp_path / "models"
-    if old:
-        path.mkdir()
-        (path / "a.txt").write_text("old")
     with pytest.raises(HaltedError), replacing_folder(path) as beside:  # noqa: PT012
         (beside / "a.txt").write_text("half")
         raise HaltedError
-    assert inside(tmp_path) == ({"models/a.txt": "old"} if old else {})
-    assert [p.name for p in tmp_path.iterdir()] == (["models"] if old else [])
+    assert inside(tmp_path) == {"deep/models/second.txt": "second"}
+    assert [p.name for p in path.parent.iterdir()] == ["models"]
 
 
 def killed(path: Path, writer: str) -> None:
@@ -118,11 +103,6 @@ def test_an_old_folder_that_is_the_only_one_is_put_back(tmp_path: Path) -> None:
     with locked_folder(old, fcntl.LOCK_EX), pytest.raises(HaltedError), replacing_folder(tmp_path / "models"):
         raise HaltedError
     assert inside(tmp_path) == {f"{old.name}/a.txt": "old"}, "its writer is alive"
-    with pytest.raises(HaltedError), replacing_folder(tmp_path / "models"):
-        raise HaltedError
-    assert inside(tmp_path) == {"models/a.txt": "old"}
-    old.mkdir()
-    (old / "a.txt").write_text("older")
     with pytest.raises(HaltedError), replacing_folder(tmp_path / "models"):
         raise HaltedError
     assert inside(tmp_path) == {"models/a.txt": "old"}
@@ -179,33 +159,19 @@ def test_a_part_of_a_file_is_removed_once_it_is_a_day_old(tmp_path: Path) -> Non
     assert inside(tmp_path) == {"c.txt": "new"}
 
 
-def test_json_is_sorted_readable_and_ends_its_line(tmp_path: Path) -> None:
+def test_json_refuses_what_it_cannot_say_and_keeps_the_old_file(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"b": [1, 0.5], "a": None})
-    assert (tmp_path / "a.json").read_text() == '{\n  "a": null,\n  "b": [\n    1,\n    0.5\n  ]\n}\n'
-    assert read_json(tmp_path / "a.json") == {"a": None, "b": [1, 0.5]}
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_json_refuses_what_it_cannot_say_and_keeps_the_old_file(value: float, tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"x": 1})
     with pytest.raises(ValueError, match="Out of range float values are not JSON compliant"):
-        write_json(tmp_path / "a.json", {"x": value})
-    assert read_json(tmp_path / "a.json") == {"x": 1}
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert read_json(tmp_path / "a.json") == {"a": None, "b": [1, 0.5]}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_a_fingerprint_of_files_covers_names_and_bytes_and_no_order(tmp_path: Path) -> None:
+def test_a_fingerprint_covers_names_and_bytes_and_no_order(tmp_path: Path) -> None:
     a, b = tmp_path / "a.csv", tmp_path / "b.csv"
     a.write_bytes(b"1" * (1 << 20) + b"2")
     b.write_bytes(b"3")
     expected = hashlib.sha256(b"a.csv\0" + a.read_bytes() + b"b.csv\0" + b"3").hexdigest()
     assert fingerprint_files([a, b]) == fingerprint_files([b, a]) == expected
-    b.rename(tmp_path / "c.csv")
-    assert fingerprint_files([a, tmp_path / "c.csv"]) != expected
-
-
-def test_a_fingerprint_of_a_value_ignores_the_order_of_keys() -> None:
-    expected = hashlib.sha256(b'{"a": [1, 2], "b": 0.5}').hexdigest()
-    assert fingerprint_value({"b": 0.5, "a": [1, 2]}) == fingerprint_value({"a": (1, 2), "b": 0.5}) == expected
-    assert fingerprint_value({"a": [2, 1], "b": 0.5}) != expected
-    assert fingerprint_value(Path("x")) == fingerprint_value("x")
+    of_value = hashlib.sha256(b'{"a": [1, 2], "b": 0.5}').hexdigest()
+    assert fingerprint_value({"b": 0.5, "a": [1, 2]}) == fingerprint_value({"a": (1, 2), "b": 0.5}) == of_value

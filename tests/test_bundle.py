@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from recsys.atomic_io import read_json, write_json
-from recsys.bundle import Bundle, BundleFacts, load_bundle, read_facts, save_bundle, try_bundle, with_metrics
+from recsys.bundle import BundleFacts, load_bundle, read_facts, save_bundle, try_bundle, verify_bundle, with_metrics
 from recsys.errors import BundleError
+from recsys.features.state import StateBatch
 from recsys.recommender import RequestContext
 from recsys.retrieval.index import VectorIndex
 from tests.contracts.no_code import assert_no_pickle
@@ -55,6 +57,13 @@ FILES = [
 ]
 
 
+def request() -> tuple[StateBatch, RequestContext]:
+    """All users and a stranger, on the day after T2."""
+    now = planted_split().t2 + DAY
+    states = planted_histories().states_at(np.append(planted_histories().user_ids, 5), now)
+    return states, RequestContext(planted_timeline().as_of(now // DAY))
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "planted-1"
@@ -72,17 +81,10 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_loaded_bundle_answers_identically(saved: Path) -> None:
-    bundle, original = load_bundle(saved), planted_recommender()
-    now = planted_split().t2 + DAY
-    states = planted_histories().states_at(np.append(planted_histories().user_ids, 5), now)
-    context = RequestContext(planted_timeline().as_of(now // DAY))
-    before, after = (r.recommend(states, context, 25) for r in (original, bundle.recommender))
-    np.testing.assert_array_equal(after.item_ids, before.item_ids)
-    np.testing.assert_array_equal(after.scores, before.scores)
-    np.testing.assert_array_equal(after.features, before.features)
-    np.testing.assert_array_equal(after.watch_probability, before.watch_probability)
-    np.testing.assert_array_equal(after.like_probability, before.like_probability)
-    assert np.isfinite(after.watch_probability[:, 0]).all()
+    bundle = load_bundle(saved)
+    before, after = (r.recommend(*request(), 25) for r in (planted_recommender(), bundle.recommender))
+    for name in ("item_ids", "scores", "features", "watch_probability", "like_probability"):
+        np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
     np.testing.assert_array_equal(after.candidates.retriever_scores, before.candidates.retriever_scores)
     rows = np.asarray(before.features)[0]
     np.testing.assert_array_equal(bundle.logistic.score(rows), planted_rankers()[1].score(rows))
@@ -95,37 +97,27 @@ def test_the_files_are_known_and_none_can_run_code(saved: Path) -> None:
     assert names(saved) == FILES
     assert_no_pickle(saved)
     assert sorted(read_json(saved / "bundle.json")["files"]) == FILES[1:]
-    assert [p.name for p in saved.parent.iterdir()] == ["planted-1"], "nothing is left beside it"
 
 
-def test_saved_again_it_is_byte_for_byte_the_same(saved: Path, tmp_path: Path) -> None:
-    planted_bundle(tmp_path / "planted-1")
-    for name in FILES:
-        assert (tmp_path / "planted-1" / name).read_bytes() == (saved / name).read_bytes(), name
+def save(folder: Path, facts: BundleFacts, **options: Any) -> None:
+    recommender, (ranker, logistic) = planted_recommender(), planted_rankers()
+    save_bundle(folder, facts, recommender.catalogue, recommender.retrievers, ranker, logistic, RECOMMENDER, **options)
 
 
 def test_without_probabilities_it_gives_scores_alone(tmp_path: Path) -> None:
-    recommender, (ranker, logistic) = planted_recommender(), planted_rankers()
-    folder = tmp_path / "planted-1"
-    save_bundle(folder, planted_facts(), recommender.catalogue, recommender.retrievers, ranker, logistic, RECOMMENDER)
-    assert names(folder) == [name for name in FILES if name not in ("calibration.json", "like.json")]
-    bundle = load_bundle(folder).recommender
-    now = planted_split().t2 + DAY
-    states, context = (
-        planted_histories().states_at(np.array([101]), now),
-        RequestContext(planted_timeline().as_of(now // DAY)),
+    save(tmp_path / "planted-1", planted_facts())
+    assert names(tmp_path / "planted-1") == [name for name in FILES if name not in ("calibration.json", "like.json")]
+    plain, full = (
+        r.recommend(*request(), 5) for r in (load_bundle(tmp_path / "planted-1").recommender, planted_recommender())
     )
-    plain, full = (r.recommend(states, context, 5) for r in (bundle, recommender))
     np.testing.assert_array_equal(plain.scores, full.scores)
     assert np.isnan(plain.watch_probability).all()
     assert np.isnan(plain.like_probability).all()
 
 
 def test_a_failure_while_saving_leaves_the_old_bundle(copy: Path) -> None:
-    recommender, (ranker, logistic) = planted_recommender(), planted_rankers()
-    broken = replace(planted_facts("planted-2"), metrics={"ndcg": float("nan")})
     with pytest.raises(ValueError, match="JSON"):
-        save_bundle(copy, broken, recommender.catalogue, recommender.retrievers, ranker, logistic, RECOMMENDER)
+        save(copy, replace(planted_facts("planted-2"), metrics={"ndcg": float("nan")}))
     assert load_bundle(copy).facts.bundle_id == "planted-1"
     assert [p.name for p in copy.parent.iterdir()] == ["planted-1"]
 
@@ -137,11 +129,11 @@ def test_an_altered_or_missing_file_is_named(copy: Path, name: str) -> None:
     (copy / name).write_bytes(data)
     for _ in range(2):
         with pytest.raises(BundleError, match=f"not as it was saved: {name} missing, altered or added"):
-            load_bundle(copy)
+            verify_bundle(copy)
         (copy / name).unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("name", ["evil.pkl", "retrievers/ease/more.safetensors", "retrievers/bundle.json", ".hidden"])
+@pytest.mark.parametrize("name", ["evil.pkl", "retrievers/bundle.json", ".hidden"])
 def test_an_added_file_is_named(copy: Path, name: str) -> None:
     (copy / name).write_text("{}")
     with pytest.raises(BundleError, match=f"not as it was saved: {name} missing, altered or added"):
@@ -171,14 +163,12 @@ def put(name: str, value: float) -> Callable[[dict], object]:  # type: ignore[ty
     return lambda arrays: arrays[name].reshape(-1).__setitem__(-1, value)
 
 
-def other_index(folder: Path) -> None:
-    vectors = load_file(folder / "retrievers/two_tower/item_vectors.safetensors")["item_vectors"]
-    VectorIndex.build(np.ascontiguousarray(vectors[::-1])).save(folder / "retrievers/two_tower")
+def index_of(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        vectors = load_file(folder / "retrievers/two_tower/item_vectors.safetensors")["item_vectors"]
+        VectorIndex.build(np.ascontiguousarray(change(vectors))).save(folder / "retrievers/two_tower")
 
-
-def small_index(folder: Path) -> None:
-    vectors = load_file(folder / "retrievers/two_tower/item_vectors.safetensors")["item_vectors"]
-    VectorIndex.build(vectors[1:]).save(folder / "retrievers/two_tower")
+    return edit
 
 
 def ids_out_of_order(folder: Path) -> None:
@@ -191,7 +181,6 @@ def weight(value: float) -> Callable[[str], str]:
 
 EDITED: dict[str, tuple[Callable[[Path], object], str]] = {
     "trees cut at a third": (text("ranker.txt", lambda t: t[: len(t) // 3]), "ranker.txt is damaged"),
-    "trees cut at two thirds": (text("ranker.txt", lambda t: t[: len(t) * 2 // 3]), "ranker.txt is damaged"),
     "no trees at all": (text("ranker.txt", lambda _: ""), "ranker.txt is damaged"),
     "a leaf of NaN": (text("ranker.txt", lambda t: re.sub("leaf_value=[^ ]*", "leaf_value=nan", t)), "not finite"),
     "vectors of NaN": (tensors("two_tower/item_vectors.safetensors", put("item_vectors", np.nan)), "not finite"),
@@ -201,8 +190,8 @@ EDITED: dict[str, tuple[Callable[[Path], object], str]] = {
         text("logistic.json", lambda t: t.replace('"intercept": ', '"intercept": 9e999')),
         "9e999",
     ),
-    "the index of other vectors": (other_index, "is the index of other vectors"),
-    "an index too small": (small_index, "is the index of other vectors"),
+    "the index of other vectors": (index_of(lambda v: v[::-1]), "is the index of other vectors"),
+    "an index too small": (index_of(lambda v: v[1:]), "is the index of other vectors"),
     "ids out of order": (ids_out_of_order, "item ids of the catalogue do not rise"),
     "other feature names": (text("ranker.txt", lambda t: t.replace("ease_rank", "ease_place")), "other features"),
     "a retriever of other items": (
@@ -211,7 +200,6 @@ EDITED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a missing file": (lambda folder: (folder / "retrievers/ease/ease.safetensors").unlink(), "cannot be "),
     "an unknown setting": (text("recommender.json", lambda t: t.replace("fetch", "fetched")), "unexpected keyword"),
-    "another format": (text("bundle.json", lambda t: t.replace('"format": 2', '"format": 99')), "has format 99"),
 }
 
 
@@ -241,12 +229,9 @@ def edited(change: Callable[[dict], dict]) -> Callable[[Path], None]:  # type: i
     ("spoil", "message"),
     [
         (lambda folder: (folder / "bundle.json").unlink(), r"holds no bundle \(bundle.json is missing\)"),
-        (shutil.rmtree, "holds no bundle"),
         (edited(lambda stored: {**stored, "format": 99}), "has format 99, this code reads 2; train again"),
         (lambda folder: (folder / "bundle.json").write_text("{"), "cannot be read .* the bundle is broken"),
-        (lambda folder: (folder / "bundle.json").write_text("[]"), "cannot be read"),
         (edited(lambda stored: {k: v for k, v in stored.items() if k != "role"}), "cannot be read .*'role'"),
-        (edited(lambda stored: {k: v for k, v in stored.items() if k != "format"}), "cannot be read .*'format'"),
         (edited(lambda stored: {**stored, "dataset": {"name": "x"}}), "cannot be read"),
         (edited(lambda stored: {k: v for k, v in stored.items() if k != "files"}), "not as it was saved"),
     ],
@@ -260,11 +245,13 @@ def test_a_bundle_that_cannot_be_read_says_why(copy: Path, spoil: Callable[[Path
 def test_metrics_are_set_and_every_file_stays_valid(copy: Path) -> None:
     before = {name: (copy / name).read_bytes() for name in FILES[1:]}
     facts = with_metrics(copy, {"overall": {"ndcg@10": 0.25}})
-    assert facts == replace(planted_facts(), metrics={"overall": {"ndcg@10": 0.25}})
-    bundle: Bundle = load_bundle(copy)
-    assert bundle.facts == facts
+    assert facts == replace(planted_facts(), metrics={"overall": {"ndcg@10": 0.25}}) == load_bundle(copy).facts
     assert {name: (copy / name).read_bytes() for name in FILES[1:]} == before
     assert with_metrics(copy, {"b": 1}).metrics == {"b": 1}, "set, not merged"
+    (copy / "ranker.txt").write_text("tree\n")
+    with_metrics(copy, {"ndcg@10": 1.0})  # what was altered is still noticed
+    with pytest.raises(BundleError, match=r"not as it was saved: ranker\.txt"):
+        load_bundle(copy)
 
 
 def test_files_are_carried_under_digests(copy: Path, tmp_path: Path) -> None:
@@ -275,35 +262,16 @@ def test_files_are_carried_under_digests(copy: Path, tmp_path: Path) -> None:
         with_metrics(copy, {"ndcg@10": float("inf")}, [carried])
     assert names(copy) == FILES
     with_metrics(copy, {"ndcg@10": 0.25}, [carried])
-    bundle = load_bundle(copy)
-    again, recommender, (ranker, logistic) = tmp_path / "planted-2", bundle.recommender, planted_rankers()
-    save_bundle(
-        again,
-        planted_facts(),
-        recommender.catalogue,
-        recommender.retrievers,
-        ranker,
-        logistic,
-        RECOMMENDER,
-        files=[copy / carried.name],
-    )
-    for folder in (copy, again):
-        load_bundle(folder)
+    save(tmp_path / "planted-2", planted_facts(), files=[copy / carried.name])
+    for folder in (copy, tmp_path / "planted-2"):
+        verify_bundle(folder)
         assert (folder / carried.name).read_bytes() == b"ranks"
         (folder / carried.name).write_bytes(b"other ranks")
         with pytest.raises(BundleError, match=r"not as it was saved: ranks\.parquet missing, altered or added"):
-            load_bundle(folder)
-
-
-def test_setting_metrics_does_not_bless_an_altered_file(copy: Path) -> None:
-    (copy / "ranker.txt").write_text("tree\n")
-    with_metrics(copy, {"ndcg@10": 1.0})
-    with pytest.raises(BundleError, match=r"not as it was saved: ranker\.txt"):
-        load_bundle(copy)
+            verify_bundle(folder)
 
 
 def test_facts_are_read_without_loading_a_model(copy: Path) -> None:
     shutil.rmtree(copy / "retrievers")
-    facts: BundleFacts = read_facts(copy)
-    assert facts == planted_facts()
-    assert facts.dataset.label == "planted (synthetic, not MovieLens)"
+    assert read_facts(copy) == planted_facts()
+    assert read_facts(copy).dataset.label == "planted (synthetic, not MovieLens)"

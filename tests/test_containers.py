@@ -1,7 +1,6 @@
 """What the container files promise: they start what exists, tell no secret, open nothing by themselves.
 
-No container engine is needed: the files are held against the code that they start. `stores/test_compose_environment`
-starts the same servers natively, with the commands and the environment of the file.
+No container engine is needed. `stores/test_compose_environment` starts the same servers natively.
 """
 
 import json
@@ -103,20 +102,11 @@ def test_mlflow_admits_who_asks_and_keeps_artifacts_where_it_can_write() -> None
     assert not any(fnmatch("somewhere.example:5000", host) for host in hosts)
 
 
-def test_volumes_and_networks_are_declared_and_mounted_files_exist() -> None:
-    document = compose()
-    named, networks = set(), set()
-    for service in SERVICES.values():
-        networks |= set(service["networks"])
-        for mount in service["volumes"]:
-            place, _, rest = mount.partition(":")
-            if place.startswith("."):
-                assert (ROOT / place).is_file(), f"{place}: Docker would make a folder of it"
-                assert rest.endswith(":ro")
-            else:
-                named.add(place)
-    assert named == set(document["volumes"])
-    assert networks == set(document["networks"])
+def test_mounted_files_exist_and_are_read_only() -> None:
+    mounts = [mount for service in SERVICES.values() for mount in service["volumes"] if mount.startswith(".")]
+    for mount in mounts:
+        assert (ROOT / mount.partition(":")[0]).is_file(), f"{mount}: Docker would make a folder of it"
+        assert mount.endswith(":ro")
 
 
 def test_the_service_is_reached_through_nginx_alone() -> None:
@@ -129,8 +119,6 @@ def test_the_service_is_reached_through_nginx_alone() -> None:
     text = (DEPLOY / "nginx.conf").read_text(encoding="utf-8")
     assert f"server api:{port} " in text
     assert "listen 8080;" in text
-    for deadline in ("client_header_timeout", "client_body_timeout", "keepalive_timeout", "limit_conn "):
-        assert deadline in text
 
 
 def test_nginx_accepts_its_configuration(tmp_path: Path) -> None:
@@ -181,6 +169,8 @@ def test_no_secret_has_a_default_or_stands_in_a_command() -> None:
         *("RECSYS_REDIS_CONNECTION", "RECSYS_REGISTRY_PATH", "RECSYS_EVENTS_URL", "MLFLOW_BACKEND_STORE_URI"),
     }
     assert not SECRET.search((ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    grafana = SERVICES["grafana"]["environment"]
+    assert grafana["GF_USERS_ALLOW_SIGN_UP"] == grafana["GF_AUTH_ANONYMOUS_ENABLED"] == "false"
 
 
 def test_the_example_lists_what_is_asked_for_and_its_copy_stays_out_of_git() -> None:
@@ -189,11 +179,6 @@ def test_the_example_lists_what_is_asked_for_and_its_copy_stays_out_of_git() -> 
     assert {line for line in lines if line and not line.startswith("#")} == {f"{name}=" for name in asked}
     for ignoring in (".gitignore", ".dockerignore"):
         assert ".env" in (ROOT / ignoring).read_text(encoding="utf-8").splitlines()
-
-
-def test_grafana_lets_nobody_in_by_itself() -> None:
-    environment = SERVICES["grafana"]["environment"]
-    assert environment["GF_USERS_ALLOW_SIGN_UP"] == environment["GF_AUTH_ANONYMOUS_ENABLED"] == "false"
 
 
 def test_our_image_is_pinned_and_runs_as_nobody_special() -> None:

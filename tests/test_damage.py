@@ -45,9 +45,9 @@ def test_every_command_ends_with_a_line(
         DAMAGE[damage](path)
     for arguments in COMMANDS:
         code = command.run([*arguments, "--home", str(home)])
-        said = capsys.readouterr()
-        assert "Traceback" not in said.out + said.err
-        assert code == 0 or (code == 2 and said.err.strip()), said
+        shown = capsys.readouterr()
+        assert "Traceback" not in shown.out + shown.err
+        assert code == 0 or (code == 2 and shown.err.strip()), shown
 
 
 def test_the_damaged_file_is_named_with_its_reason(tmp_path: Path) -> None:
@@ -56,9 +56,8 @@ def test_the_damaged_file_is_named_with_its_reason(tmp_path: Path) -> None:
     for name in ("a.json", "b.parquet", "c.db"):
         (tmp_path / name).write_bytes(b"\0garbage" * 200)
         line = explain(KeyError("a"), tmp_path)
-        assert line is not None
-        assert line.startswith(f"{tmp_path / name} is damaged: ")
-        assert "Restore it, or remove it and run the command that writes it again" in line
+        assert str(line).startswith(f"{tmp_path / name} is damaged: ")
+        assert "Restore it, or remove it and run the command that writes it again" in str(line)
         (tmp_path / name).unlink()
 
 

@@ -1,7 +1,4 @@
-"""Every notebook runs from top to bottom, says nothing wrong, and defines no logic.
-
-Stage: tests. In: `notebooks/*.ipynb`. Out: pass or fail. Absent: what the cells show, which the reader judges.
-"""
+"""Every notebook runs from top to bottom, says nothing wrong, and defines no logic."""
 
 import ast
 from pathlib import Path

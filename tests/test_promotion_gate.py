@@ -33,18 +33,11 @@ def outcome(result: GateResult) -> dict[str, tuple[bool, bool]]:
     return {check.name: (check.passed, check.decides) for check in result.checks}
 
 
-def test_first_model_passes_with_sane_metrics() -> None:
-    result = judge(model(), None, latency_budget_ms=50)
-    assert result.passed
-    assert result.reasons == []
-    assert result.warnings == []
-    assert list(outcome(result)) == ["sane_metrics", "ranker_above_retrieval", "latency_in_budget"]
-
-
 def test_first_model_passes_with_warnings_where_only_quality_is_bad() -> None:
+    assert judge(model(), None, latency_budget_ms=50).warnings == []
     result = judge(model(ndcg_at_10=ndcg(0.1), latency_p99_ms=80), None, latency_budget_ms=50)
     assert result.passed
-    assert result.reasons == []
+    assert list(outcome(result)) == ["sane_metrics", "ranker_above_retrieval", "latency_in_budget"]
     assert result.warnings == [
         "The ranker of version 2 reaches NDCG@10 0.1000, not above 0.1500 in the order of retrieval.",
         "An answer of version 2 takes 80.0 ms at the 99th percentile, over the budget of 50 ms.",
@@ -52,7 +45,7 @@ def test_first_model_passes_with_warnings_where_only_quality_is_bad() -> None:
 
 
 @pytest.mark.parametrize(
-    ("metrics", "said"),
+    ("metrics", "problem"),
     [
         ({"ndcg_at_10": None}, "ndcg@10 is missing"),
         ({"latency_p99_ms": None}, "latency_p99_ms is missing"),
@@ -69,21 +62,14 @@ def test_first_model_passes_with_warnings_where_only_quality_is_bad() -> None:
 )
 @pytest.mark.parametrize("champion", [None, CHAMPION])
 def test_metrics_that_cannot_be_true_refuse_even_a_first_model(
-    metrics: dict[str, Any], said: str, champion: Measured | None
+    metrics: dict[str, Any], problem: str, champion: Measured | None
 ) -> None:
     result = judge(model(**metrics), champion, latency_budget_ms=50)
-    assert not result.passed
-    assert result.reasons[0] == f"Version 2 has metrics that cannot be true: {said}."
-    assert result.checks[0].measured == said
-
-
-def test_a_metric_without_a_value_is_not_insane() -> None:
-    assert judge(model(cold={"hr@10": {"mean": None}}), CHAMPION, latency_budget_ms=50).passed
+    assert result.reasons[0] == f"Version 2 has metrics that cannot be true: {problem}."
 
 
 def test_challenger_equal_to_the_low_end_of_the_interval_and_to_the_budget_passes() -> None:
     result = judge(model(ndcg_at_10=ndcg(0.18), latency_p99_ms=50), CHAMPION, latency_budget_ms=50)
-    assert result.passed
     assert all(check.passed and check.decides for check in result.checks)
     compared = result.checks[2]
     assert (compared.name, compared.measured, compared.needed) == ("ndcg_not_below_champion", 0.18, 0.18)
@@ -115,16 +101,8 @@ def test_a_paired_interval_that_reaches_zero_passes(difference: PairedDifference
     assert result.checks[2].sentence.endswith(f"to {difference.high:+.4f}), not below zero.")
 
 
-def test_other_data_are_not_compared_even_where_a_difference_is_given() -> None:
-    drop = paired(-0.01, -0.015, -0.005)
-    result = judge(model(fingerprint="bb"), CHAMPION, latency_budget_ms=50, paired=drop)
-    assert result.passed
-    assert "was not compared" in result.warnings[0]
-
-
 def test_ranker_equal_to_retrieval_order_is_refused() -> None:
     result = judge(model(retrieval_ndcg_at_10=0.20), CHAMPION, latency_budget_ms=50)
-    assert not result.passed
     assert result.reasons == [
         "The ranker of version 2 reaches NDCG@10 0.2000, not above 0.2000 in the order of retrieval."
     ]
@@ -132,19 +110,12 @@ def test_ranker_equal_to_retrieval_order_is_refused() -> None:
 
 def test_missing_metrics_fail_the_checks_that_need_them() -> None:
     result = judge(Measured("version 2", "demo", "aa", {}), CHAMPION, latency_budget_ms=50)
-    assert {name: passed for name, (passed, _) in outcome(result).items()} == {
-        "sane_metrics": False,
-        "same_dataset": True,
-        "ndcg_not_below_champion": False,
-        "ranker_above_retrieval": False,
-        "latency_in_budget": False,
-    }
+    assert [name for name, (passed, _) in outcome(result).items() if passed] == ["same_dataset"]
     assert [check.measured for check in result.checks[2:]] == [None, None, None]
 
 
 def test_another_data_set_is_refused() -> None:
     result = judge(model(dataset="ml-1m", fingerprint="bb"), CHAMPION, latency_budget_ms=50)
-    assert not result.passed
     assert result.reasons == [
         "Version 2 was trained on ml-1m, the champion (version 1) on demo: one cannot take the place of the other."
     ]
@@ -152,7 +123,7 @@ def test_another_data_set_is_refused() -> None:
 
 def test_other_events_of_the_same_data_set_are_not_compared_and_the_rest_decides() -> None:
     worse = model(fingerprint="b" * 64, ndcg_at_10=ndcg(0.16))
-    result = judge(worse, CHAMPION, latency_budget_ms=50)
+    result = judge(worse, CHAMPION, latency_budget_ms=50, paired=paired(-0.01, -0.015, -0.005))
     assert result.passed
     assert outcome(result)["ndcg_not_below_champion"] == (False, False)
     assert result.warnings == [
