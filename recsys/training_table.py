@@ -88,7 +88,8 @@ def build_training_table(
     sampled = np.sort(sampled)
     lists = UnsampledCandidates(
         np.zeros((len(sampled), depth, width), dtype=np.float32),
-        *np.zeros((2, len(sampled), depth), dtype=bool),
+        np.zeros((len(sampled), depth), dtype=bool),
+        np.zeros((len(sampled), depth), dtype=bool),
         contexts.timestamp[sampled],
     )
     rows = [np.zeros((0, 3), dtype=np.int64)]  # context, item_idx, label

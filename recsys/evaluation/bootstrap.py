@@ -155,7 +155,7 @@ def _per_user(user_id: IntArray, values: DoubleArray) -> tuple[DoubleArray, IntA
         raise ValueError("A value to be averaged is not finite.")
     users, user_idx = np.unique(user_id, return_inverse=True)
     sums = np.column_stack([np.bincount(user_idx, weights=column, minlength=len(users)) for column in values.T])
-    return sums, np.bincount(user_idx)
+    return np.asarray(sums, dtype=np.float64), np.bincount(user_idx)
 
 
 def _estimates(sums: DoubleArray, counts: IntArray, n_boot: int, seed: int) -> tuple[list[Estimate], DoubleArray]:

@@ -170,13 +170,14 @@ def calibration_markdown(measured: Calibration) -> str:
 def calibration_png(measured: Calibration) -> bytes:
     """Observed share against predicted probability, a panel each; below, how many examples lie where."""
     figure, axes = plots.new_figure(5.4, (2, 2), height_ratios=[5, 1], sharex="col")
-    _panel(*axes[:, 0], "P(watch)", measured.watch)
-    _panel(*axes[:, 1], "P(like)", measured.like)
+    _panel(axes[:, 0], "P(watch)", measured.watch)
+    _panel(axes[:, 1], "P(like)", measured.like)
     note = f"{BINS} bins of equal size. Whiskers: 95 % interval of the observed share. Dashed: perfect calibration."
     return plots.finished(figure, "Calibration", measured.run.data, note)
 
 
-def _panel(shares: Any, counts: Any, name: str, m: Reliability) -> None:
+def _panel(axes: Any, name: str, m: Reliability) -> None:
+    shares, counts = axes
     top = min(1.0, 1.08 * max([max(b.high, b.mean_probability) for b in m.bins] + [1e-6]))
     shares.plot([0, top], [0, top], color=plots.MUTED, linewidth=1, linestyle="--")
     x = [b.mean_probability for b in m.bins]

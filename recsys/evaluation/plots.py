@@ -73,7 +73,12 @@ def cohorts_png(board: Leaderboard, names: Sequence[str]) -> bytes:
         offset = (i + 1) / (len(names) + 1) - 0.5
         cells = [(y + offset, method.segments[segment].metrics[NDCG]) for y, segment in enumerate(SEGMENTS)]
         drawn = [(y, cell) for y, cell in cells if cell is not None]
-        style = {"color": LINES[i % len(LINES)], "fmt": MARKERS[i % len(MARKERS)], "markersize": 5, "capsize": 2}
+        style: dict[str, Any] = {
+            "color": LINES[i % len(LINES)],
+            "fmt": MARKERS[i % len(MARKERS)],
+            "markersize": 5,
+            "capsize": 2,
+        }
         dots(axes, [c for _, c in drawn], [y for y, _ in drawn], **style, label=one_line(method.name, 22))
     for y, segment in enumerate(SEGMENTS):
         if not sizes[segment].n_events:
