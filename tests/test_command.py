@@ -258,7 +258,7 @@ def test_a_home_that_cannot_be_written(
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "mkdir", no_folder)
-    assert "locked: Permission denied" in refused(capsys, *data, "--home", tmp_path / "locked")
+    assert "/locked/files: Permission denied" in refused(capsys, *data, "--home", tmp_path / "locked")
 
 
 def test_a_programmers_mistake_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
