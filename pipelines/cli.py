@@ -3,9 +3,10 @@
 Heavy libraries are imported inside the commands, so that `--help` answers at once.
 """
 
+import contextlib
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from recsys.settings import Settings
 
 app = typer.Typer(no_args_is_help=True)
+models = typer.Typer(no_args_is_help=True, help="Versions in the model registry: list, compare, promote, roll back.")
+app.add_typer(models, name="models")
 
 Dataset = Annotated[
     str | None,
@@ -31,21 +34,21 @@ HomeFolder = Annotated[
     typer.Option("--home", help="Folder for everything that a run writes. Default: RECSYS_HOME, else .recsys/."),
 ]
 DataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", help="Folder with files in an official MovieLens layout, read where it is."),
+    Path | None, typer.Option(help="Folder with files in an official MovieLens layout, read where it is.")
 ]
-Archive = Annotated[Path | None, typer.Option("--archive", help="A MovieLens ZIP file that is already here.")]
+Archive = Annotated[Path | None, typer.Option(help="A MovieLens ZIP file that is already here.")]
 SkipBadRows = Annotated[
-    bool,
-    typer.Option("--skip-bad-rows", help="Put bad rows into quarantine.csv and go on; otherwise an error."),
+    bool, typer.Option("--skip-bad-rows", help="Put bad rows into quarantine.csv and go on; otherwise an error.")
 ]
 Users = Annotated[int | None, typer.Option(help="Synthetic world only: number of users.")]
 Items = Annotated[int | None, typer.Option("--movies", help="Synthetic world only: number of movies.")]
 Events = Annotated[int | None, typer.Option(help="Synthetic world only: number of ratings.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Moment = Annotated[
     int | None, typer.Option(min=EARLIEST_TIME, help="Moment of the recommendation, seconds UTC. Default: now.")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Length = Annotated[int, typer.Option("--k", min=1, max=MOST_RECOMMENDED, help="How many items a user.")]
+Version = Annotated[str, typer.Argument(help="Version number or alias, for instance challenger.")]
 
 
 @app.command()
@@ -69,7 +72,8 @@ def data(
     """
     from pipelines.obtain import obtain
 
-    obtain(dataset, data_dir, archive, skip_bad_rows, (users, items, events), seed, _settings(home))
+    size = {"n_users": users, "n_items": items, "n_events": events}
+    obtain(_settings(home), dataset, data_dir, archive, skip_bad_rows, size, seed)
 
 
 @app.command()
@@ -101,22 +105,19 @@ def train(
     Example: `recsys train --data-dir ~/ml-100k`
     """
     from pipelines.obtain import obtain_if_needed
-    from pipelines.pipeline import open_pipeline
-    from pipelines.training import train as run
+    from pipelines.stages import train as run
 
-    settings = _settings(home)
-    name = obtain_if_needed(dataset, data_dir, archive, skip_bad_rows, settings)
-    pipeline = open_pipeline(
-        name,
-        settings,
+    pipeline = opened(
+        obtain_if_needed(_settings(home), dataset, data_dir, archive, skip_bad_rows),
+        home,
+        tuned=tuned,
+        later_ratings="new" if only is None else "taken",
         device=device,
         epochs=epochs,
         index=index,
-        budget_ms=budget_ms,
+        latency_budget_ms=budget_ms,
         seed=seed,
         refit=refit,
-        tuned=tuned,
-        later_ratings="new" if only is None else "taken",
     )
     run(pipeline, only=only, force=force)
 
@@ -141,26 +142,25 @@ def evaluate(
     """
     from pipelines import evaluation
 
-    pipeline = _pipeline(dataset, _settings(home))
-    evaluation.evaluate(pipeline.data, home=pipeline.home, report=pipeline.report, dump=dump)
+    pipeline = opened(dataset, home)
+    evaluation.evaluate(pipeline.data, pipeline.home, pipeline.report, dump)
 
 
 @app.command()
 def status(dataset: Dataset = None, home: HomeFolder = None) -> None:
-    """What the data set holds, what its models learnt from, and how many ratings wait for the next training.
-
-    Example: `recsys status`
-    """
-    from pipelines.status import status as lines
+    """What the data set holds, what its models learnt from, and how many ratings wait for the next training."""
+    from pipelines import training_set
 
     settings = _settings(home)
-    print(lines(settings.paths().choose(dataset or settings.dataset), settings))
+    chosen = settings.paths().choose(dataset or settings.dataset)
+    with contextlib.closing(settings.event_table(chosen)) as table:
+        print(training_set.status(chosen, table))
 
 
 @app.command()
 def recommend(
     user: Annotated[int, typer.Option("--user", "-u", min=0, max=LARGEST_ID, help="User id as in the data set.")],
-    k: Annotated[int, typer.Option("--k", min=1, max=MOST_RECOMMENDED, help="How many items.")] = 10,
+    k: Length = 10,
     at: Moment = None,
     dataset: Dataset = None,
     home: HomeFolder = None,
@@ -171,13 +171,13 @@ def recommend(
     """
     from pipelines.recommending import print_recommendations
 
-    print_recommendations(_pipeline(dataset, _settings(home)), user, k, int(time.time()) if at is None else at)
+    print_recommendations(opened(dataset, home), user, k, int(time.time()) if at is None else at)
 
 
 @app.command()
 def batch(
     out: Annotated[Path, typer.Option(dir_okay=False, help="Parquet file to write: user_id, rank, item_id, score.")],
-    k: Annotated[int, typer.Option("--k", min=1, max=MOST_RECOMMENDED, help="How many items a user.")] = 10,
+    k: Length = 10,
     at: Moment = None,
     dataset: Dataset = None,
     home: HomeFolder = None,
@@ -188,7 +188,7 @@ def batch(
     """
     from pipelines.recommending import write_batch
 
-    write_batch(_pipeline(dataset, _settings(home)), out, k, int(time.time()) if at is None else at)
+    write_batch(opened(dataset, home), out, k, int(time.time()) if at is None else at)
 
 
 @app.command()
@@ -209,16 +209,12 @@ def quickstart(
     run(dataset or settings.dataset or "ml-100k", user, settings)
 
 
-models = typer.Typer(no_args_is_help=True, help="Versions in the model registry: list, compare, promote, roll back.")
-app.add_typer(models, name="models")
-
-
 @models.command("list")
 def models_list(dataset: Dataset = None, home: HomeFolder = None) -> None:
     """All versions of a data set's model, newest first, with their quality and aliases."""
     from pipelines.versions import print_versions
 
-    print_versions(_pipeline(dataset, _settings(home)).registry)
+    print_versions(opened(dataset, home).registry)
 
 
 @models.command("compare")
@@ -240,17 +236,13 @@ def models_compare(
     """
     from pipelines.versions import print_comparison
 
-    print_comparison(_pipeline(dataset, _settings(home)).registry, a, b, fail_if_worse=fail_if_worse)
+    print_comparison(opened(dataset, home).registry, a, b, fail_if_worse=fail_if_worse)
 
 
 @models.command("promote")
-def models_promote(
-    version: Annotated[str, typer.Argument(help="Version number or alias, for instance challenger.")],
-    dataset: Dataset = None,
-    home: HomeFolder = None,
-) -> None:
+def models_promote(version: Version, dataset: Dataset = None, home: HomeFolder = None) -> None:
     """Make a version the champion, whatever the gate said."""
-    registry = _pipeline(dataset, _settings(home)).registry
+    registry = opened(dataset, home).registry
     info = registry.promote(version)
     print(f"version {info.version} of {registry.model_name} is champion; a running service swaps within seconds")
 
@@ -258,7 +250,7 @@ def models_promote(
 @models.command("rollback")
 def models_rollback(dataset: Dataset = None, home: HomeFolder = None) -> None:
     """Make the previous champion champion again."""
-    registry = _pipeline(dataset, _settings(home)).registry
+    registry = opened(dataset, home).registry
     info = registry.rollback()
     print(f"version {info.version} of {registry.model_name} is champion again; a running service swaps to it")
 
@@ -269,8 +261,8 @@ def _settings(home: Path | None) -> "Settings":
     return read_settings(home)
 
 
-def _pipeline(dataset: str | None, settings: "Settings") -> "Pipeline":
-    """The pipeline of a data set that has been prepared."""
+def opened(dataset: str | None, home: Path | None, **options: Any) -> "Pipeline":
+    """The pipeline of a data set that has been prepared; `options` are those of `open_pipeline`."""
     from pipelines.pipeline import open_pipeline
 
-    return open_pipeline(dataset, settings)
+    return open_pipeline(dataset, _settings(home), **options)

@@ -3,14 +3,15 @@
 The rules below were found on validation windows (docs/experiments.md, docs/tuning.md), never on the test window.
 """
 
-from collections.abc import Mapping
+import json
+import sys
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Final, get_type_hints
+from typing import Any, Final, get_type_hints
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, RETRIEVERS, TIMESTAMP, TWO_TOWER
 from recsys.errors import ConfigError
@@ -52,27 +53,23 @@ def config_for(
     latency_budget_ms: float = 50.0,
     feature_store: str = "sqlite",
 ) -> PipelineConfig:
-    """Defaults for a data set. Larger data: fewer passes of the two-tower model, stronger EASE regularisation.
-
-    Only the first seven tenths in time are looked at, so that nothing of the later windows enters by way of a setting.
-    The half-life of popularity is the time that the last fifth of those events took.
-    """
+    """The rules. They look at the first seven tenths of the events in time, so that nothing of the later windows enters
+    by way of a setting. The half-life of popularity is the time that the last fifth of those events took."""
     times = np.sort(events[TIMESTAMP].to_numpy(np.int64))
     times = times[: len(times) * 7 // 10]
     n = len(times)
     large = n > 200_000
     recent_days = (times[-1] - times[n * 4 // 5]) / 86_400 if n else 30.0
-    tower = TowerSettings(
-        epochs=epochs or (9 if large else 20),
-        batch_events=4_096 if large else 2_560,
-        max_events_per_epoch=250_000,
-        patience=2 if large else 4,
-        learning_rate=4e-3,
-        device=device,
-        seed=seed,
-    )
     return PipelineConfig(
-        tower=tower,
+        tower=TowerSettings(
+            epochs=epochs or (9 if large else 20),
+            batch_events=4_096 if large else 2_560,
+            max_events_per_epoch=250_000,
+            patience=2 if large else 4,
+            learning_rate=4e-3,
+            device=device,
+            seed=seed,
+        ),
         retrievers={
             EASE: {"regularisation": float(np.clip(0.015 * n, 500, 2_000)), "power": 0.95},
             IALS: {"dim": 128, "regularisation": 23.0, "alpha": 2.0, "iterations": 15, "power": 0.85},
@@ -80,7 +77,7 @@ def config_for(
             COVISITATION: {"decay": 0.85, "damping": 0.45, "history_decay": 0.75},
             POPULARITY: {"half_life_days": float(np.clip(recent_days, 7, 365))},
         },
-        ranker=replace(RankerSettings(), seed=seed),
+        ranker=RankerSettings(seed=seed),
         recommender=RecommenderSettings(
             rrf_weights={TWO_TOWER: 1.3, EASE: 0.8, IALS: 0.3, ITEM_KNN: 0.1, COVISITATION: 0.2, POPULARITY: 0.25}
         ),
@@ -110,25 +107,17 @@ def tuned_path(dataset: str) -> Path:
     return TUNED / f"{dataset}.json"
 
 
-class _Data(BaseModel, extra="allow"):
-    fingerprint: str
-
-
-class _About(BaseModel, extra="allow"):
-    data: _Data
-
-
-class _TunedFile(BaseModel, extra="allow"):
-    about: _About
-
-
 def read_tuned(path: Path) -> Tuned:
     """Raises ConfigError for a file that is no JSON object, or does not say which data were searched."""
     try:
-        found = _TunedFile.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {_first(error)}. Correct it, or take it away and search again.") from error
-    return Tuned(path, found.about.data.fingerprint, found.model_dump())
+        content = json.loads(path.read_bytes())
+        fingerprint = content[ABOUT]["data"]["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is no JSON object with about.data.fingerprint ({error!r}). Correct it, or take it away and search "
+            "again."
+        ) from error
+    return Tuned(path, str(fingerprint), content)
 
 
 def with_tuned(config: PipelineConfig, tuned: Tuned) -> PipelineConfig:
@@ -137,33 +126,23 @@ def with_tuned(config: PipelineConfig, tuned: Tuned) -> PipelineConfig:
     Raises ConfigError, with file and key, for a key that is no setting or not one to tune, and for a value that has
     not the setting's type, is not finite or is below 0. A whole number may stand for a float.
     """
-    retrievers = {
-        name: _numbers(name, {key: type(value) for key, value in settings.items()})
-        for name, settings in config.retrievers.items()
-    }
-    sections = {
-        ABOUT: Any,
-        OF_RETRIEVERS: _section(OF_RETRIEVERS, retrievers),
-        RRF: _numbers(RRF, dict.fromkeys(RETRIEVERS, float)),
-        RANKER: _numbers(RANKER, _tunable(RankerSettings)),
-        TOWER: _numbers(TOWER, _tunable(TowerSettings)),
-    }
+    content = tuned.content
     try:
-        over = _section("tuned", sections).model_validate(tuned.content).model_dump(exclude_unset=True)
+        _require_known("", content, (ABOUT, OF_RETRIEVERS, RRF, RANKER, TOWER))
+        _require_known(OF_RETRIEVERS, content.get(OF_RETRIEVERS, {}), config.retrievers)
+        retrievers = {**config.retrievers}
+        for name, values in content.get(OF_RETRIEVERS, {}).items():
+            types = {key: type(value) for key, value in retrievers[name].items()}
+            retrievers[name] = retrievers[name] | _numbers(f"{OF_RETRIEVERS}.{name}", values, types)
+        weights = _numbers(RRF, content.get(RRF, {}), dict.fromkeys(RETRIEVERS, float))
         return replace(
             config,
-            retrievers={
-                name: {**old, **over.get(OF_RETRIEVERS, {}).get(name, {})} for name, old in config.retrievers.items()
-            },
-            recommender=replace(
-                config.recommender, rrf_weights={**config.recommender.rrf_weights, **over.get(RRF, {})}
-            ),
-            ranker=replace(config.ranker, **over.get(RANKER, {})),
-            tower=replace(config.tower, **over.get(TOWER, {})),
+            retrievers=retrievers,
+            recommender=replace(config.recommender, rrf_weights=config.recommender.rrf_weights | weights),
+            ranker=replace(config.ranker, **_numbers(RANKER, content.get(RANKER, {}), _tunable(RankerSettings))),
+            tower=replace(config.tower, **_numbers(TOWER, content.get(TOWER, {}), _tunable(TowerSettings))),
             tuned=tuned.path.stem,
         )
-    except ValidationError as error:
-        raise ConfigError(f"{tuned.path}: {_first(error)}.") from error
     except ConfigError as error:
         raise ConfigError(f"{tuned.path}: {error}") from error
 
@@ -174,21 +153,19 @@ def _tunable(settings: type[RankerSettings | TowerSettings]) -> dict[str, type]:
     return {name: hint for name, hint in hints.items() if hint in (int, float) and name not in CHOSEN}
 
 
-def _numbers(name: str, known: Mapping[str, type]) -> type[BaseModel]:
-    limits = {int: Field(ge=0), float: Field(ge=0, allow_inf_nan=False)}
-    return _section(name, {key: Annotated[kind, limits[kind]] for key, kind in known.items()})
+def _require_known(section: str, values: Any, names: Collection[str]) -> None:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{section} must hold settings by name, not {values!r}")
+    if unknown := [name for name in values if name not in names]:
+        raise ConfigError(f"there is no setting {section}{'.' if section else ''}{unknown[0]} to tune")
 
 
-def _section(name: str, fields: Mapping[str, Any]) -> type[BaseModel]:
-    """A model whose fields are all optional and no others allowed."""
-    optional: dict[str, Any] = {key: (kind, None) for key, kind in fields.items()}
-    return create_model(name, __config__=ConfigDict(extra="forbid", strict=True), **optional)
-
-
-def _first(error: ValidationError) -> str:
-    """The first problem: which key, and what is wrong with it."""
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"there is no setting {where} to tune"
-    return f"{where}: {problem['msg']}" if where else problem["msg"]
+def _numbers(section: str, values: Any, types: Mapping[str, type]) -> dict[str, Any]:
+    """The values, each as its setting's type."""
+    _require_known(section, values, types)
+    for key, value in values.items():
+        allowed = (int,) if types[key] is int else (int, float)
+        if isinstance(value, bool) or not isinstance(value, allowed) or not 0 <= value <= sys.float_info.max:
+            kind = "a whole number" if types[key] is int else "a finite number"
+            raise ConfigError(f"{section}.{key} must be {kind} of at least 0, not {value!r}")
+    return {key: types[key](value) for key, value in values.items()}

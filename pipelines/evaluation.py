@@ -9,58 +9,42 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipelines.bundles import bundle_facts, evaluation_bundle, new_bundle_id
+from pipelines.bundles import evaluation_bundle, write_bundle
 from pipelines.config import PipelineConfig
 from pipelines.stage_runner import Report, progress, stage_seconds
 from pipelines.training_set import TrainingSet
 from recsys.atomic_io import read_json, write_json
-from recsys.bundle import Bundle, load_bundle, save_bundle, with_metrics
-from recsys.columns import RANK
+from recsys.bundle import Bundle, load_bundle, with_metrics
+from recsys.columns import RANK, TIMESTAMP, USER_ID
 from recsys.evaluation.about import about
 from recsys.evaluation.calibration import Predicted, write_calibration
 from recsys.evaluation.latency import TOTAL, Percentiles, measure_in_process
-from recsys.evaluation.leaderboard import ALL, NDCG, Leaderboard, build_leaderboard
+from recsys.evaluation.leaderboard import ALL, NDCG, build_leaderboard
 from recsys.evaluation.ranks import RANKS_FILE, write_ranks
 from recsys.evaluation.replay import FULL_SYSTEM, MERGED, replay, test_events
 from recsys.evaluation.report import write_report
 from recsys.evaluation.study import StudyRun
 from recsys.evaluation.tables import BUNDLE, leaderboard_markdown
 from recsys.features.item_stats import ItemStatsTimeline, day_of, snapshots
-from recsys.ranking.calibration import Probabilities
-from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 from recsys.recommender import RequestContext
-from recsys.retrieval.retrievers import load_retrievers
 from recsys.threads import limited
 from recsys.workspace import DatasetWorkspace
 
 LATENCY_REQUESTS, LATENCY_WARM_UP, LATENCY_K = 300, 30, 10
 
 
-def run(data: TrainingSet, *, home: DatasetWorkspace, config: PipelineConfig, report: Report) -> None:
+def run(data: TrainingSet, config: PipelineConfig, home: DatasetWorkspace, report: Report) -> None:
     """Make the bundle, measure it, write the report, keep the metrics and the ranks in the bundle."""
-    bundle_id = new_bundle_id(home.name, "evaluation")
-    folder, ranker = home.bundles / bundle_id, home.work / "ranker_t2"
-    save_bundle(
-        folder,
-        bundle_facts(data, config, bundle_id, "evaluation", data.split.t2),
-        data.catalogue,
-        load_retrievers(home.work / "retrievers_t2", data.catalogue),
-        BoostedRanker.load(ranker),
-        LogisticRanker.load(ranker),
-        config.recommender,
-        Probabilities.load(ranker),
-    )
+    folder = write_bundle(home, data, config, "evaluation", "t2", data.split.t2)
     ranks = home.work / RANKS_FILE
-    bundle = load_bundle(folder)
-    metrics = measure(data, bundle, home=home, command="recsys train", report=report, ranks=ranks)
+    metrics = measure(data, load_bundle(folder), home, "recsys train", report, ranks=ranks)
     with_metrics(folder, metrics, [ranks])
-    write_json(home.work / "evaluation.json", {"bundle_id": bundle_id})
+    write_json(home.work / "evaluation.json", {"bundle_id": folder.name})
 
 
-def evaluate(data: TrainingSet, *, home: DatasetWorkspace, report: Report, dump: Path | None = None) -> None:
+def evaluate(data: TrainingSet, home: DatasetWorkspace, report: Report, dump: Path | None = None) -> None:
     """Measure the evaluated bundle again; write the full system's lists to `dump`, if anywhere."""
-    bundle = evaluation_bundle(home, data)
-    measure(data, bundle, home=home, command="recsys evaluate", report=report, dump=dump)
+    measure(data, evaluation_bundle(home, data), home, "recsys evaluate", report, dump=dump)
     if dump is not None:
         report(f"lists of every test event: {dump}")
 
@@ -69,10 +53,10 @@ def evaluate(data: TrainingSet, *, home: DatasetWorkspace, report: Report, dump:
 def measure(
     data: TrainingSet,
     bundle: Bundle,
-    *,
     home: DatasetWorkspace,
     command: str,
     report: Report,
+    *,
     dump: Path | None = None,
     ranks: Path | None = None,
 ) -> dict[str, object]:
@@ -94,7 +78,7 @@ def measure(
         progress=progress(report, "evaluate: contexts replayed"),
     )
     leaderboard = build_leaderboard(replayed, data.tables.info, data.split.t1, t2, system=FULL_SYSTEM)
-    latency = _latency(data, bundle, snapshot_table)
+    latency = _latency(data, bundle, events, snapshot_table)
     if ranks is not None:
         write_ranks(replayed.events.assign(**{RANK: replayed.ranks(FULL_SYSTEM)}), ranks)
     run = about(command)
@@ -109,36 +93,12 @@ def measure(
         about={
             **run,
             BUNDLE: bundle.facts.bundle_id,
-            "latency, one user in process, p50 / p99 ms": _shown(latency),
+            "latency, one user in process, p50 / p99 ms": f"{latency.p50_ms:.1f} / {latency.p99_ms:.1f}",
         },
         stages=stage_seconds(home.stages),
     )
     report(leaderboard_markdown(leaderboard))
     report(f"report: {page}")
-    return _carried(leaderboard, latency)
-
-
-def _latency(data: TrainingSet, bundle: Bundle, snapshot_table: pd.DataFrame) -> dict[str, Percentiles]:
-    """One user at a time, through the path that serves, for users spread over the test window."""
-    events = test_events(data.tables.events, bundle.facts.trained_through)
-    chosen = events.iloc[np.linspace(0, len(events) - 1, min(LATENCY_REQUESTS, len(events))).astype(int)]
-    states = [
-        data.histories.states_at([user], [moment])
-        for user, moment in zip(chosen["user_id"], chosen["timestamp"], strict=True)
-    ]
-    day = int(day_of(int(events["timestamp"].iloc[-1])))
-    context = RequestContext(ItemStatsTimeline(bundle.recommender.catalogue, snapshot_table).as_of(day))
-    return measure_in_process(
-        bundle.recommender, states, context, LATENCY_K, n=LATENCY_REQUESTS, warmup=LATENCY_WARM_UP
-    )
-
-
-def _shown(latency: dict[str, Percentiles]) -> str:
-    return f"{latency[TOTAL].p50_ms:.1f} / {latency[TOTAL].p99_ms:.1f}"
-
-
-def _carried(leaderboard: Leaderboard, latency: dict[str, Percentiles]) -> dict[str, object]:
-    """What a bundle says of its quality: the full system's metrics, the retrieval order's NDCG@10, latency."""
     full = leaderboard.method(FULL_SYSTEM)
     overall = full.segments[ALL]
     merged = leaderboard.method(MERGED).overall[NDCG]
@@ -146,8 +106,20 @@ def _carried(leaderboard: Leaderboard, latency: dict[str, Percentiles]) -> dict[
         **{name: asdict(value) for name, value in overall.metrics.items() if value is not None},
         "retrieval_ndcg@10": merged and asdict(merged),
         "coverage@10": full.beyond_accuracy.coverage,
-        "latency_p50_ms": latency[TOTAL].p50_ms,
-        "latency_p99_ms": latency[TOTAL].p99_ms,
+        "latency_p50_ms": latency.p50_ms,
+        "latency_p99_ms": latency.p99_ms,
         "n_events": overall.n_events,
         "n_users": overall.n_users,
     }
+
+
+def _latency(data: TrainingSet, bundle: Bundle, events: pd.DataFrame, snapshot_table: pd.DataFrame) -> Percentiles:
+    """One user at a time, through the path that serves, for users spread over the test window."""
+    chosen = events.iloc[np.linspace(0, len(events) - 1, min(LATENCY_REQUESTS, len(events))).astype(int)]
+    moments = zip(chosen[USER_ID], chosen[TIMESTAMP], strict=True)
+    states = [data.histories.states_at([user], [moment]) for user, moment in moments]
+    day = int(day_of(int(events[TIMESTAMP].iloc[-1])))
+    context = RequestContext(ItemStatsTimeline(bundle.recommender.catalogue, snapshot_table).as_of(day))
+    return measure_in_process(
+        bundle.recommender, states, context, LATENCY_K, n=LATENCY_REQUESTS, warmup=LATENCY_WARM_UP
+    )[TOTAL]

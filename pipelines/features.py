@@ -29,18 +29,17 @@ def ranker_contexts(data: TrainingSet, after: int, through: int, ranker: RankerS
 
 def outputs(home: DatasetWorkspace, store: FeatureStore) -> list[Path]:
     """The tables, and those stores that are files."""
-    config = store.config
+    stores = (store.config.registry_file, store.config.online_file)
     tables = [table_path(home, view) for view in (USER_STATE_VIEW, ITEM_STATS_VIEW)]
-    return [*tables, *(path for path in (config.registry_file, config.online_file) if path is not None)]
+    return [*tables, *(path for path in stores if path is not None)]
 
 
 def write(
     data: TrainingSet,
-    *,
+    ranker: RankerSettings,
     home: DatasetWorkspace,
     store: FeatureStore,
     event_table: EventTable,
-    ranker: RankerSettings,
     report: Report,
 ) -> None:
     """Past states of `data`, from which rankers learn; newest states and statistics of what is known by now."""

@@ -1,68 +1,67 @@
 """From a name, a folder or an archive to the typed tables of a data set."""
 
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
-import typer
-
-from pipelines.status import waiting
+from pipelines import training_set
+from pipelines.stage_runner import say
 from recsys.atomic_io import read_json, write_json
 from recsys.data.datasets import CITATION, DATASETS
 from recsys.data.fetch import UnreachableError
 from recsys.data.prepare import dataset_name_for, prepare
 from recsys.data.synthetic import WorldSize, generate_world
-from recsys.data.tables import DatasetInfo
 from recsys.errors import ConfigError
 from recsys.settings import Settings
 from recsys.workspace import DatasetWorkspace
 
 SYNTHETIC = "synthetic"
 SOURCE = "source.json"  # in a data set's home: what it was made from
-Sizes = tuple[int | None, int | None, int | None]
 
 
 def obtain(
-    dataset: str | None,
-    data_dir: Path | None,
-    archive: Path | None,
-    skip_bad_rows: bool,
-    sizes: Sizes,
-    seed: int,
     settings: Settings,
+    dataset: str | None,
+    data_dir: Path | None = None,
+    archive: Path | None = None,
+    skip_bad_rows: bool = False,
+    size: Mapping[str, int | None] | None = None,
+    seed: int = 1,
 ) -> str:
-    """Write the tables and return the data set's name. Users, items, events of `sizes` are for the synthetic world."""
+    """Write the tables and return the data set's name. `size` and `seed` are for the synthetic world."""
     if data_dir is not None and archive is not None:
         raise ConfigError("Give --data-dir or --archive, not both.")
-    info = data_dir or archive
-    name = dataset or (dataset_name_for(info) if info is not None else settings.dataset)
+    files = data_dir or archive
+    name = dataset or (dataset_name_for(files) if files is not None else settings.dataset)
     if name is None:
         raise ConfigError("Say which data: --dataset NAME, --data-dir FOLDER or --archive ZIP.")
-    if any(s is not None for s in sizes) and (name != SYNTHETIC or info is not None):
+    chosen = {key: n for key, n in (size or {}).items() if n is not None}
+    if chosen and (name != SYNTHETIC or files is not None):
         raise ConfigError("--users, --movies and --events size the synthetic world: add --dataset synthetic.")
     root = settings.paths()
     home = root.dataset(name)
-    if name == SYNTHETIC and info is None:
-        default = WorldSize()
-        users, items, events = sizes
-        size = WorldSize(
-            default.n_users if users is None else users,
-            default.n_items if items is None else items,
-            default.n_events if events is None else events,
-        )
-        say(f"making a synthetic world: {size.n_users:,} users, {size.n_items:,} items, {size.n_events:,} ratings")
-        generate_world(home.raw, size, seed)
-        data_dir = home.raw
-    elif info is None and name not in DATASETS:
-        raise ConfigError(f"{name!r} is not an official data set ({', '.join(DATASETS)}, synthetic); add --data-dir.")
-    elif info is not None:
+    if files is not None:
         say(CITATION)
         if dataset is None:
-            _require_own_name(home, info)
-    official = name if name in DATASETS and (info is None or dataset is not None) else None
-    made = prepare(home, data_dir=data_dir, archive=archive, dataset=official, skip_bad_rows=skip_bad_rows, report=say)
-    write_json(home.root / SOURCE, {"source": str(info.resolve()) if info is not None else name})
+            _require_own_name(home, files)
+    elif name == SYNTHETIC:
+        world = WorldSize(**chosen)
+        say(f"making a synthetic world: {world.n_users:,} users, {world.n_items:,} items, {world.n_events:,} ratings")
+        generate_world(home.raw, world, seed)
+        data_dir = home.raw
+    elif name not in DATASETS:
+        raise ConfigError(f"{name!r} is not an official data set ({', '.join(DATASETS)}, synthetic); add --data-dir.")
+    official = name if name in DATASETS and (files is None or dataset is not None) else None
+    info = prepare(home, data_dir=data_dir, archive=archive, dataset=official, skip_bad_rows=skip_bad_rows, report=say)
+    write_json(home.root / SOURCE, {"source": name if files is None else str(files.resolve())})
     root.remember(name)
-    _say_what(made, home.data)
-    say(f"waiting for the next training: {waiting(home, settings)}")
+    bad = f", {info.n_quarantined:,} bad rows in {home.data / 'quarantine.csv'}" if info.n_quarantined else ""
+    say(
+        f"{info.label}: {info.n_events:,} events, {info.n_items:,} items, {info.n_users:,} users{bad}; "
+        f"fingerprint of the files {info.fingerprint[:12]}"
+    )
+    with contextlib.closing(settings.event_table(home)) as table:
+        say(f"waiting for the next training: {training_set.waiting(home, table):,} ratings in the event table")
     return name
 
 
@@ -78,35 +77,26 @@ def _require_own_name(home: DatasetWorkspace, source: Path) -> None:
 
 
 def obtain_if_needed(
-    dataset: str | None, data_dir: Path | None, archive: Path | None, skip_bad_rows: bool, settings: Settings
+    settings: Settings,
+    dataset: str | None,
+    data_dir: Path | None = None,
+    archive: Path | None = None,
+    skip_bad_rows: bool = False,
 ) -> str:
     """The name of a data set whose tables exist; fetched first where files are named or there are none yet."""
     root = settings.paths()
     name = dataset or settings.dataset
-    nothing_named = data_dir is None and archive is None
-    if nothing_named and (name is None or root.dataset(name).data.exists()):
+    if data_dir is None and archive is None and (name is None or root.dataset(name).data.exists()):
         chosen = root.choose(name).name
         root.remember(chosen)
         return chosen
-    return obtain(dataset, data_dir, archive, skip_bad_rows, (None, None, None), 1, settings)
+    return obtain(settings, dataset, data_dir, archive, skip_bad_rows)
 
 
-def obtain_or_synthetic(dataset: str, settings: Settings) -> str:
+def obtain_or_synthetic(settings: Settings, dataset: str) -> str:
     """The named data set; where it cannot be reached, the synthetic world, said plainly."""
     try:
-        return obtain_if_needed(dataset, None, None, False, settings)
+        return obtain_if_needed(settings, dataset)
     except UnreachableError as error:
         say(f"\n{error}\n\nGoing on with the SYNTHETIC world. Its numbers are not results on MovieLens.\n")
-        return obtain_if_needed(SYNTHETIC, None, None, False, settings)
-
-
-def say(line: str) -> None:
-    typer.echo(line, err=True)
-
-
-def _say_what(info: DatasetInfo, folder: Path) -> None:
-    skipped = f", {info.n_quarantined:,} bad rows in {folder / 'quarantine.csv'}" if info.n_quarantined else ""
-    say(
-        f"{info.label}: {info.n_events:,} events, {info.n_items:,} items, {info.n_users:,} users"
-        f"{skipped}; fingerprint of the files {info.fingerprint[:12]}"
-    )
+        return obtain_if_needed(settings, SYNTHETIC)

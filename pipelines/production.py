@@ -5,18 +5,15 @@ A production bundle is not evaluated: it carries the metrics and ranks of its ev
 
 from collections.abc import Mapping
 
-from pipelines.bundles import bundle_facts, new_bundle_id
+from pipelines.bundles import write_bundle
 from pipelines.config import PipelineConfig
 from pipelines.stage_runner import Report
 from pipelines.training_set import TrainingSet
 from recsys.atomic_io import read_json, write_json
-from recsys.bundle import read_facts, save_bundle
+from recsys.bundle import read_facts
 from recsys.errors import MissingArtefactError
 from recsys.evaluation.ranks import RANKS_FILE
-from recsys.ranking.calibration import Probabilities
-from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 from recsys.registry import Registry
-from recsys.retrieval.retrievers import load_retrievers
 from recsys.workspace import DatasetWorkspace
 
 REPORT_FILES = (
@@ -26,7 +23,7 @@ REPORT_FILES = (
 )
 
 
-def run(data: TrainingSet, *, home: DatasetWorkspace, config: PipelineConfig) -> None:
+def run(data: TrainingSet, config: PipelineConfig, home: DatasetWorkspace) -> None:
     """Write the production bundle: refitted through the last event, or the evaluated model itself.
 
     Raises MissingArtefactError where the evaluation has left no ranks.
@@ -35,30 +32,13 @@ def run(data: TrainingSet, *, home: DatasetWorkspace, config: PipelineConfig) ->
     ranks = evaluated / RANKS_FILE
     if not ranks.exists():
         raise MissingArtefactError(f"{ranks} is not there. Run `recsys train --only evaluate --force` first.")
-    last, through = ("all", data.split.end) if config.refit else ("t2", data.split.t2)
-    bundle_id = new_bundle_id(home.name, "production")
-    ranker = home.work / f"ranker_{last}"
-    save_bundle(
-        home.bundles / bundle_id,
-        bundle_facts(data, config, bundle_id, "production", through, sibling=read_facts(evaluated)),
-        data.catalogue,
-        load_retrievers(home.work / f"retrievers_{last}", data.catalogue),
-        BoostedRanker.load(ranker),
-        LogisticRanker.load(ranker),
-        config.recommender,
-        Probabilities.load(ranker),
-        [ranks],
-    )
-    write_json(home.work / "production.json", {"bundle_id": bundle_id, "sibling_id": evaluated.name})
+    fitted, through = ("all", data.split.end) if config.refit else ("t2", data.split.t2)
+    folder = write_bundle(home, data, config, "production", fitted, through, read_facts(evaluated), [ranks])
+    write_json(home.work / "production.json", {"bundle_id": folder.name, "sibling_id": evaluated.name})
 
 
 def register(
-    *,
-    home: DatasetWorkspace,
-    registry: Registry,
-    seconds: Mapping[str, float],
-    latency_budget_ms: float,
-    report: Report,
+    home: DatasetWorkspace, registry: Registry, seconds: Mapping[str, float], latency_budget_ms: float, report: Report
 ) -> None:
     """Register the pair, ask the gate, promote if it passes. `seconds` of each stage become tags."""
     pair = read_json(home.work / "production.json")
@@ -73,7 +53,7 @@ def register(
         report(f"gate: {'ok  ' if check.passed else 'FAIL' if check.decides else 'warn'} {check.sentence}")
     if result.passed:
         registry.promote(version.version)
-        report(f"version {version.version} of {registry.model_name} is champion")
-    else:
-        report(f"version {version.version} of {registry.model_name} stays challenger")
+    report(
+        f"version {version.version} of {registry.model_name} {'is champion' if result.passed else 'stays challenger'}"
+    )
     write_json(home.work / "registered.json", {"version": version.version, "champion": result.passed})

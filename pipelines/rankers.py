@@ -7,10 +7,10 @@ events that it is judged by. States and statistics come through Feast's point-in
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from pipelines.config import PipelineConfig
 from pipelines.features import ranker_contexts
 from pipelines.stage_runner import Report, progress
 from pipelines.training_set import TrainingSet
@@ -22,8 +22,8 @@ from recsys.features.item_stats import ItemStats
 from recsys.features.prediction_points import PredictionPoints
 from recsys.features.state import StateBatch, state_batch
 from recsys.ranking.calibration_training import fit_probabilities
-from recsys.ranking.training import RankerSettings, TrainingTable, fit_boosted, fit_early, fit_logistic, joined
-from recsys.recommender import Recommender, RecommenderSettings
+from recsys.ranking.training import TrainingTable, fit_boosted, fit_early, fit_logistic, joined
+from recsys.recommender import Recommender
 from recsys.retrieval.retrievers import load_retrievers
 from recsys.training_table import build_training_table, item_days, retrieve_contexts
 
@@ -57,18 +57,16 @@ def windows_all(work: Path, split: Split) -> list[RankerWindow]:
 
 def fit(
     data: TrainingSet,
+    config: PipelineConfig,
     windows: Sequence[RankerWindow],
-    *,
     store: FeatureStore,
-    ranker: RankerSettings,
-    recommender: RecommenderSettings,
     folder: Path,
     report: Report,
 ) -> None:
     """Fit on the tables of all windows; write trees, logistic baseline, probabilities and a few facts."""
     store.apply()  # a copied home's registry still names the files of the first one
-    read: dict[str, Any] = {"store": store, "ranker": ranker, "recommender": recommender, "report": report}
-    table = joined([window_table(data, window, **read) for window in windows])
+    ranker = config.ranker
+    table = joined([window_table(data, config, window, store, report) for window in windows])
     early = fit_early(table, ranker, report=report)
     boosted = fit_boosted(table, ranker, early=early)
     logistic = boosted.base or fit_logistic(table)
@@ -82,33 +80,29 @@ def fit(
         "calibration": calibration,
     }
     with replacing_folder(folder) as beside:
-        boosted.save(beside)
-        logistic.save(beside)
-        probabilities.save(beside)
+        for fitted in (boosted, logistic, probabilities):
+            fitted.save(beside)
         write_json(beside / "facts.json", facts)
 
 
 def window_table(
     data: TrainingSet,
+    config: PipelineConfig,
     window: RankerWindow,
-    *,
     store: FeatureStore,
-    ranker: RankerSettings,
-    recommender: RecommenderSettings,
     report: Report,
     without: str | None = None,
 ) -> TrainingTable:
     """The table of one window, retrieved by the window's retrievers, or by all but the one named `without`."""
+    ranker, name = config.ranker, window.retrievers.name
     contexts = ranker_contexts(data, window.after, window.through, ranker)
     states = _states_from_feast(data, store, contexts)
-    fitted = [r for r in load_retrievers(window.retrievers, data.catalogue) if r.name != without]
-    path = Recommender(data.catalogue, fitted, None, recommender)
-    name = window.retrievers.name
-    retrieved = retrieve_contexts(path, contexts, states, progress(report, f"ranker: retrieving with {name}"))
-    rows = store.historical_item_stats(item_days(path, states, retrieved))
-    stats = dict(iter(rows.groupby("day")))
+    retrievers = [r for r in load_retrievers(window.retrievers, data.catalogue) if r.name != without]
+    recommender = Recommender(data.catalogue, retrievers, None, config.recommender)
+    retrieved = retrieve_contexts(recommender, contexts, states, progress(report, f"ranker: retrieving with {name}"))
+    stats = dict(iter(store.historical_item_stats(item_days(recommender, states, retrieved)).groupby("day")))
     table = build_training_table(
-        path,
+        recommender,
         contexts,
         states,
         retrieved,

@@ -1,8 +1,7 @@
 """`recsys recommend` and `recsys batch`: the champion's answers without a service.
 
 States and statistics are computed from the data set and every rating received so far, with the same functions that
-fill the feature store: nothing but the home's files is read, a home may be read-only, and a batch costs no look-up per
-user.
+fill the feature store, so that a batch costs no look-up per user.
 """
 
 from dataclasses import dataclass

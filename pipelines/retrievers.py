@@ -1,20 +1,17 @@
 """Stages `retrievers_t0`, `retrievers_t1`, `retrievers_t2`, `retrievers_all`: fitting the retrievers up to a cutoff.
 
-Each writes a folder for every retriever, and the two-tower model's log.
-
-The number of epochs is found once, on the window after T0, and used for every later fit, so that the retrievers of the
-rankers' windows and those that serve are made by the same steps.
+Each writes a folder for every retriever, and the two-tower model's log. The number of epochs is found once, on the
+window after T0, and used for every later fit, so that the retrievers of the rankers' windows and those that serve are
+made by the same steps.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pipelines.code_fingerprint import code_fingerprint
-from pipelines.stage_runner import Report
+from pipelines.config import PipelineConfig
+from pipelines.stage_runner import Report, code_fingerprint
 from pipelines.training_set import TrainingSet
 from recsys.atomic_io import read_json, replacing_folder, write_json
 from recsys.bundle import save_retrievers
@@ -22,24 +19,19 @@ from recsys.columns import TIMESTAMP, USER_ID
 from recsys.features.prediction_points import PredictionPoints
 from recsys.features.state import StateBatch
 from recsys.retrieval.ials import Ials
-from recsys.retrieval.index import Kind
-from recsys.retrieval.retriever import Retriever
 from recsys.retrieval.retrievers import KnownEvents, fit_retriever
 from recsys.retrieval.two_tower import TwoTower
 from recsys.retrieval.two_tower_retriever import TwoTowerRetriever
-from recsys.retrieval.two_tower_training import TowerSettings, Trainer, TrainingLog, validation_ndcg
+from recsys.retrieval.two_tower_training import Trainer, validation_ndcg
 
 VALIDATION_CONTEXTS = 4_000
 RECALL_QUERIES = 200
-Settings = Mapping[str, dict[str, Any]]  # name of a retriever other than the two-tower model -> arguments of its `fit`
 
 
-def fit_first(
-    data: TrainingSet, *, tower: TowerSettings, others: Settings, index: Kind, folder: Path, report: Report
-) -> None:
+def fit_first(data: TrainingSet, config: PipelineConfig, folder: Path, report: Report) -> None:
     """Fit on events up to T0; the window (T0, T1] decides how many epochs the two-tower model trains."""
-    split = data.split
-    contexts = PredictionPoints.from_events(data.window(split.t0, split.t1), most=VALIDATION_CONTEXTS, seed=tower.seed)
+    split, seed = data.split, config.tower.seed
+    contexts = PredictionPoints.from_events(data.window(split.t0, split.t1), most=VALIDATION_CONTEXTS, seed=seed)
     states = data.histories.states_at(contexts.user_id, contexts.timestamp)
     target = data.catalogue.to_idx(contexts.event_item_id)
 
@@ -47,29 +39,18 @@ def fit_first(
         return validation_ndcg(model, states, contexts.event_context, target)
 
     checkpoint = _checkpoint(folder)
-    trainer = Trainer(data.catalogue, data.histories, split.t0, tower, checkpoint)
+    trainer = Trainer(data.catalogue, data.histories, split.t0, config.tower, checkpoint)
     model = trainer.fit(validate, report=report)
     report(f"two-tower: {trainer.log.best_epoch} epochs, validation NDCG@10 {max(trainer.log.validation):.4f}")
-    _save(data, split.t0, model, trainer.log, others, index, folder, report)
+    _fit_others_and_save(data, config, split.t0, trainer, model, folder, report)
     checkpoint.unlink(missing_ok=True)
 
 
-def fit(
-    data: TrainingSet,
-    through: int,
-    *,
-    epochs: int,
-    tower: TowerSettings,
-    others: Settings,
-    index: Kind,
-    folder: Path,
-    report: Report,
-) -> None:
+def fit(data: TrainingSet, config: PipelineConfig, through: int, epochs: int, folder: Path, report: Report) -> None:
     """Fit on events up to `through`, seconds UTC; the two-tower model for `epochs`."""
     checkpoint = _checkpoint(folder)
-    trainer = Trainer(data.catalogue, data.histories, through, tower, checkpoint)
-    model = trainer.fit(epochs=epochs, report=report)
-    _save(data, through, model, trainer.log, others, index, folder, report)
+    trainer = Trainer(data.catalogue, data.histories, through, config.tower, checkpoint)
+    _fit_others_and_save(data, config, through, trainer, trainer.fit(epochs=epochs, report=report), folder, report)
     checkpoint.unlink(missing_ok=True)
 
 
@@ -88,31 +69,30 @@ def _checkpoint(folder: Path) -> Path:
     return mine
 
 
-def _save(
+def _fit_others_and_save(
     data: TrainingSet,
+    config: PipelineConfig,
     cutoff: int,
+    trainer: Trainer,
     model: TwoTower,
-    log: TrainingLog,
-    others: Settings,
-    index: Kind,
     folder: Path,
     report: Report,
 ) -> None:
     """Fit the other retrievers on events up to the cutoff and write all of them."""
-    tower = TwoTowerRetriever.from_model(model, index)
     known = KnownEvents.through(data.histories, len(data.catalogue), cutoff)
-    retrievers: list[Retriever] = [tower, *(fit_retriever(name, known, others[name]) for name in others)]
+    tower = TwoTowerRetriever.from_model(model, config.index)
+    retrievers = [tower, *(fit_retriever(name, known, settings) for name, settings in config.retrievers.items())]
     recent = _recent_states(data, cutoff)
     indexes = {tower.name: tower.index.measure(tower.item_vectors, tower.encode(recent), at=100)}
     for retriever in retrievers:
         if isinstance(retriever, Ials) and retriever.index is not None:
             indexes[retriever.name] = retriever.index.measure(retriever.factors, retriever.encode(recent), at=100)
-    for name, found in indexes.items():
-        report(f"{folder.name}: {name}, {found.kind} index, recall {found.recall:.4f} of the exact top {found.at}")
+    for name, index in indexes.items():
+        report(f"{folder.name}: {name}, {index.kind} index, recall {index.recall:.4f} of the exact top {index.at}")
     with replacing_folder(folder) as beside:
         save_retrievers(retrievers, beside)
-        written = {name: asdict(found) for name, found in indexes.items()}
-        write_json(beside / "log.json", {"tower": asdict(log), "cutoff": cutoff, "indexes": written})
+        measured = {name: asdict(index) for name, index in indexes.items()}
+        write_json(beside / "log.json", {"tower": asdict(trainer.log), "cutoff": cutoff, "indexes": measured})
 
 
 def _recent_states(data: TrainingSet, cutoff: int) -> StateBatch:

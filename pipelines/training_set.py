@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from pipelines.stage_runner import read_record
 from recsys.atomic_io import fingerprint_value, read_json, replacing_folder, write_json
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from recsys.data.split import Split, split_by_time
@@ -21,6 +22,7 @@ from recsys.data.tables import DatasetInfo, Tables, load_tables
 from recsys.events import RATING_KIND, EventTable
 from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
+from recsys.features.item_stats import ItemStatsTimeline, snapshots
 from recsys.workspace import DatasetWorkspace
 
 RECORD, RATINGS = "training_set.json", "later_ratings.parquet"
@@ -35,16 +37,18 @@ class TrainingSet:
     source       the data set alone
     through_seq  S, the last event of the table that may be in; 0 before the first training
     n_later      how many ratings of the event table are in
+    cutoffs      those of the whole table, where events were left out
     """
 
     tables: Tables
     source: DatasetInfo
     through_seq: int = 0
     n_later: int = 0
+    cutoffs: Split | None = None
 
     @cached_property
     def split(self) -> Split:
-        return split_by_time(self.tables.events[TIMESTAMP].to_numpy())
+        return self.cutoffs or split_by_time(self.tables.events[TIMESTAMP].to_numpy())
 
     @cached_property
     def catalogue(self) -> Catalogue:
@@ -54,16 +58,24 @@ class TrainingSet:
     def histories(self) -> Histories:
         return Histories.from_tables(self.catalogue, self.tables.events, self.tables.users)
 
+    @cached_property
+    def timeline(self) -> ItemStatsTimeline:
+        return ItemStatsTimeline(self.catalogue, snapshots(self.tables.events))
+
     def window(self, after: int, through: int) -> pd.DataFrame:
         """Events with after < timestamp <= through."""
         events = self.tables.events
         return events[(events[TIMESTAMP] > after) & (events[TIMESTAMP] <= through)]
 
+    def with_events(self, events: pd.DataFrame) -> "TrainingSet":
+        """The same with these events alone; the cutoffs stay."""
+        return replace(self, tables=replace(self.tables, events=events), cutoffs=self.split)
+
 
 def take(home: DatasetWorkspace, table: EventTable) -> TrainingSet:
     """Keep the ratings received so far as those that models learn from. Waits for inserts under way."""
     through = table.safe_seq()
-    if through != _record(home)["through_seq"]:
+    if through != _through_seq(home):
         ratings = _received(table, through)
         with replacing_folder(home.training_set) as beside:
             ratings.to_parquet(beside / RATINGS)
@@ -74,7 +86,7 @@ def take(home: DatasetWorkspace, table: EventTable) -> TrainingSet:
 
 def load(home: DatasetWorkspace) -> TrainingSet:
     """What the last training learnt from; the data set alone where there was none."""
-    through = int(_record(home)["through_seq"])
+    through = _through_seq(home)
     if not through:
         return data_set_alone(home)
     return with_later_ratings(load_tables(home.data), pd.read_parquet(home.training_set / RATINGS), through)
@@ -113,13 +125,28 @@ def newest(home: DatasetWorkspace, table: EventTable) -> TrainingSet:
 
 def waiting(home: DatasetWorkspace, table: EventTable) -> int:
     """How many ratings the next training would take."""
-    return sum(event.kind == RATING_KIND for event in table.read(after=int(_record(home)["through_seq"])))
+    return sum(event.kind == RATING_KIND for event in table.read(after=_through_seq(home)))
 
 
-def _record(home: DatasetWorkspace) -> dict[str, int]:
+def status(home: DatasetWorkspace, table: EventTable) -> str:
+    """`recsys status`: what a data set holds, what its models learnt from, and what waits for the next training."""
+    info = load_tables(home.data).info
+    registered = read_record(home.stages, "register")
+    trained = "not trained yet"
+    if registered is not None:
+        trained = f"trained {registered.finished_utc[:19]} UTC on these and {load(home).n_later:,} later ratings"
+    n = waiting(home, table)
+    return (
+        f"data     {info.label}: {info.n_events:,} ratings, {info.n_items:,} items, {info.n_users:,} users\n"
+        f"model    {trained}\n"
+        f"waiting  {n:,} ratings in the event table" + ("; `recsys train` takes them" if n else "")
+    )
+
+
+def _through_seq(home: DatasetWorkspace) -> int:
+    """S of the last training, 0 where there was none."""
     path = home.training_set / RECORD
-    found: dict[str, int] = read_json(path) if path.exists() else {"through_seq": 0}
-    return found
+    return int(read_json(path)["through_seq"]) if path.exists() else 0
 
 
 def _received(table: EventTable, through: int) -> pd.DataFrame:

@@ -12,17 +12,14 @@ def print_versions(registry: Registry) -> None:
     if not versions:
         typer.echo(f"{registry.model_name} has no version yet. Run `recsys train`.")
         return
-    typer.echo(f"{'version':>7}  {'alias':12} {'NDCG@10 (95 %)':24} {'gate':10} {'code':20} {'created':26} data set")
+    columns = "{:>7}  {:12} {:24} {:10} {:20} {:26} {}"
+    typer.echo(columns.format("version", "alias", "NDCG@10 (95 %)", "gate", "code", "created", "data set"))
     for v in versions:
-        ndcg = v.ndcg
-        shown = "-" if ndcg is None else f"{ndcg.mean:.4f}"
-        if ndcg is not None and ndcg.low is not None and ndcg.high is not None:
-            shown += f" ({ndcg.low:.4f}-{ndcg.high:.4f})"
+        ndcg = "-" if v.ndcg is None else f"{v.ndcg.mean:.4f}"
+        if v.ndcg is not None and v.ndcg.low is not None and v.ndcg.high is not None:
+            ndcg += f" ({v.ndcg.low:.4f}-{v.ndcg.high:.4f})"
         aliases = ",".join(v.aliases) or "-"
-        typer.echo(
-            f"{v.version:>7}  {aliases:12} {shown:24} {v.gate:10} {v.code_version:20} {v.created_utc:26} "
-            f"{v.dataset_label}"
-        )
+        typer.echo(columns.format(v.version, aliases, ndcg, v.gate, v.code_version, v.created_utc, v.dataset_label))
         for reason in v.gate_reasons:
             typer.echo(f"         {reason}")
 
@@ -37,13 +34,13 @@ def print_comparison(registry: Registry, a: str, b: str, *, fail_if_worse: bool 
     paired = comparison.differences
     left, right = f"version {comparison.a.version}", f"version {comparison.b.version}"
     typer.echo(f"{'metric':24} {left:>14} {right:>14} {'difference':>12}{'  paired 95 % interval' if paired else ''}")
-    for name, (a_value, b_value) in comparison.metrics.items():
-        left, right = ("-" if value is None else f"{value.mean:.4f}" for value in (a_value, b_value))
-        change = f"{b_value.mean - a_value.mean:+.4f}" if a_value and b_value else "-"
+    for name, (old, new) in comparison.metrics.items():
+        left, right = ("-" if value is None else f"{value.mean:.4f}" for value in (old, new))
+        change = f"{new.mean - old.mean:+.4f}" if old and new else "-"
         interval = f"  {paired[name].low:+.4f} to {paired[name].high:+.4f}" if name in paired else ""
         typer.echo(f"{name:24} {left:>14} {right:>14} {change:>12}{interval}")
-    for name, (old, new) in comparison.parameters.items():
-        typer.echo(f"setting {name}: {old} -> {new}")
+    for name, (before, after) in comparison.parameters.items():
+        typer.echo(f"setting {name}: {before} -> {after}")
     typer.echo(comparison.verdict)
     if fail_if_worse and comparison.worse is None:
         raise RegistryError(f"--fail-if-worse has nothing to decide by: {comparison.problem}")

@@ -27,7 +27,7 @@ REFUSED = {
 }
 ORDER = (  # commands first, then groups: Typer lists them so
     *("quickstart", "data", "status", "train", "evaluate", "recommend", "batch", "serve"),
-    *("protocol", "diversity", "ablate", "tune", "keep", "skew"),
+    *("protocol", "diversity", "ablate", "tune", "skew"),
     *("bench", "logs", "models"),
 )
 
@@ -42,7 +42,7 @@ def build() -> "typer.Typer":
         name="recsys",
         help="A two-stage recommender from raw ratings to ranked recommendations over HTTP.\n\n"
         "In order: data, train, evaluate, recommend, batch, serve, bench, models. "
-        "Studies: protocol, diversity, ablate, tune; keep copies what they and evaluate wrote. "
+        "Studies: protocol, diversity, ablate, tune. "
         "All that a run writes lies below RECSYS_HOME (default .recsys/).",
         no_args_is_help=True,
         add_completion=False,

@@ -1,30 +1,23 @@
 """What each part is worth: the ranker fitted again without one retriever or one group of features, and replayed.
 
 Without a retriever its candidates are gone and so are its features; what else reads its tables is 0: the similarity
-features without the two-tower model, `covisitation_last` without co-visitation. The ranker's table is then built again.
-Without a group of features the table stays and loses columns. No retriever is fitted again. No setting is chosen from
-the result, because it is measured on the test window.
-
-Finished rows are kept in `ablation.json` with the identity of the run. A run that was stopped goes on with the rows
-that it lacks.
+features without the two-tower model, `covisitation_last` without co-visitation. Without a group of features the table
+loses columns. No retriever is fitted again. No setting is chosen from the result: it is of the test window.
 """
 
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from pipelines import rankers
 from pipelines.bundles import evaluation_bundle
-from pipelines.code_fingerprint import code_fingerprint
 from pipelines.config import PipelineConfig
 from pipelines.pipeline import Pipeline
 from recsys.arrays import FloatArray, IntArray
-from recsys.atomic_io import fingerprint_files, fingerprint_value, read_json, replacing_file
 from recsys.bundle import Bundle
 from recsys.columns import USER_ID
 from recsys.errors import BundleError, MissingArtefactError
@@ -72,10 +65,9 @@ class AblationRow:
 
 @dataclass(frozen=True)
 class Ablation(Study):
-    """The rows measured so far, by name; `key` is the identity of the run."""
+    """The rows by name, everything first."""
 
-    key: str
-    rows: dict[str, AblationRow] = field(default_factory=dict)
+    rows: dict[str, AblationRow]
 
 
 @dataclass(frozen=True)
@@ -100,125 +92,51 @@ def variants(retriever_names: Sequence[str]) -> list[Variant]:
     ]
 
 
-def run(pipeline: Pipeline, *, force: bool = False) -> str:
-    """Measure what is not yet measured and write the reports; the Markdown. `force` forgets an earlier run.
+def run(pipeline: Pipeline) -> str:
+    """Measure every variant and write the reports; the Markdown.
 
     Raises MissingArtefactError where nothing was trained or the retrievers of the ranker's windows are gone,
     BundleError where the bundle was made with settings that this code does not know.
     """
-    bundle = evaluation_bundle(pipeline.home, pipeline.data)
-    measurement = _Measurement(pipeline, bundle, force)
-    result = measurement.result
-    rows = variants([retriever.name for retriever in bundle.recommender.retrievers])
-    # The rows that share the full table come first, so that it is built once and can be dropped then.
-    pending = sorted((v for v in rows if v.name not in result.rows), key=lambda v: v.retriever is not None)
-    started = time.perf_counter()
-    for done, variant in enumerate(pending, start=1):
-        pipeline.report(f"ablate: {variant.name}")
-        result.rows[variant.name] = measurement.row(variant)
-        write_study(pipeline.home.reports, "ablation", result)
-        left = (time.perf_counter() - started) / done * (len(pending) - done)
-        pipeline.report(f"ablate: {variant.name} measured, {done} of {len(pending)}, about {left:.0f} s left")
-    result = replace(result, rows={variant.name: result.rows[variant.name] for variant in rows})
-    return write_study(pipeline.home.reports, "ablation", result, markdown(result), picture(result))
+    home, data, report = pipeline.home, pipeline.data, pipeline.report
+    bundle = evaluation_bundle(home, data)
+    config = _as_trained(pipeline.config, bundle)
+    windows = rankers.windows_t2(home.work, data.split)
+    for window in windows:
+        if not window.retrievers.exists():
+            raise MissingArtefactError(f"{window.retrievers} is not there. Run `recsys train` first.")
+    user_id = test_events(data.tables.events, bundle.facts.trained_through)[USER_ID].to_numpy()
 
+    def table_of(retriever: str | None) -> TrainingTable:
+        return joined([rankers.window_table(data, config, w, pipeline.store, report, retriever) for w in windows])
 
-class _Measurement:
-    """What the rows of one run share."""
-
-    def __init__(self, pipeline: Pipeline, bundle: Bundle, force: bool) -> None:
-        self.pipeline, self.bundle = pipeline, bundle
-        home, data = pipeline.home, pipeline.data
-        self._windows = rankers.windows_t2(home.work, data.split)
-        for window in self._windows:
-            if not window.retrievers.exists():
-                raise MissingArtefactError(f"{window.retrievers} is not there. Run `recsys train` first.")
-        self._config = _as_trained(pipeline.config, bundle)
-        self._snapshots = snapshots(data.tables.events)
-        self._events = test_events(data.tables.events, bundle.facts.trained_through)
-        self._full: TrainingTable | None = None
-        files = [sorted(path for path in w.retrievers.rglob("*") if path.is_file()) for w in self._windows]
-        retrievers = [fingerprint_files(paths) for paths in files]
-        key = fingerprint_value([bundle.facts.bundle_id, retrievers, code_fingerprint(__name__)])
-        # The ranks of every event with everything, which each row is compared with.
-        self._ranks = home.work / f"ablation.{key[:12]}.npy"
-        for other in home.work.glob("ablation.*"):
-            if other != self._ranks:
-                other.unlink()
-        self.result = Ablation(StudyRun(data.tables.info, about("recsys ablate"), bundle.facts.bundle_id), key)
-        path = home.reports / "ablation.json"
-        stored = read_json(path) if path.exists() and self._ranks.exists() and not force else {}
-        if stored.get("key") == key:
-            # The figures keep the date of the run that they were begun in.
-            rows = TypeAdapter(dict[str, AblationRow]).validate_python(stored["rows"])
-            self.result = replace(self.result, run=replace(self.result.run, about=stored["run"]["about"]), rows=rows)
-
-    def row(self, variant: Variant) -> AblationRow:
-        """Fit, replay and compare."""
+    full = table_of(None)
+    all_ranks: dict[str, IntArray] = {}
+    rows: dict[str, AblationRow] = {}
+    chosen = variants([retriever.name for retriever in bundle.recommender.retrievers])
+    began = time.perf_counter()
+    for done, variant in enumerate(chosen, start=1):
         started = time.perf_counter()
-        table = self._table(variant)
-        ranker = fit_boosted(table, self._config.ranker, report=self.pipeline.report)
-        ranks = self._replay(variant, ranker)
-        if variant.name == EVERYTHING:
-            with replacing_file(self._ranks) as beside, beside.open("wb") as file:
-                np.save(file, ranks)
-        user_id = self._events[USER_ID].to_numpy()
+        table = _without_group(table_of(variant.retriever) if variant.retriever else full, variant.group)
+        ranker = fit_boosted(table, config.ranker, report=report)
+        ranks = all_ranks[variant.name] = _replayed(pipeline, bundle, variant, ranker)
         means = bootstrap_means(user_id, event_values(ranks, MEASURED))
-        return AblationRow(
+        now = time.perf_counter()
+        rows[variant.name] = AblationRow(
             variant=variant,
             n_features=len(table.feature_names),
             trees=ranker.booster.num_trees(),
             retrieved=table.found,
-            seconds=time.perf_counter() - started,
+            seconds=now - started,
             n_events=means.n_events,
             n_users=means.n_users,
             metrics=dict(zip(MEASURED, means.estimates, strict=True)),
-            differences=rank_difference(user_id, ranks, np.load(self._ranks), COMPARED),
+            differences=rank_difference(user_id, ranks, all_ranks[EVERYTHING], COMPARED),
         )
-
-    def _table(self, variant: Variant) -> TrainingTable:
-        """What the ranker learns from: built again without a retriever, with fewer columns without a group."""
-        if variant.retriever is not None:
-            self._full = None
-            return self._built(variant.retriever)
-        self._full = self._full or self._built(None)
-        if variant.group is None:
-            return self._full
-        columns = columns_without(self._full.feature_names, variant.group)
-        names = tuple(self._full.feature_names[c] for c in columns)
-        return replace(self._full, feature_names=names, features=self._full.features[:, columns])
-
-    def _built(self, without: str | None) -> TrainingTable:
-        tables = [
-            rankers.window_table(
-                self.pipeline.data,
-                window,
-                store=self.pipeline.store,
-                ranker=self._config.ranker,
-                recommender=self._config.recommender,
-                report=self.pipeline.report,
-                without=without,
-            )
-            for window in self._windows
-        ]
-        return joined(tables)
-
-    def _replay(self, variant: Variant, ranker: Ranker) -> IntArray:
-        """(E,) rank of every test event."""
-        whole = self.bundle.recommender
-        kept = [retriever for retriever in whole.retrievers if retriever.name != variant.retriever]
-        if variant.group is not None:
-            ranker = PartialRanker(ranker, whole.feature_names, columns_without(whole.feature_names, variant.group))
-        recommender = Recommender(whole.catalogue, kept, ranker, whole.settings)
-        replayed = replay(
-            replace(self.bundle, recommender=recommender),
-            self.pipeline.data.histories,
-            self._snapshots,
-            self._events,
-            leaderboard=False,
-            progress=self.pipeline.progress("ablate: contexts replayed"),
-        )
-        return replayed.ranks(FULL_SYSTEM)
+        left = (now - began) / done * (len(chosen) - done)
+        report(f"ablate: {variant.name} measured, {done} of {len(chosen)}, about {left:.0f} s left")
+    result = Ablation(StudyRun(data.tables.info, about("recsys ablate"), bundle.facts.bundle_id), rows)
+    return write_study(home.reports, "ablation", result, markdown(result), picture(result))
 
 
 def _as_trained(config: PipelineConfig, bundle: Bundle) -> PipelineConfig:
@@ -234,10 +152,35 @@ def _as_trained(config: PipelineConfig, bundle: Bundle) -> PipelineConfig:
     return replace(config, ranker=replace(ranker, unsampled_candidates=0), recommender=bundle.recommender.settings)
 
 
+def _without_group(table: TrainingTable, group: str | None) -> TrainingTable:
+    if group is None:
+        return table
+    columns = columns_without(table.feature_names, group)
+    names = tuple(table.feature_names[c] for c in columns)
+    return replace(table, feature_names=names, features=table.features[:, columns])
+
+
 def columns_without(names: Sequence[str], group: str) -> IntArray:
     """Positions of the features that do not belong to the group."""
     pattern = re.compile(FEATURE_GROUPS[group])
     return np.array([i for i, name in enumerate(names) if not pattern.fullmatch(name)], dtype=np.int64)
+
+
+def _replayed(pipeline: Pipeline, bundle: Bundle, variant: Variant, ranker: Ranker) -> IntArray:
+    """(E,) rank of every test event."""
+    whole, data = bundle.recommender, pipeline.data
+    kept = [retriever for retriever in whole.retrievers if retriever.name != variant.retriever]
+    if variant.group is not None:
+        ranker = PartialRanker(ranker, whole.feature_names, columns_without(whole.feature_names, variant.group))
+    replayed = replay(
+        replace(bundle, recommender=Recommender(whole.catalogue, kept, ranker, whole.settings)),
+        data.histories,
+        snapshots(data.tables.events),
+        test_events(data.tables.events, bundle.facts.trained_through),
+        leaderboard=False,
+        progress=pipeline.progress("ablate: contexts replayed"),
+    )
+    return replayed.ranks(FULL_SYSTEM)
 
 
 def markdown(result: Ablation) -> str:

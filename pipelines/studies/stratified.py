@@ -12,7 +12,7 @@ Shapes: U users, L history length, E events.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 import numpy as np
@@ -34,8 +34,7 @@ from recsys.evaluation.protocols import (
 )
 from recsys.evaluation.replay import FULL_SYSTEM, MERGED
 from recsys.evaluation.study import StudyRun
-from recsys.features.histories import Histories
-from recsys.features.item_stats import SECONDS_PER_DAY, ItemStats, ItemStatsTimeline, day_of, snapshots
+from recsys.features.item_stats import SECONDS_PER_DAY, day_of
 from recsys.features.prediction_points import BATCH, PredictionPoints
 from recsys.features.state import StateBatch
 from recsys.ranking.training import TrainingTable, fit_boosted, joined
@@ -77,24 +76,6 @@ RANKER: Final[Settings] = {  # set by hand on an inner split: a list has dozens 
 }
 
 
-@dataclass(frozen=True)
-class Held:
-    """Held-out events of `users` (U,): which of them each is of, and its item's row number, (E,) each."""
-
-    users: IntArray
-    row: IntArray
-    item_idx: IntArray
-
-    @classmethod
-    def of(cls, pipeline: Pipeline, events: pd.DataFrame) -> "Held":
-        users, row = np.unique(events[USER_ID].to_numpy(), return_inverse=True)
-        return cls(users, row, pipeline.data.catalogue.to_idx(events[ITEM_ID].to_numpy()))
-
-    def values(self, lists: IntArray) -> DoubleArray:
-        """(U, M) LIST_METRICS of the lists (U, TOP) of the users."""
-        return list_values(lists, self.row, self.item_idx)
-
-
 class EaseOnStretches(Ease):
     """Its "users" are stretches of histories, so that it stands beside EASE on whole histories."""
 
@@ -106,32 +87,28 @@ class Part:
     days, `now` in seconds UTC."""
 
     def __init__(self, pipeline: Pipeline, events: pd.DataFrame) -> None:
-        self.catalogue, self.settings = pipeline.data.catalogue, pipeline.config.ranker
-        self.histories = Histories.from_tables(self.catalogue, events, pipeline.data.tables.users)
+        self.data, self.settings = pipeline.data.with_events(events), pipeline.config.ranker
+        self.catalogue = self.data.catalogue
         last = int(events[TIMESTAMP].max())
-        self.known = KnownEvents.through(self.histories, len(self.catalogue), last)
+        self.known = KnownEvents.through(self.data.histories, len(self.catalogue), last)
         self.day = int(day_of(last)) + 1
         self.now = self.day * SECONDS_PER_DAY
-        self._snapshots = snapshots(events)
         self.users = np.unique(events[USER_ID].to_numpy())
-
-    def stats(self) -> ItemStats:
-        return ItemStatsTimeline(self.catalogue, self._snapshots).as_of(self.day)
 
     def states(self, user_ids: IntArray) -> StateBatch:
         """States that hold the whole history of each user, up to the LONGEST newest events."""
-        states = self.histories.states_at(user_ids, self.now)
-        row = self.histories.user_idx(user_ids)
-        start, end = self.histories.offset[row], self.histories.offset[row + 1]
+        histories = self.data.histories
+        row = histories.user_idx(user_ids)
+        start, end = histories.offset[row], histories.offset[row + 1]
         length = int(min((end - start).max(initial=1), LONGEST))
         position = end[:, None] - length + np.arange(length)[None, :]  # (U, L)
         valid = position >= start[:, None]
         at = np.where(valid, position, 0)
         return replace(
-            states,
-            item_idx=np.where(valid, self.histories.item_idx[at], -1),
-            ratings=np.where(valid, self.histories.ratings[at], np.float32(0)),
-            timestamps=np.where(valid, self.histories.timestamps[at], 0),
+            histories.states_at(user_ids, self.now),
+            item_idx=np.where(valid, histories.item_idx[at], -1),
+            ratings=np.where(valid, histories.ratings[at], np.float32(0)),
+            timestamps=np.where(valid, histories.timestamps[at], 0),
         )
 
     def fit(self, name: str, settings: Settings) -> Retriever:
@@ -143,30 +120,34 @@ class Part:
     def fit_all(self, settings: Mapping[str, Settings]) -> list[Retriever]:
         return [self.fit(name, settings[name]) for name in GRID]
 
-    def lists(
-        self, retrievers: Sequence[Retriever], systems: Mapping[str, Recommender], held: Held
-    ) -> dict[str, IntArray]:
-        """(U, TOP) row numbers by method: of each retriever, newest in GRID first, and of each system."""
-        context = RequestContext(self.stats())
-        found: dict[str, list[IntArray]] = {name: [] for name in (*(r.name for r in reversed(retrievers)), *systems)}
-        for low in range(0, len(held.users), BATCH):
-            states = self.states(held.users[low : low + BATCH])
+    def measure(
+        self, held: pd.DataFrame, retrievers: Sequence[Retriever], systems: Mapping[str, Recommender]
+    ) -> tuple[IntArray, dict[str, DoubleArray]]:
+        """The users of the held-out events, and (U, M) LIST_METRICS of their lists by method: of each retriever, newest
+        in GRID first, and of each system."""
+        users, row = np.unique(held[USER_ID].to_numpy(), return_inverse=True)
+        context = RequestContext(self.data.timeline.as_of(self.day))
+        lists: dict[str, list[IntArray]] = {name: [] for name in (*(r.name for r in reversed(retrievers)), *systems)}
+        for low in range(0, len(users), BATCH):
+            states = self.states(users[low : low + BATCH])
             for retriever in retrievers:
-                found[retriever.name].append(retriever.answer(states).top(TOP)[0])
+                lists[retriever.name].append(retriever.answer(states).top(TOP)[0])
             for name, system in systems.items():
-                found[name].append(self.catalogue.to_idx(system.recommend(states, context, TOP).item_ids))
-        return {name: np.concatenate(parts) for name, parts in found.items()}
+                lists[name].append(self.catalogue.to_idx(system.recommend(states, context, TOP).item_ids))
+        target = self.catalogue.to_idx(held[ITEM_ID].to_numpy())
+        return users, {name: list_values(np.concatenate(parts), row, target) for name, parts in lists.items()}
 
     def table(self, held: pd.DataFrame, retrievers: Sequence[Retriever]) -> TrainingTable:
         """What the ranker learns from: a context for each user, labelled by what was held out."""
         contexts = PredictionPoints.from_events(
             held.assign(**{TIMESTAMP: self.now}), most=self.settings.max_contexts, seed=SPLIT_SEED
         )
-        states, stats = self.states(contexts.user_id), self.stats()
+        states = self.states(contexts.user_id)
         recommender = Recommender(self.catalogue, retrievers, None, RECOMMENDER)
         retrieved = retrieve_contexts(recommender, contexts, states)
+        as_of = self.data.timeline.as_of
         return build_training_table(
-            recommender, contexts, states, retrieved, lambda _: stats, negatives=RECOMMENDER.rank, seed=SPLIT_SEED
+            recommender, contexts, states, retrieved, as_of, negatives=RECOMMENDER.rank, seed=SPLIT_SEED
         )
 
 
@@ -189,16 +170,16 @@ def measure(pipeline: Pipeline, run: StudyRun, events: pd.DataFrame, row_order: 
     chosen, tried, table = learn(pipeline, train)
     settings = replace(pipeline.config.ranker, **RANKER)
     ranker = fit_boosted(table, settings, report=pipeline.report)
-    part, held = Part(pipeline, train), Held.of(pipeline, test)
+    part = Part(pipeline, train)
     retrievers = part.fit_all(chosen)
     merged, full = (Recommender(part.catalogue, retrievers, fitted, RECOMMENDER) for fitted in (None, ranker))
-    lists = part.lists(retrievers, {MERGED: merged, FULL_SYSTEM: full}, held)
+    users, values = part.measure(test, retrievers, {MERGED: merged, FULL_SYSTEM: full})
     return protocol_result(
         run,
         f"Of each item's ratings a random {TRAIN_SHARE:.0%} train and the rest is tested: {len(train):,} and "
-        f"{len(test):,} ratings, {len(held.users):,} users, seed {SPLIT_SEED}. Means over users.",
-        held.users,
-        {name: held.values(found) for name, found in lists.items()},
+        f"{len(test):,} ratings, {len(users):,} users, seed {SPLIT_SEED}. Means over users.",
+        users,
+        values,
         LIST_METRICS,
         FULL_SYSTEM,
         {
@@ -222,30 +203,26 @@ def learn(
     fold = item_folds(train[ITEM_ID].to_numpy(), FOLDS, SPLIT_SEED)
     # Large data need no more folds than give the ranker its contexts.
     n_folds = int(np.clip(pipeline.config.ranker.max_contexts // train[USER_ID].nunique(), 1, FOLDS))
-    progress, steps = pipeline.progress("stratified: folds"), n_folds + 1
+    progress = pipeline.progress("stratified: folds")
     chosen: dict[str, Settings] = {}
     tried: dict[str, list[Settings]] = {}
     tables = []
     for f in range(n_folds):
-        part, rest = Part(pipeline, train[fold != f]), train[fold == f]
-        rest = rest[rest[USER_ID].isin(part.users)]
-        if f == 0:
-            held = Held.of(pipeline, rest)
-            for name, grid in GRID.items():
-                tried[name] = [{**s, "ndcg@10": _ndcg(part, part.fit(name, s), held)} for s in grid]
-                best = max(range(len(grid)), key=lambda i: tried[name][i]["ndcg@10"])
-                chosen[name] = grid[best]
-                pipeline.report(f"stratified: {name} {grid[best]}, inner NDCG@10 {tried[name][best]['ndcg@10']:.4f}")
-            progress(1, steps)
-        tables.append(part.table(rest, part.fit_all(chosen)))
-        progress(f + 2, steps)
+        part, held = Part(pipeline, train[fold != f]), train[fold == f]
+        held = held[held[USER_ID].isin(part.users)]
+        for name, grid in GRID.items() if f == 0 else ():
+            tried[name] = []
+            for settings in grid:
+                retriever = part.fit(name, settings)
+                ndcg = float(part.measure(held, [retriever], {})[1][retriever.name][:, 0].mean())
+                tried[name].append({**settings, "ndcg@10": ndcg})
+            best = max(range(len(grid)), key=lambda i: tried[name][i]["ndcg@10"])
+            chosen[name] = grid[best]
+            pipeline.report(f"stratified: {name} {grid[best]}, inner NDCG@10 {tried[name][best]['ndcg@10']:.4f}")
+        tables.append(part.table(held, part.fit_all(chosen)))
+        progress(f + 1, n_folds)
     table = joined(tables)
     pipeline.report(
         f"stratified: {len(table):,} rows of {n_folds} folds; {table.found:.1%} of what was held out retrieved"
     )
     return chosen, tried, table
-
-
-def _ndcg(part: Part, retriever: Retriever, held: Held) -> float:
-    """NDCG@10 of one retriever, judged by the fold that it was fitted without."""
-    return float(held.values(part.lists([retriever], {}, held)[retriever.name])[:, 0].mean())

@@ -1,40 +1,40 @@
-"""`recsys tune`: a bounded, resumable hyper-parameter search on the validation window, one Optuna study a part.
+"""`recsys tune`: a resumable hyper-parameter search on the validation window, one Optuna study a part.
 
 A part is a retriever, the weights of the merge, the ranker or the two-tower model. Its trial 0 is the default. The
 sampler is seeded by how many trials are complete, so that a stopped search goes on as if it had not been stopped.
 Studies are kept in `work/tuning.db` under a key of whatever a trial's value depends on.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution, distribution_to_json
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from pipelines.config import RANKER, RRF, TOWER
 from pipelines.pipeline import Pipeline
 from pipelines.studies import objectives, tuning_report
-from pipelines.studies.objectives import Fusion, Past, RankerTrials
-from pipelines.studies.tuning_report import Trial, TunedPart, TuningStudy
-from recsys.atomic_io import fingerprint_files, fingerprint_value, read_json
-from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, RETRIEVERS, TWO_TOWER
+from pipelines.studies.objectives import Batch, MergeTrials, RankerTrials
+from pipelines.studies.tuning_report import Trials
+from recsys.atomic_io import fingerprint_value, read_json
+from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, RETRIEVERS, TIMESTAMP, TWO_TOWER
 from recsys.errors import ConfigError, MissingArtefactError
 from recsys.evaluation.about import about
 from recsys.evaluation.study import StudyRun
-from recsys.retrieval.retrievers import fit_retriever, load_retrievers
+from recsys.recommender import RecommenderSettings
+from recsys.retrieval.retrievers import KnownEvents, fit_retriever, load_retrievers
 
 Settings = dict[str, Any]
 Space = dict[str, BaseDistribution]
 
+Objective = Callable[[Settings], float]
+
 VERSION: Final = 1  # of the objectives: raise it where one of them changes its meaning
-NDCG: Final = "NDCG@10"
-FUSED: Final = f"NDCG@10 + {objectives.RECALL_WEIGHT:g} · Recall@100"
 SEED: Final = 7
 
 SPACES: Final[dict[str, Space]] = {
@@ -77,6 +77,11 @@ WEIGHT: Final = FloatDistribution(0.0, 1.5)
 SINGLES: Final = tuple(name for name in RETRIEVERS if name in SPACES)
 USUAL: Final = (*SINGLES, RRF, RANKER)
 PARTS: Final = (*USUAL, TOWER)  # the two-tower model costs minutes a trial
+OBJECTIVES: Final = {
+    **dict.fromkeys(PARTS, "NDCG@10"),
+    RRF: f"NDCG@10 + {objectives.RECALL_WEIGHT:g} · Recall@100",
+}
+NEEDS: Final = {RRF: ("retrievers_t1",), RANKER: ("retrievers_t0", "retrievers_t1")}  # what `recsys train` leaves
 
 
 @dataclass(frozen=True)
@@ -85,52 +90,34 @@ class Part:
     `prepare` does the costly work once and gives the objective."""
 
     name: str
-    objective: str
     space: Space
     default: Settings
     depends_on: Any
-    prepare: Callable[[], Callable[[Settings], float]]
+    prepare: Callable[[], Objective]
 
 
-def run(
-    pipeline: Pipeline,
-    parts: Sequence[str] = USUAL,
-    *,
-    trials: int,
-    minutes: float | None = None,
-    save: bool = False,
-) -> TuningStudy:
+def run(pipeline: Pipeline, parts: Sequence[str] = USUAL, *, trials: int) -> dict[str, Trials]:
     """Search each part until `trials` of it are complete, those of earlier runs counted, and write the reports. The
     pipeline's settings are the defaults that the search starts from.
 
-    parts     of USUAL, what cannot run yet is left out with a line; of any other choice, it is refused
-    minutes   for all parts together, shared evenly among those that are left; a trial that has begun is finished
-    save      also keep the best settings of these parts in the repository, for `recsys train`
-    Raises, before the first trial, ConfigError for an unknown part, and for `save` with data that are not an official
-    data set or a file there that no training could use; MissingArtefactError where a part needs saved retrievers that
-    are not there or are of other data.
+    Raises, before the first trial, ConfigError for an unknown part, and MissingArtefactError where a part needs saved
+    retrievers that are not there or are of other data.
     """
     if unknown := [name for name in parts if name not in PARTS]:
         raise ConfigError(f"tune: there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}.")
-    if save:
-        tuning_report.require_savable(pipeline)
-    until = None if minutes is None else time.perf_counter() + 60 * minutes
+    chosen = [name for name in PARTS if name in parts]  # the merge uses the best settings of the retrievers
+    report, folder = pipeline.report, pipeline.home.reports
+    made: dict[str, Trials] = {}
     with _storage(pipeline.home.work) as storage:
         search = Search(pipeline, storage)
-        # In the order of PARTS: the merge uses the best settings of the retrievers.
-        chosen = search.runnable([name for name in PARTS if name in parts], skip=tuple(parts) == USUAL)
-        for number, name in enumerate(chosen):
-            now = time.perf_counter()
-            search.run(name, trials, None if until is None else now + (until - now) / (len(chosen) - number))
-            found = search.result()
-            tuning_report.write(pipeline.home.reports, found)
-    reports = pipeline.home.reports
-    pipeline.report(f"tune: every trial in {reports / 'tuning.md'}, the best settings in tuned.json beside it")
-    if save:
-        tuning_report.save(pipeline, found, chosen)
-    else:
-        pipeline.report("tune: `recsys tune --save` copies them to where `recsys train` looks")
-    return found
+        for name in chosen:
+            search.training_logs(name)
+        for name in chosen:
+            made[name] = search.run(name, trials)
+            study_run = StudyRun(pipeline.data.source, about("recsys tune"))
+            tuning_report.write(folder, study_run, pipeline.data.split, OBJECTIVES, made)
+    report(f"tune: every trial in {folder / 'tuning.md'}, the best settings in tuned.json beside it")
+    return made
 
 
 @contextmanager
@@ -146,162 +133,115 @@ def _storage(work: Path) -> Iterator[optuna.storages.RDBStorage]:
 
 
 class Search:
-    """The studies of one data set."""
+    """The studies of one data set; nothing in it knows an event after T2."""
 
     def __init__(self, pipeline: Pipeline, storage: optuna.storages.RDBStorage) -> None:
-        self.pipeline, self.config = pipeline, pipeline.config
-        self.past = Past.of(pipeline.data.tables)
-        self._storage = storage
-        self._saved = cache(_saved)
+        self.pipeline, self.config, self._storage = pipeline, pipeline.config, storage
+        events = pipeline.data.tables.events
+        self.data = pipeline.data.with_events(events[events[TIMESTAMP] <= pipeline.data.split.t2])
 
-    def runnable(self, names: Sequence[str], *, skip: bool) -> list[str]:
-        """The parts that have what they need. Any other is left out with a line, or refused by MissingArtefactError."""
-        able = []
-        for name in names:
-            try:
-                self.part(name)
-            except MissingArtefactError as error:
-                if not skip:
-                    raise MissingArtefactError(f"tune: {name} cannot be searched yet. {error}") from error
-                self.pipeline.report(f"tune: {name} is left out. {error}")
-            else:
-                able.append(name)
-        return able
+    @cached_property
+    def known(self) -> KnownEvents:
+        """What a retriever that is judged on the validation window is fitted on."""
+        return KnownEvents.through(self.data.histories, len(self.data.catalogue), self.data.split.t1)
 
-    def run(self, name: str, trials: int, until: float | None) -> None:
-        """Complete the part's study. `until` is a moment of the performance counter; at least one trial is made."""
+    @cached_property
+    def validation(self) -> list[Batch]:
+        return objectives.validation_batches(self.data)
+
+    def run(self, name: str, trials: int) -> Trials:
+        """Complete the part's study."""
         part, report = self.part(name), self.pipeline.report
         study = self._study(part)
         missing = trials - len(complete(study))
-        if missing <= 0:
-            report(f"tune: {name} has {len(complete(study))} trials, none to do")
-            return
-        report(f"tune: {name}, {missing} of {trials} trials to do")
-        objective = part.prepare()
-        progress = self.pipeline.progress(f"tune: trials of {name}")
-        for done in range(1, missing + 1):
-            count = len(complete(study))
-            if count == 0:
-                study.enqueue_trial(part.default)
-            study.sampler = optuna.samplers.TPESampler(seed=SEED + count, constant_liar=False)
-            trial = study.ask(part.space)
-            study.tell(trial, objective(trial.params))  # one that is interrupted never completes, so it does not count
-            progress(done, missing)
-            if until is not None and time.perf_counter() >= until and done < missing:
-                report(f"tune: {name} stops after its share of the minutes; the same command goes on")
-                break
+        report(f"tune: {name}, {max(missing, 0)} of {trials} trials to do")
+        if missing > 0:
+            objective, progress = part.prepare(), self.pipeline.progress(f"tune: trials of {name}")
+            for done in range(1, missing + 1):
+                count = len(complete(study))
+                if count == 0:
+                    study.enqueue_trial(part.default)
+                study.sampler = optuna.samplers.TPESampler(seed=SEED + count, constant_liar=False)
+                trial = study.ask(part.space)
+                study.tell(trial, objective(trial.params))  # one that is interrupted never completes: it does not count
+                progress(done, missing)
         made = complete(study)
         report(f"tune: {name}, {len(made)} trials: default {made[0].value:.4f}, best {study.best_value:.4f}")
+        return made
 
-    def result(self) -> TuningStudy:
-        """Every part that has a complete trial under its present key."""
-        found = {}
-        for name in PARTS:
-            try:
-                part = self.part(name)
-            except MissingArtefactError:
-                continue  # its key needs what `recsys train` leaves
-            trials = [
-                Trial(t.values[0], t.duration.total_seconds() if t.duration else 0.0, dict(t.params))
-                for t in complete(self._study(part))
-            ]
-            if trials:
-                found[name] = TunedPart(part.objective, self._key(part), tuple(trials))
-        split = self.past.split
-        return TuningStudy(StudyRun(self.pipeline.data.source, about("recsys tune")), split.t1, split.t2, found)
+    def training_logs(self, name: str) -> list[dict[str, Any]]:
+        """Of the retrievers that the part reads. Raises MissingArtefactError where they are missing, or were fitted up
+        to another moment."""
+        logs = []
+        for stage in NEEDS.get(name, ()):
+            file = self.pipeline.home.work / stage / "log.json"
+            log = read_json(file) if file.exists() else {}
+            if log.get("cutoff") != getattr(self.data.split, stage.removeprefix("retrievers_")):
+                problem = "was fitted on other data" if log else "is not there"
+                raise MissingArtefactError(
+                    f"tune: {name} cannot be searched yet: {file.parent} {problem}. Run `recsys train` first, or leave "
+                    f"{name} out of --parts."
+                )
+            logs.append(log)
+        return logs
 
     def part(self, name: str) -> Part:
-        """The named study. Raises MissingArtefactError where it needs what is not there."""
+        config, settings = self.config, self.config.recommender
+        space = SPACES.get(name, {})
         if name == RRF:
-            return self._rrf_weights()
+            fits = {retriever: {**whole, **self._best(retriever)} for retriever, whole in config.retrievers.items()}
+            names = [retriever for retriever in RETRIEVERS if retriever in fits or retriever == TWO_TOWER]
+            weights: Settings = {retriever: float(settings.rrf_weights.get(retriever, 1.0)) for retriever in names}
+            space, reads = dict.fromkeys(names, WEIGHT), [fits, settings.fetch]
+            return Part(RRF, space, weights, reads, lambda: self._merge_objective(fits))
         if name == RANKER:
-            return self._ranker()
-        if name == TOWER:
-            tower = self.config.tower
-            return self._plain(
-                TOWER,
-                asdict(tower),
-                lambda: lambda s: objectives.tower_ndcg(self.past, replace(tower, **s), self.pipeline.report),
-            )
-        whole = self.config.retrievers[name]
+            whole = asdict(config.ranker)
+            if whole["objective"] != "lambdarank":
+                space = {key: distribution for key, distribution in space.items() if key != "truncation"}
+            merged = replace(settings, rrf_weights={**settings.rrf_weights, **self._best(RRF)})
+            default, reads = {key: whole[key] for key in space}, [whole, asdict(merged)]
+            return Part(RANKER, space, default, reads, lambda: self._ranker_objective(merged))
+        whole = asdict(config.tower) if name == TOWER else config.retrievers[name]
 
-        def prepare() -> Callable[[Settings], float]:
-            known, batches = self.past.known, self.past.validation
-            return lambda s: objectives.retriever_ndcg(fit_retriever(name, known, {**whole, **s}), batches)
+        def objective(values: Settings) -> float:
+            if name == TOWER:
+                return objectives.tower_ndcg(self.data, replace(config.tower, **values), self.pipeline.report)
+            return objectives.retriever_ndcg(fit_retriever(name, self.known, {**whole, **values}), self.validation)
 
-        return self._plain(name, whole, prepare)
+        return Part(name, space, {key: whole[key] for key in space}, whole, lambda: objective)
 
-    def _plain(self, name: str, whole: Settings, prepare: Callable[[], Callable[[Settings], float]]) -> Part:
-        return Part(name, NDCG, SPACES[name], {key: whole[key] for key in SPACES[name]}, whole, prepare)
+    def _merge_objective(self, fits: dict[str, Settings]) -> Objective:
+        """Of the retrievers at the best settings so far, and the saved two-tower model: only the ratios of weights mean
+        something, so that its own could not be placed afterwards."""
+        saved = load_retrievers(self.pipeline.home.work / "retrievers_t1", self.data.catalogue)
+        retrievers = [retriever for retriever in saved if retriever.name == TWO_TOWER]
+        retrievers += [fit_retriever(name, self.known, fits[name]) for name in RETRIEVERS if name in fits]
+        lists = MergeTrials(retrievers, self.validation, len(self.data.catalogue), self.config.recommender.fetch)
+        return lambda weights: lists.value([weights[name] for name in lists.names])
 
-    def _rrf_weights(self) -> Part:
-        """The retrievers at the best settings so far, and the saved two-tower model. There is no search without that
-        one: only the ratios of weights mean something, so its own could not be placed afterwards."""
-        settings, folder = self.config.recommender, self.pipeline.home.work / "retrievers_t1"
-        fits = {name: {**whole, **self._best(name)} for name, whole in self.config.retrievers.items()}
-        names = [name for name in RETRIEVERS if name in fits or name == TWO_TOWER]
-        files = self._saved(folder, self.past.split.t1)[TWO_TOWER]
-
-        def prepare() -> Callable[[Settings], float]:
-            past = self.past
-            ready = [r for r in load_retrievers(folder, past.catalogue) if r.name == TWO_TOWER]
-            ready += [fit_retriever(name, past.known, fits[name]) for name in names if name in fits]
-            lists = Fusion(ready, past.validation, len(past.catalogue), settings.fetch)
-            return lambda s: lists.value([s[name] for name in lists.names])
-
-        default: Settings = {name: float(settings.rrf_weights.get(name, 1.0)) for name in names}
-        return Part(RRF, FUSED, dict.fromkeys(names, WEIGHT), default, [fits, files, settings.fetch], prepare)
-
-    def _ranker(self) -> Part:
+    def _ranker_objective(self, recommender: RecommenderSettings) -> Objective:
         """On the retrievers as `recsys train` left them, merged by the best weights so far."""
-        split, config, work = self.past.split, self.config.ranker, self.pipeline.home.work
-        cutoffs = {"retrievers_t0": split.t0, "retrievers_t1": split.t1}
-        files = {stage: self._saved(work / stage, cutoff) for stage, cutoff in cutoffs.items()}
-        weights = {**self.config.recommender.rrf_weights, **self._best(RRF)}
-        recommender = replace(self.config.recommender, rrf_weights=weights)
-
-        def prepare() -> Callable[[Settings], float]:
-            before, after = (load_retrievers(work / stage, self.past.catalogue) for stage in cutoffs)
-            progress = self.pipeline.progress("tune: contexts retrieved for the ranker's table")
-            table = RankerTrials(self.past, before, after, config, recommender, progress)
-            return lambda s: table.ndcg(replace(config, **s))
-
-        whole = asdict(config)
-        space = {key: d for key, d in SPACES[RANKER].items() if key != "truncation" or config.objective == "lambdarank"}
-        default = {key: whole[key] for key in space}
-        return Part(RANKER, NDCG, space, default, [whole, asdict(recommender), files], prepare)
-
-    def _key(self, part: Part) -> str:
-        space = {name: distribution_to_json(d) for name, d in part.space.items()}
-        data, split = self.pipeline.data.tables.info.fingerprint, asdict(self.past.split)
-        return fingerprint_value([VERSION, data, split, part.name, space, part.default, part.depends_on])
+        work, ranker = self.pipeline.home.work, self.config.ranker
+        before, after = (load_retrievers(work / stage, self.data.catalogue) for stage in NEEDS[RANKER])
+        progress = self.pipeline.progress("tune: contexts retrieved for the ranker's table")
+        table = RankerTrials(self.data, before, after, ranker, recommender, progress)
+        return lambda values: table.ndcg(replace(ranker, **values))
 
     def _study(self, part: Part) -> optuna.Study:
-        name = f"{part.name}-{self._key(part)[:16]}"
-        return optuna.create_study(storage=self._storage, study_name=name, direction="maximize", load_if_exists=True)
+        space = {name: distribution_to_json(d) for name, d in part.space.items()}
+        data, split = self.data.tables.info.fingerprint, asdict(self.data.split)
+        logs = self.training_logs(part.name)
+        key = fingerprint_value([VERSION, data, split, part.name, space, part.default, part.depends_on, logs])
+        return optuna.create_study(
+            storage=self._storage, study_name=f"{part.name}-{key[:16]}", direction="maximize", load_if_exists=True
+        )
 
     def _best(self, name: str) -> Settings:
         """The best settings of a part so far; nothing where there is no trial."""
-        study = self._study(self.part(name))
-        return dict(study.best_params) if complete(study) else {}
+        trials = complete(self._study(self.part(name)))
+        return dict(tuning_report.best_of(trials).params) if trials else {}
 
 
-def complete(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that count, in the order in which they were made; the first is the default."""
+def complete(study: optuna.Study) -> Trials:
+    """The trials that count, in the order in which they were made."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-
-
-def _saved(folder: Path, cutoff: int) -> dict[str, str]:
-    """SHA-256 of each saved retriever. Raises MissingArtefactError where they or the two-tower model among them are
-    missing, or were fitted up to another moment."""
-    if not (folder / "log.json").exists():
-        raise MissingArtefactError(f"{folder} is not there. Run `recsys train` first.")
-    if read_json(folder / "log.json")["cutoff"] != cutoff:
-        raise MissingArtefactError(f"{folder} was fitted on other data. Run `recsys train` again.")
-    if not (folder / TWO_TOWER).is_dir():
-        raise MissingArtefactError(f"{folder} lacks the two-tower model. Run `recsys train --force`.")
-    return {
-        retriever.name: fingerprint_files(path for path in retriever.rglob("*") if path.is_file())
-        for retriever in sorted(folder.iterdir())
-        if retriever.is_dir()
-    }

@@ -1,6 +1,5 @@
 """Tables in Markdown, as files hold them and a terminal shows them; the page (`report`) has the same ones."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Final
@@ -78,15 +77,6 @@ def with_facts(text: str, about: Mapping[str, str]) -> str:
     """Markdown with a last line that says how it was measured; as it was where `about` has none of FACTS_OF_A_RUN."""
     facts = "; ".join(f"{name}: {about[name]}" for name in FACTS_OF_A_RUN if name in about)
     return f"{text.rstrip()}\n\n{escaped(f'Measured: {facts}.')}\n" if facts else text
-
-
-def bundle_of(text: str) -> str | None:
-    """Which bundle the last line of a Markdown file names; "" where it names none, None where it is no such line."""
-    *_, last = ["", *text.splitlines()]
-    if not last.startswith("Measured: "):
-        return None
-    named = re.search(rf"[:;] {BUNDLE}: ([^;]+?)(?:;|\.$)", last)
-    return named[1] if named else ""
 
 
 def segment_table(board: Leaderboard, segment: str = ALL, intervals: Sequence[str] = tuple(METRICS)) -> Table:

@@ -15,7 +15,6 @@ from recsys.evaluation.leaderboard import Leaderboard
 from recsys.evaluation.report import report_html, write_report
 from recsys.evaluation.tables import (
     beyond_accuracy_markdown,
-    bundle_of,
     cohorts_markdown,
     finding,
     leaderboard_markdown,
@@ -107,15 +106,11 @@ def test_one_user_makes_no_claim_in_any_table() -> None:
     ]
 
 
-def test_the_last_line_says_how_it_was_measured_and_names_the_bundle() -> None:
+def test_the_last_line_says_how_it_was_measured() -> None:
     about = {"versions": "torch 2", "mood": "good", "code": "abc", "command": "recsys x"}
     line = "Measured: command: recsys x; code: abc; versions: torch 2."
     assert with_facts("# Table\n\n| a |\n", about) == f"# Table\n\n| a |\n\n{line}\n"
     assert with_facts("# Table\n", {"mood": "good"}) == "# Table\n"
-    assert bundle_of(with_facts("# Table\n", about)) == ""
-    assert bundle_of(with_facts("# Table\n", {"bundle": "b.1_x-2"})) == "b.1_x-2"
-    assert bundle_of(with_facts("# Table\n", {**about, "bundle": "b1"})) == "b1"
-    assert bundle_of(with_facts("# Table\n", {"bundle": "b1"}) + "\nMore.\n") is None
 
 
 class Page(HTMLParser):

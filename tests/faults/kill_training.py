@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-import pipelines.training
+import pipelines.stages
 from pipelines import stage_runner
 from pipelines.pipeline import Pipeline
 from pipelines.stage_runner import Stage
@@ -79,7 +79,7 @@ def killed_in(root: Path, stage: str, after_s: float) -> int:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage_runner, "write_json", write_or_die)
-        patch.setattr(pipelines.training, "stages", dying_stages)
+        patch.setattr(pipelines.stages, "stages", dying_stages)
         return recsys(root, *TRAIN)
 
 

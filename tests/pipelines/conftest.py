@@ -1,8 +1,10 @@
-"""A second home with a known world: trained without refit, killed on the way, gone on, registered twice."""
+"""A copy of the trained home that may change; and a second home with a known world: killed on the way, gone on, twice
+registered, without refit."""
 
 import contextlib
 import io
-from collections.abc import Callable
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pipelines.evaluation
 from recsys import command
 from recsys.workspace import DatasetWorkspace, Workspace
 from tests.conftest import TrainedHome, use_small_settings
-from tests.pipelines.cycle_world import write_csv, write_ml_1m
+from tests.pipelines.cycle_world import write_ml_1m
 
 Snapshot = dict[str, tuple[int, int]]
 
@@ -29,6 +31,16 @@ def snapshot(folder: Path) -> Snapshot:
     """Modification time (ns) and size of every file."""
     stats = ((p, p.stat()) for p in sorted(folder.rglob("*")) if p.is_file())
     return {str(p.relative_to(folder)): (s.st_mtime_ns, s.st_size) for p, s in stats}
+
+
+@pytest.fixture(scope="module")
+def changed_home(trained_home: TrainedHome, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedHome]:
+    """A copy of the trained home that the tests of a module may change."""
+    root = tmp_path_factory.mktemp("changed") / "home"
+    shutil.copytree(trained_home.root, root)
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_settings(patch)
+        yield TrainedHome(root, trained_home.raw)
 
 
 @dataclass
@@ -56,28 +68,15 @@ def cycle_home(trained_home: TrainedHome, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("second")
     home = CycleHome(folder / "home", write_ml_1m(folder / "cycle"), trained_before=snapshot(trained_home.root))
     train = ("train", "--no-refit", "--epochs", "6", "--budget-ms", "50000")
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
     with pytest.MonkeyPatch.context() as patch:
         use_small_settings(patch)
-        measure: Callable[..., object] = pipelines.evaluation.measure
-
-        def killed(*_: object, **__: object) -> None:
-            raise KeyboardInterrupt
-
-        patch.setattr(pipelines.evaluation, "measure", killed)
-        home.run("killed", *train, "--data-dir", home.files)
-        patch.setattr(pipelines.evaluation, "measure", measure)
+        with patch.context() as killing:
+            killing.setattr(pipelines.evaluation, "measure", killed)
+            home.run("killed", *train, "--data-dir", home.files)
         home.run("again", *train)
         home.run("registered again", *train[:-1], "60000")
     return home
-
-
-@pytest.fixture(scope="session")
-def csv_home(cycle_home: CycleHome, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In the same home, a data set without a users file: `cycle-csv`."""
-    files = write_csv(tmp_path_factory.mktemp("csv") / "cycle-csv")
-    with pytest.MonkeyPatch.context() as patch:
-        use_small_settings(patch)
-        train = ("train", "--no-refit", "--epochs", "1", "--data-dir", files)
-        code, _, err = run_command(*train, "--home", cycle_home.root)
-    assert code == 0, err
-    return cycle_home.root

@@ -44,13 +44,3 @@ def write_ml_1m(folder: Path) -> Path:
     users = [*range(1, USERS + 1), *SILENT]
     (folder / "users.dat").write_text("".join(f"{u}::{'FM'[u % 2]}::25::{u % 21}::00000\n" for u in users))
     return folder
-
-
-def write_csv(folder: Path) -> Path:
-    """The same ratings as ml-latest writes them: no users file, and items that nobody rated."""
-    folder.mkdir()
-    ratings = "".join(f"{u},{m},{r}.0,{t}\n" for u, m, r, t in EVENTS)
-    (folder / "ratings.csv").write_text(f"userId,movieId,rating,timestamp\n{ratings}")
-    items = "".join(f'{m},"Film, The {m}th",(no genres listed)\n' for m in range(1, 31))
-    (folder / "movies.csv").write_text(f"movieId,title,genres\n{items}")
-    return folder

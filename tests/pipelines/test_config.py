@@ -11,7 +11,7 @@ import pytest
 import pipelines.config
 from pipelines.config import PipelineConfig, config_for, read_tuned, tuned_path, with_tuned
 from pipelines.pipeline import open_pipeline
-from pipelines.training import train
+from pipelines.stages import train
 from recsys.data.datasets import DATASETS
 from recsys.data.tables import save_tables
 from recsys.errors import ConfigError
@@ -68,27 +68,23 @@ def test_tuned_settings_lie_over_the_rules(tuned: Write) -> None:
         ({"retrievers": {"als": {}}}, "there is no setting retrievers.als to tune"),
         ({"retrievers": {"ease": {"lambda": 1}}}, "there is no setting retrievers.ease.lambda to tune"),
         ({"rrf_weights": {"als": 1}}, "there is no setting rrf_weights.als to tune"),
-        ({"ranker": {"leafs": 7}}, "there is no setting ranker.leafs to tune"),
         ({"ranker": {"objective": "lambdarank"}}, "there is no setting ranker.objective to tune"),
-        ({"ranker": {"start_from_logistic": 1}}, "there is no setting ranker.start_from_logistic to tune"),
         ({"tower": {"seed": 7}}, "there is no setting tower.seed to tune"),
-        ({"ranker": {"leaves": 7.0}}, "ranker.leaves: Input should be a valid integer"),
-        ({"ranker": {"leaves": "7"}}, "ranker.leaves: Input should be a valid integer"),
-        ({"retrievers": {"ials": {"dim": 64.5}}}, "retrievers.ials.dim: Input should be a valid integer"),
-        ({"retrievers": {"ease": {"power": float("nan")}}}, "retrievers.ease.power: Input should be a finite number"),
-        ({"tower": {"dropout": float("inf")}}, "tower.dropout: Input should be a finite number"),
-        ({"rrf_weights": {"ease": -0.1}}, "rrf_weights.ease: Input should be greater than or equal to 0"),
-        ({"rrf_weights": {"ease": 10**400}}, "rrf_weights.ease: Input should be a"),
-        ({"rrf_weights": {"ease": True}}, "rrf_weights.ease: Input should be a valid number"),
-        ({"retrievers": {"ease": 7}}, "retrievers.ease: Input should be a valid dictionary"),
+        ({"ranker": {"leaves": 7.0}}, "ranker.leaves must be a whole number of at least 0, not 7.0"),
+        ({"ranker": {"leaves": "7"}}, "ranker.leaves must be a whole number of at least 0, not '7'"),
+        ({"retrievers": {"ease": {"power": float("nan")}}}, "retrievers.ease.power must be a finite number"),
+        ({"tower": {"dropout": float("inf")}}, "tower.dropout must be a finite number of at least 0, not inf"),
+        ({"rrf_weights": {"ease": -0.1}}, "rrf_weights.ease must be a finite number of at least 0, not -0.1"),
+        ({"rrf_weights": {"ease": 10**400}}, "rrf_weights.ease must be a finite number"),
+        ({"rrf_weights": {"ease": True}}, "rrf_weights.ease must be a finite number"),
+        ({"retrievers": {"ease": 7}}, "retrievers.ease must hold settings by name, not 7"),
         ({"tower": {"dim": 33}}, "two-tower: dim 33 cannot be divided"),
-        ({"about": {"data": {}}}, "about.data.fingerprint: Field required"),
-        ({"about": {"data": {"fingerprint": None}}}, "about.data.fingerprint: Input should be a valid string"),
+        ({"about": {"data": {}}}, "is no JSON object with about.data.fingerprint .*take it away and search again"),
     ],
 )
 def test_a_bad_setting_is_named_with_its_file(value: Any, problem: str, tuned: Write) -> None:
     path = tuned(value)
-    with pytest.raises(ConfigError, match=f"ml-100k.json: {problem}"):
+    with pytest.raises(ConfigError, match=f"ml-100k.json:? {problem}"):
         laid_over(path)
 
 
@@ -96,7 +92,7 @@ def test_a_bad_setting_is_named_with_its_file(value: Any, problem: str, tuned: W
 def test_a_file_that_is_no_json_object_is_named(content: bytes, tuned: Write) -> None:
     path = tuned({})
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"ml-100k.json: .*take it away and search again"):
+    with pytest.raises(ConfigError, match=r"ml-100k.json is no JSON .*take it away and search again"):
         read_tuned(path)
 
 
@@ -113,15 +109,12 @@ def test_what_is_checked_in_can_be_used() -> None:
         assert found.content.get("rrf_weights", {}).items() <= over.recommender.rrf_weights.items()
 
 
-# ---- a training
-
-
 @pytest.fixture
 def begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[float, str]]:
     """Begins a training of the planted world under a name, whose stages do not run: EASE's power, what was printed."""
-    monkeypatch.setattr("pipelines.training.run_stages", lambda *_, **__: {})
+    monkeypatch.setattr("pipelines.stages.run_stages", lambda *_, **__: {})
 
     def begin(name: str = "ml-100k", *, synthetic: bool = False, tuned: bool = True) -> tuple[float, str]:
         tables = planted_tables()
@@ -134,30 +127,21 @@ def begin(
     return begin
 
 
-@pytest.mark.parametrize("options", [{"tuned": False}, {"synthetic": True}, {"name": "ml-1m"}])
 def test_train_uses_tuned_settings_of_its_data_set_and_says_so(
-    tuned: Write, begin: Callable[..., tuple[float, str]], options: dict[str, Any]
+    tuned: Write, begin: Callable[..., tuple[float, str]]
 ) -> None:
-    tuned({"retrievers": {"ease": {"power": 0.5}}})
+    path = tuned({"retrievers": {"ease": {"power": 0.5}}})
     power, output = begin()
     assert power == 0.5
     assert output.startswith("settings: tuned for ml-100k (docs/tuning.md); --no-tuned leaves them aside\n")
-    power, output = begin(**options)
-    assert power == 0.95
-    assert "settings:" not in output
-
-
-def test_settings_of_other_data_of_that_name_are_left_aside(
-    tuned: Write, begin: Callable[..., tuple[float, str]]
-) -> None:
-    path = tuned({"retrievers": {"ease": {"power": 0.5}}}, fingerprint="1" * 64)
+    for options in ({"tuned": False}, {"synthetic": True}, {"name": "ml-1m"}):
+        power, output = begin(**options)
+        assert power == 0.95
+        assert "settings:" not in output
+    tuned({"retrievers": {"ease": {"power": 0.5}}}, fingerprint="1" * 64)
     power, output = begin()
     assert power == 0.95
     assert output.startswith(f"settings: {path} was searched on other data than this ml-100k; the rules hold")
-    assert output.count("settings:") == 1
-
-
-def test_a_bad_file_stops_a_training_before_it_begins(tuned: Write, begin: Callable[..., tuple[float, str]]) -> None:
     tuned({"retrievers": {"ease": {"power": -1}}})
     with pytest.raises(ConfigError, match=r"ml-100k.json: retrievers.ease.power"):
         begin()

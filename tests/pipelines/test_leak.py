@@ -28,10 +28,9 @@ from recsys.features.histories import Histories
 from recsys.features.item_stats import ItemStatsTimeline, snapshots
 from recsys.features.prediction_points import PredictionPoints
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
-from recsys.recommender import Recommender, RequestContext
+from recsys.recommender import RequestContext
 from recsys.retrieval.retrievers import load_retrievers
 from recsys.settings import Settings
-from recsys.training_table import build_training_table, retrieve_contexts
 from recsys.workspace import Workspace
 from tests import planted
 
@@ -78,8 +77,7 @@ def histories_of(tables: Tables) -> Histories:
 
 def pipeline(folder: Path, tables: Tables) -> Pipeline:
     """A pipeline on these tables, with the cutoffs of the plain world."""
-    data = TrainingSet(tables, tables.info)
-    data.__dict__["split"] = planted.planted_split()
+    data = TrainingSet(tables, tables.info, cutoffs=planted.planted_split())
     home = Workspace(folder).dataset("planted")
     save_tables(tables, home.data)
     return Pipeline(home, Settings(home=folder), CONFIG, data, report=lambda _: None)
@@ -87,14 +85,14 @@ def pipeline(folder: Path, tables: Tables) -> Pipeline:
 
 def files_of(folder: Path) -> dict[str, object]:
     """Contents of every file; of a training's log, without its seconds."""
-    found: dict[str, object] = {}
+    files: dict[str, object] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         content: object = path.read_bytes()
         if path.name == "log.json":
             log = read_json(path)
             content = {**log, "tower": {**log["tower"], "seconds": None}}
-        found[str(path.relative_to(folder))] = content
-    return found
+        files[str(path.relative_to(folder))] = content
+    return files
 
 
 def fitted(folder: Path, tables: Tables, *names: str) -> Pipeline:
@@ -123,17 +121,17 @@ def test_what_was_fitted_does_not_know_what_came_after(
 ) -> None:
     """Every file of every retriever and ranker, byte by byte, with training tables through Feast's joins."""
     after = getattr(planted.planted_split(), cutoff)
-    found = fitted(tmp_path, with_future(after), *names)
+    later = fitted(tmp_path, with_future(after), *names)
     for name in set(names) - {"features"}:
         expected = files_of(plain.home.work / name)
         assert len(expected) >= 3
-        assert files_of(found.home.work / name) == expected, name
+        assert files_of(later.home.work / name) == expected, name
 
 
 def test_rows_of_the_past_do_move_what_is_fitted(plain: Pipeline, tmp_path: Path) -> None:
     """The test above has teeth: the same rows before the cutoff change every retriever."""
-    found = fitted(tmp_path, with_future(planted.planted_split().t1 - 31 * DAY), *T1)
-    before, after = (files_of(made.home.work / "retrievers_t1") for made in (plain, found))
+    later = fitted(tmp_path, with_future(planted.planted_split().t1 - 31 * DAY), *T1)
+    before, after = (files_of(made.home.work / "retrievers_t1") for made in (plain, later))
     moved = [name for name, content in after.items() if before[name] != content]
     for name in ("two_tower/towers", "two_tower/item_vectors", *(f"{name}/" for name in planted.FITS)):
         assert any(m.startswith(name) for m in moved), name
@@ -142,17 +140,17 @@ def test_rows_of_the_past_do_move_what_is_fitted(plain: Pipeline, tmp_path: Path
 def test_states_and_statistics_of_the_online_store_are_the_only_ones_that_move(plain: Pipeline, tmp_path: Path) -> None:
     """Feast's past rows as of a window stay; what it serves online is newer."""
     split = planted.planted_split()
-    found = fitted(tmp_path, with_future(split.t2), "features")
+    later = fitted(tmp_path, with_future(split.t2), "features")
     contexts = features.ranker_contexts(plain.data, split.t1, split.t2, CONFIG.ranker)
-    for made in (plain, found):
+    for made in (plain, later):
         assert len(made.store.historical_states(contexts.user_id, contexts.timestamp)) == len(contexts)
-    before, after = (m.store.historical_states(contexts.user_id, contexts.timestamp) for m in (plain, found))
+    before, after = (m.store.historical_states(contexts.user_id, contexts.timestamp) for m in (plain, later))
     assert before == after
     days = pd.DataFrame({ITEM_ID: [HIT] * 3, "day": [split.t1 // DAY, split.t2 // DAY - 1, split.t2 // DAY]})
-    pd.testing.assert_frame_equal(plain.store.historical_item_stats(days), found.store.historical_item_stats(days))
-    assert plain.store.online_states([OLD[0]]) != found.store.online_states([OLD[0]])
+    pd.testing.assert_frame_equal(plain.store.historical_item_stats(days), later.store.historical_item_stats(days))
+    assert plain.store.online_states([OLD[0]]) != later.store.online_states([OLD[0]])
     plain.store.close()
-    found.store.close()
+    later.store.close()
 
 
 @lru_cache
@@ -175,36 +173,16 @@ def bundle_of(made: Pipeline, folder: Path) -> Bundle:
 
 
 def test_no_metric_moves_with_events_after_the_last_test_event(plain: Pipeline, tmp_path: Path) -> None:
-    split, retriever = planted.planted_split(), planted.planted_tables().info
+    split, info = planted.planted_split(), planted.planted_tables().info
     bundle = bundle_of(plain, tmp_path / "frozen")
-    found = []
-    for tables in (planted.planted_tables(), with_future(split.end)):
-        methods = replay(bundle, histories_of(tables), snapshots(tables.events), window())
-        found.append((methods, build_leaderboard(methods, retriever, split.t1, split.t2, system=FULL_SYSTEM)))
-    for ours, theirs in zip(found[0][0].methods, found[1][0].methods, strict=True):
+    replayed = [
+        replay(bundle, histories_of(tables), snapshots(tables.events), window())
+        for tables in (planted.planted_tables(), with_future(split.end))
+    ]
+    for ours, theirs in zip(*(one.methods for one in replayed), strict=True):
         assert ours.ranks.tolist() == theirs.ranks.tolist()
-    assert found[0][1] == found[1][1]
-
-
-def test_candidates_and_features_do_not_move(plain: Pipeline) -> None:
-    """Of the contexts of (T1, T2], with everything after T2 planted: candidates, their signals, and the table."""
-    split = planted.planted_split()
-    catalogue = plain.data.catalogue
-    fitted_t1 = load_retrievers(plain.home.work / "retrievers_t1", catalogue)
-    recommender = Recommender(catalogue, fitted_t1, None, CONFIG.recommender)
-    contexts = features.ranker_contexts(plain.data, split.t1, split.t2, CONFIG.ranker)
-    tables = []
-    for world in (planted.planted_tables(), with_future(split.t2)):
-        states = histories_of(world).states_at(contexts.user_id, contexts.timestamp)
-        retrieved = retrieve_contexts(recommender, contexts, states)
-        as_of = ItemStatsTimeline(catalogue, snapshots(world.events)).as_of
-        tables.append((retrieved, build_training_table(recommender, contexts, states, retrieved, as_of, negatives=50)))
-    for ours, theirs in zip(tables[0][0], tables[1][0], strict=True):
-        for name in ("item_idx", "rrf_score", "retriever_scores", "retriever_ranks"):
-            np.testing.assert_array_equal(getattr(ours.candidates, name), getattr(theirs.candidates, name))
-    np.testing.assert_array_equal(tables[0][1].features, tables[1][1].features)
-    assert tables[0][1].labels.tolist() == tables[1][1].labels.tolist()
-    assert tables[0][1].item_id.tolist() == tables[1][1].item_id.tolist()
+    boards = [build_leaderboard(one, info, split.t1, split.t2, system=FULL_SYSTEM) for one in replayed]
+    assert boards[0] == boards[1]
 
 
 def test_events_at_t_or_later_do_not_change_the_prediction_at_t(plain: Pipeline, tmp_path: Path) -> None:

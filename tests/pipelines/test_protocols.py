@@ -40,14 +40,16 @@ def opened(home: TrainedHome) -> Pipeline:
     return open_pipeline(home.name, read_settings(home.root))
 
 
-def evaluated(home: TrainedHome, protocol: str, *more: str | Path) -> tuple[str, str, dict[str, Any]]:
-    """stdout, stderr and JSON of one run."""
-    code, out, err = run_command("protocol", protocol, "--home", home.root, "--dataset", home.name, *more)
+def evaluated(home: TrainedHome, protocol: str) -> dict[str, Any]:
+    """The JSON of one run, whose Markdown is what it prints."""
+    code, out, err = run_command("protocol", protocol, "--home", home.root, "--dataset", home.name)
     assert code == 0, err
-    return out, err, read_json(home.dataset.reports / f"protocol-{protocol}.json")
-
-
-RUN = study_run()
+    assert out == (home.dataset.reports / f"protocol-{protocol}.md").read_text(encoding="utf-8")
+    assert out.splitlines()[-1].startswith(f"Measured: command: recsys protocol {protocol}; code: ")
+    assert "synthetic, not MovieLens" in out
+    result: dict[str, Any] = read_json(home.dataset.reports / f"protocol-{protocol}.json")
+    assert all(row["name"] in out for row in result["rows"])
+    return result
 
 
 def mean(result: dict[str, Any], method: str, metric: str) -> float:
@@ -58,26 +60,12 @@ def mean(result: dict[str, Any], method: str, metric: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def by_item(home: TrainedHome) -> tuple[str, str, dict[str, Any]]:
+def by_item(home: TrainedHome) -> dict[str, Any]:
     return evaluated(home, "stratified")
 
 
-def test_the_table_goes_to_stdout_and_to_the_reports(
-    by_item: tuple[str, str, dict[str, Any]], home: TrainedHome
-) -> None:
-    out, err, result = by_item
-    names = [row["name"] for row in result["rows"]]
-    assert names == [POPULARITY, ITEM_KNN, IALS, stratified.EASE_STRETCHES, EASE, MERGED, FULL_SYSTEM]
-    assert out == (home.dataset.reports / "protocol-stratified.md").read_text(encoding="utf-8")
-    assert all(name in out for name in names)
-    assert out.splitlines()[-1].startswith("Measured: command: recsys protocol stratified; code: ")
-    assert "synthetic, not MovieLens" in out
-    assert result["facts"]["row_order"] == "tables"
-    assert "rows in the order of the tables" in err
-
-
-def test_popularity_is_that_of_a_count_by_hand(by_item: tuple[str, str, dict[str, Any]], home: TrainedHome) -> None:
-    events, result = home.events, by_item[2]
+def test_popularity_is_that_of_a_count_by_hand(by_item: dict[str, Any], home: TrainedHome) -> None:
+    events, result = home.events, by_item
     trains = stratified_by_item(events[ITEM_ID].to_numpy())
     train, test = events[trains], events[~trains]
     assert (result["facts"]["n_train"], result["facts"]["n_test"]) == (
@@ -99,15 +87,18 @@ def test_popularity_is_that_of_a_count_by_hand(by_item: tuple[str, str, dict[str
     assert mean(result, POPULARITY, "recall@10") == pytest.approx(np.mean(recall), abs=1e-12)
 
 
-def test_the_inner_split_chooses_the_best_of_what_it_tried(by_item: tuple[str, str, dict[str, Any]]) -> None:
-    facts = by_item[2]["facts"]
+def test_the_inner_split_chooses_the_best_of_what_it_tried(by_item: dict[str, Any]) -> None:
+    names = [row["name"] for row in by_item["rows"]]
+    assert names == [POPULARITY, ITEM_KNN, IALS, stratified.EASE_STRETCHES, EASE, MERGED, FULL_SYSTEM]
+    facts = by_item["facts"]
+    assert facts["row_order"] == "tables"
     for name, tried in facts["inner_ndcg@10"].items():
         best = max(tried, key=lambda trial: trial["ndcg@10"])
         assert {**facts["settings"][name], "ndcg@10": best["ndcg@10"]} == best
     assert 0 < facts["inner_retrieved"] <= 1
 
 
-def test_nothing_is_learnt_from_what_is_held_out(by_item: tuple[str, str, dict[str, Any]], home: TrainedHome) -> None:
+def test_nothing_is_learnt_from_what_is_held_out(by_item: dict[str, Any], home: TrainedHome) -> None:
     """Held-out ratings go to other users at other times: all choices stay, the measured values move."""
     pipeline = opened(home)
     events = pipeline.data.tables.events
@@ -118,23 +109,21 @@ def test_nothing_is_learnt_from_what_is_held_out(by_item: tuple[str, str, dict[s
     both = pd.concat([events[trains], held]).drop_duplicates([USER_ID, ITEM_ID]).sort_index()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stratified, "stratified_by_item", lambda _: trains[both.index.to_numpy()])
-        measured = stratified.measure(pipeline, RUN, both, "")
-    result = by_item[2]
+        measured = stratified.measure(pipeline, study_run(), both, "")
     for name in ("settings", "inner_ndcg@10", "ranker"):
-        assert measured.facts[name] == result["facts"][name]
+        assert measured.facts[name] == by_item["facts"][name]
     system = next(row for row in measured.rows if row.name == FULL_SYSTEM)
-    assert system.metrics["ndcg@10"].mean != mean(result, FULL_SYSTEM, "ndcg@10")
+    assert system.metrics["ndcg@10"].mean != mean(by_item, FULL_SYSTEM, "ndcg@10")
 
 
-def test_the_official_files_give_the_order_of_the_rows(home: TrainedHome) -> None:
+def test_the_official_files_give_the_order_of_the_rows_and_others_are_refused(
+    home: TrainedHome, tmp_path: Path
+) -> None:
     raw = [line.split("::") for line in (home.raw / "ratings.dat").read_text().splitlines()]
     events, of = protocols.events_in_file_order(opened(home), home.raw)
     assert of == "ratings.dat"
     assert events[[USER_ID, ITEM_ID]].to_numpy().tolist() == [[int(r[0]), int(r[1])] for r in raw]
     assert events[USER_ID].tolist() != home.events[USER_ID].tolist(), "else this test says nothing"
-
-
-def test_files_of_other_data_are_refused(home: TrainedHome, tmp_path: Path) -> None:
     other = shutil.copytree(home.raw, tmp_path / "other")
     with (other / "ratings.dat").open("a") as ratings:
         ratings.write("\n")
@@ -146,11 +135,11 @@ def test_stretches_cut_each_history_twice() -> None:
     """Users 0 and 2 with five and two events, stretches of four: cut at 0, 4 and at 0, 2."""
     users, items = np.array([0, 0, 0, 0, 0, 2, 2]), np.array([10, 11, 12, 13, 14, 10, 15])
     number, item_idx = stratified.stretches(KnownEvents(users, items, np.arange(7), 20, 99), 4)
-    found = sorted(sorted(item_idx[number == n].tolist()) for n in np.unique(number))
-    assert found == sorted([[10, 11, 12, 13], [14], [10, 15], [10, 11], [12, 13, 14], [10, 15]])
+    cut = sorted(sorted(item_idx[number == n].tolist()) for n in np.unique(number))
+    assert cut == sorted([[10, 11, 12, 13], [14], [10, 15], [10, 11], [12, 13, 14], [10, 15]])
 
 
-def test_states_hold_the_whole_history(home: TrainedHome, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_hold_the_whole_history(home: TrainedHome) -> None:
     pipeline = opened(home)
     part = stratified.Part(pipeline, pipeline.data.tables.events)
     states = part.states(part.users)
@@ -161,36 +150,28 @@ def test_states_hold_the_whole_history(home: TrainedHome, monkeypatch: pytest.Mo
         assert pipeline.data.catalogue.to_ids(states.item_idx[row][known]).tolist() == mine[ITEM_ID].tolist()
         assert states.timestamps[row][known].tolist() == mine[TIMESTAMP].tolist()
         assert known[-len(mine) :].all()
-    monkeypatch.setattr(stratified, "LONGEST", 5)
-    short = part.states(part.users)
-    assert np.array_equal(short.item_idx, states.item_idx[:, -5:])
-    assert all(np.array_equal(a, b) for a, b in zip(short.seen_idx, states.seen_idx, strict=True))
 
 
 # ---- leave last out
 
 
 @pytest.fixture(scope="module")
-def last(home: TrainedHome) -> tuple[str, str, dict[str, Any]]:
+def last(home: TrainedHome) -> dict[str, Any]:
     return evaluated(home, "leave-last-out")
 
 
-def test_every_rung_is_measured_for_every_user(last: tuple[str, str, dict[str, Any]], home: TrainedHome) -> None:
-    out, _, result = last
-    assert [row["name"] for row in result["rows"]] == [*reversed(RETRIEVERS), MERGED, LOGISTIC, FULL_SYSTEM]
+def test_every_method_is_measured_for_every_user(last: dict[str, Any], home: TrainedHome) -> None:
+    assert [row["name"] for row in last["rows"]] == [*reversed(RETRIEVERS), MERGED, LOGISTIC, FULL_SYSTEM]
     users = int((home.events.groupby(USER_ID).size() >= 3).sum())
-    assert (result["n_users"], result["facts"]["n_test"]) == (users, users)
-    assert result["facts"]["n_train"] == len(home.events) - users
-    assert out == (home.dataset.reports / "protocol-leave-last-out.md").read_text(encoding="utf-8")
-    for row in result["rows"]:
+    assert (last["n_users"], last["facts"]["n_test"]) == (users, users)
+    assert last["facts"]["n_train"] == len(home.events) - users
+    for row in last["rows"]:
         values = {name: cell["mean"] for name, cell in row["metrics"].items()}
         assert 0 <= values["ndcg@10"] <= values["hr@10"] <= values["hr@50"] <= 1, row["name"]
 
 
-def test_popularity_ranks_all_items_but_those_of_the_history(
-    last: tuple[str, str, dict[str, Any]], home: TrainedHome
-) -> None:
-    events, result = home.events, last[2]
+def test_popularity_ranks_all_items_but_those_of_the_history(last: dict[str, Any], home: TrainedHome) -> None:
+    events, result = home.events, last
     by_user = events.sort_values([USER_ID, TIMESTAMP, ITEM_ID]).groupby(USER_ID)
     test = by_user.tail(1)
     known = events.drop(test.index)
@@ -215,9 +196,9 @@ def test_states_know_all_but_the_last_event_those_of_its_second_too(home: Traine
     latest = at.groupby(USER_ID)[TIMESTAMP].transform("max")
     events.loc[at.index, TIMESTAMP] = latest  # the last two events of everybody fall into one second
     parts = leave_last_out(events)
-    known = last_out.Known(pipeline, pd.concat([parts.known, parts.validation]))
+    known = pipeline.data.with_events(pd.concat([parts.known, parts.validation]))
     contexts = PredictionPoints.from_events(parts.test)
-    states = known.states(contexts)
+    states = last_out.states_of(known, contexts)
     assert np.array_equal(states.now, contexts.timestamp)
     target = dict(zip(parts.test[USER_ID], parts.test[ITEM_ID], strict=True))
     for row, user in enumerate(contexts.user_id):

@@ -31,10 +31,10 @@ def post(table: EventTable, user: int, item: int, value: float | None, moment: i
 
 
 def test_without_events_it_is_the_data_set(home: DatasetWorkspace, table: EventTable) -> None:
-    for found in (training_set.load(home), training_set.take(home, table)):
-        assert found.tables.info == planted_tables().info
-        assert found.tables.events.equals(planted_tables().events)
-        assert (found.through_seq, found.n_later, found.source) == (0, 0, planted_tables().info)
+    for data in (training_set.load(home), training_set.take(home, table)):
+        assert data.tables.info == planted_tables().info
+        assert data.tables.events.equals(planted_tables().events)
+        assert (data.through_seq, data.n_later, data.source) == (0, 0, planted_tables().info)
 
 
 def test_ratings_of_old_and_new_users_are_taken_once_and_stay_what_they_were(
