@@ -1,5 +1,6 @@
 """Tables in Markdown, as files hold them and a terminal shows them; the page (`report`) has the same ones."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Final
