@@ -12,13 +12,8 @@ from recsys.features.item_stats import ItemStats
 
 @dataclass(frozen=True)
 class Filters:
-    """What the caller allows. Empty means everything.
-
-    genres         an item needs at least one of them
-    year_from, year_to   inclusive; an item without a year does not pass either
-    exclude_ids    raw item ids
-    min_ratings    ratings so far, as of the day's statistics
-    """
+    """What the caller allows; empty means everything. An item needs one of the genres; years are inclusive, and an item
+    without a year passes neither bound; min_ratings as of the day's statistics."""
 
     genres: tuple[str, ...] = ()
     year_from: int | None = None

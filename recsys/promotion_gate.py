@@ -10,20 +10,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from recsys.errors import ConfigError
-from recsys.evaluation.bootstrap import MIN_USERS, PairedDifference
+from recsys.evaluation.bootstrap import MIN_USERS, Estimate, PairedDifference
 
 NDCG: Final = "ndcg@10"
 RETRIEVAL_NDCG: Final = "retrieval_ndcg@10"  # the same candidates in the order in which retrieval returned them
 LATENCY_P99: Final = "latency_p99_ms"
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A metric; `low` and `high` are None where it was measured without an interval."""
-
-    mean: float
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,19 +59,19 @@ class GateResult:
         return {"passed": self.passed, "checks": [asdict(c) for c in self.checks]}
 
 
-def intervals(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Interval]:
+def intervals(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Estimate]:
     """Every metric by its dotted name; what is not a number is left out.
 
     >>> intervals({"ndcg@10": {"mean": 0.2, "low": 0.1, "high": 0.3}, "cold": {"hr@10": 0.5}, "note": None})
-    {'ndcg@10': Interval(mean=0.2, low=0.1, high=0.3), 'cold.hr@10': Interval(mean=0.5, low=None, high=None)}
+    {'ndcg@10': Estimate(mean=0.2, low=0.1, high=0.3), 'cold.hr@10': Estimate(mean=0.5, low=None, high=None)}
     """
-    flat: dict[str, Interval] = {}
+    flat: dict[str, Estimate] = {}
     for name, value in metrics.items():
         ends = value if isinstance(value, Mapping) else {"mean": value}
         if "mean" not in ends:
             flat |= intervals(ends, f"{prefix}{name}.")
         elif (mean := _number(ends["mean"])) is not None:
-            flat[prefix + name] = Interval(mean, _number(ends.get("low")), _number(ends.get("high")))
+            flat[prefix + name] = Estimate(mean, _number(ends.get("low")), _number(ends.get("high")))
     return flat
 
 

@@ -10,7 +10,6 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import numpy as np
 
@@ -55,15 +54,13 @@ class RequestContext:
 @dataclass(frozen=True)
 class Recommendations:
     """item_ids, scores  (B, k) best first; -1 and -inf where the catalogue has no more unseen items. A score orders
-                       one answer; across answers it means nothing. After a re-rank for diversity the scores are still
-                       the ranker's own, and no longer descend.
-    candidates          what retrieval returned, merged
-    position            (B, k) place of each answer among the candidates, -1 where there is none
-    features            (B, rank, F) what the ranker saw, or None where it did not run
-    degraded            what was skipped, empty in a full answer: "ranking"
-    timings_ms          milliseconds a stage; the probabilities are part of "ordering"
-    watch_probability, like_probability   (B, k) float32 of each answer (`recsys.ranking.calibration`); NaN where the
-                        ranker did not see it, did not run, or has no probabilities
+                     one answer; across answers it means nothing. A re-rank for diversity keeps the ranker's scores.
+    position         (B, k) place of each answer among the candidates, -1 where there is none
+    features         (B, rank, F) what the ranker saw, or None where it did not run
+    degraded         what was skipped, empty in a full answer: "ranking"
+    timings_ms       milliseconds a stage; the probabilities are part of "ordering"
+    watch_probability, like_probability   (B, k) float32 (`recsys.ranking.calibration`); NaN where the ranker did not
+                     see it, did not run, or has no probabilities
     """
 
     item_ids: IntArray
@@ -88,9 +85,9 @@ class Recommender:
         settings: RecommenderSettings,
         probabilities: Probabilities | None = None,
     ) -> None:
-        """`ranker` None gives the merged retrieval order; without a retriever that has item vectors the similarity
-        features are 0, without one that scores transitions `covisitation_last`. `probabilities` are those fitted for
-        this ranker. Raises ConfigError where it or they were trained on other features than these retrievers give."""
+        """`ranker` None gives the merged retrieval order. Without a retriever that has item vectors the similarity
+        features are 0, without one that scores transitions `covisitation_last`. Raises ConfigError where ranker or
+        probabilities were trained on other features than these retrievers give."""
         self.catalogue = catalogue
         self.retrievers = tuple(retrievers)
         if not retrievers:
@@ -108,10 +105,10 @@ class Recommender:
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         self.unit_vectors: FloatArray = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
         self._transitions = next((r for r in retrievers if isinstance(r, ScoresTransitions)), None)
+        self._unit_genres = unit_genres(catalogue.genres)
 
     def with_ranker(self, ranker: Ranker | None) -> "Recommender":
-        """Another recommender that differs in its ranker alone and shares the rest; this one stays as it is. Raises
-        ConfigError for a ranker of other features."""
+        """Another recommender that differs in its ranker alone. Raises ConfigError for a ranker of other features."""
         self._check_features("ranker was", ranker)
         other = copy.copy(self)
         other.ranker = ranker
@@ -133,7 +130,7 @@ class Recommender:
         """The k best unseen items for each state. k is 1 or more; filters apply before ranking.
 
         `diversity` from 0, the ranker's order, to 1 trades score for variety (`recsys.ranking.diversity`). `answers`
-        are what `ask` has already given for these states without filters; replay measures them too.
+        are what `ask` has already given for these states without filters.
         """
         if k < 1:
             raise ConfigError(f"k must be at least 1, got {k}")
@@ -193,11 +190,9 @@ class Recommender:
         """(B, rank, F) features of the candidates that the ranker reorders."""
         depth = min(self.settings.rank, candidates.item_idx.shape[1])
         item_idx = candidates.item_idx[:, :depth]
-        last = (
-            self._transitions.after(states.item_idx[:, -1], item_idx)
-            if self._transitions is not None
-            else np.zeros(item_idx.shape, dtype=np.float32)
-        )
+        last = np.zeros(item_idx.shape, dtype=np.float32)
+        if self._transitions is not None:
+            last = self._transitions.after(states.item_idx[:, -1], item_idx)
         signals = CandidateSignals(
             candidates.retriever_names,
             item_idx,
@@ -224,10 +219,6 @@ class Recommender:
         scores[:, depth:] -= np.arange(1, present.shape[1] - depth + 1, dtype=np.float32)
         np.copyto(scores, np.float32(-np.inf), where=~present)
         return scores
-
-    @cached_property
-    def _unit_genres(self) -> FloatArray:
-        return unit_genres(self.catalogue.genres)
 
     def _diverse_order(
         self, candidates: Candidates, scores: FloatArray, k: int, diversity: float

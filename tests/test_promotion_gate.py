@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from recsys.errors import ConfigError
-from recsys.evaluation.bootstrap import PairedDifference
-from recsys.promotion_gate import GateResult, Interval, Measured, intervals, judge
+from recsys.evaluation.bootstrap import Estimate, PairedDifference
+from recsys.promotion_gate import GateResult, Measured, intervals, judge
 
 GOOD: dict[str, Any] = {
     "ndcg@10": {"mean": 0.20, "low": 0.18, "high": 0.22},
@@ -149,6 +149,6 @@ def test_a_budget_that_is_none_is_an_error(budget: float) -> None:
 
 def test_intervals_reads_numbers_groups_and_nothing_else() -> None:
     assert intervals({"a": 1, "b": {"c": {"mean": 2, "low": 1}}, "d": "x", "e": True}) == {
-        "a": Interval(1.0),
-        "b.c": Interval(2.0, 1.0, None),
+        "a": Estimate(1.0),
+        "b.c": Estimate(2.0, 1.0, None),
     }

@@ -209,13 +209,6 @@ def test_an_unknown_genre_names_the_known_ones() -> None:
         planted_recommender().recommend(users(), context(), 3, Filters(genres=("Drama", "Jazz")))
 
 
-def test_somebody_cold_gets_a_full_answer_that_does_not_depend_on_the_batch() -> None:
-    cold = planted_histories().states_at(np.array([555, 777]), NOW)
-    answer = planted_recommender().recommend(cold, context(), 10)
-    assert (answer.item_ids >= 0).all()
-    np.testing.assert_array_equal(answer.item_ids[0], answer.item_ids[1])
-
-
 def test_k_must_be_1_or_more() -> None:
     with pytest.raises(ConfigError, match="k must be at least 1, got 0"):
         planted_recommender().recommend(users(), context(), 0)

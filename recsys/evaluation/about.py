@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -57,9 +58,8 @@ def command_line(words: Sequence[str]) -> str:
 def processor() -> str:
     """The processor's name; "unknown" where the system does not give one."""
     information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"
+    name = re.search(r"^model name\s*: (.*)$", information.read_text() if information.exists() else "", re.MULTILINE)
+    return name[1] if name else platform.processor() or "unknown"
 
 
 def load_average() -> list[float]:

@@ -37,11 +37,11 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over events with its 95 % interval; `low` and `high` are None with fewer than MIN_USERS users."""
+    """A mean over events with its 95 % interval; `low` and `high` are None where there is none."""
 
     mean: float
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
 
     @property
     def above_zero(self) -> bool:
@@ -57,14 +57,14 @@ class PairedDifference(Estimate):
     """The mean of (a minus b) over the same events. fraction_not_positive: share of resamples whose difference is <= 0,
     1.0 where the two never differ, None where there is no interval."""
 
-    fraction_not_positive: float | None
-    n_events: int
-    n_users: int
+    fraction_not_positive: float | None = None
+    n_events: int = 0
+    n_users: int = 0
 
 
 @dataclass(frozen=True)
 class Means:
-    """An estimate for each metric, and what they rest on."""
+    """An estimate for each metric."""
 
     estimates: tuple[Estimate, ...]
     n_events: int
@@ -83,8 +83,8 @@ def resampled_means(sums: DoubleArray, counts: IntArray, n_boot: int = N_BOOT, s
     rng = np.random.default_rng(seed)
     means = np.empty((n_boot, n_metrics))
     for b in range(n_boot):
-        # How often each user was drawn: multinomial. `rng.multinomial` gives the same law by U binomial draws, which
-        # is about nine times slower at a million users; all resamples at once would need B x U numbers.
+        # How often each user was drawn. `rng.multinomial` is about nine times slower at a million users; all resamples
+        # at once would need B x U numbers.
         drawn = np.bincount(rng.integers(0, n_users, n_users), minlength=n_users)  # (U,)
         means[b] = (drawn @ sums) / (drawn @ counts)
     return means

@@ -42,14 +42,8 @@ PROTOCOL: Final = (
 
 @dataclass(frozen=True, eq=False)
 class MethodRanks:
-    """What one method answered in a replay.
-
-    name         unique in a leaderboard
-    ranks        (E,) 1 is best, 0 is not in the list
-    beyond       measures of the top tens
-    kind         "single" for one retriever alone, "system" for several stages together
-    description  one line for the reader
-    """
+    """What one method answered in a replay: ranks (E,), 1 is best, 0 is not in the list; beyond, measures of its top
+    tens; kind, "single" for one retriever alone, "system" for several stages together."""
 
     name: str
     ranks: IntArray
@@ -60,11 +54,7 @@ class MethodRanks:
 
 @dataclass(frozen=True, eq=False)
 class Replayed:
-    """Every method on the same events.
-
-    events       a row for each: user_id, timestamp (s), item_id, rating, and `cohorts.FACTS`
-    n_catalogue  items that could have been shown
-    """
+    """Every method on the same events: user_id, timestamp (s), item_id, rating, and `cohorts.FACTS`."""
 
     events: pd.DataFrame
     n_catalogue: int
@@ -110,7 +100,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Protocol:
-    """The cutoffs, in seconds since 1970 UTC and as people read them, and what an event is measured by."""
+    """The cutoffs, in seconds UTC and as people read them, and what an event is measured by."""
 
     t1: int
     t2: int
@@ -158,11 +148,8 @@ def build_leaderboard(
     n_boot: int = N_BOOT,
     seed: int = SEED,
 ) -> Leaderboard:
-    """Measure every method and compare the full system with each of the others.
-
-    t1, t2   the cutoffs in seconds since 1970 UTC
-    system   name of the full system; by default the last method of kind "system" (none: no differences)
-    Raises ValueError on an event at or before t2.
+    """Measure every method and compare the full system with each of the others; by default that is the last method of
+    kind "system". t1, t2: the cutoffs, seconds UTC. Raises ValueError on an event at or before t2.
     """
     methods, events = replayed.methods, replayed.events
     user_id = events[USER_ID].to_numpy()

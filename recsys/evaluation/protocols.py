@@ -1,7 +1,6 @@
 """Two published protocols beside replay: their splits, and the metrics of a list with many right answers.
 
-Both leak the future, each in its way: docs/protocols.md says how, and why replay is the yardstick. The models are
-fitted and ranked in `pipelines.studies`.
+Both leak the future: docs/protocols.md says how. The models are fitted and ranked in `pipelines.studies`.
 
 E events      U users that are measured      T held-out events      k length of a list
 """
@@ -30,8 +29,8 @@ FEWEST_EVENTS: Final = 3  # of a user
 LIST_METRICS: Final = ("ndcg@10", "map", "map@10", "precision@10", "recall@10")
 RANK_METRICS: Final = ("ndcg@10", "hr@10", "hr@50", "mrr")
 LABELS: Final = {
-    **{"ndcg@10": "NDCG@10", "map": "MAP", "map@10": "MAP@10", "precision@10": "Precision@10"},
-    **{"recall@10": "Recall@10", "hr@10": "HR@10", "hr@50": "HR@50", "mrr": "MRR"},
+    name: name.capitalize() if name.startswith(("precision", "recall")) else name.upper()
+    for name in (*LIST_METRICS, *RANK_METRICS)
 }
 
 

@@ -87,13 +87,11 @@ def replay(
     observe: Callable[[Recommendations, IntArray, IntArray, FloatArray], None] = lambda *_: None,
     progress: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> Replayed:
-    """Ranks of every event in `events` (all after the bundle's `trained_through`) for each rung of the leaderboard.
+    """Ranks of every event in `events` (all after the bundle's `trained_through`) for each rung of the leaderboard, or
+    with `leaderboard` False for the full system alone. `dump` writes its lists, a Parquet row for each event.
 
-    With `leaderboard` False only the full system is replayed. `dump` writes a Parquet row for each event with the full
-    system's list of up to LIST_LENGTH items; the file appears when it is complete.
-
-    `observe(full, row, item_id, rating)` is called once a batch with the full system's answers, lists of up to
-    LIST_LENGTH items, and the events (E,) of the batch: which row answers each, and what happened.
+    `observe(full, row, item_id, rating)` is called once a batch with the full system's answers and the events (E,) of
+    the batch: which row answers each, and what happened.
     """
     recommender = bundle.recommender
     catalogue = recommender.catalogue

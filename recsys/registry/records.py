@@ -1,22 +1,30 @@
-"""What the registry keeps of a bundle, and how it fits into MLflow's names and lengths. Knows no MLflow itself, and
-no file of a bundle but `bundle.json`."""
+"""What the registry keeps of a bundle, in MLflow's names and lengths, and how two versions differ.
+
+Most of what makes NDCG@10 uncertain is which users the test window happens to hold, and that is the same for two
+versions measured on the same events. So a verdict rests on the differences event by event and their 95 % interval from
+a bootstrap over users: two intervals of means that overlap hide a drop that is real.
+"""
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import pandas as pd
+
 from recsys.atomic_io import read_json
 from recsys.bundle import BundleFacts, read_facts
 from recsys.columns import CHAMPION
-from recsys.errors import BundleError
+from recsys.errors import BundleError, RegistryError
+from recsys.evaluation.bootstrap import Estimate, PairedDifference, paired_difference
 from recsys.evaluation.ranks import RANKS_FILE
-from recsys.promotion_gate import NDCG, Interval, Measured, intervals
+from recsys.promotion_gate import NDCG, Measured, intervals
 
+PAIRED: Final = (NDCG, "hr@10")  # the verdict is that of the first: two chances to be wrong would be more than 5 %
 _LONGEST_PARAMETER: Final = 500  # what every MLflow server accepts; newer ones take more
 _TAG: Final = "recsys."
 METRICS_TAG: Final = _TAG + "metrics"
@@ -49,7 +57,7 @@ class VersionInfo:
     ranks_sha256: str | None
 
     @property
-    def ndcg(self) -> Interval | None:
+    def ndcg(self) -> Estimate | None:
         return intervals(self.metrics).get(NDCG)
 
     @property
@@ -61,6 +69,62 @@ class VersionInfo:
         """As the gate wants it."""
         name = f"the champion (version {self.version})" if CHAMPION in self.aliases else f"version {self.version}"
         return Measured(name, self.dataset, self.fingerprint, self.metrics)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Version b against version a. A value is None where one of them lacks it.
+
+    metrics      of a and of b, by name
+    parameters   of a and of b, those that differ
+    differences  b minus a over the same events, for each metric of PAIRED; empty where the two cannot be paired
+    problem      a sentence that says why they cannot
+    """
+
+    a: VersionInfo
+    b: VersionInfo
+    metrics: Mapping[str, tuple[Estimate | None, Estimate | None]]
+    parameters: Mapping[str, tuple[str | None, str | None]]
+    differences: Mapping[str, PairedDifference]
+    problem: str | None
+
+    @property
+    def worse(self) -> bool | None:
+        """None where that is unknown."""
+        return self.differences[NDCG].below_zero if self.differences else None
+
+    @property
+    def verdict(self) -> str:
+        if not self.differences:
+            return f"No verdict, because the two cannot be compared event by event: {self.problem}"
+        d, a, b = self.differences[NDCG], self.a.version, self.b.version
+        if d.below_zero:
+            outcome = f"Version {b} is worse than version {a}"
+        elif d.above_zero:
+            outcome = f"Version {b} is better than version {a}"
+        else:
+            outcome = f"Versions {a} and {b} cannot be told apart"
+        return (
+            f"{outcome}: NDCG@10 on {self.a.dataset_label} changes by {d.mean:+.4f} (95 % interval {d.low:+.4f}"
+            f" to {d.high:+.4f}), paired over {d.n_events:,} events of {d.n_users:,} users."
+        )
+
+
+def pair(
+    a: VersionInfo, b: VersionInfo, ranks: Callable[[int], pd.DataFrame]
+) -> tuple[dict[str, PairedDifference], str | None]:
+    """b minus a over the same test events, or none and why. `ranks` gives those of a version by its number; what it
+    raises is the reason, not the caller's problem: the metrics can still be read side by side."""
+    if (a.dataset, a.fingerprint) != (b.dataset, b.fingerprint):
+        of_a, of_b = (f"{v.dataset_label} (data {v.fingerprint[:12]})" for v in (a, b))
+        return {}, f"version {a.version} was measured on {of_a}, version {b.version} on {of_b}"
+    try:
+        differences = paired_difference(ranks(b.version), ranks(a.version), PAIRED)
+    except (RegistryError, BundleError, ValueError) as error:
+        return {}, str(error)
+    if differences[NDCG].low is None:
+        return {}, f"The test events are of {differences[NDCG].n_users} user(s), too few for an interval."
+    return differences, None
 
 
 def facts_of(folder: Path, role: str) -> BundleFacts:

@@ -1,4 +1,4 @@
-"""Versions of a data set's model: register, look up, fetch, promote, roll back.
+"""Versions of a data set's model: register, find, fetch, promote, roll back.
 
 What lies where: one MLflow run a training, with the artifacts `bundle/`, `evaluation_bundle/` and `reports/`; one
 model version pointing at `bundle/`; the earlier champions, oldest first, as a tag of the registered model.
@@ -24,8 +24,7 @@ from recsys.evaluation.ranks import RANKS_FILE, read_ranks
 from recsys.promotion_gate import NDCG, GateResult, intervals, judge
 from recsys.registry import records
 from recsys.registry.backend import Backend
-from recsys.registry.compare import Comparison, pair
-from recsys.registry.records import VersionInfo, fingerprint_folder
+from recsys.registry.records import Comparison, VersionInfo, fingerprint_folder, pair
 
 _HISTORY: Final = "recsys.champion_history"
 _LONGEST_HISTORY: Final = 200  # a registered model's tag holds 5000 characters
@@ -93,7 +92,7 @@ class Registry:
     def judge(self, ref: str | int = CHALLENGER, *, latency_budget_ms: float) -> GateResult:
         """Hold a version against the champion, and record the result with the version. Promotes nothing.
 
-        The champion itself is judged as a first model. Where the two can be paired event by event (`compare.pair`),
+        The champion itself is judged as a first model. Where the two can be paired event by event (`records.pair`),
         the gate gets the difference.
         """
         challenger = self.resolve(ref)

@@ -14,7 +14,6 @@ from recsys.evaluation.bootstrap import (
     bootstrap_means_of_each,
     paired_difference,
     rank_difference,
-    resampled_means,
 )
 from recsys.evaluation.metrics import ndcg_at, reciprocal_rank
 
@@ -52,13 +51,6 @@ def test_intervals_equal_brute_force_for_methods_that_share_draws() -> None:
     oracle = brute_force(user_id, values, n_boot=200, seed=9)
     assert_estimates([e for means in each for e in means.estimates], values, oracle)
     assert {(m.n_events, m.n_users) for m in each} == {(120, np.unique(user_id).size)}
-
-
-def test_the_statistic_is_the_mean_over_events_not_over_users() -> None:
-    """One user with three events of 1, one with a single 0: 3/4, not 1/2; the only resample means are 0, 3/4, 1."""
-    values = np.array([[1.0], [1.0], [1.0], [0.0]])
-    assert bootstrap_means(np.array([1, 1, 1, 2]), values).estimates[0].mean == 0.75
-    assert set(resampled_means(np.array([[3.0], [0.0]]), np.array([3, 1]), 100).ravel()) == {0.0, 0.75, 1.0}
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:

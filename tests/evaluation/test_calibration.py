@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recsys.columns import ITEM_ID, RATING, TIMESTAMP, USER_ID
 from recsys.evaluation.calibration import (
     BINS,
-    TOP,
     Calibration,
     Predicted,
     Reliability,
@@ -24,11 +22,6 @@ from recsys.evaluation.calibration import (
     reliability,
     write_calibration,
 )
-from recsys.evaluation.replay import replay
-from recsys.evaluation.replay import test_events as events_after
-from recsys.features.item_stats import snapshots
-from recsys.recommender import RequestContext
-from tests import planted
 from tests.evaluation.leaderboards import PNG, study_run
 
 
@@ -65,39 +58,6 @@ def test_nothing_measured_is_none_and_drawn_as_such() -> None:
     assert (nothing.watch, nothing.like, nothing.n_events_not_ranked) == (Reliability(0), Reliability(0), 0)
     assert re.search(r"\| P\(like\) +\| +0 \| +n/a \|", calibration_markdown(nothing))
     assert calibration_png(nothing).startswith(PNG)
-
-
-def test_a_replay_by_loops() -> None:
-    """Every context and event of the test window, one at a time."""
-    recommender, tables = planted.planted_recommender(), planted.planted_tables()
-    events = events_after(tables.events, planted.planted_split().t2)
-    predicted = Predicted()
-    bundle: Any = SimpleNamespace(recommender=recommender, facts=planted.planted_facts())
-    world = planted.planted_histories(), snapshots(tables.events), events
-    replay(bundle, *world, leaderboard=False, observe=predicted.observe)
-    watch: list[tuple[float, bool]] = []
-    like: list[tuple[float, bool]] = []
-    unranked = 0
-    for (user, moment), group in events.groupby([USER_ID, TIMESTAMP]):
-        states = planted.planted_histories().states_at(np.array([user]), moment)
-        stats = planted.planted_timeline().as_of(moment // planted.DAY)
-        answer = recommender.recommend(states, RequestContext(stats), planted.N_ITEMS)
-        ids = answer.item_ids[0].tolist()
-        places = [place for place in range(TOP) if ids[place] >= 0]
-        watch += [(float(answer.watch_probability[0, p]), ids[p] in set(group[ITEM_ID])) for p in places]
-        for item, rating in zip(group[ITEM_ID], group[RATING], strict=True):
-            p = float(answer.like_probability[0, ids.index(item)]) if item in ids else math.nan
-            if math.isnan(p):
-                unranked += 1
-            else:
-                like.append((p, rating >= 4))
-    calibration = predicted.measured(study_run())
-    assert calibration.n_events_not_ranked == unranked
-    for measured, pairs in ((calibration.watch, watch), (calibration.like, like)):
-        p, y = np.array([a for a, _ in pairs]), np.array([b for _, b in pairs])
-        assert measured.n == len(pairs) > 0
-        assert 0 < measured.base_rate == pytest.approx(y.mean())
-        assert measured.brier == pytest.approx(((p - y) ** 2).mean(), rel=1e-4)
 
 
 def test_events_of_one_second_and_what_is_not_ranked() -> None:

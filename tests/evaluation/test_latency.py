@@ -9,9 +9,6 @@ import pytest
 
 from recsys.evaluation import latency
 from recsys.evaluation.latency import Percentiles, interleaved, measure_in_process
-from recsys.features.state import StateBatch
-from recsys.recommender import RequestContext
-from tests import planted
 
 
 class Clocked:
@@ -38,15 +35,6 @@ def test_the_warm_up_does_not_count_and_users_take_turns(monkeypatch: pytest.Mon
     assert list(measured) == ["retrieval", "ranking", "total"]
     assert asdict(measured["total"]) == pytest.approx({"p50_ms": 8.0, "p95_ms": 12.0, "p99_ms": 12.0})
     assert measured["retrieval"] == Percentiles(2.0, 3.0, 3.0)
-
-
-def test_the_real_path_names_every_stage() -> None:
-    moment = planted.planted_split().end + 1
-    states: list[StateBatch] = [planted.planted_histories().states_at([user], moment) for user in (101, 103, 999)]
-    context = RequestContext(planted.planted_timeline().as_of(moment // planted.DAY))
-    measured = measure_in_process(planted.planted_recommender(), states, context, 5, n=6, warmup=1)
-    assert list(measured) == ["retrieval", "features", "ranking", "ordering", "total"]
-    assert all(0 < values.p50_ms <= values.p95_ms <= values.p99_ms for values in measured.values())
 
 
 def test_calls_are_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

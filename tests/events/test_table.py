@@ -95,9 +95,3 @@ def test_many_can_be_the_first_to_use_a_table(url: sa.URL) -> None:
     assert len(list(tables[0].read())) == 6
     for table in tables:
         table.close()
-
-
-def test_a_closed_table_opens_again(table: EventTable) -> None:
-    table.append([event(1)])
-    table.close()
-    assert len(list(table.read())) == 1

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from recsys.errors import BundleError, RegistryError
-from recsys.promotion_gate import Interval
+from recsys.evaluation.bootstrap import Estimate
 from recsys.registry import Registry
 
 from .conftest import NAME, Make
@@ -31,7 +31,7 @@ def test_register_keeps_everything_and_names_the_challenger(
     assert (info.version, info.aliases, info.gate, info.gate_reasons) == (1, ("challenger",), "not judged", ())
     assert (info.bundle_id, info.dataset, info.fingerprint, info.code_version) == ("b1", "demo", "a" * 64, "0.1.0+abc")
     assert info.dataset_label == "demo (synthetic, not MovieLens)"
-    assert info.ndcg == Interval(0.2, 0.18, 0.22)
+    assert info.ndcg == Estimate(0.2, 0.18, 0.22)
 
     run = registry._backend.client.get_run(info.run_id)
     assert run.info.status == "FINISHED"
@@ -189,5 +189,5 @@ def test_compare_gives_no_verdict_without_ranks(registry: Registry, make: Make) 
     assert (found.a.version, found.b.version, found.worse) == (1, 2, None)
     assert found.parameters == {"new": (None, "true"), "ranker.leaves": ("31", "63")}
     assert list(found.metrics) == ["latency_p99_ms", "ndcg@10", "retrieval_ndcg@10"]
-    assert found.metrics["ndcg@10"] == (Interval(0.20, 0.18, 0.22), Interval(0.25, 0.23, 0.27))
+    assert found.metrics["ndcg@10"] == (Estimate(0.20, 0.18, 0.22), Estimate(0.25, 0.23, 0.27))
     assert found.verdict.startswith("No verdict, because the two cannot be compared event by event: ")
