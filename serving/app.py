@@ -1,7 +1,6 @@
 """The FastAPI app, and uvicorn's ordinary processes around it.
 
-`create_app` only puts parts together. A worker loads its model before it listens, so no connection ever reaches one
-that cannot answer. Other origins get no CORS permission unless `allowed_origins` names them.
+A worker loads its model before it listens, so no connection ever reaches one that cannot answer.
 """
 
 import gc
@@ -21,23 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
 from fastapi.responses import FileResponse
+from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
-from starlette.middleware.cors import CORSMiddleware
 
 from recsys.errors import RecsysError
 from serving.http import problems, routes
-from serving.http.access import Access
 from serving.http.connections import connection_limit
-from serving.http.middleware import BodyLimitMiddleware, RequestMiddleware
-from serving.http.openapi import completed
+from serving.http.middleware import RequestMiddleware
 from serving.observability import logs, tracing
 from serving.observability.metrics import Metrics
 from serving.recommending.service import Service
 from serving.settings import ServiceSettings, hand_down
 
 PAGE = Path(__file__).parent / "page"
+BEARER = HTTPBearer(scheme_name="bearer", auto_error=False)  # for the OpenAPI document; `access` checks the key
+KEEP_ALIVE_S = 30  # how long a connection may be idle
+SHUTDOWN_S = 10  # after SIGTERM, what is in flight is given that long to end
 FIRST_READ_S = 30.0
 RESTART_PAUSE_S = 5.0  # before a worker that cannot start makes room for its successor
 log = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ def create_app(settings: ServiceSettings, service: Service) -> FastAPI:
     spans = tracing.build(app, settings.otel_endpoint, version("recsys"))
     problems.install(app)
     app.include_router(routes.api)
+    app.include_router(routes.writes, dependencies=[Security(BEARER)] if settings.api_key else [])
     app.include_router(routes.health)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
 
@@ -75,19 +76,10 @@ def create_app(settings: ServiceSettings, service: Service) -> FastAPI:
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html")
 
-    app.openapi = completed(app.openapi, keyed=settings.api_key is not None)  # type: ignore[method-assign]
-    app.add_middleware(BodyLimitMiddleware, access=Access(settings, service.metrics))
-    if settings.allowed_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(settings.allowed_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-API-Key", "X-Request-ID"],
-            expose_headers=["Retry-After", "Server-Timing", "X-Request-ID"],
-        )
-    app.add_middleware(  # added last, so outermost
+    app.add_middleware(
         RequestMiddleware,
         metrics=service.metrics,
+        api_key=settings.api_key,
         max_in_flight=settings.max_in_flight,
         tracing=spans,
     )
@@ -141,8 +133,8 @@ def uvicorn_options(settings: ServiceSettings) -> dict[str, Any]:
         "access_log": False,
         "server_header": False,
         "proxy_headers": False,  # uvicorn would believe X-Forwarded-For of whoever connects from this machine
-        "timeout_keep_alive": settings.keep_alive_s,
-        "timeout_graceful_shutdown": settings.shutdown_s,
+        "timeout_keep_alive": KEEP_ALIVE_S,
+        "timeout_graceful_shutdown": SHUTDOWN_S,
         "timeout_worker_healthcheck": 30,
     }
 
@@ -154,9 +146,7 @@ def configure_logs(settings: ServiceSettings) -> None:
 
 def _loaded(settings: ServiceSettings) -> Service:
     started = time.perf_counter()
-    gc.disable()  # it would walk what is loaded a dozen times
     service = Service.load(settings, Metrics())
-    gc.enable()
     gc.collect()
     gc.freeze()  # what is there stays, and need not be walked during requests
     log.info("ready after %.1f s", time.perf_counter() - started)

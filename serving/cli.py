@@ -34,14 +34,6 @@ def serve(
     reload_s: Annotated[
         float | None, typer.Option(min=0.0, help="Seconds between looks at who is champion; 0 never looks.")
     ] = None,
-    rate: Annotated[
-        float | None,
-        typer.Option(min=0.0, help="Requests a second of one client; 0 is no limit. Default: 100 beyond this machine."),
-    ] = None,
-    burst: Annotated[int | None, typer.Option(min=1, help="Requests of one client at once. Default: 200.")] = None,
-    allow_origin: Annotated[
-        list[str] | None, typer.Option(help="Origin whose pages may read answers (CORS), again for more.")
-    ] = None,
     log_format: Annotated[str, typer.Option(help="text, or json: one object a line.")] = "text",
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     home: HomeFolder = None,
@@ -73,9 +65,6 @@ def serve(
         "workers": workers,
         "budget_ms": budget_ms,
         "reload_s": reload_s,
-        "rate_per_s": rate,
-        "burst": burst,
-        "allowed_origins": allow_origin,
         "log_format": log_format,
         "log_level": log_level,
     }

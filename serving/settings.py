@@ -10,9 +10,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from recsys.errors import ConfigError
 from recsys.events.table import EventTable
@@ -25,21 +24,12 @@ OPTIONS_VARIABLE = "SERVE_OPTIONS"
 
 class ServiceSettings(BaseModel):
     """host, port          where it listens; only this machine unless another host is named
-    budget_ms           time of one answer, waiting included; the shares below are parts of it
-    state_share         by then the user's state is read, or the answer goes on without it
-    retrieval_share     by then features begin, or the answer keeps the order of retrieval
-    explain_share       by then explanations are made; those that are not stay without contributions
-    last_share          after that not even retrieval begins: the cold-start list, computed at start
+    budget_ms           time of one answer, waiting included
     max_in_flight       requests of one worker at once; the next one gets a 503
     predictions_share   of the answers that are logged with their features (`prediction_log`); 0 logs none
-    predictions_bytes, predictions_days   bounds of that log; the oldest files go first
     reload_s            how often the champion's alias is looked at; 0 never
     api_key             for writes and /v1/admin; needed beyond this machine
-    rate_per_s, burst   requests of one client; None is 100 and 200 beyond this machine, no limit on it; 0 is no limit
     otel_endpoint       where spans are sent (`tracing`); nowhere by default
-    keep_alive_s        how long a connection may be idle
-    shutdown_s          after SIGTERM, what is in flight is given that long to end
-    allowed_origins     whose pages may read answers (CORS), as "https://example.org"; nobody's by default
     log_format, log_level   text or json; debug, info, warning or error
     tried_bundle        SHA-256 of the bundle that need not be tried again: whoever started the workers did
     """
@@ -55,38 +45,14 @@ class ServiceSettings(BaseModel):
     port: int = Field(default=8000, ge=0, le=65_535)
     workers: int = Field(default=1, ge=1)
     budget_ms: float = Field(default=50.0, gt=0)
-    state_share: float = Field(default=0.4, gt=0, le=1)
-    retrieval_share: float = Field(default=0.85, gt=0, le=1)
-    explain_share: float = Field(default=0.8, gt=0, le=1)
-    last_share: float = Field(default=0.8, gt=0, le=1)
     max_in_flight: int = Field(default=64, ge=1)
     predictions_share: float = Field(default=1.0, ge=0, le=1)
-    predictions_bytes: int = Field(default=2 * 1024**3, ge=1)
-    predictions_days: float = Field(default=30.0, gt=0)
     reload_s: float = Field(default=5.0, ge=0)
     api_key: SecretStr | None = None
-    rate_per_s: float | None = Field(default=None, ge=0)
-    burst: int | None = Field(default=None, ge=1)
     otel_endpoint: str | None = None
-    keep_alive_s: int = Field(default=30, ge=1)
-    shutdown_s: int = Field(default=10, ge=1)
-    allowed_origins: tuple[str, ...] = ()
     log_format: str = "text"
     log_level: str = "info"
     tried_bundle: str | None = None
-
-    @field_validator("allowed_origins")
-    @classmethod
-    def _origins_as_browsers_send_them(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
-        for origin in origins:
-            parts = urlsplit(origin)
-            if (
-                parts.scheme not in ("http", "https")
-                or not parts.netloc
-                or origin != f"{parts.scheme}://{parts.netloc}"
-            ):
-                raise ValueError(f"{origin!r} is no origin; write it as https://example.org or http://localhost:3000")
-        return origins
 
     @model_validator(mode="after")
     def _not_open_to_a_network(self) -> "ServiceSettings":

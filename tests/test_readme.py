@@ -155,6 +155,7 @@ def openapi() -> OpenApi:
 
     app = FastAPI()
     app.include_router(routes.api)
+    app.include_router(routes.writes)
     app.include_router(routes.health)
     return app.openapi()
 

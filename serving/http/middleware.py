@@ -8,17 +8,17 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
+from pydantic import SecretStr
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.http.access import Access
-from serving.http.problems import ProblemError, problem_response
+from serving.http.access import check_access
+from serving.http.problems import ProblemError
 from serving.observability import logs
-from serving.observability.metrics import Metrics
+from serving.observability.metrics import UNMATCHED, Metrics
 from serving.observability.tracing import Tracing
 
 ANSWER_POLICY = "default-src 'none'; frame-ancestors 'none'"
@@ -31,7 +31,6 @@ DOCS_POLICY = (
 )
 HEADERS = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer"}
 REQUEST_ID = re.compile(r"[\w.\-]{1,64}", re.ASCII)  # another one than the caller's goes into no log
-UNMATCHED = "unmatched"
 CLIENT_GONE = 499  # no answer was sent, as other servers count it
 RETRY_AFTER_S = 1
 BODY_S = 10.0  # a body must have arrived by then
@@ -43,34 +42,36 @@ log = logging.getLogger(__name__)
 
 
 class RequestMiddleware:
-    """A request id, headers on every answer, one measurement, a limit of requests in flight, HEAD answered as GET, and
-    no failure without an answer.
+    """A request id, headers on every answer, one measurement, HEAD answered as GET, and no failure without an answer.
+    Who may not write, one request too many and a body that is too large or too slow are refused before a route runs.
 
-    Routes read `request_id` and `started` from the request's state, and leave `timings_ms` there for Server-Timing and
-    `degraded` for the log.
+    Routes read `request_id` and `started` from the request's state, and leave a RequestTrace there for the log.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         metrics: Metrics,
+        api_key: SecretStr | None,
         max_in_flight: int,
         tracing: Tracing | None,
     ) -> None:
-        self._app, self._metrics, self._max_in_flight, self._tracing = app, metrics, max_in_flight, tracing
+        self._app, self._metrics, self._tracing = app, metrics, tracing
+        self._api_key, self._max_in_flight = api_key, max_in_flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        path = scope["path"]
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         logs.request_id.set(request_id)
         state: dict[str, Any] = scope.setdefault("state", {})
         started: float = state.get("received") or time.perf_counter()
         in_flight: int = state.get("in_flight", 0)
-        state.update(request_id=request_id, started=started)
+        state.update(request_id=request_id, started=started, trace=None)
         # uvicorn, which keeps the scope as it was, sends no body where the method is HEAD
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         status = 0  # until an answer begins
@@ -80,36 +81,40 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                timings_ms, degraded = state.get("timings_ms") or {}, state.get("degraded") or ()
-                _add_headers(MutableHeaders(scope=message), scope["path"], request_id, timings_ms)
+                _add_headers(MutableHeaders(scope=message), path, request_id)
                 if self._tracing is not None:
-                    self._tracing.describe(request_id, time.perf_counter() - started, timings_ms, degraded)
+                    self._tracing.describe(request_id, time.perf_counter() - started, state["trace"])
             await send(message)
 
         try:
-            if in_flight >= self._max_in_flight and scope["path"] not in logs.PROBES:
-                self._metrics.shed("queue_full")
+            if in_flight >= self._max_in_flight and path not in logs.PROBES:
+                self._metrics.count("shed.queue_full")
                 text = f"Too many requests at once; try again in {RETRY_AFTER_S} s."
-                problem = ProblemError(503, "overloaded", text, retry_after=RETRY_AFTER_S)
-                await problem_response(scope["path"], problem)(inner, receive, send_with_headers)
-            else:
-                await self._app(inner, receive, send_with_headers)
+                raise ProblemError(503, "overloaded", text, retry_after=RETRY_AFTER_S)
+            check_access(self._api_key, scope["method"], path, headers)
+            body = await _read_body(headers, receive, body_limit(path))
+            await self._app(inner, body, send_with_headers)
+        except ProblemError as problem:
+            await problem.response(path)(inner, receive, send_with_headers)
+        except _ClientGoneError:
+            pass
         except Exception as error:
-            log.error("%s: %s failed", request_id, scope["path"], exc_info=error)
+            log.error("%s: %s failed", request_id, path, exc_info=error)
             if status:
                 raise  # half an answer is out: only closing the connection can say so
             text = "The service failed to answer; its log says why under this request_id."
             failed = ProblemError(HTTPStatus.INTERNAL_SERVER_ERROR, "about:blank", text, request_id=request_id)
-            await problem_response(scope["path"], failed)(inner, receive, send_with_headers)
+            await failed.response(path)(inner, receive, send_with_headers)
         finally:
             route, seconds = getattr(inner.get("route"), "path", UNMATCHED), time.perf_counter() - started
             status = status or CLIENT_GONE
             self._metrics.request(route, scope["method"], status, seconds)
             self._metrics.in_flight(in_flight)
-            logs.log_request(route, scope["method"], status, seconds * 1e3, state.get("degraded") or ())
+            degraded = state["trace"].degraded if state["trace"] else ()
+            logs.log_request(route, scope["method"], status, seconds * 1e3, degraded)
 
 
-def _add_headers(headers: MutableHeaders, path: str, request_id: str, timings_ms: Mapping[str, float] | None) -> None:
+def _add_headers(headers: MutableHeaders, path: str, request_id: str) -> None:
     headers["X-Request-ID"] = request_id
     for name, value in HEADERS.items():
         headers[name] = value
@@ -118,78 +123,46 @@ def _add_headers(headers: MutableHeaders, path: str, request_id: str, timings_ms
     headers["Content-Security-Policy"] = PAGE_POLICY if static else DOCS_POLICY if documents else ANSWER_POLICY
     if not static and not documents:
         headers.setdefault("Cache-Control", "no-store")  # answers are about one person, or about this moment
-    if timings_ms:
-        headers["Server-Timing"] = ", ".join(f"{stage};dur={ms:.3f}" for stage, ms in timings_ms.items())
-
-
-class BodyLimitMiddleware:
-    """Refuses whom `Access` refuses, and bodies that are larger than their route needs or too slow, before a route
-    runs. What a body costs to parse and to validate grows with its size: this bound is the one on that cost too."""
-
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self._app, self._access = app, access
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        try:
-            self._access.check(scope, headers)
-            async with asyncio.timeout(BODY_S):
-                body = await _read_body(headers, receive, body_limit(scope["path"]))
-        except _ClientGoneError:
-            return
-        except TimeoutError:
-            problem = ProblemError(408, "body-too-slow", f"The body had not arrived after {BODY_S:g} s.")
-            await problem_response(scope["path"], problem)(scope, receive, send)
-        except ProblemError as error:
-            await problem_response(scope["path"], error)(scope, receive, send)
-        else:
-            await self._app(scope, body, send)
 
 
 def body_limit(path: str) -> int:
-    """Bytes that a body may have at this path."""
+    """Bytes that a body may have at this path. What it costs to parse and to validate grows with its size: this is the
+    bound on that cost too."""
     return LISTS_BYTES if path in TAKES_LISTS else SMALL_BYTES
 
 
 async def _read_body(headers: Headers, receive: Receive, most_bytes: int) -> Receive:
-    """`receive` with the body read already. A request without one passes untouched. Raises ProblemError 413."""
+    """`receive` with the body read already. A request without one passes untouched. Raises ProblemError 408 or 413.
+
+    A body that is too large is read on for a while and forgotten: whoever is still sending when the connection closes
+    never sees why it was refused.
+    """
     length = headers.get("content-length", "0")
     if length == "0" and "transfer-encoding" not in headers:
         return receive
-    too_large = ProblemError(413, "body-too-large", f"A body may have {most_bytes} bytes here.", limit=most_bytes)
-    if length.isdecimal() and int(length) > most_bytes:
-        await _drain(receive, more=True)
-        raise too_large
+    declared = int(length) if length.isdecimal() else 0
     messages: list[Message] = []
     size, more = 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _ClientGoneError
-        messages.append(message)
-        size += len(message.get("body", b""))
-        more = message.get("more_body", False)
-        if size > most_bytes:
-            await _drain(receive, more)
-            raise too_large
+    try:
+        async with asyncio.timeout(BODY_S):
+            while more and size <= DRAINED_BYTES:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _ClientGoneError
+                size += len(message.get("body", b""))
+                more = message.get("more_body", False)
+                if max(size, declared) <= most_bytes:
+                    messages.append(message)
+    except TimeoutError:
+        raise ProblemError(408, "body-too-slow", f"The body had not arrived after {BODY_S:g} s.") from None
+    if max(size, declared) > most_bytes:
+        raise ProblemError(413, "body-too-large", f"A body may have {most_bytes} bytes here.", limit=most_bytes)
     pending = iter(messages)
 
     async def replay() -> Message:
         return next(pending, None) or await receive()
 
     return replay
-
-
-async def _drain(receive: Receive, more: bool) -> None:
-    """Read on, and forget it: whoever is still sending when the connection closes never sees why it was refused."""
-    left = DRAINED_BYTES
-    while more and left > 0:
-        message = await receive()
-        left -= len(message.get("body", b""))
-        more = message.get("more_body", False)
 
 
 class _ClientGoneError(Exception):

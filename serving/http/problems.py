@@ -22,21 +22,7 @@ log = logging.getLogger(__name__)
 class ProblemDetails(BaseModel):
     """RFC 9457. `type` names the kind of problem and never changes; `detail` is for people."""
 
-    model_config = ConfigDict(
-        extra="allow",
-        json_schema_extra={
-            "examples": [
-                {
-                    "type": "urn:recsys:problem:unknown-item",
-                    "title": "Unknown item",
-                    "status": 422,
-                    "detail": "Item 999999 is not in the catalogue of ml-100k.",
-                    "instance": "/v1/events",
-                    "item_id": 999999,
-                }
-            ]
-        },
-    )
+    model_config = ConfigDict(extra="allow")
 
     type: str
     title: str
@@ -54,34 +40,25 @@ class ProblemError(Exception):
     def __init__(self, status: int, kind: str, detail: str, *, retry_after: int | None = None, **more: Any) -> None:
         super().__init__(detail)
         self.status, self.kind, self.detail, self.more = status, kind, detail, more
-        self.retry_after = retry_after
+        self.retry_after = RETRY_AFTER_S if retry_after is None and status == 503 else retry_after
 
-    def as_dict(self) -> dict[str, Any]:
-        """As RFC 9457 has it, without where it happened. `kind` "about:blank" takes the status' own phrase as title."""
+    def as_dict(self, path: str) -> dict[str, Any]:
+        """As RFC 9457 has it. `kind` "about:blank" takes the status' own phrase as title."""
         blank = self.kind == "about:blank"
         return {
             "type": self.kind if blank else f"urn:recsys:problem:{self.kind}",
             "title": HTTPStatus(self.status).phrase if blank else self.kind.replace("-", " ").capitalize(),
             "status": self.status,
             "detail": self.detail,
+            "instance": path,
+            **self.more,
         }
 
-    def headers(self) -> dict[str, str]:
+    def response(self, path: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+        own = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.status == HTTPStatus.UNAUTHORIZED:
-            return {"WWW-Authenticate": "Bearer"}
-        seconds = self.retry_after
-        if seconds is None and self.status == HTTPStatus.SERVICE_UNAVAILABLE:
-            seconds = RETRY_AFTER_S
-        return {} if seconds is None else {"Retry-After": str(seconds)}
-
-
-def answer(request: Request, error: ProblemError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return problem_response(request.url.path, error, headers)
-
-
-def problem_response(path: str, error: ProblemError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    body = {**error.as_dict(), "instance": path, **error.more}
-    return JSONResponse(body, error.status, {**error.headers(), **(headers or {})}, MEDIA_TYPE)
+            own["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.as_dict(path), self.status, {**own, **(headers or {})}, MEDIA_TYPE)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -95,33 +72,42 @@ def install(app: FastAPI) -> None:
 
     The handlers are `async`: Starlette would give a plain one to a thread, which costs most under overload.
     """
+    make = app.openapi  # keeps the document that it made
+
+    def openapi() -> dict[str, Any]:
+        document = make()
+        document["components"]["schemas"]["ProblemDetails"] = ProblemDetails.model_json_schema()
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
     @app.exception_handler(ProblemError)
     async def _problem(request: Request, error: ProblemError) -> JSONResponse:
-        return answer(request, error)
+        return error.response(request.url.path)
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         errors = error.errors()
         shown = [{"where": ".".join(map(str, e["loc"])), "message": str(e["msg"])} for e in errors[:MOST_ERRORS]]
-        first = f"{shown[0]['where']}: {shown[0]['message']}" if shown else "The request is not valid."
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        return answer(request, ProblemError(422, "invalid-request", first + more, errors=shown))
+        detail = f"{shown[0]['where']}: {shown[0]['message']}{more}"
+        return ProblemError(422, "invalid-request", detail, errors=shown).response(request.url.path)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        detail = str(error.detail)
+        path, detail = request.url.path, str(error.detail)
         if error.status_code == HTTPStatus.NOT_FOUND:
-            detail = f"There is nothing at {request.url.path}. /openapi.json lists what there is."
+            detail = f"There is nothing at {path}. /openapi.json lists what there is."
         elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            detail = f"{request.method} is not possible at {request.url.path}."
-        return answer(request, ProblemError(error.status_code, "about:blank", detail), error.headers)
+            detail = f"{request.method} is not possible at {path}."
+        return ProblemError(error.status_code, "about:blank", detail).response(path, error.headers)
 
     @app.exception_handler(RecsysError)
     async def _ours(request: Request, error: RecsysError) -> JSONResponse:
+        path = request.url.path
         if isinstance(error, ConfigError):  # a filter that cannot be met, say: the caller's to mend
-            return answer(request, ProblemError(422, "invalid-request", str(error)))
-        log.error("%s: %s", request.url.path, error)
+            return ProblemError(422, "invalid-request", str(error)).response(path)
+        log.error("%s: %s", path, error)
         kind = "store-unavailable" if isinstance(error, StoreError) else "model-unavailable"
         text = "The service cannot reach what it needs for this; try again later."
-        return answer(request, ProblemError(503, kind, text))
+        return ProblemError(503, kind, text).response(path)

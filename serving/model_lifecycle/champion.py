@@ -20,7 +20,6 @@ from recsys.errors import RecsysError, RegistryError, StoreError
 from recsys.feature_store import FeatureStore
 from recsys.feature_store.tables import table_path
 from recsys.features.item_stats import day_of
-from recsys.registry import VersionInfo
 from serving.model_lifecycle.served_model import ServedModel, item_stats, registry_of
 from serving.observability.metrics import Metrics
 from serving.settings import ServiceSettings
@@ -32,8 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Champion:
-    """Safe to share between threads. `start` follows the alias on a thread of its own; without it nothing changes but
-    by `reload` and `refresh_stats`."""
+    """Safe to share between threads. `start` follows the alias on a thread of its own."""
 
     def __init__(
         self,
@@ -45,8 +43,7 @@ class Champion:
     ) -> None:
         self._settings, self._store, self._metrics, self._clock = settings, store, metrics, clock
         self._registry = registry_of(settings)
-        self._model = model
-        self._loaded_at = clock()
+        self._model, self._loaded_at = model, clock()
         self._served: str | None = None  # SHA-256 of its bundle; unknown until the registry was asked
         self._refused: str | None = None
         self._last_check: float | None = None
@@ -63,8 +60,7 @@ class Champion:
         return self._model  # one reference, replaced in one step: no lock
 
     def status(self) -> dict[str, Any]:
-        """For `/v1/model`: when the model came and what went wrong last. A failure is shown until the alias was
-        followed again."""
+        """For `/v1/model`. A failure is shown until the alias was followed again."""
         return {
             "loaded_utc": _utc(self._loaded_at),
             "last_check_utc": None if self._last_check is None else _utc(self._last_check),
@@ -78,14 +74,14 @@ class Champion:
             self._follower.start()
 
     def close(self) -> None:
-        """Stop following. A load that has begun is waited for a little, then left behind."""
+        """A load that has begun is waited for a little, then left behind."""
         self._stop.set()
         if self._follower is not None:
             self._follower.join(CLOSE_LIMIT_S)
 
     def reload(self) -> Outcome:
-        """Look at the alias now, and serve what it names; also one that was refused before. Then the newest statistics
-        of items, where the model stayed."""
+        """Look at the alias now, and serve what it names, also one that was refused before; where the model stays, read
+        the newest statistics of items."""
         outcome = self._look(again=True)
         if outcome == "unchanged":
             self.refresh_stats()
@@ -101,12 +97,10 @@ class Champion:
             self._stats_mark = mark
             if stats.day == old.stats.day and np.array_equal(stats.decayed, old.stats.decayed):
                 return False
-            self._model = old.with_stats(stats, now)
+            self._model = ServedModel.build(old.version, old.bundle, stats, now)
             self._count_model()
         log.info("statistics of items are now as of day %d", stats.day)
         return True
-
-    # -- following ------------------------------------------------------------------------------------------------
 
     def _follow(self) -> None:
         pause_s = self._settings.reload_s
@@ -144,7 +138,7 @@ class Champion:
             if info.bundle_sha256 == self._refused and not again:
                 return "unchanged"
             try:
-                model = self._load(info)
+                model = ServedModel.load(self._settings, self._store, self._registry, info, int(self._clock()))
             except (RegistryError, StoreError) as error:  # away rather than broken, perhaps: tried again, less often
                 return self._fail("failed", f"version {info.version} could not be fetched", error)
             except Exception as error:
@@ -154,18 +148,15 @@ class Champion:
             self._model, self._loaded_at = model, self._clock()
             self._served, self._refused, self._last_failure = info.bundle_sha256, None, None
             self._count_model()
-            self._metrics.reload("swapped")
+            self._metrics.count("reload.swapped")
             return "swapped"
-
-    def _load(self, info: VersionInfo) -> ServedModel:
-        return ServedModel.load(self._settings, self._store, self._registry, info, int(self._clock()))
 
     def _fail(self, outcome: Literal["refused", "failed"], what: str, error: Exception) -> Outcome:
         unexpected = not isinstance(error, RecsysError)
         log.error("%s: %s; version %d stays", what, error, self._model.version, exc_info=error if unexpected else None)
         # The card is for everybody: the log alone knows folders and addresses.
         self._last_failure = f"{_utc(self._clock())}: {what} ({type(error).__name__}); the log of the service says why"
-        self._metrics.reload(outcome)
+        self._metrics.count(f"reload.{outcome}")
         return outcome
 
     def _count_model(self) -> None:

@@ -33,12 +33,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
-    """version         in the registry
-    stats           of the last day that ended before loading
+    """stats           of the last day that ended before loading
     retrieval_only  the same path without the ranker: the first fallback
     cold_start_idx, cold_start_scores   (N,) all items, best first, for somebody unknown: the last fallback
     facts           N dicts, what answers say of each item; an answer copies them, and must not change them
-    search          by title
     close, popular  from which cosine on two items are similar, and from how many recent ratings on one is popular
     """
 
@@ -81,8 +79,8 @@ class ServedModel:
 
     @classmethod
     def build(cls, version: int, bundle: Bundle, stats: ItemStats, now: int) -> "ServedModel":
-        """From parts; also makes the cold-start list and the first answers, which are slow ones. Raises BundleError
-        where a score is no number."""
+        """Also makes the cold-start list and the first answers, which are slow ones. Raises BundleError where a score
+        is no number."""
         single_threaded()
         full = bundle.recommender
         plain = full.with_ranker(None)
@@ -109,7 +107,6 @@ class ServedModel:
         return model
 
     def warm_up(self, now: int) -> None:
-        """Answer a few users, for nobody: what is slow the first time is slow here."""
         ids = self.catalogue.item_ids
         for start in range(WARM_UPS):
             ratings = [Event(item_id, 4.0, now - 60) for item_id in ids[3 * start : 3 * start + 3].tolist()]
@@ -117,10 +114,6 @@ class ServedModel:
             found = self.recommender.recommend(states, RequestContext(self.stats), WARM_UP_K)
             if not np.isfinite(found.scores[found.item_ids >= 0]).all():
                 raise BundleError(f"{self.bundle.facts.bundle_id} gives scores that are no numbers; train again")
-
-    def with_stats(self, stats: ItemStats, now: int) -> "ServedModel":
-        """The same bundle on other statistics of items."""
-        return self.build(self.version, self.bundle, stats, now)
 
     def similar(self, item_idx: int, k: int) -> tuple[IntArray, FloatArray]:
         """Row numbers and cosines of the k most similar items, best first, never the item itself; ties by row."""
@@ -130,23 +123,22 @@ class ServedModel:
         best = np.argsort(-scores, kind="stable")[: min(k, len(scores) - 1)]
         return best, scores[best]
 
-    def about(self) -> Body:
-        """Data set and model of an answer."""
-        facts = self.bundle.facts
-        info = facts.dataset
-        return {
-            "dataset": {"name": info.name, "synthetic": info.synthetic, "label": info.label},
-            "model": {"version": self.version, "bundle_id": facts.bundle_id},
-        }
+    @property
+    def dataset(self) -> Body:
+        info = self.bundle.facts.dataset
+        return {"name": info.name, "synthetic": info.synthetic, "label": info.label}
+
+    @property
+    def name(self) -> Body:
+        return {"version": self.version, "bundle_id": self.bundle.facts.bundle_id}
 
     def card(self) -> Body:
         facts = self.bundle.facts
         ndcg = intervals(facts.metrics).get(NDCG)
         return {
-            "version": self.version,
-            "bundle_id": facts.bundle_id,
+            **self.name,
             "role": facts.role,
-            "dataset": self.about()["dataset"],
+            "dataset": self.dataset,
             "trained_through": facts.trained_through,
             "trained_through_utc": datetime.fromtimestamp(facts.trained_through, UTC).isoformat(),
             "created_utc": facts.created_utc,

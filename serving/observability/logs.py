@@ -8,16 +8,15 @@ import json
 import logging
 import re
 import sys
-import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Final, Literal, TextIO
+from typing import Final, TextIO
 
 from recsys.errors import ConfigError
 
-LogFormat = Literal["json", "text"]
 FORMATS: Final = ("json", "text")
 LEVELS: Final = ("debug", "info", "warning", "error")
 PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})  # asked every few seconds, by machines
@@ -84,32 +83,34 @@ class LineFormatter(logging.Formatter):
 
 
 class FloodFilter(logging.Filter):
-    """At most WARNINGS_A_SECOND warnings and errors of one message; the next line says how many were dropped."""
+    """At most WARNINGS_A_SECOND warnings and errors of one message; its next line says how many were dropped."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._lock = threading.Lock()
-        self._seen: dict[tuple[str, str], tuple[int, int]] = {}  # message -> (second, records in it)
+        self._second = 0
+        self._seen: Counter[tuple[str, str]] = Counter()
+        self._dropped: Counter[tuple[str, str]] = Counter()
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return True
         key, now = (record.name, str(record.msg)), int(time.monotonic())
-        with self._lock:
-            if len(self._seen) > 1_000:
-                self._seen.clear()
-            second, count = self._seen.get(key, (now, 0))
-            if second != now and count > WARNINGS_A_SECOND:
-                record.dropped = count - WARNINGS_A_SECOND
-            second, count = (now, 0) if second != now else (second, count)
-            self._seen[key] = (second, count + 1)
-        return count < WARNINGS_A_SECOND
+        if now != self._second:
+            self._second = now
+            self._seen.clear()
+        self._seen[key] += 1
+        if self._seen[key] > WARNINGS_A_SECOND:
+            self._dropped[key] += 1
+            return False
+        if dropped := self._dropped.pop(key, 0):
+            record.dropped = dropped
+        return True
 
 
 def log_request(route: str, method: str, status: int, ms: float, degraded: Sequence[str] = ()) -> None:
     """A finished request: a failure of ours (5xx) as a warning, any other, and a probe, at DEBUG.
 
-    `route` is the template: what a user asked for does not belong in a log.
+    `route` is the template: the ids in a path do not belong in a log.
     """
     failed = status >= 500 and route not in PROBES
     level = logging.WARNING if failed else logging.DEBUG

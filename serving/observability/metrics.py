@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from prometheus_client import (
     CollectorRegistry,
@@ -33,7 +33,7 @@ from recsys.features.item_stats import SECONDS_PER_DAY
 
 STAGES: Final = ("state", "retrieval", "features", "ranking", "ordering", "explain", "queue", "total")
 PARTS: Final = ("user_state", "retrieval", "ranking", "explain")
-SHED: Final = ("queue_full", "rate_limit")
+SHED: Final = ("queue_full",)
 EVENTS: Final = ("stored", "repeated", "refused")
 RELOADS: Final = ("swapped", "refused", "failed")
 ANSWERS: Final = ("requests", "cold_start", "pages", "similar", "history")  # "requests": lists of recommendations
@@ -48,12 +48,10 @@ UNMATCHED: Final = "unmatched"  # the route of a request that no route took
 # Milliseconds. 50 ms, the default budget, is a bound, so that the share of answers within it is exact.
 _REQUEST_MS = (0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12.5, 15, 20, 25, 30, 40, 50, 75, 100, 150, 250, 500, 1_000)
 _STAGE_MS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 7.5, 10, 15, 20, 30, 50, 100, 250, 1_000)
+_AGE_DAYS = (0.25, 1, 7, 30, 90, 365, 3_650)  # the users of MovieLens were last seen decades ago
 REQUEST_BOUNDS: Final = tuple(ms / 1e3 for ms in _REQUEST_MS)
 STAGE_BOUNDS: Final = tuple(ms / 1e3 for ms in _STAGE_MS)
-# From a second to decades, which is how long ago the users of MovieLens were last seen.
-AGE_BOUNDS: Final = tuple(
-    float(s) for s in (1, 10, 60, 600, 3_600, *(days * SECONDS_PER_DAY for days in (0.25, 1, 7, 30, 90, 365, 3_650)))
-)
+AGE_BOUNDS: Final = (1.0, 10.0, 60.0, 600.0, 3_600.0, *(float(days * SECONDS_PER_DAY) for days in _AGE_DAYS))
 
 
 class Metrics:
@@ -63,42 +61,40 @@ class Metrics:
         disable_created_metrics()
         registry = self._registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, labels, registry=registry)
-
-        def histogram(name: str, text: str, bounds: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(name, text, labels, registry=registry, buckets=bounds)
-
-        self._requests = counter("recsys_requests", "HTTP requests.", "route", "method", "status")
+        counter, histogram = partial(Counter, registry=registry), partial(Histogram, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        self._requests = counter("recsys_requests", "HTTP requests.", ("route", "method", "status"))
         text = "Time from a request's arrival to its response."
-        self._seconds = histogram("recsys_request_seconds", text, REQUEST_BOUNDS, "route", "status_class")
-        self._stages = histogram("recsys_stage_seconds", "Time spent in one stage of an answer.", STAGE_BOUNDS, "stage")
+        self._seconds = histogram("recsys_request_seconds", text, ("route", "status_class"), buckets=REQUEST_BOUNDS)
+        text = "Time spent in one stage of an answer."
+        self._stages = histogram("recsys_stage_seconds", text, ("stage",), buckets=STAGE_BOUNDS)
         text = "Age of the newest event in the user state that an answer used."
-        self._ages = histogram("recsys_user_state_age_seconds", text, AGE_BOUNDS)
-        self._operations = counter("recsys_operations", "Operations of the service, by name.", "operation")
-        self._degraded = counter("recsys_degraded", "Answers that had to leave out a part.", "part")
-        self._shed = counter("recsys_shed", "Requests refused because of load.", "reason")
-        self._events = counter("recsys_events", "Events received, by outcome.", "outcome")
-        self._reloads = counter("recsys_reloads", "Attempts to load a new model, by outcome.", "outcome")
-        listed = ((self._operations, COUNTS), (self._degraded, PARTS), (self._shed, SHED), (self._events, EVENTS))
-        for family, names in (*listed, (self._reloads, RELOADS), (self._stages, STAGES)):
+        self._ages = histogram("recsys_user_state_age_seconds", text, buckets=AGE_BOUNDS)
+        self._operations = counter("recsys_operations", "Operations of the service, by name.", ("operation",))
+        self._families = {
+            "degraded": counter("recsys_degraded", "Answers that had to leave out a part.", ("part",)),
+            "shed": counter("recsys_shed", "Requests refused because of load.", ("reason",)),
+            "events": counter("recsys_events", "Events received, by outcome.", ("outcome",)),
+            "reload": counter("recsys_reloads", "Attempts to load a new model, by outcome.", ("outcome",)),
+        }
+        for family, names in (("degraded", PARTS), ("shed", SHED), ("events", EVENTS), ("reload", RELOADS)):
             for name in names:
-                family.labels(name)
-
-        def gauge(name: str, text: str, *labels: str, mode: Literal["livesum", "livemin"] = "livesum") -> Gauge:
-            return Gauge(name, text, labels, registry=registry, multiprocess_mode=mode)
-
-        self._in_flight = gauge("recsys_in_flight", "Requests being answered.")
+                self.count(f"{family}.{name}", 0)
+        for name in COUNTS:
+            self.count(name, 0)
+        for stage in STAGES:
+            self._stages.labels(stage)
+        self._in_flight = gauge("recsys_in_flight", "Requests being answered.", multiprocess_mode="livesum")
         text = "The model that is served; the value is the number of workers that serve it, 0 once it is replaced."
-        self._info = gauge("recsys_model_info", text, "version", "bundle_id", "dataset")
+        labels = ("version", "bundle_id", "dataset")
+        self._info = gauge("recsys_model_info", text, labels, multiprocess_mode="livesum")
         # A labelled gauge has no series before its first value: without a model there is no age of 56 years.
         text = "When the model was loaded, its newest training event, and the day of its item statistics."
-        self._moments = gauge("recsys_model_timestamp_seconds", text, "moment", mode="livemin")
+        self._moments = gauge("recsys_model_timestamp_seconds", text, ("moment",), multiprocess_mode="livemin")
         self._served: tuple[str, str, str] | None = None
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
-        """One HTTP request; `route` is the template, never the path that was asked for."""
+        """`route` is the template, never the path of the request."""
         self._requests.labels(route, method if method in METHODS else "other", str(status)).inc()
         self._seconds.labels(route, f"{status // 100}xx").observe(seconds)
 
@@ -108,20 +104,11 @@ class Metrics:
     def state_age(self, seconds: float) -> None:
         self._ages.observe(max(seconds, 0.0))
 
-    def degraded(self, part: str) -> None:
-        self._degraded.labels(part).inc()
-
-    def shed(self, reason: str) -> None:
-        self._shed.labels(reason).inc()
-
-    def event(self, outcome: str) -> None:
-        self._events.labels(outcome).inc()
-
-    def reload(self, outcome: str) -> None:
-        self._reloads.labels(outcome).inc()
-
     def count(self, name: str, times: int = 1) -> None:
-        self._operations.labels(name).inc(times)
+        """One of COUNTS, or the family and the label of another counter: "degraded.ranking", "events.stored"."""
+        family, _, label = name.partition(".")
+        counter = self._families.get(family)
+        (self._operations.labels(name) if counter is None else counter.labels(label)).inc(times)
 
     def in_flight(self, n: int) -> None:
         self._in_flight.set(n)
@@ -129,7 +116,7 @@ class Metrics:
     def model(
         self, version: int, bundle_id: str, dataset: str, trained_through: int, loaded_at: float, statistics_day: int
     ) -> None:
-        """What is served from now on. `trained_through` and `loaded_at` are seconds UTC."""
+        """What is served from now on; moments are seconds UTC."""
         served = (str(version), bundle_id, dataset)
         if self._served not in (None, served):
             self._info.labels(*self._served).set(0)  # shared files have no way to drop a series
@@ -140,12 +127,10 @@ class Metrics:
             self._moments.labels(moment).set(seconds)
 
     def as_dict(self) -> dict[str, int]:
-        """What this process counted, by name, without zeros."""
-        prefixes = ("", "degraded.", "shed.", "events.", "reload.")
-        counters = (self._operations, self._degraded, self._shed, self._events, self._reloads)
+        """What this process counted, by the names of `count`, without zeros."""
         return {
             prefix + "".join(sample.labels.values()): int(sample.value)
-            for prefix, counter in zip(prefixes, counters, strict=True)
+            for prefix, counter in (("", self._operations), *((f"{f}.", c) for f, c in self._families.items()))
             for metric in counter.collect()
             for sample in metric.samples
             if sample.value

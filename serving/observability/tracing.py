@@ -6,7 +6,6 @@ attributes follow OpenTelemetry's own variables (OTEL_TRACES_SAMPLER, OTEL_RESOU
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -16,6 +15,8 @@ from serving.observability.logs import PROBES
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from opentelemetry.sdk.trace import SpanProcessor
+
+    from serving.recommending.answers import RequestTrace
 
 PATH: Final = "/v1/traces"  # where collectors take spans over HTTP
 INSTALL: Final = "pip install -c constraints.txt -e '.[tracing]'"
@@ -64,20 +65,20 @@ class Tracing:
             exclude_spans=["receive", "send"],
         )
 
-    def describe(
-        self, request_id: str, elapsed_s: float, timings_ms: Mapping[str, float], degraded: Sequence[str]
-    ) -> None:
+    def describe(self, request_id: str, elapsed_s: float, trace: "RequestTrace | None") -> None:
         """Add what is known of the current request once its answer is ready. A stage's length is exact; its place is
         the sum of those before it."""
         span = self._current_span()
         if not span.is_recording():
             return
         span.set_attribute("recsys.request_id", request_id)
-        if degraded:
-            span.set_attribute("recsys.degraded", list(degraded))
+        if trace is None:
+            return
+        if trace.degraded:
+            span.set_attribute("recsys.degraded", trace.degraded)
         at = time.time_ns() - int(elapsed_s * 1e9)
-        for stage in (stage for stage in STAGES if stage in timings_ms):
-            end = at + int(timings_ms[stage] * 1e6)
+        for stage in (stage for stage in STAGES if stage in trace.timings_ms):
+            end = at + int(trace.timings_ms[stage] * 1e6)
             self._tracer.start_span(stage, start_time=at).end(end)
             at = end
 

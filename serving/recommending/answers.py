@@ -1,34 +1,38 @@
-"""Lists of items and their fallbacks.
+"""Lists of items and their fallbacks, within the budget of a request.
 
 An answer comes from `Recommender.recommend`, or from a list that the model made when it was loaded; nothing is ordered
 here. It degrades rather than fails: first no explanation, then no state, then no ranking, then the cold-start list.
 Each step is named in the answer, counted and logged.
-
-Shapes: n items of a list, S retrievers.
 """
 
 import logging
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isnan
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from recsys.arrays import FloatArray, IntArray
+from recsys.arrays import IntArray
 from recsys.errors import ConfigError, StoreError
 from recsys.features.state import StateBatch, state_batch
+from recsys.filters import Filters
 from recsys.monitoring.prediction_log import AnsweredRequest, PredictionLog
 from recsys.recommender import Recommendations, RequestContext
+from serving.http.problems import ProblemError
 from serving.model_lifecycle.served_model import ServedModel
 from serving.observability.metrics import Metrics
 from serving.recommending.explain import add_contributions, explain
-from serving.recommending.options import RecommendationOptions, RequestTrace
-from serving.recommending.paging import Header, PageCursor
+from serving.recommending.paging import LONGEST_LIST, ROW, Header, PageCursor, Rows, decode, encode, key_of
 from serving.settings import ServiceSettings
 from serving.user_state.snapshots import UserSnapshot
 
+# Shares of the budget. By then ...
+STATE_SHARE = 0.4  # the user's state is read, or the answer goes on without it
+RETRIEVAL_SHARE = 0.85  # features begin, or the answer keeps the order of retrieval
+EXPLAIN_SHARE = 0.8  # explanations are made; those that are not stay without contributions
+LAST_SHARE = 0.8  # retrieval has begun, or the answer is the cold-start list
 STATE, RANKING, RETRIEVAL, EXPLAIN = "user_state", "ranking", "retrieval", "explain"
 NO_TIME = "the budget is spent"
 Body = dict[str, Any]
@@ -36,150 +40,137 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ItemList:
-    """One user's list, best first. watch, like: NaN where there is no probability; retrievers: bit s for retriever
-    s."""
+class RecommendationOptions:
+    """paginate: make a list of LONGEST_LIST and show its first k; cursor: show the next k of the list that it
+    carries, whatever the other options say."""
 
-    item_idx: IntArray
-    scores: FloatArray
-    watch: FloatArray
-    like: FloatArray
-    retrievers: npt.NDArray[np.uint32]
+    k: int
+    filters: Filters = field(default_factory=Filters)
+    diversity: float = 0.0
+    explain: bool = False
+    paginate: bool = False
+    cursor: PageCursor | None = None
+
+    @property
+    def length(self) -> int:
+        return max(self.k, LONGEST_LIST) if self.paginate else self.k
+
+
+@dataclass
+class RequestTrace:
+    """What one request carries through its stages. started: `time.perf_counter()` when it arrived, before it waited for
+    anything; model: it stays with that one to its end; degraded: the parts that the answer is given without;
+    timings_ms: how long each stage took."""
+
+    request_id: str
+    started: float
+    model: ServedModel
+    degraded: list[str] = field(default_factory=list)
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+    def elapsed_ms(self) -> float:
+        return (time.perf_counter() - self.started) * 1e3
 
 
 class Answers:
     def __init__(
         self, settings: ServiceSettings, metrics: Metrics, predictions: PredictionLog, clock: Callable[[], float]
     ) -> None:
-        self._settings, self._metrics, self._predictions, self._clock = settings, metrics, predictions, clock
+        self._metrics, self._predictions, self._clock = metrics, predictions, clock
+        self._budget_ms = settings.budget_ms
+        secret = settings.api_key
+        self._key = key_of(settings.home.name, secret.get_secret_value() if secret else None)
+
+    def cursor(self, text: str | None, user_id: int | None) -> PageCursor | None:
+        """Raises ProblemError 422 where it is damaged or belongs to somebody else's list."""
+        if text is None:
+            return None
+        cursor = decode(text, self._key)
+        if cursor.header.user_id != user_id:
+            raise ProblemError(422, "invalid-cursor", "The cursor belongs to the list of somebody else.")
+        return cursor
 
     def recommend(
-        self,
-        model: ServedModel,
-        trace: RequestTrace,
-        user_id: int | None,
-        snapshot: UserSnapshot,
-        options: RecommendationOptions,
-    ) -> tuple[Body, PageCursor | None]:
-        """The answer, and what is left of the list for further pages. Raises ConfigError where the filters name
-        something that does not exist."""
+        self, trace: RequestTrace, user_id: int | None, snapshot: UserSnapshot, options: RecommendationOptions
+    ) -> Body:
+        """Raises ConfigError where the filters name something that does not exist."""
         for failure in snapshot.failures:
             self._degrade(trace, STATE, failure)
-        if user_id is not None and snapshot.state.timestamps:
-            self._metrics.state_age(self._clock() - snapshot.state.timestamps[-1])
+        if options.cursor is not None:
+            return self._page(trace, snapshot, options.k, options.cursor)
+        model, state = trace.model, snapshot.state
+        if user_id is not None and state.timestamps:
+            self._metrics.state_age(self._clock() - state.timestamps[-1])
         # At least a second after the last event: what the state holds is known, even if it happened just now.
-        now = max(int(self._clock()), max(snapshot.state.timestamps, default=0) + 1)
-        states = state_batch(model.catalogue, [snapshot.state], now)
+        now = max(int(self._clock()), max(state.timestamps, default=0) + 1)
+        states = state_batch(model.catalogue, [state], now)
         trace.timings_ms["state"] = trace.elapsed_ms() - trace.timings_ms["queue"]
-        cold = bool(states.cold[0])
-        found = self._ranked(model, trace, states, options)
-        ranked = _item_list(model, found) if found else _cold_start_list(model, states.seen_idx[0], options)
-        items = self._items(model, ranked, options.k)
+        found = self._ranked(trace, states, options)
+        rows = _ranked_rows(found) if found else _cold_start_rows(model, states.seen_idx[0], options)
+        header = Header.model_construct(
+            user_id=user_id,
+            version=model.version,
+            bundle_id=model.bundle.facts.bundle_id,
+            cold_start=bool(states.cold[0]),
+            degraded=list(trace.degraded),
+            retriever_names=[retriever.name for retriever in model.recommender.retrievers],
+            shown=0,
+            n=len(rows),
+        )
+        shown = rows[: options.k]
+        items = _items(model, shown, header)
         if options.explain:
-            self._explain(model, trace, states, found, options, items)
-        self._predictions.offer(
-            AnsweredRequest(
-                request_id=trace.request_id,
-                user_id=user_id,
-                state_seq=None if snapshot.failures else snapshot.state.through_seq,
-                received_at=self._clock() - trace.elapsed_ms() / 1e3,
-                now=now,
-                bundle_id=model.bundle.facts.bundle_id,
-                version=model.version,
-                statistics_day=model.stats.day,
-                statistics_seq=model.stats.through_seq,
-                item_ids=model.catalogue.to_ids(ranked.item_idx[: options.k]),
-                k=options.k,
-                list_length=options.length,
-                recommendations=found,
-                feature_names=model.recommender.feature_names,
-                diversity=options.diversity,
-                filters=options.filters,
-                degraded=tuple(trace.degraded),
-            )
-        )
+            self._explain(trace, states, found, options.diversity, items)
         self._metrics.count("requests")
-        if cold:
+        if header.cold_start:
             self._metrics.count("cold_start")
-        cursor = None
-        if options.paginate and len(ranked.item_idx) > options.k:
-            cursor = self._cursor(model, trace, user_id, ranked, cold).after(options.k, options.k)
-        body = {
-            "request_id": trace.request_id,
-            "user_id": user_id,
-            **model.about(),
-            "cold_start": cold,
-            "degraded": trace.degraded,
-            "items": items,
-            "next_cursor": None,
-            "timings_ms": self._timings(trace),
-        }
-        return body, cursor
+        more = options.paginate and len(rows) > options.k
+        rest = PageCursor(header, rows).after(options.k, options.k) if more else None
+        self._log(
+            trace,
+            header,
+            shown,
+            state_seq=None if snapshot.failures else state.through_seq,
+            now=now,
+            k=options.k,
+            list_length=options.length,
+            recommendations=found,
+            feature_names=model.recommender.feature_names,
+            diversity=options.diversity,
+            filters=options.filters,
+            degraded=tuple(trace.degraded),
+        )
+        return self._body(trace, header, items, rest)
 
-    def page(
-        self, model: ServedModel, trace: RequestTrace, cursor: PageCursor, snapshot: UserSnapshot, k: int
-    ) -> tuple[Body, PageCursor | None]:
+    def _page(self, trace: RequestTrace, snapshot: UserSnapshot, k: int, cursor: PageCursor) -> Body:
         """The next k of a list that was made before, without what was seen since or is no longer in the catalogue."""
-        for failure in snapshot.failures:
-            self._degrade(trace, STATE, failure)
         trace.timings_ms["state"] = trace.elapsed_ms() - trace.timings_ms["queue"]
-        header = cursor.header
-        idx = model.catalogue.to_idx(cursor.item_ids)
+        header, item_ids = cursor.header, cursor.rows["item_id"]
         seen_ids = np.asarray(snapshot.state.seen_item_ids, dtype=np.int64)
-        shown = np.flatnonzero((idx >= 0) & ~np.isin(cursor.item_ids, seen_ids))
-        end = int(shown[k]) if len(shown) > k else len(idx)
-        shown = shown[:k]
-        items = ItemList(
-            idx[shown], cursor.scores[shown], cursor.watch[shown], cursor.like[shown], cursor.retrievers[shown]
-        )
-        self._predictions.offer(
-            AnsweredRequest(
-                request_id=trace.request_id,
-                user_id=header.user_id,
-                state_seq=None,
-                received_at=self._clock() - trace.elapsed_ms() / 1e3,
-                now=int(self._clock()),
-                bundle_id=header.bundle_id,
-                version=header.version,
-                statistics_day=model.stats.day,
-                statistics_seq=model.stats.through_seq,
-                item_ids=cursor.item_ids[shown],
-                k=k,
-                list_length=k,
-                first_position=header.shown + 1,
-            )
-        )
+        left = np.flatnonzero((trace.model.catalogue.to_idx(item_ids) >= 0) & ~np.isin(item_ids, seen_ids))
+        end = int(left[k]) if len(left) > k else len(item_ids)
+        shown = cursor.rows[left[:k]]
         self._metrics.count("pages")
-        body = {
-            "request_id": trace.request_id,
-            "user_id": header.user_id,
-            **model.about(),
-            "model": {"version": header.version, "bundle_id": header.bundle_id},
-            "cold_start": header.cold_start,
-            "degraded": list(dict.fromkeys([*header.degraded, *trace.degraded])),
-            "items": self._items(model, items, k, tuple(header.retriever_names), header.shown),
-            "next_cursor": None,
-            "timings_ms": self._timings(trace),
-        }
-        return body, cursor.after(end, len(shown)) if end < len(idx) else None
-
-    # -- the list -------------------------------------------------------------------------------------------------
+        trace.degraded[:] = dict.fromkeys([*header.degraded, *trace.degraded])
+        self._log(trace, header, shown, state_seq=None, now=int(self._clock()), k=k, list_length=k)
+        rest = cursor.after(end, len(shown)) if end < len(item_ids) else None
+        return self._body(trace, header, _items(trace.model, shown, header), rest)
 
     def _ranked(
-        self, model: ServedModel, trace: RequestTrace, states: StateBatch, options: RecommendationOptions
+        self, trace: RequestTrace, states: StateBatch, options: RecommendationOptions
     ) -> Recommendations | None:
         """The full answer; without the ranker where that fails or time runs out; None where retrieval does too."""
-        budget_ms = self._settings.budget_ms
-        if trace.elapsed_ms() > budget_ms * self._settings.last_share:
+        model = trace.model
+        if trace.elapsed_ms() > self._budget_ms * LAST_SHARE:
             self._degrade(trace, RANKING, NO_TIME)
             self._degrade(trace, RETRIEVAL, NO_TIME)
             return None
         wanted = (options.length, options.filters, options.diversity)
-        left_ms = max(budget_ms * self._settings.retrieval_share - trace.elapsed_ms(), 0.0)
+        left_ms = max(self._budget_ms * RETRIEVAL_SHARE - trace.elapsed_ms(), 0.0)
         try:
             found = model.recommender.recommend(states, RequestContext(model.stats, left_ms), *wanted)
         except ConfigError:
-            raise  # what was asked for does not exist: no fallback would change that
+            raise  # the filters name what does not exist: no fallback would change that
         except Exception as error:
             self._degrade(trace, RANKING, error)
             try:
@@ -192,72 +183,22 @@ class Answers:
         trace.timings_ms |= found.timings_ms
         return found
 
-    def _degrade(self, trace: RequestTrace, part: str, why: str | Exception) -> None:
-        """Note that a part was left out: in the answer, the metrics and the log."""
-        if part not in trace.degraded:
-            trace.degraded.append(part)
-        self._metrics.degraded(part)
-        cause = why if isinstance(why, Exception) and not isinstance(why, StoreError) else None
-        log.warning("answered without %s: %s", part, why, exc_info=cause)
-
-    def _timings(self, trace: RequestTrace) -> dict[str, float]:
-        """The stages so far and the total, counted, and rounded for the answer."""
-        trace.timings_ms["total"] = trace.elapsed_ms()
-        for stage, ms in trace.timings_ms.items():
-            self._metrics.stage(stage, ms)
-        return {stage: round(ms, 3) for stage, ms in trace.timings_ms.items()}
-
-    # -- what is shown of it --------------------------------------------------------------------------------------
-
-    def _items(
-        self,
-        model: ServedModel,
-        items: ItemList,
-        k: int,
-        retriever_names: tuple[str, ...] | None = None,
-        shown: int = 0,
-    ) -> list[Body]:
-        """The first k as dicts; `shown` items came before them on earlier pages."""
-        names = retriever_names or tuple(retriever.name for retriever in model.recommender.retrievers)
-        columns = zip(
-            items.item_idx[:k].tolist(),
-            items.scores[:k].tolist(),
-            items.watch[:k].tolist(),
-            items.like[:k].tolist(),
-            items.retrievers[:k].tolist(),
-            strict=True,
-        )
-        return [
-            {
-                **model.facts[item_idx],
-                "rank": rank,
-                "score": round(score, 6),
-                "watch_probability": None if isnan(watch) else round(watch, 6),
-                "like_probability": None if isnan(like) else round(like, 6),
-                "retrievers": [name for s, name in enumerate(names) if bits >> s & 1],
-                "explanation": None,
-            }
-            for rank, (item_idx, score, watch, like, bits) in enumerate(columns, start=shown + 1)
-        ]
-
     def _explain(
         self,
-        model: ServedModel,
         trace: RequestTrace,
         states: StateBatch,
         found: Recommendations | None,
-        options: RecommendationOptions,
+        diversity: float,
         items: list[Body],
     ) -> None:
         """Put an explanation into each item, as much of it as time allows."""
-        began = trace.elapsed_ms()
-        until_ms = self._settings.budget_ms * self._settings.explain_share
-        ranker = model.recommender.ranker
         if found is None:
             self._degrade(trace, EXPLAIN, "there is no ranking to explain")
             return
+        began, until_ms = trace.elapsed_ms(), self._budget_ms * EXPLAIN_SHARE
+        ranker = trace.model.recommender.ranker
         try:
-            explanations = explain(model, states, found, len(items), options.diversity)
+            explanations = explain(trace.model, states, found, len(items), diversity)
             for item, explanation in zip(items, explanations, strict=True):
                 item["explanation"] = explanation
             if ranker is None or not add_contributions(
@@ -268,40 +209,60 @@ class Answers:
             self._degrade(trace, EXPLAIN, error)
         trace.timings_ms["explain"] = trace.elapsed_ms() - began
 
-    @staticmethod
-    def _cursor(
-        model: ServedModel, trace: RequestTrace, user_id: int | None, items: ItemList, cold: bool
-    ) -> PageCursor:
-        header = Header(
-            user_id=user_id,
-            version=model.version,
-            bundle_id=model.bundle.facts.bundle_id,
-            cold_start=cold,
-            degraded=[part for part in trace.degraded if part != EXPLAIN],
-            retriever_names=[retriever.name for retriever in model.recommender.retrievers],
-            shown=0,
-            n=len(items.item_idx),
+    def _degrade(self, trace: RequestTrace, part: str, why: str | Exception) -> None:
+        """Note that a part was left out: in the answer, the metrics and the log."""
+        if part not in trace.degraded:
+            trace.degraded.append(part)
+        self._metrics.count(f"degraded.{part}")
+        cause = why if isinstance(why, Exception) and not isinstance(why, StoreError) else None
+        log.warning("answered without %s: %s", part, why, exc_info=cause)
+
+    def _log(self, trace: RequestTrace, header: Header, shown: Rows, **more: Any) -> None:
+        self._predictions.offer(
+            AnsweredRequest(
+                request_id=trace.request_id,
+                user_id=header.user_id,
+                received_at=self._clock() - trace.elapsed_ms() / 1e3,
+                bundle_id=header.bundle_id,
+                version=header.version,
+                statistics_day=trace.model.stats.day,
+                statistics_seq=trace.model.stats.through_seq,
+                item_ids=shown["item_id"],
+                first_position=header.shown + 1,
+                **more,
+            )
         )
-        ids = model.catalogue.to_ids(items.item_idx)
-        return PageCursor(header, ids, items.scores, items.watch, items.like, items.retrievers)
+
+    def _body(self, trace: RequestTrace, header: Header, items: list[Body], rest: PageCursor | None) -> Body:
+        next_cursor = None if rest is None else encode(rest, self._key)
+        trace.timings_ms["total"] = trace.elapsed_ms()
+        for stage, ms in trace.timings_ms.items():
+            self._metrics.stage(stage, ms)
+        return {
+            "request_id": trace.request_id,
+            "user_id": header.user_id,
+            "dataset": trace.model.dataset,
+            "model": {"version": header.version, "bundle_id": header.bundle_id},
+            "cold_start": header.cold_start,
+            "degraded": trace.degraded,
+            "items": items,
+            "next_cursor": next_cursor,
+            "timings_ms": {stage: round(ms, 3) for stage, ms in trace.timings_ms.items()},
+        }
 
 
-def _item_list(model: ServedModel, found: Recommendations) -> ItemList:
-    """The one row of what was found, cut where the catalogue has no more."""
-    item_idx = model.catalogue.to_idx(found.item_ids[0])
-    end = int((item_idx >= 0).sum())
-    ranks = found.candidates.retriever_ranks[0, found.position[0, :end]]  # (n, S)
-    bits = ((ranks > 0) << np.arange(ranks.shape[1])).sum(axis=1).astype(np.uint32)
-    return ItemList(
-        item_idx[:end],
-        found.scores[0, :end],
-        found.watch_probability[0, :end],
-        found.like_probability[0, :end],
-        bits,
-    )
+def _ranked_rows(found: Recommendations) -> Rows:
+    """The one list of what was found, cut where the catalogue has no more."""
+    n = int((found.item_ids[0] >= 0).sum())
+    ranks = found.candidates.retriever_ranks[0, found.position[0, :n]]  # (n, retrievers)
+    rows = np.empty(n, ROW)
+    rows["item_id"], rows["score"] = found.item_ids[0, :n], found.scores[0, :n]
+    rows["watch"], rows["like"] = found.watch_probability[0, :n], found.like_probability[0, :n]
+    rows["retrievers"] = ((ranks > 0) << np.arange(ranks.shape[1])).sum(axis=1)
+    return rows
 
 
-def _cold_start_list(model: ServedModel, seen_idx: IntArray, options: RecommendationOptions) -> ItemList:
+def _cold_start_rows(model: ServedModel, seen_idx: IntArray, options: RecommendationOptions) -> Rows:
     """The list made at start, without what was seen or is not allowed."""
     idx = model.cold_start_idx
     keep = ~np.isin(idx, seen_idx)
@@ -309,5 +270,25 @@ def _cold_start_list(model: ServedModel, seen_idx: IntArray, options: Recommenda
     if allowed is not None:
         keep &= allowed[idx]
     best = np.flatnonzero(keep)[: options.length]
-    none = np.full(len(best), np.nan, dtype=np.float32)
-    return ItemList(idx[best], model.cold_start_scores[best], none, none, np.zeros(len(best), dtype=np.uint32))
+    rows = np.empty(len(best), ROW)
+    rows["item_id"], rows["score"] = model.catalogue.to_ids(idx[best]), model.cold_start_scores[best]
+    rows["watch"] = rows["like"] = np.nan
+    rows["retrievers"] = 0
+    return rows
+
+
+def _items(model: ServedModel, rows: Rows, header: Header) -> list[Body]:
+    """As dicts, after those of earlier pages."""
+    columns = zip(model.catalogue.to_idx(rows["item_id"]).tolist(), rows.tolist(), strict=True)
+    return [
+        {
+            **model.facts[idx],
+            "rank": rank,
+            "score": round(score, 6),
+            "watch_probability": None if isnan(watch) else round(watch, 6),
+            "like_probability": None if isnan(like) else round(like, 6),
+            "retrievers": [name for s, name in enumerate(header.retriever_names) if bits >> s & 1],
+            "explanation": None,
+        }
+        for rank, (idx, (_, score, watch, like, bits)) in enumerate(columns, start=header.shown + 1)
+    ]

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys.arrays import FloatArray, IntArray
-from recsys.columns import EASE, IALS, ITEM_KNN, LIKED_RATING, TWO_TOWER
+from recsys.columns import LIKED_RATING, TWO_TOWER
 from recsys.features.candidate import FEATURE_GROUPS
 from recsys.features.item_stats import SECONDS_PER_DAY
 from recsys.features.state import StateBatch
@@ -29,8 +29,6 @@ from serving.model_lifecycle.served_model import MONTH, POPULAR_SHARE, ServedMod
 
 OFTEN_SHARE, OFTEN_ITEMS = 1 / 3, 5  # often: this share of the items watched last, of so many at least
 RECENT = 5  # items of the history that "watched after" looks at
-HIGH_UP = 20  # places of a retriever that learns from people's histories
-FROM_HISTORIES = {TWO_TOWER: "the two-tower model", EASE: "EASE", ITEM_KNN: "item-kNN", IALS: "iALS"}
 MOST_CONTRIBUTIONS, MOST_REASONS = 6, 3
 ROWS_AT_ONCE = 10  # whose contributions are computed before the clock is looked at, about ten milliseconds
 
@@ -88,15 +86,12 @@ def _ranked_places(
     ranker = model.recommender.ranker
     if found.features is None or ranker is None:
         return [None] * len(position)
+    places = np.arange(1, len(position) + 1)
     if diversity > 0:
         scores = model.recommender.ranked_scores(found.candidates, found.features, ranker)[0]
-        places = np.empty(len(scores), dtype=np.int64)
-        places[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1)
-        after = places[position].tolist()
-    else:
-        after = list(range(1, len(position) + 1))
+        places = np.argsort(np.argsort(-scores, kind="stable"))[position] + 1
     depth = found.features.shape[1]
-    return [place if at < depth else None for place, at in zip(after, position.tolist(), strict=True)]
+    return [place if at < depth else None for place, at in zip(places.tolist(), position.tolist(), strict=True)]
 
 
 def _largest(names: Sequence[str], own: npt.NDArray[Any], values: FloatArray, bias: float) -> Body:
@@ -124,97 +119,72 @@ def group_of(feature: str) -> str:
     return next(group for group, pattern in FEATURE_GROUPS.items() if re.fullmatch(pattern, feature))
 
 
-# -- reasons ----------------------------------------------------------------------------------------------------------
-
-
 def _reasons(model: ServedModel, states: StateBatch, position: IntArray, found: Recommendations) -> list[list[Body]]:
     """For each answer, the strongest kinds first, at most MOST_REASONS."""
     item_idx = found.candidates.item_idx[0, position]  # (k,)
     known = states.item_idx[0] >= 0
     history, ratings = states.item_idx[0, known], states.ratings[0, known]  # (L,), oldest first
-    columns = (
+    kinds = (
         _similar(model, history, ratings, item_idx),
         _watched_after(model, history, item_idx),
         _genre(model, history, item_idx),
-        _collaborative(found, position, len(history)),
         _popular(model, item_idx),
     )
-    return [[reason for reason in own if reason is not None][:MOST_REASONS] for own in zip(*columns, strict=True)]
+    return [[reason for kind in kinds if (reason := kind.get(place))][:MOST_REASONS] for place in range(len(item_idx))]
 
 
-def _reason(kind: str, text: str, item_id: int | None = None) -> Body:
-    return {"kind": kind, "text": text, "item_id": item_id}
+# Each of these gives the reasons of one kind, by place in the answer; there is none where it does not apply.
 
 
-def _similar(
-    model: ServedModel,
-    history: IntArray,
-    ratings: FloatArray,
-    item_idx: IntArray,
-) -> list[Body | None]:
+def _similar(model: ServedModel, history: IntArray, ratings: FloatArray, item_idx: IntArray) -> dict[int, Body]:
     """The liked item of the history whose vector is closest, where it is close."""
     liked = ratings >= LIKED_RATING
     if not liked.any() or not any(retriever.name == TWO_TOWER for retriever in model.recommender.retrievers):
-        return [None] * len(item_idx)
+        return {}
     unit = model.recommender.unit_vectors
     own, stars = history[liked], ratings[liked]
     cosine = unit[item_idx] @ unit[own].T  # (k, liked)
-    best = cosine.argmax(axis=1)
-    out: list[Body | None] = []
-    for row, at in enumerate(best.tolist()):
+    reasons = {}
+    for place in np.flatnonzero(cosine.max(axis=1) >= model.close).tolist():
+        at = int(cosine[place].argmax())
         item = model.facts[int(own[at])]
         text = f"Because you rated {item['title']} {stars[at]:g} stars"
-        out.append(_reason("similar", text, item["item_id"]) if cosine[row, at] >= model.close else None)
-    return out
+        reasons[place] = {"kind": "similar", "text": text, "item_id": item["item_id"]}
+    return reasons
 
 
-def _watched_after(model: ServedModel, history: IntArray, item_idx: IntArray) -> list[Body | None]:
+def _watched_after(model: ServedModel, history: IntArray, item_idx: IntArray) -> dict[int, Body]:
     """The item among the last RECENT after which people watched this one most."""
     table = next((s for s in model.recommender.retrievers if isinstance(s, ScoresTransitions)), None)
     recent = history[-RECENT:]
     if table is None or not len(recent):
-        return [None] * len(item_idx)
+        return {}
     after = table.after(recent, np.broadcast_to(item_idx, (len(recent), len(item_idx))))  # (RECENT, k)
-    out: list[Body | None] = []
-    for column, at in enumerate(after.argmax(axis=0).tolist()):
-        item = model.facts[int(recent[at])]
+    reasons = {}
+    for place in np.flatnonzero(after.max(axis=0) > 0).tolist():
+        item = model.facts[int(recent[after[:, place].argmax()])]
         text = f"Others watched it soon after {item['title']}, which you rated lately"
-        out.append(_reason("watched_after", text, item["item_id"]) if after[at, column] > 0 else None)
-    return out
+        reasons[place] = {"kind": "watched_after", "text": text, "item_id": item["item_id"]}
+    return reasons
 
 
-def _genre(model: ServedModel, history: IntArray, item_idx: IntArray) -> list[Body | None]:
+def _genre(model: ServedModel, history: IntArray, item_idx: IntArray) -> dict[int, Body]:
     """The item's genre that fills most of the history, where that is much."""
-    if len(history) < OFTEN_ITEMS or not model.catalogue.genre_names:
-        return [None] * len(item_idx)
-    counts = model.catalogue.genres[history].sum(axis=0)  # (G,)
-    own = model.catalogue.genres[item_idx] * counts  # (k, G)
-    out: list[Body | None] = []
-    for row, column in enumerate(own.argmax(axis=1).tolist()):
-        n = int(own[row, column])
-        text = f"You often watch {model.catalogue.genre_names[column]}: {n} of your last {len(history)}"
-        out.append(_reason("genre", text) if n >= OFTEN_SHARE * len(history) else None)
-    return out
+    names = model.catalogue.genre_names
+    if len(history) < OFTEN_ITEMS or not names:
+        return {}
+    own = model.catalogue.genres[item_idx] * model.catalogue.genres[history].sum(axis=0)  # (k, G)
+    reasons = {}
+    for place in np.flatnonzero(own.max(axis=1) >= OFTEN_SHARE * len(history)).tolist():
+        column = int(own[place].argmax())
+        text = f"You often watch {names[column]}: {int(own[place, column])} of your last {len(history)}"
+        reasons[place] = {"kind": "genre", "text": text, "item_id": None}
+    return reasons
 
 
-def _collaborative(found: Recommendations, position: IntArray, n_history: int) -> list[Body | None]:
-    """Best place that a retriever gave which compares histories."""
-    names = found.candidates.retriever_names
-    columns = [s for s, name in enumerate(names) if name in FROM_HISTORIES]
-    if not columns or not n_history:
-        return [None] * len(position)
-    ranks = found.candidates.retriever_ranks[0, position][:, columns].astype(np.int64)  # (k, retrievers)
-    ranks[ranks == 0] = np.iinfo(np.int64).max
-    out: list[Body | None] = []
-    for row, at in enumerate(ranks.argmin(axis=1).tolist()):
-        rank = int(ranks[row, at])
-        text = f"Watched by people with a history like yours: place {rank} of {FROM_HISTORIES[names[columns[at]]]}"
-        out.append(_reason("collaborative", text) if rank <= HIGH_UP else None)
-    return out
-
-
-def _popular(model: ServedModel, item_idx: IntArray) -> list[Body | None]:
+def _popular(model: ServedModel, item_idx: IntArray) -> dict[int, Body]:
     lately = model.stats.decayed[item_idx, MONTH]
     day = datetime.fromtimestamp(model.stats.day * SECONDS_PER_DAY, UTC).date().isoformat()
     text = f"Popular: among the {POPULAR_SHARE:.0%} rated most in the weeks before {day}"
-    return [_reason("popular", text) if n >= model.popular and n > 0 else None for n in lately.tolist()]
+    often = np.flatnonzero((lately >= model.popular) & (lately > 0))
+    return {place: {"kind": "popular", "text": text, "item_id": None} for place in often.tolist()}

@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-import anyio
 import anyio.to_thread
 
 from recsys.errors import StoreError
@@ -14,7 +13,7 @@ from recsys.events.table import EventConflictError, EventTable, NewEvent, Stored
 from recsys.features.catalogue import Catalogue
 from recsys.limits import latest_time
 from serving.http.problems import ProblemError
-from serving.http.requests import EventBatch, EventRequest, FeedbackEvent, RatingEvent
+from serving.http.requests import EventBatch, EventRequest, UserEvent
 from serving.observability.metrics import Metrics
 
 WRITERS = 4  # at once; SQLite lets one of them at a time
@@ -31,8 +30,8 @@ class EventIntake:
     ) -> dict[str, Any]:
         """Commit one event, or several all or none. `key`: of the request, for events without an id of their own.
 
-        Raises ProblemError: 422 for an item that the catalogue does not hold, a moment in the future or an event id
-        that stands for another event; 503 where the table cannot be written. Then none is stored.
+        Raises ProblemError, with nothing stored: 422 for an item that the catalogue does not hold, a moment in the
+        future or an event id that stands for another event; 503 where the table cannot be written.
         """
         many = isinstance(body.root, EventBatch)
         keys = [f"{key}/{place}" if many and key else key for place in range(len(body.events))]
@@ -44,14 +43,13 @@ class EventIntake:
             raise ProblemError(422, "event-id-reused", text) from error
         except StoreError as error:
             log.error("%s: %d event(s) not stored: %s", request_id, len(new), error)
-            for _ in new:
-                self._metrics.event("refused")
+            self._metrics.count("events.refused", len(new))
             text = "What was sent is not stored; send it again."
             raise ProblemError(503, "event-not-stored", text) from error
         recorded = [self._recorded(event) for event in stored]
         return {"request_id": request_id, **({"events": recorded} if many else recorded[0])}
 
-    def _new(self, catalogue: Catalogue, event: RatingEvent | FeedbackEvent, key: str | None) -> NewEvent:
+    def _new(self, catalogue: Catalogue, event: UserEvent, key: str | None) -> NewEvent:
         now = self._clock()
         check_item(catalogue, event.item_id)
         return NewEvent(
@@ -59,14 +57,14 @@ class EventIntake:
             user_id=event.user_id,
             item_id=event.item_id,
             kind=event.kind,
-            value=event.rating if isinstance(event, RatingEvent) else None,
+            value=event.rating,
             occurred_at=int(now) if event.timestamp is None else check_past(event.timestamp, int(now)),
             received_at=now,
             request_id=event.request_id,
         )
 
     def _recorded(self, event: StoredEvent) -> dict[str, Any]:
-        self._metrics.event("repeated" if event.repeated else "stored")
+        self._metrics.count("events.repeated" if event.repeated else "events.stored")
         return {
             "event_id": event.event_id,
             "user_id": event.user_id,

@@ -7,6 +7,7 @@ worker of every machine sees an event from the moment that its row of the table 
 """
 
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from recsys.events.table import RATING_KIND, EventTable, StoredEvent
 from recsys.feature_store import FeatureStore
 from recsys.features.state import Event, UserState, fold
 from recsys.limits import EARLIEST_TIME, HIGHEST_RATING, LOWEST_RATING, latest_time
-from serving.user_state.circuit_breaker import GuardedStore
+from serving.user_state.circuit_breaker import CircuitBreaker
 
 ROWS = 20_000  # users whose row stays in memory, about 2 kB each
 ROW_AGE_S = 300.0
@@ -37,12 +38,6 @@ class UserSnapshot:
     failures: tuple[StoreError, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Row:
-    state: UserState | None
-    read_at: float
-
-
 class UserSnapshots:
     """Used on the event loop alone; reads that may have to wait go to threads of their own."""
 
@@ -57,42 +52,42 @@ class UserSnapshots:
         self._threads = ThreadPoolExecutor(STORE_THREADS, "store-read")
         # A search in SQLite's index takes less than handing it to a thread and back, and waits for no writer.
         embedded = events.url.get_backend_name() == "sqlite"
-        self._guarded_store = GuardedStore("online store", self._threads, count)
-        self._guarded_events = GuardedStore("event table", None if embedded else self._threads, count)
-        self._rows: OrderedDict[int, _Row] = OrderedDict()
+        self._online_store = CircuitBreaker("online store", self._threads, count)
+        self._event_table = CircuitBreaker("event table", None if embedded else self._threads, count)
+        self._rows: OrderedDict[int, tuple[UserState | None, float]] = OrderedDict()  # and when it was read
 
     async def read(self, user_id: int, limit_s: float) -> UserSnapshot:
         """Never raises: what cannot be read within `limit_s` is named in `failures`. A row in memory stands in for an
         online store that is away, without any loss."""
         until = self._clock() + limit_s
         failures: list[StoreError] = []
-        row = self._rows.get(user_id)
-        if row is None or self._clock() - row.read_at > ROW_AGE_S:
+        row, read_at = self._rows.get(user_id, (None, -math.inf))
+        if self._clock() - read_at > ROW_AGE_S:
             try:
-                row = await self._read_row(user_id, limit_s)
+                row = await self._online_store.read(partial(self._store.online_state, user_id), limit_s)
+                self._keep(user_id, row)
             except StoreError as error:
-                if row is None:
+                if user_id not in self._rows:
                     failures.append(error)
-        base = (row.state if row else None) or UserState(user_id)
+        base = row or UserState(user_id)
         tail: Sequence[StoredEvent] = ()
         try:
             after = partial(self._events.after, user_id, base.through_seq)
-            tail = await self._guarded_events.read(after, max(until - self._clock(), 0.0))
+            tail = await self._event_table.read(after, max(until - self._clock(), 0.0))
         except StoreError as error:
             failures.append(error)
         ratings = usable_ratings(tail)
         state = fold(base, ratings) if ratings else base
         if tail:
             state = replace(state, through_seq=tail[-1].seq)
-        known = bool(ratings) or (row is not None and row.state is not None)
-        return UserSnapshot(state, known, tuple(failures))
+        return UserSnapshot(state, row is not None or bool(ratings), tuple(failures))
 
     async def failing(self, limit_s: float) -> list[str]:
         """Names of the stores that cannot be read now; also the first read of each, which is a slow one."""
         failing = []
         for store, work in (
-            (self._guarded_store, partial(self._store.online_state, 0)),
-            (self._guarded_events, partial(self._events.after, 0, 0)),
+            (self._online_store, partial(self._store.online_state, 0)),
+            (self._event_table, partial(self._events.after, 0, 0)),
         ):
             try:
                 await store.read(work, limit_s)
@@ -104,13 +99,11 @@ class UserSnapshots:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _read_row(self, user_id: int, limit_s: float) -> _Row:
-        state = await self._guarded_store.read(partial(self._store.online_state, user_id), limit_s)
-        row = self._rows[user_id] = _Row(state, self._clock())
+    def _keep(self, user_id: int, row: UserState | None) -> None:
+        self._rows[user_id] = row, self._clock()
         self._rows.move_to_end(user_id)
         if len(self._rows) > ROWS:
             self._rows.popitem(last=False)
-        return row
 
 
 def usable_ratings(events: Sequence[StoredEvent]) -> list[Event]:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import uvicorn
@@ -38,3 +39,15 @@ def running(app: FastAPI, settings: ServiceSettings) -> Iterator[httpx.Client]:
 def connected(settings: ServiceSettings, service: Service) -> Iterator[httpx.Client]:
     with running(create_app(settings, service), settings) as client:
         yield client
+
+
+def recommendations(client: httpx.Client, user_id: int = 7, **parameters: Any) -> dict[str, Any]:
+    """The body of a list that is answered."""
+    response = client.get(f"/v1/users/{user_id}/recommendations", params=parameters)
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = response.json()
+    return body
+
+
+def shown(body: dict[str, Any]) -> list[int]:
+    return [item["item_id"] for item in body["items"]]

@@ -1,20 +1,17 @@
 """Connections that say nothing, half a head or too much, and bodies that are too large, too slow or too odd."""
 
-import resource
 import socket
-import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import httpx
-import numpy as np
 import pytest
 
 from recsys.limits import MOST_HISTORY
 from serving.http import connections, middleware
-from serving.http.connections import MOST_HEAD_BYTES, connection_limit
+from serving.http.connections import MOST_HEAD_BYTES
 
 HALF_A_HEAD = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: "
 
@@ -54,21 +51,9 @@ def test_a_head_that_does_not_come_is_not_waited_for(
     assert client.get("/healthz").status_code == 200
 
 
-def test_a_head_in_pieces_is_put_together(client: httpx.Client) -> None:
-    with raw(client) as connection:
-        for part in (b"GET /heal", b"thz HTTP/1.1\r\nHo", b"st: x\r\n", b"\r\n"):
-            connection.sendall(part)
-            time.sleep(0.02)
-        assert connection.recv(4_096).startswith(b"HTTP/1.1 200")
-
-
 def test_an_endless_head_is_cut_off(client: httpx.Client) -> None:
     with raw(client, HALF_A_HEAD) as connection, pytest.raises(ConnectionError):
         connection.sendall(b"a" * 1_000 * MOST_HEAD_BYTES)
-
-
-def test_half_of_the_descriptors_are_for_connections() -> None:
-    assert connection_limit() == min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, connections.MOST_CONNECTIONS)
 
 
 def test_the_longest_silent_connection_makes_room(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,22 +76,19 @@ def test_the_longest_silent_connection_makes_room(client: httpx.Client, monkeypa
 def test_silent_connections_cost_others_nothing(client: httpx.Client) -> None:
     def p99_ms() -> float:
         took = []
-        for _ in range(150):
+        for _ in range(100):
             began = time.perf_counter()
             assert client.get("/v1/users/5/recommendations").status_code == 200
             took.append(time.perf_counter() - began)
-        return float(np.quantile(took, 0.99) * 1e3)
+        return sorted(took)[-2] * 1e3
 
     p99_ms()
     alone = p99_ms()
     with ExitStack() as stack:
         for _ in range(300):
             stack.enter_context(raw(client))
-        beside = p99_ms()
-    assert beside < 2 * alone + 20, f"{beside:.1f} ms beside 300 silent connections, {alone:.1f} ms alone"
+        assert p99_ms() < 2 * alone + 20
 
-
-# -- bodies -------------------------------------------------------------------------------------------------------
 
 JSON = {"Content-Type": "application/json"}
 HOSTILE = {
@@ -148,13 +130,12 @@ def test_bodies_beyond_the_bound_of_their_route_are_refused_declared_or_not(clie
         assert (response.status_code, response.json()["type"]) == (413, "urn:recsys:problem:body-too-large")
 
 
-def test_the_longest_history_with_the_longest_exclusions_fits(client: httpx.Client) -> None:
+def test_the_longest_history_with_the_longest_exclusions_fits_and_so_does_a_body_in_pieces(
+    client: httpx.Client,
+) -> None:
     history = [{"item_id": 1 + n % 80, "rating": 4.5, "timestamp": 1_000_000_000 + n} for n in range(MOST_HISTORY)]
     body = {"history": history, "filters": {"exclude_ids": [10_000_000 + n for n in range(10_000)]}}
     assert client.post("/v1/recommendations", json=body).status_code == 200
-
-
-def test_a_body_in_pieces_is_read(client: httpx.Client) -> None:
     chunked = (part for part in (b'{"k"', b": 3}"))
     assert len(client.post("/v1/recommendations", content=chunked, headers=JSON).json()["items"]) == 3
 
@@ -167,18 +148,3 @@ def test_a_body_that_never_arrives_is_given_up(client: httpx.Client, monkeypatch
     with raw(client, half):
         pass
     assert client.get("/healthz").status_code == 200  # one that left does no harm
-
-
-def test_a_hundred_clients_at_once_are_all_answered(client: httpx.Client) -> None:
-    statuses: list[int] = []
-
-    def ask() -> None:
-        with httpx.Client(base_url=client.base_url, trust_env=False, timeout=30) as other:
-            statuses.append(other.get("/healthz").status_code)
-
-    callers = [threading.Thread(target=ask) for _ in range(100)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert statuses == [200] * 100

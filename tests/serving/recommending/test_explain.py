@@ -1,6 +1,5 @@
 """Explanations: each number and each reason is checked against a plain computation of the same thing."""
 
-import time
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -9,86 +8,72 @@ import httpx
 import numpy as np
 import pytest
 
-from recsys.columns import COVISITATION
 from recsys.features.state import StateBatch, UserState, state_batch
 from recsys.ranking.ranker import BoostedRanker
 from recsys.recommender import Recommendations, Recommender, RequestContext
 from recsys.retrieval.covisitation import Covisitation
 from serving.model_lifecycle.served_model import ServedModel
-from serving.recommending import explain
-from serving.recommending.options import RecommendationOptions, RequestTrace
+from serving.recommending import answers, explain
 from serving.recommending.service import Service
-from serving.settings import ServiceSettings
-from serving.user_state.snapshots import UserSnapshot
+from tests.serving.serving_client import recommendations
 from tests.serving.serving_world import ServingWorld
 
 USERS = (1, 2, 7, 8, 19, 24, 33, 42, 51, 60)
+STRANGER = 987_654
 
 
-def asked(client: httpx.Client, user_id: int, **more: object) -> dict[str, Any]:
-    response = client.get(f"/v1/users/{user_id}/recommendations", params={"k": 20, "explain": True, **more})
-    assert response.status_code == 200, response.text
-    body: dict[str, Any] = response.json()
-    return body
+def get(client: httpx.Client, user_id: int = 7, **more: object) -> dict[str, Any]:
+    return recommendations(client, user_id, **{"k": 20, "explain": True, **more})
 
 
-def library(service: Service, user_id: int, now: int, diversity: float = 0.0) -> tuple[StateBatch, Recommendations]:
+def library(
+    service: Service, world: ServingWorld, user_id: int = 7, diversity: float = 0.0
+) -> tuple[StateBatch, Recommendations]:
     model = service.champion.model
-    state = service.store.online_state(user_id) or UserState(user_id)
-    states = state_batch(model.catalogue, [state], now)
+    states = state_batch(model.catalogue, [world.states.get(user_id, UserState(user_id))], world.end + 86_400)
     return states, model.recommender.recommend(states, RequestContext(model.stats), 20, None, diversity)
 
 
+def broken(*_: object) -> None:
+    raise RuntimeError("planted")
+
+
 @pytest.mark.parametrize("diversity", [0.0, 0.7])
-def test_where_a_item_came_from_and_stood(
+def test_places_and_contributions_are_those_of_the_library(
     client: httpx.Client, service: Service, world: ServingWorld, diversity: float
 ) -> None:
+    recommender = service.champion.model.recommender
+    names = recommender.feature_names
+    assert recommender.ranker is not None
     for user_id in USERS:
-        body = asked(client, user_id, diversity=diversity)
-        _, found = library(service, user_id, world.end + 86_400, diversity)
-        recommender = service.champion.model.recommender
-        assert recommender.ranker is not None
-        assert found.features is not None
-        scores = recommender.ranked_scores(found.candidates, found.features, recommender.ranker)[0].tolist()
-        order = sorted(range(len(scores)), key=lambda at: (-scores[at], at))
-        for item, at in zip(body["items"], found.position[0].tolist(), strict=True):
-            told = item["explanation"]
-            ranks = dict(
-                zip(found.candidates.retriever_names, found.candidates.retriever_ranks[0, at].tolist(), strict=True)
-            )
-            assert {one["retriever"]: one["rank"] for one in told["found_by"]} == {s: r for s, r in ranks.items() if r}
-            assert [one["rank"] for one in told["found_by"]] == sorted(r for r in ranks.values() if r)
-            assert (told["merged_rank"], told["ranked_rank"]) == (at + 1, order.index(at) + 1)
-            if not diversity:
-                assert told["ranked_rank"] == item["rank"]
-        assert "explain" in body["timings_ms"]
-
-
-def test_contributions_sum_to_the_score(client: httpx.Client, service: Service, world: ServingWorld) -> None:
-    names = service.champion.model.recommender.feature_names
-    for user_id in USERS:
-        body = asked(client, user_id)
-        _, found = library(service, user_id, world.end + 86_400)
-        assert found.features is not None
+        body = get(client, user_id, diversity=diversity)
         assert body["degraded"] == []
-        for item, at in zip(body["items"], found.position[0].tolist(), strict=True):
-            told = item["explanation"]
-            own = [part["contribution"] for part in told["contributions"]]
-            assert sum(own) + told["other_contributions"] + told["bias"] == pytest.approx(item["score"], abs=1e-4)
+        assert "explain" in body["timings_ms"]
+        _, best = library(service, world, user_id, diversity)
+        assert best.features is not None
+        scores = recommender.ranked_scores(best.candidates, best.features, recommender.ranker)[0].tolist()
+        order = sorted(range(len(scores)), key=lambda at: (-scores[at], at))
+        for item, at in zip(body["items"], best.position[0].tolist(), strict=True):
+            explained = item["explanation"]
+            ranks = zip(best.candidates.retriever_names, best.candidates.retriever_ranks[0, at].tolist(), strict=True)
+            by_rank = sorted(((name, rank) for name, rank in ranks if rank), key=lambda one: one[1])
+            assert [(one["retriever"], one["rank"]) for one in explained["found_by"]] == by_rank
+            assert (explained["merged_rank"], explained["ranked_rank"]) == (at + 1, order.index(at) + 1)
+            own = [part["contribution"] for part in explained["contributions"]]
+            total = sum(own) + explained["other_contributions"] + explained["bias"]
+            assert total == pytest.approx(scores[at], abs=1e-4)
             assert 0 < len(own) <= explain.MOST_CONTRIBUTIONS
             assert [abs(x) for x in own] == sorted((abs(x) for x in own), reverse=True)
-            for part in told["contributions"]:
-                value = float(found.features[0, at, names.index(part["feature"])])
+            for part in explained["contributions"]:
+                value = float(best.features[0, at, names.index(part["feature"])])
                 assert part["value"] == (None if np.isnan(value) else round(value, 6))
                 assert part["group"] == explain.group_of(part["feature"])
 
 
-def reasons_by_hand(
-    model: ServedModel, states: StateBatch, found: Recommendations, place: int
-) -> list[tuple[str, Any]]:
+def reasons_by_hand(model: ServedModel, states: StateBatch, best: Recommendations, place: int) -> list[tuple[str, Any]]:
     """(kind, item of the history, words that the text must hold), from the definitions alone."""
-    at = int(found.position[0, place])
-    item = int(found.candidates.item_idx[0, at])
+    at = int(best.position[0, place])
+    item = int(best.candidates.item_idx[0, at])
     catalogue, unit = model.catalogue, model.recommender.unit_vectors
     history = [int(i) for i in states.item_idx[0] if i >= 0]
     stars = states.ratings[0, -len(history) :].tolist() if history else []
@@ -97,25 +82,20 @@ def reasons_by_hand(
 
     cosines = [(float(unit[item] @ unit[i]), i, s) for i, s in zip(history, stars, strict=True) if s >= 4]
     if cosines:
-        cosine, best, given = max(cosines, key=lambda one: one[0])
+        cosine, closest, given = max(cosines, key=lambda one: one[0])
         if cosine >= np.quantile(np.array(pairs, dtype=np.float32), 0.95) - 1e-6:
-            out.append(("similar", (best, f"Because you rated {catalogue.titles[best]} {given:g} stars")))
+            out.append(("similar", (closest, f"Because you rated {catalogue.titles[closest]} {given:g} stars")))
 
     table = next(s for s in model.recommender.retrievers if isinstance(s, Covisitation))
     recent = history[-5:]
     after = [float(table.after(np.array([i]), np.array([[item]]))[0, 0]) for i in recent]
     if recent and max(after) > 0:
-        best = recent[after.index(max(after))]
-        out.append(("watched_after", (best, catalogue.titles[best])))
+        before = recent[after.index(max(after))]
+        out.append(("watched_after", (before, catalogue.titles[before])))
 
     counts = {g: sum(g in catalogue.genres_of(i) for i in history) for g in catalogue.genres_of(item)}
     if len(history) >= 5 and counts and 3 * max(counts.values()) >= len(history):
         out.append(("genre", (None, f"{max(counts.values())} of your last {len(history)}")))
-
-    learning = [s for s, name in enumerate(found.candidates.retriever_names) if name in explain.FROM_HISTORIES]
-    ranks = [int(r) for r in found.candidates.retriever_ranks[0, at, learning] if r > 0]
-    if history and ranks and min(ranks) <= 20:
-        out.append(("collaborative", (None, f"place {min(ranks)} of ")))
 
     lately = model.stats.decayed[:, 1]
     if lately[item] > 0 and lately[item] >= np.quantile(lately, 0.95):
@@ -124,41 +104,29 @@ def reasons_by_hand(
 
 
 def test_reasons_are_true_and_none_is_missing(client: httpx.Client, service: Service, world: ServingWorld) -> None:
-    kinds: set[str] = set()
-    for user_id in (*USERS, 987_654):
-        body = asked(client, user_id)
-        states, found = library(service, user_id, world.end + 86_400)
-        model = service.champion.model
-        for place, item in enumerate(body["items"]):
-            told = item["explanation"]["reasons"]
-            expected = reasons_by_hand(model, states, found, place)
-            assert [reason["kind"] for reason in told] == [kind for kind, _ in expected]
-            for reason, (kind, (about, words)) in zip(told, expected, strict=True):
+    kinds: dict[int, set[str]] = {}
+    model = service.champion.model
+    for user_id in (*USERS, STRANGER):
+        states, best = library(service, world, user_id)
+        for place, item in enumerate(get(client, user_id)["items"]):
+            reasons = item["explanation"]["reasons"]
+            expected = reasons_by_hand(model, states, best, place)
+            assert [reason["kind"] for reason in reasons] == [kind for kind, _ in expected]
+            for reason, (kind, (about, words)) in zip(reasons, expected, strict=True):
                 assert words in reason["text"], kind
                 assert reason["item_id"] == (None if about is None else int(model.catalogue.item_ids[about]))
-            kinds |= {reason["kind"] for reason in told}
-    assert kinds == {"similar", "watched_after", "genre", "collaborative", "popular"}
-
-
-def test_a_stranger_has_no_history_to_speak_of(client: httpx.Client) -> None:
-    body = asked(client, 987_654)
-    assert {r["kind"] for item in body["items"] for r in item["explanation"]["reasons"]} <= {"popular"}
+            kinds.setdefault(user_id, set()).update(reason["kind"] for reason in reasons)
+    assert set().union(*kinds.values()) == {"similar", "watched_after", "genre", "popular"}
+    assert kinds[STRANGER] <= {"popular"}
 
 
 def test_items_below_what_is_ranked_have_no_contributions(client: httpx.Client, service: Service) -> None:
     depth = service.champion.model.recommender.settings.rank
-    body = asked(client, 7, k=60)
+    body = get(client, k=60)
     assert body["degraded"] == []
     for item in body["items"]:
-        seen = item["rank"] <= depth
-        assert (item["explanation"]["contributions"] is not None) is seen
-        assert (item["explanation"]["ranked_rank"] is not None) is seen
-
-
-def test_without_asking_there_is_no_explanation(client: httpx.Client) -> None:
-    body = client.get("/v1/users/7/recommendations").json()
-    assert {item["explanation"] for item in body["items"]} == {None}
-    assert "explain" not in body["timings_ms"]
+        for name in ("contributions", "ranked_rank"):
+            assert (item["explanation"][name] is not None) is (item["rank"] <= depth)
 
 
 def test_contributions_of_the_best_items_come_first_and_end_with_the_time(
@@ -166,86 +134,53 @@ def test_contributions_of_the_best_items_come_first_and_end_with_the_time(
 ) -> None:
     model = service.champion.model
     assert model.recommender.ranker is not None
-    states, found = library(service, 7, world.end + 86_400)
+    states, best = library(service, world)
     for n_times, done in ((0, 0), (1, explain.ROWS_AT_ONCE), (2, 20)):
-        explanations = explain.explain(model, states, found, 20, 0.0)
+        explanations = explain.explain(model, states, best, 20, 0.0)
         looks = iter([True] * n_times + [False])
-        complete = explain.add_contributions(model.recommender.ranker, found, explanations, partial(next, looks))
+        complete = explain.add_contributions(model.recommender.ranker, best, explanations, partial(next, looks))
         assert complete is (n_times == 2)
         assert [one["contributions"] is not None for one in explanations] == [True] * done + [False] * (20 - done)
-        assert any(one["reasons"] for one in explanations)
 
 
-def test_no_time_to_explain(service: Service, settings: ServiceSettings) -> None:
-    hurried = service.answers.__class__(
-        settings.model_copy(update={"explain_share": 1e-9}), service.metrics, service.predictions, time.time
-    )
-    trace = RequestTrace("r", time.perf_counter(), timings_ms={"queue": 0.0})
-    snapshot = UserSnapshot(UserState(5), known=True)
-    body, _ = hurried.recommend(service.champion.model, trace, 5, snapshot, RecommendationOptions(10, explain=True))
-    assert body["degraded"] == ["explain"]
-    assert {item["explanation"]["contributions"] for item in body["items"]} == {None}
-    assert all(item["like_probability"] is not None for item in body["items"])
-    assert service.metrics.as_dict()["degraded.explain"] == 1
-
-
-def test_a_failure_of_contributions_leaves_the_reasons(
+def test_what_cannot_be_explained_in_time_or_at_all_costs_no_answer(
     client: httpx.Client, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
-        raise RuntimeError("planted")
-
-    monkeypatch.setattr(explain, "contributions", broken)
-    body = asked(client, 7)
-    assert body["degraded"] == ["explain"]
-    assert {item["explanation"]["contributions"] for item in body["items"]} == {None}
-    assert any(item["explanation"]["reasons"] for item in body["items"])
-    monkeypatch.setattr("serving.recommending.answers.explain", broken)
-    body = asked(client, 7)
+    for module, name, value in ((answers, "EXPLAIN_SHARE", 1e-9), (explain, "contributions", broken)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, value)
+            body = get(client)
+        assert body["degraded"] == ["explain"]
+        assert {item["explanation"]["contributions"] for item in body["items"]} == {None}
+        assert any(item["explanation"]["reasons"] for item in body["items"])
+        assert all(item["like_probability"] is not None for item in body["items"])
+    monkeypatch.setattr(answers, "explain", broken)
+    body = get(client)
     assert body["degraded"] == ["explain"]
     assert {item["explanation"] for item in body["items"]} == {None}
-    assert service.metrics.as_dict()["degraded.explain"] == 2
+    assert service.metrics.as_dict()["degraded.explain"] == 3
 
 
 def test_without_the_ranker_there_is_no_place_after_it(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
-        raise RuntimeError("planted")
-
     monkeypatch.setattr(BoostedRanker, "score", broken)
-    body = asked(client, 7, diversity=0.5)
+    body = get(client, diversity=0.5)
     assert body["degraded"] == ["ranking", "explain"]
     assert {item["explanation"]["ranked_rank"] for item in body["items"]} == {None}
     monkeypatch.setattr(Recommender, "recommend", broken)
-    body = asked(client, 7)
+    body = get(client)
     assert body["degraded"] == ["ranking", "retrieval", "explain"]
     assert {item["explanation"] for item in body["items"]} == {None}
 
 
-def test_retrievers_that_are_not_there_give_no_reasons(service: Service, world: ServingWorld) -> None:
-    full = service.champion.model.recommender
-    states, _ = library(service, 7, world.end + 86_400)
-    for left_out, kind in ((COVISITATION, "watched_after"), ("two_tower", "similar")):
-        retrievers = [retriever for retriever in full.retrievers if retriever.name != left_out]
-        smaller = Recommender(full.catalogue, retrievers, None, full.settings)
-
-        class Without(ServedModel):
-            recommender = smaller  # type: ignore[assignment]
-
-        model = Without(**vars(service.champion.model))
-        found = smaller.recommend(states, RequestContext(model.stats), 20)
-        explained = explain.explain(model, states, found, 20, 0.0)
-        assert kind not in {reason["kind"] for one in explained for reason in one["reasons"]}
-
-
 def test_items_without_any_genre_are_explained(service: Service, world: ServingWorld) -> None:
     model = service.champion.model
-    states, found = library(service, 7, world.end + 86_400)
+    states, best = library(service, world)
     bare = replace(model.catalogue, genre_names=(), genres=model.catalogue.genres[:, :0])
 
     class WithoutGenres(ServedModel):
         catalogue = bare  # type: ignore[assignment]
 
-    explained = explain.explain(WithoutGenres(**vars(model)), states, found, 20, 0.0)
-    kinds = {reason["kind"] for one in explained for reason in one["reasons"]}
+    explanations = explain.explain(WithoutGenres(**vars(model)), states, best, 20, 0.0)
+    kinds = {reason["kind"] for one in explanations for reason in one["reasons"]}
     assert kinds
     assert "genre" not in kinds

@@ -6,7 +6,6 @@ import httpx
 import numpy as np
 import pytest
 
-from recsys.features.catalogue import Catalogue
 from serving.recommending.item_search import ItemSearch
 from serving.recommending.service import Service
 from tests.planted import planted_catalogue
@@ -27,7 +26,7 @@ TITLES = (
 
 @pytest.fixture(scope="module")
 def search() -> ItemSearch:
-    catalogue: Catalogue = planted_catalogue()
+    catalogue = planted_catalogue()
     return ItemSearch(replace(catalogue, titles=(*TITLES, *catalogue.titles[len(TITLES) :])))
 
 
@@ -53,12 +52,6 @@ def search() -> ItemSearch:
 )
 def test_every_word_of_a_title_is_found_in_any_form(search: ItemSearch, text: str, rows: list[int]) -> None:
     assert search.search(text, np.zeros(40, np.float32)).tolist() == rows
-
-
-def test_the_most_popular_come_first(search: ItemSearch) -> None:
-    popularity = np.zeros(40, np.float32)
-    popularity[1] = 5
-    assert search.search("empire", popularity).tolist() == [1, 0]
 
 
 def test_search_over_http(client: httpx.Client, service: Service) -> None:

@@ -7,16 +7,16 @@ from typing import Any
 import httpx
 import pytest
 
-from recsys.errors import StoreError
 from recsys.events import EventTable
 from recsys.features.state import HISTORY_LENGTH, Event, UserState, fold
 from recsys.limits import MOST_EVENTS
 from serving.model_lifecycle.served_model import ServedModel
 from serving.recommending.service import Service
 from serving.settings import ServiceSettings
+from tests.serving import serving_client
 from tests.serving.conftest import service_of
 from tests.serving.in_memory_store import InMemoryStore
-from tests.serving.serving_client import connected
+from tests.serving.serving_client import connected, recommendations
 from tests.serving.serving_world import ITEMS, ServingWorld
 
 
@@ -35,8 +35,7 @@ def refused(client: httpx.Client, body: dict[str, Any], **more: Any) -> dict[str
 
 
 def shown(client: httpx.Client, user_id: int) -> list[int]:
-    items = client.get(f"/v1/users/{user_id}/recommendations", params={"k": ITEMS}).json()["items"]
-    return [item["item_id"] for item in items]
+    return serving_client.shown(recommendations(client, user_id, k=ITEMS))
 
 
 def n_events(client: httpx.Client, user_id: int) -> int:
@@ -73,22 +72,13 @@ def test_the_next_list_of_every_worker_knows_an_event(client: httpx.Client, othe
             assert (newest["item_id"], newest["rating"]) == (item, 4.5)
 
 
-def test_a_rating_takes_the_place_of_an_earlier_one_of_the_same_item(client: httpx.Client) -> None:
-    for rating in (1.0, 2.0, 5.0):
-        post(client, {"user_id": 800, "item_id": 4, "rating": rating})
-    history = client.get("/v1/users/800/history").json()
-    assert (history["n_events"], [event["rating"] for event in history["events"]]) == (1, [5.0])
-
-
-@pytest.mark.parametrize("by", ["body", "header"])
+@pytest.mark.parametrize("key", [None, "key-1"])
 def test_an_event_sent_again_is_answered_as_the_first_time(
-    client: httpx.Client, other_worker: httpx.Client, service: Service, by: str
+    client: httpx.Client, other_worker: httpx.Client, service: Service, key: str | None
 ) -> None:
-    body: dict[str, Any] = {"user_id": 22, "item_id": 5, "rating": 4}
-    key = None if by == "body" else "key-1"
-    body |= {"event_id": "key-1"} if by == "body" else {}
-    first, again = post(client, body, key), post(client, body, key)
-    elsewhere = post(other_worker, body, key)
+    """Its id comes in the body or in the header."""
+    body = {"user_id": 22, "item_id": 5, "rating": 4, **({} if key else {"event_id": "key-1"})}
+    first, again, elsewhere = post(client, body, key), post(client, body, key), post(other_worker, body, key)
     assert (first["event_id"], first["repeated"]) == ("key-1", False)
     for answer in (again, elsewhere):
         assert answer == {**first, "repeated": True, "request_id": answer["request_id"]}
@@ -108,7 +98,7 @@ def test_an_id_of_another_event_is_refused(client: httpx.Client, service: Servic
 
 
 def test_other_kinds_are_stored_and_move_nothing(client: httpx.Client, service: Service) -> None:
-    first = client.get("/v1/users/38/recommendations").json()
+    first = recommendations(client, 38)
     common = {"user_id": 38, "item_id": first["items"][0]["item_id"], "request_id": first["request_id"]}
     for kind in ("impression", "watch"):
         assert post(client, {**common, "kind": kind, "event_id": kind})["kind"] == kind
@@ -116,46 +106,38 @@ def test_other_kinds_are_stored_and_move_nothing(client: httpx.Client, service: 
     assert [(event.kind, event.value, event.request_id) for event in stored] == [
         (kind, None, first["request_id"]) for kind in ("impression", "watch")
     ]
-    assert client.get("/v1/users/38/recommendations").json()["items"] == first["items"]
+    assert recommendations(client, 38)["items"] == first["items"]
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "words"),
     [
-        ({"user_id": 1, "item_id": 3}, "rating: Field required"),
-        ({"user_id": 1, "item_id": 3, "kind": "watch", "rating": 4}, "rating: Extra inputs are not permitted"),
+        ({"user_id": 1, "item_id": 3}, "kind 'rating' needs a rating"),
+        ({"user_id": 1, "item_id": 3, "kind": "watch", "rating": 4}, "kind 'watch' takes no rating"),
         ({"user_id": 1, "item_id": 3, "kind": "click"}, "kind: Input should be 'rating'"),
         ({"user_id": 1, "item_id": 3, "rating": 4, "event_id": "a b"}, "event_id: String should match pattern"),
-        ({"user_id": 1, "item_id": 3, "rating": 4, "event_id": ""}, "event_id: String should have at least 1"),
         ({"user_id": 1, "item_id": 3, "rating": 4, "event_id": "x" * 129}, "event_id: String should have at most"),
         ({"events": []}, "events: List should have at least 1 item"),
-        ({"events": [{"user_id": 1, "item_id": 3}]}, "rating: Field required"),
+        ({"events": [{"user_id": 1, "item_id": 3}]}, "needs a rating"),
         ({"events": [{"user_id": 1, "item_id": 3, "rating": 4}], "user_id": 1}, "unknown key 'user_id'"),
         (
             {"events": [{"user_id": 1, "item_id": 3, "rating": 4}, {"user_id": 1, "item_id": 999, "rating": 4}]},
             "Item 999 is not in the catalogue",
         ),
         ({"events": [{"user_id": 1, "item_id": 3, "rating": 4, "timestamp": 9_000_000_000}]}, "in the future"),
-        *(
-            ({**{"user_id": 1, "item_id": 3, "rating": 4}, name: value}, name)
-            for name, value in (
-                ("rating", 0.0),
-                ("rating", 5.5),
-                ("rating", 3.3),
-                ("rating", "4"),
-                ("user_id", -1),
-                ("user_id", 2**53),
-                ("user_id", True),
-                ("item_id", 1.5),
-                ("timestamp", 0),
-            )
-        ),
+        ({"user_id": 1, "item_id": 3, "rating": 0.0}, "rating"),
+        ({"user_id": 1, "item_id": 3, "rating": 3.3}, "rating"),
+        ({"user_id": 1, "item_id": 3, "rating": "4"}, "rating"),
+        ({"user_id": 2**53, "item_id": 3, "rating": 4}, "user_id"),
+        ({"user_id": True, "item_id": 3, "rating": 4}, "user_id"),
+        ({"user_id": 1, "item_id": 1.5, "rating": 4}, "item_id"),
+        ({"user_id": 1, "item_id": 3, "rating": 4, "timestamp": 0}, "timestamp"),
     ],
 )
 def test_what_is_wrong_is_refused_whole(
-    client: httpx.Client, service: Service, body: dict[str, Any], said: str
+    client: httpx.Client, service: Service, body: dict[str, Any], words: str
 ) -> None:
-    assert said in refused(client, body)["detail"]
+    assert words in refused(client, body)["detail"]
     assert len(list(service.settings.events.read())) == 0
 
 
@@ -180,23 +162,7 @@ def test_the_largest_batch_and_no_larger_one(client: httpx.Client) -> None:
     assert "at most 500" in refused(client, {"events": [*events, events[0]]})["detail"]
 
 
-def test_a_batch_that_cannot_be_stored_is_told_and_can_be_sent_again(
-    client: httpx.Client, service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise StoreError("database or disk is full")
-
-    body = {"events": [{"user_id": 46, "item_id": 1 + n, "rating": 4} for n in range(20)]}
-    with monkeypatch.context() as patch:
-        patch.setattr(service.settings.events, "append", full)
-        response = client.post("/v1/events", json=body, headers={"Idempotency-Key": "key"})
-    assert (response.status_code, response.json()["type"]) == (503, "urn:recsys:problem:event-not-stored")
-    assert "disk" not in response.text
-    assert service.metrics.as_dict()["events.refused"] == 20
-    assert not any(e["repeated"] for e in post(client, body, "key")["events"])
-
-
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_any_order_duplication_and_division_gives_the_state_of_the_set(
     client: httpx.Client, other_worker: httpx.Client, world: ServingWorld, seed: int
 ) -> None:

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recsys.errors import StoreError
 from recsys.events import RATING_KIND, EventTable, NewEvent, sqlite_url
 from recsys.features.state import Event, UserState, fold
 from serving.user_state import snapshots as module
-from serving.user_state.circuit_breaker import CircuitBreaker
+from serving.user_state.circuit_breaker import PAUSE_S, THRESHOLD
 from serving.user_state.snapshots import UserSnapshot, UserSnapshots, usable_ratings
 from tests.serving.in_memory_store import InMemoryStore
 
@@ -66,15 +65,6 @@ def test_any_row_with_its_tail_gives_the_state_of_all_events(
     table.close()
 
 
-def test_who_is_known(table: EventTable) -> None:
-    snapshots = snapshots_of(table, {1: UserState(1, (5,), (4.0,), (10,), 1, 1)})
-    table.append([rating(1, 7, user_id=2)])
-    table.append([NewEvent("w", 4, 7, "watch", None, 50, 1.0)])
-    assert [read(snapshots, user_id).known for user_id in (1, 2, 3, 4)] == [True, True, False, False]
-    assert read(snapshots, 2).state.item_ids == (7,)
-    assert read(snapshots, 4).state.item_ids == ()
-
-
 def test_a_row_is_read_again_after_a_while_and_kept_where_it_cannot_be(table: EventTable) -> None:
     clock = Clock()
     snapshots = snapshots_of(table, {1: UserState(1, age=20)}, clock)
@@ -98,26 +88,30 @@ def test_the_rows_in_memory_are_bounded(table: EventTable, monkeypatch: pytest.M
     assert snapshots._store.reads == 4  # type: ignore[attr-defined]
 
 
-def test_a_store_that_hangs_is_given_up_and_then_left_alone(table: EventTable) -> None:
+def test_a_store_that_hangs_is_given_up_then_left_alone_and_asked_again(table: EventTable) -> None:
     table.append([rating(1, 7)])
-    snapshots = snapshots_of(table, {})
+    clock = Clock()
+    snapshots = snapshots_of(table, {1: UserState(1, age=20)})
+    snapshots._online_store._clock = clock
     store = snapshots._store
     assert isinstance(store, InMemoryStore)
     store.delay_s = 0.2
-
-    async def several() -> list[tuple[float, UserSnapshot]]:
-        out = []
-        for _ in range(8):
-            began = time.perf_counter()
-            snapshot = await snapshots.read(1, 0.05)
-            out.append((time.perf_counter() - began, snapshot))
-        return out
-
-    timed = asyncio.run(several())
-    assert all("did not answer" in str(snapshot.failures[0]) for _, snapshot in timed[:5])
-    assert all("asked again shortly" in str(snapshot.failures[0]) for _, snapshot in timed[5:])
-    assert max(seconds for seconds, _ in timed[5:]) < 0.05
+    timed = []
+    for _ in range(THRESHOLD + 3):
+        began = time.perf_counter()
+        snapshot = read(snapshots, limit_s=0.05)
+        timed.append((time.perf_counter() - began, snapshot))
+    assert all("did not answer" in str(snapshot.failures[0]) for _, snapshot in timed[:THRESHOLD])
+    assert all("asked again shortly" in str(snapshot.failures[0]) for _, snapshot in timed[THRESHOLD:])
+    assert max(seconds for seconds, _ in timed[THRESHOLD:]) < 0.05
     assert all(snapshot.state.item_ids == (7,) for _, snapshot in timed)
+    store.delay_s, store.failing = 0.0, True
+    clock.now += PAUSE_S + 0.1
+    assert "away" in str(read(snapshots).failures[0]), "one is let through"
+    assert "asked again shortly" in str(read(snapshots).failures[0])
+    store.failing = False
+    clock.now += PAUSE_S + 0.1
+    assert (read(snapshots).failures, read(snapshots, 2).failures) == ((), ())
 
 
 def test_a_read_that_came_in_time_counts_however_busy_the_loop_was(table: EventTable) -> None:
@@ -141,33 +135,3 @@ def test_what_cannot_be_a_rating_is_left_out_and_named(table: EventTable, caplog
         True
     ] * 5
     assert read(snapshots_of(table, {})).state.item_ids == (8,)
-
-
-def test_a_damaged_table_is_named_and_the_row_stands(tmp_path: Path) -> None:
-    (tmp_path / "events.db").write_bytes(b"no database at all" * 1_000)
-    snapshots = snapshots_of(EventTable(sqlite_url(tmp_path / "events.db")), {1: UserState(1, age=20)})
-    snapshot = read(snapshots)
-    assert snapshot.state.age == 20
-    assert isinstance(snapshot.failures[0], StoreError)
-    assert asyncio.run(snapshots.failing(1.0)) == ["event table"]
-
-
-def test_a_breaker_opens_after_failures_in_a_row_and_lets_one_through_a_pause() -> None:
-    clock = Clock()
-    breaker = CircuitBreaker(threshold=3, pause_s=1.0, clock=clock)
-    for _ in range(2):
-        assert breaker.admits()
-        breaker.failed()
-    breaker.succeeded()
-    for _ in range(3):
-        assert breaker.admits()
-        breaker.failed()
-    assert (breaker.open, breaker.admits()) == (True, False)
-    clock.now += 1.1
-    assert [breaker.admits(), breaker.admits()] == [True, False]
-    breaker.failed()
-    assert not breaker.admits()
-    clock.now += 1.1
-    assert breaker.admits()
-    breaker.succeeded()
-    assert [breaker.open, breaker.admits(), breaker.admits()] == [False, True, True]
