@@ -56,9 +56,9 @@ def plain(text: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"[│╭╮╰╯─]", " ", text))
 
 
-def commands(found: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    yield path, found
-    for name, part in getattr(found, "commands", {}).items():
+def commands(group: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, group
+    for name, part in getattr(group, "commands", {}).items():
         yield from commands(part, (*path, name))
 
 

@@ -157,14 +157,14 @@ def test_stores_are_reached_by_ours_alone() -> None:
 
 def test_no_secret_has_a_default_or_stands_in_a_command() -> None:
     document = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
-    found = set()
+    secrets = set()
     for service in document["services"].values():
         for name, value in service.get("environment", {}).items():
             for secret in [value] if SECRET.search(name) else PASSWORD.findall(value):
                 assert REQUIRED.fullmatch(secret), f"{name} has a value in the file"
-                found.add(name)
+                secrets.add(name)
         assert not REQUIRED.search(" ".join(service.get("command", []))), "process lists show commands"
-    assert found == {
+    assert secrets == {
         *("RECSYS_API_KEY", "GF_SECURITY_ADMIN_PASSWORD", "POSTGRES_PASSWORD", "REDISCLI_AUTH"),
         *("RECSYS_REDIS_CONNECTION", "RECSYS_REGISTRY_PATH", "RECSYS_EVENTS_URL", "MLFLOW_BACKEND_STORE_URI"),
     }
@@ -174,9 +174,9 @@ def test_no_secret_has_a_default_or_stands_in_a_command() -> None:
 
 
 def test_the_example_lists_what_is_asked_for_and_its_copy_stays_out_of_git() -> None:
-    asked = set(REQUIRED.findall(COMPOSE.read_text(encoding="utf-8")))
+    required = set(REQUIRED.findall(COMPOSE.read_text(encoding="utf-8")))
     lines = (DEPLOY / "example.env").read_text(encoding="utf-8").splitlines()
-    assert {line for line in lines if line and not line.startswith("#")} == {f"{name}=" for name in asked}
+    assert {line for line in lines if line and not line.startswith("#")} == {f"{name}=" for name in required}
     for ignoring in (".gitignore", ".dockerignore"):
         assert ".env" in (ROOT / ignoring).read_text(encoding="utf-8").splitlines()
 

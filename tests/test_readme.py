@@ -92,7 +92,7 @@ def test_make_targets_exist() -> None:
 def test_tree_names_what_exists_and_every_folder() -> None:
     """Lines of the tree block look like `path/  # comment`, indented by two spaces a level."""
     (tree,) = [b for b in blocks("text", README) if "recsys/" in b and "pipelines/" in b]
-    found: set[str] = set()
+    shown: set[str] = set()
     stack: list[str] = []
     for line in tree.splitlines():
         match = re.fullmatch(r"(?P<indent> *)(?P<name>[\w./-]+) {2,}(?P<comment>\S.*)", line)
@@ -101,11 +101,11 @@ def test_tree_names_what_exists_and_every_folder() -> None:
         path = "".join(stack)
         assert (ROOT / path).exists(), f"{path} is in the README's tree only"
         assert (ROOT / path).is_dir() == path.endswith("/"), path
-        found.add(path)
+        shown.add(path)
     for package in ("recsys", "pipelines", "serving"):
         for module in (ROOT / package).rglob("__init__.py"):
             folder = module.parent.relative_to(ROOT).as_posix() + "/"
-            assert folder in found, f"{folder} is missing from the README's tree"
+            assert folder in shown, f"{folder} is missing from the README's tree"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)

@@ -50,9 +50,9 @@ def imported(path: Path) -> set[str]:
 
 
 def test_top_level_is_the_agreed_one() -> None:
-    found = {PurePosixPath(p).parts[0] for p in tracked()}
-    assert found - TOP == set(), "not in the design"
-    assert TOP - found == set(), "missing"
+    top = {PurePosixPath(p).parts[0] for p in tracked()}
+    assert top - TOP == set(), "not in the design"
+    assert TOP - top == set(), "missing"
 
 
 def test_every_module_opens_with_what_it_is_for_and_is_short() -> None:
@@ -73,9 +73,9 @@ def test_every_package_that_is_imported_is_declared() -> None:
     needed = [*project["dependencies"], *project["optional-dependencies"]["tracing"]]
     declared = {re.split(r"[\[<>=]", name)[0].lower() for name in needed}
     own = {"recsys", "pipelines", "serving"}
-    found = set().union(*(imported(p) for p in [*modules(), *(ROOT / "feature_repo").glob("*.py")]))
+    packages_used = set().union(*(imported(p) for p in [*modules(), *(ROOT / "feature_repo").glob("*.py")]))
     packages = packages_distributions()
-    for name in sorted(found - own - set(sys.stdlib_module_names)):
+    for name in sorted(packages_used - own - set(sys.stdlib_module_names)):
         distributions = {d.lower().replace("_", "-") for d in packages[name]}
         assert distributions & declared, f"{name} is imported; pyproject.toml declares none of {distributions}"
 

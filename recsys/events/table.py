@@ -117,13 +117,13 @@ class EventTable:
             stored = {event.event_id: event for event in _events(connection.execute(sa.select(EVENTS).where(chosen)))}
             out = []
             for event in events:
-                found = stored[event.event_id]
-                if any(getattr(found, name) != getattr(event, name) for name in SUBJECT):
+                first = stored[event.event_id]
+                if any(getattr(first, name) != getattr(event, name) for name in SUBJECT):
                     raise EventConflictError(
-                        f"Event id {event.event_id!r} was used for another event: user {found.user_id}, item "
-                        f"{found.item_id}, {found.kind}. Send a new id with a new event."
+                        f"Event id {event.event_id!r} was used for another event: user {first.user_id}, item "
+                        f"{first.item_id}, {first.kind}. Send a new id with a new event."
                     )
-                out.append(replace(found, repeated=event.event_id not in new))
+                out.append(replace(first, repeated=event.event_id not in new))
                 new.discard(event.event_id)  # the same id twice in one call: the second is a repeat
             return out
 

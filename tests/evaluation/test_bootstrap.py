@@ -61,8 +61,8 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     covered = naive = 0
     for world in range(200):
         values = rng.normal(size=60)[user_id] + rng.normal(size=480)
-        (found,) = bootstrap_means(user_id, values[:, None], n_boot=300, seed=world).estimates
-        covered += not (found.above_zero or found.below_zero)
+        (estimate,) = bootstrap_means(user_id, values[:, None], n_boot=300, seed=world).estimates
+        covered += not (estimate.above_zero or estimate.below_zero)
         (alone,) = bootstrap_means(np.arange(480), values[:, None], n_boot=300, seed=world).estimates
         naive += not (alone.above_zero or alone.below_zero)
     assert 180 <= covered <= 199
@@ -72,8 +72,8 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
 @pytest.mark.parametrize("users", range(1, MIN_USERS))
 def test_too_few_users_give_a_mean_and_no_claim(users: int) -> None:
     ids = np.array([*range(users), 0])
-    (found,) = bootstrap_means(ids, np.arange(users + 1.0)[:, None]).estimates
-    assert found == Estimate(users / 2, None, None)
+    (estimate,) = bootstrap_means(ids, np.arange(users + 1.0)[:, None]).estimates
+    assert estimate == Estimate(users / 2, None, None)
     better = rank_difference(ids, np.full(len(ids), 1), np.full(len(ids), 3))["ndcg@10"]
     assert better == PairedDifference(0.5, None, None, None, users + 1, users)
 

@@ -34,14 +34,14 @@ def late(url: sa.URL, table: EventTable) -> Iterator[sa.Connection]:
 
 def test_a_safe_seq_waits_for_a_writer_that_commits_late(table: EventTable, late: sa.Connection) -> None:
     (newer,) = table.append([event(2)])  # is committed, although a smaller seq is not
-    found: list[int] = []
-    asking = threading.Thread(target=lambda: found.append(table.safe_seq()))
+    answers: list[int] = []
+    asking = threading.Thread(target=lambda: answers.append(table.safe_seq()))
     asking.start()
     time.sleep(0.3)
-    assert not found
+    assert not answers
     late.commit()
     asking.join(timeout=10)
-    assert found == [newer.seq]
+    assert answers == [newer.seq]
     assert [e.event_id for e in table.read(through=newer.seq)] == ["event-1", "late", "event-2"]
 
 

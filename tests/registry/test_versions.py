@@ -185,9 +185,9 @@ def test_versions_are_newest_first_without_what_others_registered(registry: Regi
 def test_compare_gives_no_verdict_without_ranks(registry: Registry, make: Make) -> None:
     registry.register(make("b1", ndcg=0.20))
     registry.register(make("b2", ndcg=0.25, parameters={"ranker": {"leaves": 63}, "seed": 7, "new": True}))
-    found = registry.compare(1, 2)
-    assert (found.a.version, found.b.version, found.worse) == (1, 2, None)
-    assert found.parameters == {"new": (None, "true"), "ranker.leaves": ("31", "63")}
-    assert list(found.metrics) == ["latency_p99_ms", "ndcg@10", "retrieval_ndcg@10"]
-    assert found.metrics["ndcg@10"] == (Estimate(0.20, 0.18, 0.22), Estimate(0.25, 0.23, 0.27))
-    assert found.verdict.startswith("No verdict, because the two cannot be compared event by event: ")
+    comparison = registry.compare(1, 2)
+    assert (comparison.a.version, comparison.b.version, comparison.worse) == (1, 2, None)
+    assert comparison.parameters == {"new": (None, "true"), "ranker.leaves": ("31", "63")}
+    assert list(comparison.metrics) == ["latency_p99_ms", "ndcg@10", "retrieval_ndcg@10"]
+    assert comparison.metrics["ndcg@10"] == (Estimate(0.20, 0.18, 0.22), Estimate(0.25, 0.23, 0.27))
+    assert comparison.verdict.startswith("No verdict, because the two cannot be compared event by event: ")
