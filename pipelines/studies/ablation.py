@@ -82,16 +82,6 @@ class PartialRanker:
         return self.ranker.score(rows[:, self.columns])
 
 
-def variants(retriever_names: Sequence[str]) -> list[Variant]:
-    """Everything, then without each retriever (where there is another one), then without each group of features."""
-    retrievers = retriever_names if len(retriever_names) > 1 else ()
-    return [
-        Variant(EVERYTHING),
-        *(Variant(f"without {name}", retriever=name) for name in retrievers),
-        *(Variant(f"without features: {name}", group=name) for name in FEATURE_GROUPS),
-    ]
-
-
 def run(pipeline: Pipeline) -> str:
     """Measure every variant and write the reports; the Markdown.
 
@@ -113,9 +103,14 @@ def run(pipeline: Pipeline) -> str:
     full = table_of(None)
     all_ranks: dict[str, IntArray] = {}
     rows: dict[str, AblationRow] = {}
-    chosen = variants([retriever.name for retriever in bundle.recommender.retrievers])
+    retrievers = bundle.recommender.retrievers
+    variants = [
+        Variant(EVERYTHING),
+        *(Variant(f"without {r.name}", retriever=r.name) for r in retrievers if len(retrievers) > 1),
+        *(Variant(f"without features: {name}", group=name) for name in FEATURE_GROUPS),
+    ]
     began = time.perf_counter()
-    for done, variant in enumerate(chosen, start=1):
+    for done, variant in enumerate(variants, start=1):
         started = time.perf_counter()
         table = _without_group(table_of(variant.retriever) if variant.retriever else full, variant.group)
         ranker = fit_boosted(table, config.ranker, report=report)
@@ -133,8 +128,8 @@ def run(pipeline: Pipeline) -> str:
             metrics=dict(zip(MEASURED, means.estimates, strict=True)),
             differences=rank_difference(user_id, ranks, all_ranks[EVERYTHING], COMPARED),
         )
-        left = (now - began) / done * (len(chosen) - done)
-        report(f"ablate: {variant.name} measured, {done} of {len(chosen)}, about {left:.0f} s left")
+        left = (now - began) / done * (len(variants) - done)
+        report(f"ablate: {variant.name} measured, {done} of {len(variants)}, about {left:.0f} s left")
     result = Ablation(StudyRun(data.tables.info, about("recsys ablate"), bundle.facts.bundle_id), rows)
     return write_study(home.reports, "ablation", result, markdown(result), picture(result))
 

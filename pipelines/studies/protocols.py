@@ -31,12 +31,12 @@ def run(pipeline: Pipeline, protocol: str, data_dir: Path | None = None) -> str:
     command = f"recsys protocol {protocol}" + (" --data-dir FOLDER" if data_dir is not None else "")
     of_run = StudyRun(pipeline.data.tables.info, about(command))
     if protocol == STRATIFIED:
-        found = stratified.measure(pipeline, of_run, *events_in_file_order(pipeline, data_dir))
+        result = stratified.measure(pipeline, of_run, *events_in_file_order(pipeline, data_dir))
     elif data_dir is None:
-        found = leave_last_out.measure(pipeline, of_run)
+        result = leave_last_out.measure(pipeline, of_run)
     else:
         raise ConfigError(f"--data-dir goes with the protocol {STRATIFIED}, not with {LEAVE_LAST_OUT}; leave it out.")
-    return write_study(pipeline.home.reports, f"protocol-{protocol}", found, found.markdown())
+    return write_study(pipeline.home.reports, f"protocol-{protocol}", result, result.markdown())
 
 
 def events_in_file_order(pipeline: Pipeline, data_dir: Path | None) -> tuple[pd.DataFrame, str]:
