@@ -76,13 +76,7 @@ def create_app(settings: ServiceSettings, service: Service) -> FastAPI:
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html")
 
-    app.add_middleware(
-        RequestMiddleware,
-        metrics=service.metrics,
-        api_key=settings.api_key,
-        max_in_flight=settings.max_in_flight,
-        tracing=spans,
-    )
+    app.add_middleware(RequestMiddleware, settings=settings, metrics=service.metrics, tracing=spans)
     return app
 
 

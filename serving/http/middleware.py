@@ -11,7 +11,6 @@ import uuid
 from http import HTTPStatus
 from typing import Any
 
-from pydantic import SecretStr
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,6 +19,7 @@ from serving.http.problems import ProblemError
 from serving.observability import logs
 from serving.observability.metrics import UNMATCHED, Metrics
 from serving.observability.tracing import Tracing
+from serving.settings import ServiceSettings
 
 ANSWER_POLICY = "default-src 'none'; frame-ancestors 'none'"
 PAGE_POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
@@ -48,16 +48,8 @@ class RequestMiddleware:
     Routes read `request_id` and `started` from the request's state, and leave a RequestTrace there for the log.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        metrics: Metrics,
-        api_key: SecretStr | None,
-        max_in_flight: int,
-        tracing: Tracing | None,
-    ) -> None:
-        self._app, self._metrics, self._tracing = app, metrics, tracing
-        self._api_key, self._max_in_flight = api_key, max_in_flight
+    def __init__(self, app: ASGIApp, settings: ServiceSettings, metrics: Metrics, tracing: Tracing | None) -> None:
+        self._app, self._settings, self._metrics, self._tracing = app, settings, metrics, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -87,11 +79,11 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            if in_flight >= self._max_in_flight and path not in logs.PROBES:
+            if in_flight >= self._settings.max_in_flight and path not in logs.PROBES:
                 self._metrics.count("shed.queue_full")
                 text = f"Too many requests at once; try again in {RETRY_AFTER_S} s."
                 raise ProblemError(503, "overloaded", text, retry_after=RETRY_AFTER_S)
-            check_access(self._api_key, scope["method"], path, headers)
+            check_access(self._settings.api_key, scope["method"], path, headers)
             body = await _read_body(headers, receive, body_limit(path))
             await self._app(inner, body, send_with_headers)
         except ProblemError as problem:

@@ -19,6 +19,7 @@ from serving.http.middleware import RequestMiddleware
 from serving.observability.metrics import Metrics
 from serving.observability.tracing import Tracing, build
 from serving.recommending.answers import RequestTrace
+from serving.settings import ServiceSettings
 
 TIMINGS = {"state": 0.5, "retrieval": 1.25, "queue": 0.25, "total": 3.0}
 
@@ -52,7 +53,8 @@ def exporter() -> InMemorySpanExporter:
 def traced(exporter: InMemorySpanExporter) -> FastAPI:
     made = app()
     tracing = Tracing(made, SimpleSpanProcessor(exporter), "0.1.0")
-    made.add_middleware(RequestMiddleware, metrics=Metrics(), api_key=None, max_in_flight=1, tracing=tracing)
+    settings = ServiceSettings.model_construct(max_in_flight=1)
+    made.add_middleware(RequestMiddleware, settings=settings, metrics=Metrics(), tracing=tracing)
     return made
 
 
