@@ -21,11 +21,11 @@ def _stoppable() -> None:
 
 
 Dataset = Annotated[str | None, typer.Option("--dataset", "-d", help="A trained data set. Default: the last one used.")]
-Home = Annotated[
-    Path | None, typer.Option(help="Folder of all that a run writes. Default: RECSYS_HOME, else .recsys/.")
-]
+Home = Annotated[Path | None, typer.Option(help="Folder of all runs. Default: RECSYS_HOME, else .recsys/.")]
 BaseUrl = Annotated[str | None, typer.Option(help="A service that runs already. Default: one is started and stopped.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes of the service that is started.")]
+Requests = Annotated[int, typer.Option("--requests", "-n", min=1, help="Requests, or ratings, of each measurement.")]
+BudgetMs = Annotated[float, typer.Option(min=0.1, help="What p99 may be, of one client.")]
 
 
 @bench.command()
@@ -33,8 +33,8 @@ def latency(
     dataset: Dataset = None,
     base_url: BaseUrl = None,
     workers: Workers = 1,
-    n: Annotated[int, typer.Option("--requests", "-n", min=10, help="Requests of each measurement.")] = 1_000,
-    budget_ms: Annotated[float, typer.Option(min=0.1, help="What p99 of one client may be.")] = 50.0,
+    n: Requests = 1_000,
+    budget_ms: BudgetMs = 50.0,
     quick: Annotated[bool, typer.Option("--quick", help="Shorter steps, no larger catalogues, no GPU.")] = False,
     home: Home = None,
 ) -> None:
@@ -66,8 +66,8 @@ def freshness(
     dataset: Dataset = None,
     base_url: BaseUrl = None,
     workers: Workers = 2,
-    n: Annotated[int, typer.Option("--requests", "-n", min=1, help="Ratings.")] = 500,
-    budget_ms: Annotated[float, typer.Option(min=0.1, help="What p99 may be.")] = 30.0,
+    n: Requests = 500,
+    budget_ms: BudgetMs = 30.0,
     home: Home = None,
 ) -> None:
     """Measure how long after an accepted rating the recommendations know it.
@@ -77,6 +77,8 @@ def freshness(
 
     Example: `recsys bench freshness --dataset ml-100k --workers 2`
     """
+    import asyncio
+
     from recsys.atomic_io import write_json
     from recsys.settings import read_settings
     from serving.benchmark.freshness import measure, scratch_events
@@ -88,10 +90,10 @@ def freshness(
     with tempfile.TemporaryDirectory(prefix="recsys-bench-") as folder:
         scratch = {} if base_url else {"RECSYS_EVENTS_URL": scratch_events(Path(folder), settings.event_table(chosen))}
         with running(chosen, workers, base_url, scratch) as url:
-            found = measure(url, sample_of_users(chosen), n=n, api_key=key)
-    write_json(chosen.reports / "freshness.json", asdict(found))
-    for name, ms in (("accepted after", found.post), ("known after that", found.fresh)):
+            result = asyncio.run(measure(url, sample_of_users(chosen), n=n, api_key=key))
+    write_json(chosen.reports / "freshness.json", asdict(result))
+    for name, ms in (("accepted after", result.post), ("known after that", result.fresh)):
         typer.echo(f"{name}: p50 {ms.p50_ms:.1f} ms, p99 {ms.p99_ms:.1f} ms, of {ms.n} ratings")
-    typer.echo(f"{found.stale} lists did not know the rating, {found.unanswered} were not made from the user's state")
-    if found.stale or found.fresh.p99_ms > budget_ms:
+    typer.echo(f"{result.stale} lists did not know the rating, {result.unanswered} were not made from the user's state")
+    if result.stale or result.fresh.p99_ms > budget_ms:
         raise typer.Exit(1)

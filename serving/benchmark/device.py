@@ -15,12 +15,10 @@ from recsys.features.state import StateBatch
 from recsys.retrieval.two_tower import TwoTower, encode_states
 from serving.benchmark.bare import load_tower
 from serving.benchmark.enlarge import enlarged_vectors
-from serving.benchmark.in_process import Model
-from serving.benchmark.percentiles import median
+from serving.benchmark.in_process import Model, median
 
 SIZES, BATCHES = (62_000, 1_000_000), (1, 64, 1_024)  # items; users at once
 AT = 300  # the best, as many as a retriever is asked for
-REPEATS, WARM_UP = 20, 3
 
 
 @dataclass(frozen=True)
@@ -42,32 +40,30 @@ class Device:
 def measure(
     model: Model, user_ids: list[int], device: str, sizes: tuple[int, ...] = SIZES, batches: tuple[int, ...] = BATCHES
 ) -> Device | None:
-    """None where there is no such device, or no two-tower retriever."""
-    there = torch.cuda.is_available() or not device.startswith("cuda")
-    if not there or not (model.folder / "retrievers" / TWO_TOWER).is_dir():
+    """None where there is no such device, or no two-tower retriever. Each call ends with a copy to the CPU, which waits
+    for the device."""
+    cuda = device.startswith("cuda")
+    if (cuda and not torch.cuda.is_available()) or not (model.folder / "retrievers" / TWO_TOWER).is_dir():
         return None
-    tower, states, found = load_tower(model.folder, model.recommender).to(device), model.states(*user_ids), []
+    tower, states, out = load_tower(model.folder, model.recommender).to(device), model.states(*user_ids), []
     with torch.inference_mode():
         own = tower.item_vectors().cpu().numpy()
     for size in (len(own), *sizes):
         items = torch.from_numpy(enlarged_vectors(own, size)).to(device)  # (N, D)
-        found += [_batch(tower, states.rows(np.arange(users) % len(states)), items) for users in batches]
-    return Device(torch.cuda.get_device_name() if device.startswith("cuda") else device, tuple(found))
+        for users in batches:
+            batch = states.rows(np.arange(users) % len(states))
+            calls = {
+                "tower": lambda _, batch=batch: encode_states(tower, batch),
+                "both": lambda _, batch=batch, items=items: best(tower, batch, items),
+            }
+            took = interleaved(calls, n=20, warmup=3).wall_ms
+            out.append(Batch(len(items), users, median(took["tower"]), median(took["both"])))
+    return Device(torch.cuda.get_device_name() if cuda else device, tuple(out))
 
 
 def best(tower: TwoTower, states: StateBatch, items: torch.Tensor) -> IntArray:
     """(B, AT) row numbers of the items (N, D), best first."""
     users = torch.from_numpy(encode_states(tower, states)).to(items.device)  # (B, D)
     with torch.inference_mode():
-        found: IntArray = torch.topk(users @ items.T, min(AT, len(items)), dim=1).indices.cpu().numpy()
-    return found
-
-
-def _batch(tower: TwoTower, states: StateBatch, items: torch.Tensor) -> Batch:
-    """Each call ends with a copy to the CPU, which waits for the device."""
-    took = interleaved(
-        {"tower": lambda _: encode_states(tower, states), "both": lambda _: best(tower, states, items)},
-        n=REPEATS,
-        warmup=WARM_UP,
-    )
-    return Batch(len(items), len(states), median(took.wall_ms["tower"]), median(took.wall_ms["both"]))
+        rows: IntArray = torch.topk(users @ items.T, min(AT, len(items)), dim=1).indices.cpu().numpy()
+    return rows

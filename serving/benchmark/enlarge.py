@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from recsys.arrays import FloatArray, IntArray
 from recsys.atomic_io import read_json, write_json
-from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, TWO_TOWER
+from recsys.columns import EASE, IALS, POPULARITY, TWO_TOWER
 from recsys.recommender import Recommender
 from recsys.retrieval.ials import Ials
 from recsys.retrieval.index import INDEX_FILES, VectorIndex
@@ -53,42 +53,36 @@ def enlarged(model: Model, size: int) -> Model:
     by_item = {f.name: getattr(stats, f.name)[rows] for f in fields(stats) if f.name not in ("day", "through_seq")}
     with tempfile.TemporaryDirectory(prefix="recsys-bench-") as scratch:
         retrievers = Path(scratch) / "retrievers"
-        shutil.copytree(model.folder / "retrievers", retrievers)
-        _enlarge_vectors(retrievers, size)
-        _enlarge_tables(retrievers, rows)
+        shutil.copytree(model.folder / "retrievers", retrievers, ignore=shutil.ignore_patterns(INDEX_FILES))
+        for folder in retrievers.iterdir():
+            _enlarge(folder, rows)
         loaded = load_retrievers(retrievers, grown)
     larger = Recommender(grown, loaded, recommender.ranker, recommender.settings, recommender.probabilities)
     return replace(model, recommender=larger, stats=replace(stats, **by_item))
 
 
-def _enlarge_vectors(retrievers: Path, size: int) -> None:
-    """Of the two-tower model, where an item's own part moves and its content part is inherited; and of iALS."""
-    for old in retrievers.glob(f"*/{INDEX_FILES}"):
-        old.unlink()
-    if (folder := retrievers / TWO_TOWER).is_dir():
-        vectors, towers = load_file(folder / "item_vectors.safetensors")["item_vectors"], folder / "towers.safetensors"
-        stored, rows, grown = load_file(towers), enlarged_rows(len(vectors), size), enlarged_vectors(vectors, size)
-        stored["items.ids.weight"] = stored["items.ids.weight"][rows] + (grown - vectors[rows])
-        save_file(stored, towers)
-        save_file({"item_vectors": grown}, folder / "item_vectors.safetensors")
+def _enlarge(folder: Path, rows: IntArray) -> None:
+    """The stored retriever `folder`, of the real items `rows`. Of the two-tower model an item's own part moves and its
+    content part is inherited."""
+    name, size = folder.name, len(rows)
+    path = folder / ("towers.safetensors" if name == TWO_TOWER else f"{name}.safetensors")
+    stored = load_file(path)
+    if name == TWO_TOWER:
+        vectors = load_file(folder / "item_vectors.safetensors")["item_vectors"]
+        larger = enlarged_vectors(vectors, size)
+        stored["items.ids.weight"] = stored["items.ids.weight"][rows] + (larger - vectors[rows])
+        save_file({"item_vectors": larger}, folder / "item_vectors.safetensors")
         write_json(folder / "towers.json", {**read_json(folder / "towers.json"), "n_items": size})
-        VectorIndex.build(grown).save(folder)
-    if (path := retrievers / IALS / f"{IALS}.safetensors").exists():
-        stored = load_file(path)
-        Ials.of_factors(enlarged_vectors(stored["factors"], size), *stored["settings"].tolist()).save(path.parent)
-
-
-def _enlarge_tables(retrievers: Path, rows: IntArray) -> None:
-    for name in (ITEM_KNN, COVISITATION, POPULARITY, EASE):
-        if not (path := retrievers / name / f"{name}.safetensors").exists():
-            continue
-        stored = load_file(path)
-        if name == POPULARITY:
-            stored["scores"] = stored["scores"][rows]
-        elif name == EASE:
-            stored["n_items"] = np.array([len(rows)], dtype=np.int64)
-        else:
-            n = len(stored["indptr"]) - 1
-            table = sp.csr_matrix((stored["data"], stored["indices"], stored["indptr"]), shape=(n, n))[rows]
-            stored |= {part: getattr(table, part).astype(stored[part].dtype) for part in ("indptr", "indices", "data")}
-        save_file(stored, path)
+        VectorIndex.build(larger).save(folder)
+    elif name == IALS:
+        Ials.of_factors(enlarged_vectors(stored["factors"], size), *stored["settings"].tolist()).save(folder)
+        return
+    elif name == POPULARITY:
+        stored["scores"] = stored["scores"][rows]
+    elif name == EASE:
+        stored["n_items"] = np.array([size], dtype=np.int64)
+    else:
+        n = len(stored["indptr"]) - 1
+        table = sp.csr_matrix((stored["data"], stored["indices"], stored["indptr"]), shape=(n, n))[rows]
+        stored |= {part: getattr(table, part).astype(stored[part].dtype) for part in ("indptr", "indices", "data")}
+    save_file(stored, path)

@@ -1,6 +1,5 @@
-"""From an accepted rating to a list that knows it: users rate the first item of their list and ask again at once."""
+"""From an accepted rating to a list that holds it: users rate the first item of their list and ask again at once."""
 
-import asyncio
 import json
 import sqlite3
 import time
@@ -10,19 +9,16 @@ from pathlib import Path
 
 from recsys.errors import RecsysError
 from recsys.events import EventTable, sqlite_url
-from serving.benchmark.connection import request_bytes
-from serving.benchmark.load import Pool
-from serving.benchmark.percentiles import Percentiles
+from serving.benchmark.load import Percentiles, Pool
 from serving.benchmark.service import recommendation_path
 
-TIMEOUT_S, TRIES = 15.0, 100  # of a request; lists asked for until one knows the rating
+TIMEOUT_S = 15.0
 
 
 @dataclass(frozen=True)
 class Freshness:
-    """post: a rating, until it is accepted. fresh: from then until a list without the rated item is there. stale: lists
-    that still held it; none where the service keeps its promise. unanswered: lists that did not come, or were made
-    without the user's state."""
+    """post: a rating, until it is accepted. fresh: from then until the next list is there. stale: lists that still held
+    the rated item. unanswered: lists that did not come, or were made without the user's state."""
 
     post: Percentiles
     fresh: Percentiles
@@ -41,42 +37,35 @@ def scratch_events(folder: Path, own: EventTable) -> str:
     return table.url.render_as_string(hide_password=False)
 
 
-def measure(url: str, user_ids: list[int], *, n: int, api_key: str | None) -> Freshness:
+async def measure(url: str, user_ids: list[int], *, n: int, api_key: str | None) -> Freshness:
     """`n` ratings, one after the other, of the users in turn. Raises RecsysError where one is not accepted."""
-    return asyncio.run(_measure(url, user_ids, n, api_key))
-
-
-async def _measure(url: str, user_ids: list[int], n: int, api_key: str | None) -> Freshness:
     key = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
     post_ms, fresh_ms, stale, unanswered = list[float](), list[float](), 0, 0
     # What is accepted over one connection is asked for over another.
     with closing(Pool(url)) as posts, closing(Pool(url)) as lists:
         for user_id in (user_ids[i % len(user_ids)] for i in range(n)):
-            if not (before := await _list(lists, user_id)):
-                unanswered += 1
-                continue
-            body = json.dumps({"user_id": user_id, "item_id": before[0], "rating": 4.0}).encode()
-            begun = time.monotonic()
-            response, _ = await posts.ask(request_bytes("POST", "/v1/events", posts.host, body, key), TIMEOUT_S)
-            accepted = time.monotonic()
-            if response.status != 201:
-                raise RecsysError(f"{url} did not accept a rating: {response.status} {response.body[:200].decode()}")
-            post_ms.append((accepted - begun) * 1e3)
-            for _ in range(TRIES):
-                items = await _list(lists, user_id)
-                if items and before[0] not in items:
-                    fresh_ms.append((time.monotonic() - accepted) * 1e3)
-                    break
-                stale, unanswered = stale + bool(items), unanswered + (not items)
+            if before := await _list(lists, user_id):
+                body = json.dumps({"user_id": user_id, "item_id": before[0], "rating": 4.0}).encode()
+                begun = time.monotonic()
+                response = await posts.ask("/v1/events", TIMEOUT_S, method="POST", body=body, headers=key)
+                accepted = time.monotonic()
+                if response.status != 201:
+                    reason = f"{response.status} {response.body[:200].decode()}"
+                    raise RecsysError(f"{url} did not accept a rating: {reason}")
+                after = await _list(lists, user_id)
+                post_ms.append((accepted - begun) * 1e3)
+                fresh_ms.append((time.monotonic() - accepted) * 1e3)
+                stale += before[0] in after
+            unanswered += not before or not after
     post, fresh = Percentiles.of(post_ms), Percentiles.of(fresh_ms)
     if post is None or fresh is None:
-        raise RecsysError(f"No rating reached a list of {url}: {stale} lists without it, {unanswered} not made.")
+        raise RecsysError(f"{url} made no list from a user's state; {unanswered} were asked for.")
     return Freshness(post, fresh, stale, unanswered)
 
 
 async def _list(pool: Pool, user_id: int) -> list[int]:
     """Empty where there is no list, or one that was made without the user's state."""
-    response, _ = await pool.ask(request_bytes("GET", recommendation_path(user_id), pool.host), TIMEOUT_S)
+    response = await pool.ask(recommendation_path(user_id), TIMEOUT_S)
     answer = json.loads(response.body)
     made = response.status == 200 and "user_state" not in answer["degraded"]
     return [int(item["item_id"]) for item in answer["items"]] if made else []

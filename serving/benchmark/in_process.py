@@ -6,7 +6,7 @@ recommended for, and the answer is serialised. overhead = its median / the sum o
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,8 @@ from recsys.evaluation.latency import TOTAL, Durations, interleaved
 from recsys.features.item_stats import ItemStats
 from recsys.features.state import StateBatch, UserState, state_batch
 from recsys.recommender import Recommendations, Recommender, RequestContext
-from serving.benchmark.bare import BareLibraries, Call
-from serving.benchmark.percentiles import Percentiles, median
+from serving.benchmark.bare import BareLibraries
+from serving.benchmark.load import Percentiles
 
 USERS, K = 50, 10  # users whose bare calls are prepared; items an answer
 
@@ -56,10 +56,14 @@ class Model:
         return self.recommender.recommend(states, RequestContext(self.stats), K)
 
 
-def body_of(found: Recommendations) -> dict[str, object]:
+def median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def body_of(made: Recommendations) -> dict[str, object]:
     """What is sent, in essence."""
-    columns = (found.item_ids, found.scores, found.watch_probability, found.like_probability)
-    return {"items": [values[0].tolist() for values in columns], "timings_ms": found.timings_ms}
+    columns = (made.item_ids, made.scores, made.watch_probability, made.like_probability)
+    return {"items": [values[0].tolist() for values in columns], "timings_ms": made.timings_ms}
 
 
 def measure_stages(
@@ -72,14 +76,14 @@ def measure_stages(
         begun = time.perf_counter()
         states = model.states(user_ids[i % len(user_ids)])
         read_ms = (time.perf_counter() - begun) * 1e3
-        found = model.recommend(states)
-        for stage, ms in {"state": read_ms, **found.timings_ms}.items():
+        made = model.recommend(states)
+        for stage, ms in {"state": read_ms, **made.timings_ms}.items():
             stages[stage].append(ms)
-        return orjson.dumps(body_of(found))
+        return orjson.dumps(body_of(made))
 
     took = interleaved({TOTAL: answer, **beside}, n=n, warmup=warm_up)
     measured = {**{stage: values[warm_up:] for stage, values in stages.items()}, TOTAL: took.wall_ms[TOTAL]}
-    return {stage: found for stage, values in measured.items() if (found := Percentiles.of(values))}, took
+    return {stage: of for stage, values in measured.items() if (of := Percentiles.of(values))}, took
 
 
 def measure(model: Model, user_ids: list[int], *, n: int, warm_up: int) -> InProcess:
@@ -87,25 +91,20 @@ def measure(model: Model, user_ids: list[int], *, n: int, warm_up: int) -> InPro
     libraries, prepared, user_ids = BareLibraries(model.folder, model.recommender), [], user_ids[:USERS]
     for user_id in user_ids:
         states = model.states(user_id)
-        found = model.recommend(states)
-        assert found.features is not None
-        prepared.append(libraries.calls(partial(model.read, user_id), states, found.features[0], body_of(found)))
-    names = list(prepared[0])
-    beside = {name: partial(in_turn, [calls[name] for calls in prepared]) for name in names}
+        made = model.recommend(states)
+        assert made.features is not None
+        prepared.append(libraries.calls(partial(model.read, user_id), states, made.features[0], body_of(made)))
+    beside = {name: lambda i, name=name: prepared[i % len(prepared)][name]() for name in prepared[0]}
     stages, took = measure_stages(model, user_ids, beside, n=n, warm_up=warm_up)
     wall_ms, cpu_ms = ({name: median(values) for name, values in by.items()} for by in took)
-    bare_ms = {name: wall_ms[name] for name in names}
-    bare_sum_ms = sum(bare_ms.values())
+    total_ms, total_cpu_ms = wall_ms.pop(TOTAL), cpu_ms.pop(TOTAL)
+    bare_sum_ms, feast_ms = sum(wall_ms.values()), wall_ms["feast"]
     return InProcess(
         ranked=model.recommender.settings.rank,
         stages=stages,
-        bare_ms=bare_ms,
+        bare_ms=wall_ms,
         bare_sum_ms=bare_sum_ms,
-        overhead=wall_ms[TOTAL] / bare_sum_ms,
-        overhead_cpu=cpu_ms[TOTAL] / sum(cpu_ms[name] for name in names),
-        overhead_without_store=(wall_ms[TOTAL] - bare_ms["feast"]) / (bare_sum_ms - bare_ms["feast"]),
+        overhead=total_ms / bare_sum_ms,
+        overhead_cpu=total_cpu_ms / sum(cpu_ms.values()),
+        overhead_without_store=(total_ms - feast_ms) / (bare_sum_ms - feast_ms),
     )
-
-
-def in_turn(calls: Sequence[Call], i: int) -> object:
-    return calls[i % len(calls)]()

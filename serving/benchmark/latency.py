@@ -1,6 +1,7 @@
 """`recsys bench latency`: what is measured, in order, and the report that it makes."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from recsys.atomic_io import read_json
@@ -16,10 +17,9 @@ from recsys.workspace import DatasetWorkspace
 from serving.benchmark import device, in_process
 from serving.benchmark.enlarge import enlarged
 from serving.benchmark.in_process import InProcess, Model, measure_stages
-from serving.benchmark.load import Load, Plan, generator
-from serving.benchmark.percentiles import Percentiles
+from serving.benchmark.load import Load, Percentiles, Plan, generator
 from serving.benchmark.service import recommendation_path, running, sample_of_users
-from serving.benchmark.sweep import LOST, Say, Sweep, sweep
+from serving.benchmark.sweep import LOST, Sweep, sweep
 
 CLIENTS = (1, 4)
 LARGER = (20_000, 62_000)  # items; the last is the size of ml-25m
@@ -68,31 +68,33 @@ class Report:
         return one.latency is not None and one.latency.p99_ms <= self.options.budget_ms and one.lost_share <= LOST
 
 
-def run(settings: Settings, home: DatasetWorkspace, options: Options, command: str, say: Say) -> Report:
+def run(
+    settings: Settings, home: DatasetWorkspace, options: Options, command: str, report: Callable[[str], None]
+) -> Report:
     """Raises RecsysError where there is no data, no champion or no service."""
     facts = about(command, (*PACKAGES, "fastapi", "uvicorn")) | {"processor": processor()}
     facts["load average before"] = str(load_average()[0])
     user_ids, warm_up = sample_of_users(home), max(options.n // 10, 5)
-    inside, larger, found = None, {}, None
+    inside, larger, accelerator = None, {}, None
     if options.base_url is None:
         store = FeatureStore(settings.feature_store(home))
         try:
-            say("bench: in process")
+            report("bench: in process")
             model = load_model(settings, home, store)
             facts["bundle"] = model.folder.name
             inside = in_process.measure(model, user_ids, n=options.n, warm_up=warm_up)
             if not options.quick:
-                say("bench: larger catalogues")
+                report("bench: larger catalogues")
                 for size in (size for size in LARGER if size > len(model.recommender.catalogue)):
                     larger[size], _ = measure_stages(enlarged(model, size), user_ids, {}, n=options.n, warm_up=warm_up)
-                found = device.measure(model, user_ids, "cuda")
+                accelerator = device.measure(model, user_ids, "cuda")
         finally:
             store.close()
     with running(home, options.workers, options.base_url) as url:
-        http = _over_http(url, tuple(map(recommendation_path, user_ids)), options, warm_up, say)
+        http = _over_http(url, tuple(map(recommendation_path, user_ids)), options, warm_up, report)
     facts["load average after"] = str(load_average()[0])
     dataset = DatasetInfo(**read_json(home.data / "dataset.json")).label
-    return Report(facts, dataset, options, inside, larger, found, http)
+    return Report(facts, dataset, options, inside, larger, accelerator, http)
 
 
 def load_model(settings: Settings, home: DatasetWorkspace, store: FeatureStore) -> Model:
@@ -104,19 +106,21 @@ def load_model(settings: Settings, home: DatasetWorkspace, store: FeatureStore) 
     return Model(bundle.folder, recommender, stats, store.online_state, now)
 
 
-def _over_http(url: str, paths: tuple[str, ...], options: Options, warm_up: int, say: Say) -> OverHttp:
+def _over_http(
+    url: str, paths: tuple[str, ...], options: Options, warm_up: int, report: Callable[[str], None]
+) -> OverHttp:
     step_s, open_s = QUICK_STEP_AND_OPEN_S if options.quick else STEP_AND_OPEN_S
     with generator() as generate:
         closed = {}
         for clients in CLIENTS:
-            say(f"bench: closed loop, {clients} client(s)")
+            report(f"bench: closed loop, {clients} client(s)")
             closed[clients] = generate(Plan(url, paths, clients, None, MOST_S, options.n, warm_up))
 
         def at(rate: float, seconds: float = step_s) -> Load:
             return generate(Plan(url, paths, rate=rate, seconds=seconds))
 
-        say("bench: open loop at rising rates")
+        report("bench: open loop at rising rates")
         limit_ms = max(TIMES_CALM * one.p99_ms if (one := closed[1].latency) else 0.0, options.budget_ms)
-        found = sweep(at, closed[max(CLIENTS)].answered_per_s, limit_ms, lambda text: say(f"bench:   {text}"))
-        opened = at(OPEN_SHARE * found.saturation, open_s) if found.saturation else None
-    return OverHttp(closed, found, opened)
+        rates = sweep(at, closed[max(CLIENTS)].answered_per_s, limit_ms, lambda text: report(f"bench:   {text}"))
+        opened = at(OPEN_SHARE * rates.saturation, open_s) if rates.saturation else None
+    return OverHttp(closed, rates, opened)

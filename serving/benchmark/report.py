@@ -7,8 +7,7 @@ from pathlib import Path
 
 from recsys.atomic_io import replacing_file, write_json
 from serving.benchmark.latency import OPEN_SHARE, Report
-from serving.benchmark.load import Load
-from serving.benchmark.percentiles import Percentiles
+from serving.benchmark.load import Load, Percentiles
 
 PERCENTILES = ("p50", "p90", "p99", "p99.9", "max")
 BLUE, ORANGE = "#0072B2", "#D55E00"  # Okabe and Ito: told apart by colour-blind readers too
@@ -41,8 +40,8 @@ def markdown(report: Report) -> str:
     parts.append(_table("Over HTTP", columns, loads))
     rows = [(f"{step.rate:.0f}/s", *_load(step.load), step.why or "yes") for step in http.sweep.steps]
     parts.append(_table("Open loop at rising rates", (*columns, "served within bounds"), rows))
-    reached = "" if http.sweep.steps[-1].why else " The sweep ended before the service did: it may stand more."
-    parts.append(f"Saturation: {http.sweep.saturation:.0f} requests a second.{reached}")
+    more = "" if http.sweep.steps[-1].why else " The sweep ended before the service did: it may stand more."
+    parts.append(f"Saturation: {http.sweep.saturation:.0f} requests a second.{more}")
     for n_items, stages in report.larger.items():
         parts.append(_stages(f"In process, {n_items:,} items", stages))
     if (device := report.device) is not None:
@@ -62,26 +61,28 @@ def picture(report: Report) -> bytes:
     """Above: p50 and p99 against the offered rate. Below: the stages of an answer beside the bare calls."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 8 if report.in_process else 4.4), dpi=140, layout="constrained")
+    inside = report.in_process
+    figure = Figure(figsize=(9, 8 if inside else 4.4), dpi=140, layout="constrained")
     figure.suptitle(f"Latency on {report.dataset}")
-    axes = figure.subplots(2 if report.in_process else 1, squeeze=False)[:, 0]
-    steps = [(step, step.load.latency) for step in report.http.sweep.steps if step.load.latency]
-    rates, failed = [step.rate for step, _ in steps], [(step.rate, p.p99_ms) for step, p in steps if step.why]
-    axes[0].plot(rates, [p.p50_ms for _, p in steps], "o-", color=BLUE, label="p50")
-    axes[0].plot(rates, [p.p99_ms for _, p in steps], "s-", color=ORANGE, label="p99")
-    axes[0].plot([x for x, _ in failed], [y for _, y in failed], "kx", markersize=12, label="not within bounds")
-    axes[0].set(xlabel="requests a second (Poisson)", ylabel="ms since it was due", yscale="log")
-    axes[0].legend(frameon=False)
-    if (inside := report.in_process) is not None:
-        stages = {name: found.p50_ms for name, found in inside.stages.items() if name != "total"}
+    above, *below = figure.subplots(2 if inside else 1, squeeze=False)[:, 0]
+    steps = [(step.rate, step.load.latency, step.why) for step in report.http.sweep.steps if step.load.latency]
+    rates = [rate for rate, _, _ in steps]
+    above.plot(rates, [ms.p50_ms for _, ms, _ in steps], "o-", color=BLUE, label="p50")
+    above.plot(rates, [ms.p99_ms for _, ms, _ in steps], "s-", color=ORANGE, label="p99")
+    failed = [(rate, ms.p99_ms) for rate, ms, why in steps if why]
+    above.plot([x for x, _ in failed], [y for _, y in failed], "kx", markersize=12, label="not within bounds")
+    above.set(xlabel="requests a second (Poisson)", ylabel="ms since it was due", yscale="log")
+    above.legend(frameon=False)
+    for axes in below if inside else ():
+        stages = {name: ms.p50_ms for name, ms in inside.stages.items() if name != "total"}
         for row, parts in enumerate((inside.bare_ms, stages)):
             left = 0.0
             for name, ms in parts.items():
-                axes[1].barh(row, ms, left=left, label=name)
+                axes.barh(row, ms, left=left, label=name)
                 left += ms
-        axes[1].set_yticks((0, 1), ("bare library calls", "full answer"))
-        axes[1].set_xlabel("milliseconds in process, medians")
-        axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
+        axes.set_yticks((0, 1), ("bare library calls", "full answer"))
+        axes.set_xlabel("milliseconds in process, medians")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
     out = BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
@@ -93,13 +94,13 @@ def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def _stages(title: str, stages: Mapping[str, Percentiles]) -> str:
-    return _table(title, ("ms", *PERCENTILES), [(name, *_figures(found)) for name, found in stages.items()])
+    return _table(title, ("ms", *PERCENTILES), [(name, *_figures(ms)) for name, ms in stages.items()])
 
 
-def _figures(found: Percentiles | None) -> tuple[str, ...]:
-    if found is None:
+def _figures(ms: Percentiles | None) -> tuple[str, ...]:
+    if ms is None:
         return ("-",) * len(PERCENTILES)
-    return tuple(f"{ms:.2f}" for ms in (found.p50_ms, found.p90_ms, found.p99_ms, found.p999_ms, found.max_ms))
+    return tuple(f"{value:.2f}" for value in (ms.p50_ms, ms.p90_ms, ms.p99_ms, ms.p999_ms, ms.max_ms))
 
 
 def _load(load: Load) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
-import pyarrow.parquet as pq
+import pandas as pd
 
 from recsys.columns import USER_ID
 from recsys.errors import MissingArtefactError, RecsysError
@@ -73,7 +73,7 @@ def sample_of_users(home: DatasetWorkspace) -> list[int]:
     path = home.data / "users.parquet"
     if not path.exists():
         raise MissingArtefactError(f"No users in {home.data}. Run `recsys data` first.")
-    ids = pq.read_table(path, columns=[USER_ID])[USER_ID].to_numpy()
+    ids = pd.read_parquet(path, columns=[USER_ID])[USER_ID].to_numpy()
     return np.random.default_rng(SEED).choice(ids, min(USERS, len(ids)), replace=False).tolist()  # type: ignore[no-any-return]
 
 

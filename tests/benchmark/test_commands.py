@@ -16,8 +16,7 @@ from recsys.workspace import Workspace
 from serving.benchmark.freshness import scratch_events
 from serving.benchmark.in_process import InProcess
 from serving.benchmark.latency import Options, OverHttp, Report
-from serving.benchmark.load import Load
-from serving.benchmark.percentiles import Percentiles
+from serving.benchmark.load import Load, Percentiles
 from serving.benchmark.report import markdown, save, verdict
 from serving.benchmark.sweep import Step, Sweep
 
@@ -65,7 +64,7 @@ def test_a_service_that_is_not_there_is_named(home: Path, capsys: pytest.Capture
     assert "No ready service at http://127.0.0.1:9" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("forgets", "code"), [(0, 0), (2, 1)])
+@pytest.mark.parametrize(("forgets", "code"), [(0, 0), (1, 1)])
 def test_freshness(home: Path, forgets: int, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     """A list that does not know an accepted rating is a failure, however soon the next one does."""
     rated = RatedItems(forgets)
@@ -102,7 +101,7 @@ def test_a_scratch_table_counts_on_from_the_services_own(tmp_path: Path) -> None
 
 def report() -> Report:
     found = Percentiles(100, 2.0, 3.0, 9.0, 11.0, 12.0)
-    load = Load(100, 1.0, found, 0, 0, 0, found)
+    load = Load(100, 1.0, found, 0, 0, 0)
     steps = (Step(10.0, load, ""), Step(20.0, replace(load, latency=None, failed=100), "100 failed"))
     inside = InProcess(300, {"retrieval": found, "total": found}, {"lightgbm": 1.5, "index": 0.5}, 2.0, 1.0, 0.9, 0.8)
     return Report(

@@ -35,8 +35,7 @@ from recsys.feature_store import FeatureStore
 from recsys.registry import Registry, model_name_for
 from recsys.settings import read_settings
 from recsys.workspace import DatasetWorkspace, Workspace
-from serving.benchmark.connection import BrokenResponseError, Response, request_bytes
-from serving.benchmark.load import Pool, poisson_arrivals
+from serving.benchmark.load import Pool, Response, poisson_arrivals
 from serving.benchmark.service import recommendation_path, running, sample_of_users
 
 K, TIMEOUT_S, MALFORMED_SHARE, LEVEL = 10, 15.0, 0.01, 1.05  # LEVEL: what memory may grow to
@@ -109,12 +108,12 @@ class Soak:
 
 async def soak(found: Soak, url: str, rate: float, seconds: float, happenings: Sequence[Callable[[], None]]) -> None:
     """Ask in an open loop while each of the `happenings` runs in a thread."""
-    rng, users, host = random.Random(7), list(found.seen), url.partition("://")[2]
+    rng, users = random.Random(7), list(found.seen)
 
     async def ask_for(user_id: int) -> None:
         try:
-            response, _ = await pool.ask(request_bytes("GET", recommendation_path(user_id), host), TIMEOUT_S)
-        except (OSError, BrokenResponseError) as error:
+            response = await pool.ask(recommendation_path(user_id), TIMEOUT_S)
+        except OSError as error:
             found.wrong.append(("errors", f"user {user_id}: no answer, {error!r}"))
             return
         found.check(user_id, response)
@@ -123,8 +122,8 @@ async def soak(found: Soak, url: str, rate: float, seconds: float, happenings: S
         method, path, body, statuses = MALFORMED[what]
         with closing(Pool(url)) as alone:  # the service may close the connection
             try:
-                response, _ = await alone.ask(request_bytes(method, path, host, body), TIMEOUT_S)
-            except (OSError, BrokenResponseError) as error:
+                response = await alone.ask(path, TIMEOUT_S, method=method, body=body)
+            except OSError as error:
                 if body is not OVERSIZE or isinstance(error, TimeoutError):  # that one may be cut short
                     found.wrong.append(("malformed", f"{what}: no answer, {error!r}"))
                 return
