@@ -3,14 +3,13 @@
     python -m tests.faults.kill_service --times 200
     python -m tests.faults.kill_service --times 200 --events-url postgresql+psycopg://user@host/database
 
-Two workers share one event table. One round: start both; hold every user's history, as each of them answers it, against
-the table; send again, under their ids, the events that got no answer before; send new ones over several connections,
-single and in batches, and kill one worker or both at a random moment. Whatever the table has then, the worker that is
-left knows, and so do its lists.
+Two workers share one event table. One round: start both; compare every user's history and list, as each worker answers
+them, with the table; send again, under their ids, the events that got no answer before; send new ones over several
+connections, single and in batches, and kill one worker or both at a random moment; compare what is left.
 
 Workers are forked from a process that has done the imports and built the data, because that takes longer than all the
-rest. Each has the app and the server of `recsys serve`, and a port of its own, so that a test can choose whom it asks.
-The rows of the online store are in memory: they never change here.
+rest. Each has the app and the server of `recsys serve`, and a port of its own. The rows of the online store are in
+memory: they never change here.
 """
 
 import argparse
@@ -25,8 +24,9 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,24 +45,21 @@ START_S = 120.0
 Body = dict[str, Any]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Figures:
-    """doubt: events that were sent and not answered; of these, those that were stored all the same."""
+    """in_doubt: events that were sent and not answered."""
 
-    kills: int = 0
-    acknowledged: int = 0
-    in_doubt: int = 0
-    in_doubt_stored: int = 0
-    stored: int = 0
-    lost: int = 0
-    twice: int = 0
-    seconds: float = 0.0
+    kills: int
+    acknowledged: int
+    in_doubt: int
+    stored: int
+    twice: int
+    seconds: float
 
     def __str__(self) -> str:
         return (
-            f"{self.kills} kills in {self.seconds:.0f} s: {self.acknowledged} events acknowledged, {self.lost} lost, "
-            f"{self.twice} twice; {self.in_doubt} in doubt, of which {self.in_doubt_stored} were stored; "
-            f"{self.stored} rows in the end"
+            f"{self.kills} kills in {self.seconds:.0f} s: {self.acknowledged} events acknowledged, 0 lost, "
+            f"{self.twice} twice; {self.in_doubt} in doubt and sent again; {self.stored} rows in the end"
         )
 
 
@@ -83,125 +80,108 @@ class Sender:
         self.made += 1
         body: Body = {"user_id": self.rng.choice(USERS), "item_id": self.rng.randint(1, N_ITEMS)}
         body["event_id"] = f"{self.number}-{self.made}"
-        if self.rng.random() < 0.5:  # older than what is known, or of the same second
+        if self.rng.random() < 0.5:  # older than what is stored, or of the same second
             body["timestamp"] = 1_040_000_000 + self.rng.randrange(2_000)
         if self.rng.random() < 0.1:
             return {**body, "kind": "watch"}
         return {**body, "rating": self.rng.randint(1, 10) / 2}
 
-    def send(self, client: httpx.Client, request: list[Body]) -> None:
-        """Raises httpx.TransportError where no answer comes; the request is in doubt then."""
-        body = request[0] if len(request) == 1 else {"events": request}
-        try:
-            response = client.post("/v1/events", json=body)
-        except httpx.TransportError:
-            self.doubt.append(request)
-            raise
-        assert response.status_code == 201, response.text
-        self.acknowledged |= {event["event_id"] for event in request}
+    def send(self, url: str, requests: Iterable[list[Body]]) -> None:
+        """Raises httpx.TransportError where no answer comes; that request is in doubt then."""
+        with client_of(url) as client:
+            for request in requests:
+                self.doubt.append(request)
+                body = request[0] if len(request) == 1 else {"events": request}
+                response = client.post("/v1/events", json=body)
+                assert response.status_code == 201, response.text
+                self.doubt.pop()
+                self.acknowledged |= {event["event_id"] for event in request}
 
-    def until(self, url: str, stopped: threading.Event) -> None:
-        with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
-            try:
-                while not stopped.is_set():
-                    self.send(client, self.new_request())
-            except httpx.TransportError:
-                pass
+    def send_until(self, url: str, stopped: threading.Event) -> None:
+        with suppress(httpx.TransportError):
+            self.send(url, iter(lambda: None if stopped.is_set() else self.new_request(), None))
 
     def send_again(self, url: str) -> None:
         doubt, self.doubt = self.doubt, []
-        with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
-            for request in doubt:
-                self.send(client, request)
+        self.send(url, doubt)
+
+
+def client_of(url: str) -> httpx.Client:
+    return httpx.Client(base_url=url, trust_env=False, timeout=30)
 
 
 class Stored:
     """What the table has, read forward only: nobody writes while it is read."""
 
-    def __init__(self, table: EventTable) -> None:
-        self._table, self._through = table, 0
+    def __init__(self, table: EventTable, base: dict[int, UserState]) -> None:
+        self._table, self._through, self._base = table, 0, base
         self.times: Counter[str] = Counter()
-        self.ratings: dict[int, list[Event]] = {user: [] for user in USERS}
+        self._ratings: dict[int, list[Event]] = {user: [] for user in USERS}
 
-    def update(self) -> None:
+    def check(self, urls: Iterable[str], senders: list[Sender]) -> None:
+        """No acknowledged event is missing, and every worker has all of the table in its states and lists."""
         through = self._table.safe_seq()  # what a killed worker had sent to a server may still be committed
         for event in self._table.read(after=self._through, through=through):
             self._through = event.seq
             self.times[event.event_id] += 1
             if event.kind == RATING_KIND:
                 assert event.value is not None
-                self.ratings[event.user_id].append(Event(event.item_id, event.value, event.occurred_at))
+                self._ratings[event.user_id].append(Event(event.item_id, event.value, event.occurred_at))
+        lost = [key for sender in senders for key in sender.acknowledged if not self.times[key]]
+        assert not lost, f"acknowledged and not in the table: {lost[:10]}"
+        for url in urls:
+            with client_of(url) as client:
+                for user in USERS:
+                    state = fold(self._base.get(user, UserState(user)), self._ratings[user])
+                    history = client.get(f"/v1/users/{user}/history", params={"n": HISTORY_LENGTH}).json()
+                    events = [(event["item_id"], event["rating"], event["timestamp"]) for event in history["events"]]
+                    assert history["n_events"] == state.n_events, f"user {user}"
+                    assert events == list(zip(state.item_ids, state.ratings, state.timestamps, strict=True))[::-1]
+                    answer = client.get(f"/v1/users/{user}/recommendations", params={"k": N_ITEMS}).json()
+                    assert answer["degraded"] == []
+                    assert not {item["item_id"] for item in answer["items"]} & set(state.seen_item_ids), f"user {user}"
 
 
 def run(root: Path, table: EventTable, times: int, seed: int = 1) -> Figures:
     """Kill `times` times."""
-    began = time.monotonic()
-    rng = random.Random(seed)
+    began, in_doubt, rng = time.monotonic(), 0, random.Random(seed)
     senders = [Sender(n, random.Random(f"{seed}-{n}")) for n in range(SENDERS)]
-    figures, stored = Figures(), Stored(table)
     with _starter(root, table.url) as (start, base):
-        for _ in range(times):
+        stored = Stored(table, base)
+        for life in range(times + 1):
             workers = start()
-            _check(list(workers.values()), stored, base, senders)
-            _send_again(list(workers.values()), senders, stored, figures, rng)
-            stopped = threading.Event()
-            urls = list(workers.values())
-            threads = [
-                threading.Thread(target=sender.until, args=(urls[n % WORKERS], stopped))
-                for n, sender in enumerate(senders)
-            ]
-            for thread in threads:
-                thread.start()
-            time.sleep(rng.uniform(0.01, LONGEST_S))
-            killed = rng.sample(sorted(workers), rng.choice([1, 1, WORKERS]))
-            for pid in killed:
-                os.kill(pid, signal.SIGKILL)
-            time.sleep(rng.uniform(0.0, 0.1))
-            stopped.set()
-            for thread in threads:
-                thread.join()
-            _wait_gone(killed)
-            figures.kills += 1
-            figures.in_doubt += sum(len(request) for sender in senders for request in sender.doubt)
-            left = [url for pid, url in workers.items() if pid not in killed]
-            _check(left, stored, base, senders)
-            _kill([pid for pid in workers if pid not in killed])
-        workers = start()
-        _send_again(list(workers.values()), senders, stored, figures, rng)
-        _check(list(workers.values()), stored, base, senders)
-        _kill(list(workers))
-    figures.acknowledged = sum(len(sender.acknowledged) for sender in senders)
-    figures.stored = stored.times.total()
-    figures.twice = sum(n > 1 for n in stored.times.values())
-    assert figures.twice == 0, [key for key, n in stored.times.items() if n > 1]
+            stored.check(workers.values(), senders)
+            for sender in senders:
+                sender.send_again(rng.choice(list(workers.values())))
+            killed: list[int] = []
+            if life < times:
+                killed = rng.sample(sorted(workers), rng.choice([1, 1, WORKERS]))
+                _kill_under_load(workers, killed, senders, rng)
+                in_doubt += sum(len(request) for sender in senders for request in sender.doubt)
+            left = {pid: url for pid, url in workers.items() if pid not in killed}
+            stored.check(left.values(), senders)
+            _kill(list(left))
     assert set(stored.times) == {key for sender in senders for key in sender.acknowledged}
-    figures.seconds = time.monotonic() - began
-    return figures
+    return Figures(
+        kills=times,
+        acknowledged=sum(len(sender.acknowledged) for sender in senders),
+        in_doubt=in_doubt,
+        stored=stored.times.total(),
+        twice=sum(n > 1 for n in stored.times.values()),
+        seconds=time.monotonic() - began,
+    )
 
 
-def _send_again(urls: list[str], senders: list[Sender], stored: Stored, figures: Figures, rng: random.Random) -> None:
-    for sender in senders:
-        doubtful = [event["event_id"] for request in sender.doubt for event in request]
-        figures.in_doubt_stored += sum(stored.times[key] > 0 for key in doubtful)
-        sender.send_again(rng.choice(urls))
-
-
-def _check(urls: list[str], stored: Stored, base: dict[int, UserState], senders: list[Sender]) -> None:
-    """No acknowledged event is missing, and every worker has all of the table in its states; nobody sends meanwhile."""
-    stored.update()
-    lost = [key for sender in senders for key in sender.acknowledged if not stored.times[key]]
-    assert not lost, f"acknowledged and not in the table: {lost[:10]}"
-    for url in urls:
-        with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
-            for user in USERS:
-                state = fold(base.get(user, UserState(user)), stored.ratings[user])
-                history = client.get(f"/v1/users/{user}/history", params={"n": HISTORY_LENGTH}).json()
-                found = [(event["item_id"], event["rating"], event["timestamp"]) for event in history["events"]]
-                assert history["n_events"] == state.n_events, f"user {user}"
-                assert found == list(zip(state.item_ids, state.ratings, state.timestamps, strict=True))[::-1]
-                answer = client.get(f"/v1/users/{user}/recommendations", params={"k": N_ITEMS}).json()
-                assert answer["degraded"] == []
-                assert not {item["item_id"] for item in answer["items"]} & set(state.seen_item_ids), f"user {user}"
+def _kill_under_load(workers: dict[int, str], killed: list[int], senders: list[Sender], rng: random.Random) -> None:
+    stopped, urls = threading.Event(), list(workers.values())
+    with ThreadPoolExecutor(SENDERS) as threads:
+        sending = [threads.submit(sender.send_until, urls[n % WORKERS], stopped) for n, sender in enumerate(senders)]
+        time.sleep(rng.uniform(0.01, LONGEST_S))
+        _kill(killed)
+        time.sleep(rng.uniform(0.0, 0.1))
+        stopped.set()
+        for each in sending:
+            each.result()
 
 
 # -- processes ----------------------------------------------------------------------------------------------------
@@ -228,14 +208,13 @@ def _starter(root: Path, url: sa.URL) -> Iterator[tuple[Callable[[], dict[int, s
         stdin.flush()
         workers = {pid: f"http://127.0.0.1:{port}" for pid, port in json.loads(stdout.readline())}
         until = time.monotonic() + START_S
-        for address in workers.values():
-            while True:
-                try:
-                    assert httpx.get(f"{address}/readyz", trust_env=False, timeout=START_S).status_code == 200
-                    break
-                except httpx.TransportError:
-                    assert time.monotonic() < until, "a worker did not become ready"
-                    time.sleep(0.02)
+        waiting = list(workers.values())
+        while waiting:
+            assert time.monotonic() < until, "a worker did not become ready"
+            with suppress(httpx.TransportError):
+                assert httpx.get(f"{waiting[-1]}/readyz", trust_env=False, timeout=START_S).status_code == 200
+                waiting.pop()
+            time.sleep(0.02)
         return workers
 
     try:
@@ -249,10 +228,6 @@ def _starter(root: Path, url: sa.URL) -> Iterator[tuple[Callable[[], dict[int, s
 def _kill(pids: list[int]) -> None:
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    _wait_gone(pids)
-
-
-def _wait_gone(pids: list[int]) -> None:
     until = time.monotonic() + START_S
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < until

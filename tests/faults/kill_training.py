@@ -1,10 +1,9 @@
 """A training run that is killed in every stage, and started again after each kill.
 
-Stage: tests. In: official files of a small world, a folder. Out: two homes in it, `whole` and `killed`, trained by the
-same command; on stdout a line of JSON for each kill. Absent: the comparison of the two (`test_training_killed`).
-
-Each kill is SIGKILL at a random moment of the stage, and at the latest when the stage has written everything but the
-record that it finished. A run is a process of its own, forked from this one, which has imported and computed nothing.
+Given official files of a small world and a folder, it makes two homes there, `whole` and `killed`, by the same command,
+and prints a line of JSON for each kill. Each is SIGKILL at a random moment of the stage, and at the latest when the
+stage has written everything but the record that it finished. A run is a process of its own, forked from this one, which
+has imported and computed nothing.
 """
 
 import json
@@ -22,7 +21,6 @@ import pytest
 
 import pipelines.stages
 from pipelines import stage_runner
-from pipelines.pipeline import Pipeline
 from pipelines.stage_runner import Stage
 from pipelines.stages import stages
 from recsys import command
@@ -65,21 +63,18 @@ def killed_in(root: Path, stage: str, after_s: float) -> int:
             die()
         write(path, value)
 
-    def dying(found: Stage) -> Stage:
+    def dying(whole: Stage) -> Stage:
         def run() -> None:
             timer = threading.Timer(after_s, die)
             timer.daemon = True
             timer.start()
-            found.run()
+            whole.run()
 
-        return replace(found, run=run) if found.name == stage else found
-
-    def dying_stages(pipeline: Pipeline) -> list[Stage]:
-        return [dying(stage) for stage in stages(pipeline)]
+        return replace(whole, run=run) if whole.name == stage else whole
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage_runner, "write_json", write_or_die)
-        patch.setattr(pipelines.stages, "stages", dying_stages)
+        patch.setattr(pipelines.stages, "stages", lambda pipeline: [dying(each) for each in stages(pipeline)])
         return recsys(root, *TRAIN)
 
 

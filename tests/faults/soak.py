@@ -21,8 +21,8 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -91,32 +91,35 @@ class Soak:
         kinds = Counter(kind for kind, _ in self.wrong)
         back = self.outage[1] + STORE_BACK_S
         late = sum(at > back for at in self.unreadable) / max(sum(at > back for at in self.answered), 1)
-        warm = [mib for at, mib in self.memory_mib if 0.15 * seconds <= at < 0.3 * seconds]
-        end = [mib for at, mib in self.memory_mib if at >= 0.9 * seconds]
-        first, last = (statistics.median(part) if part else 0.0 for part in (warm, end))
+        warm, end = (
+            statistics.median([mib for at, mib in self.memory_mib if low * seconds <= at < high * seconds] or [0.0])
+            for low, high in ((0.15, 0.3), (0.9, 2.0))
+        )
         away = f"away for {self.outage[1] - self.outage[0]:.1f} s; {len(self.unreadable)} answers without the state"
-        right = bool(self.answered) and not kinds["answers"]
         return {
-            "answers": (right, f"{len(self.answered)}; {kinds['answers']} wrong"),
+            "answers": (
+                bool(self.answered) and not kinds["answers"],
+                f"{len(self.answered)}; {kinds['answers']} wrong",
+            ),
             "errors": (not kinds["errors"], f"{dict(self.statuses)}; {kinds['errors']} wrong"),
             "malformed": (not kinds["malformed"], f"{kinds['malformed']} not refused as they must be"),
             "reloads": (len(self.reloads) == reloads, f"{len(self.reloads)} of {reloads} seen"),
             "store": (self.outage[1] > 0 and late <= STORE_LATE, f"{away}, {late:.2%} of those after it was back"),
-            "memory": (0 < last <= LEVEL * first, f"{first:.0f} MiB after the warm-up, {last:.0f} at the end"),
+            "memory": (0 < end <= LEVEL * warm, f"{warm:.0f} MiB after the warm-up, {end:.0f} at the end"),
         }
 
 
-async def soak(found: Soak, url: str, rate: float, seconds: float, happenings: Sequence[Callable[[], None]]) -> None:
+async def ask_all(soak: Soak, url: str, rate: float, seconds: float, happenings: Sequence[Callable[[], None]]) -> None:
     """Ask in an open loop while each of the `happenings` runs in a thread."""
-    rng, users = random.Random(7), list(found.seen)
+    rng, users = random.Random(7), list(soak.seen)
 
     async def ask_for(user_id: int) -> None:
         try:
             response = await pool.ask(recommendation_path(user_id), TIMEOUT_S)
         except OSError as error:
-            found.wrong.append(("errors", f"user {user_id}: no answer, {error!r}"))
+            soak.wrong.append(("errors", f"user {user_id}: no answer, {error!r}"))
             return
-        found.check(user_id, response)
+        soak.check(user_id, response)
 
     async def ask_badly(what: str) -> None:
         method, path, body, statuses = MALFORMED[what]
@@ -125,65 +128,57 @@ async def soak(found: Soak, url: str, rate: float, seconds: float, happenings: S
                 response = await alone.ask(path, TIMEOUT_S, method=method, body=body)
             except OSError as error:
                 if body is not OVERSIZE or isinstance(error, TimeoutError):  # that one may be cut short
-                    found.wrong.append(("malformed", f"{what}: no answer, {error!r}"))
+                    soak.wrong.append(("malformed", f"{what}: no answer, {error!r}"))
                 return
         if response.status not in {*statuses, 503}:
             kind = "errors" if response.status >= 500 else "malformed"
-            found.wrong.append((kind, f"{what}: {response.status} {response.body[:100]!r}"))
+            soak.wrong.append((kind, f"{what}: {response.status} {response.body[:100]!r}"))
 
     with closing(Pool(url)) as pool:
         async with asyncio.TaskGroup() as tasks:
             for happening in happenings:
                 tasks.create_task(asyncio.to_thread(happening))
             for at in poisson_arrivals(rate, seconds, seed=7):
-                await asyncio.sleep(found.begun + at - time.monotonic())
+                await asyncio.sleep(soak.begun + at - time.monotonic())
                 malformed = rng.random() < MALFORMED_SHARE
                 asking = ask_badly(rng.choice(list(MALFORMED))) if malformed else ask_for(rng.choice(users))
                 tasks.create_task(asking)
 
 
-def promote(found: Soak, registry: Registry, url: str, seconds: float, reloads: int) -> None:
+def promote(soak: Soak, registry: Registry, url: str, seconds: float, reloads: int) -> None:
     """The versions in turn, evenly spread; each is waited for."""
     for number in range(reloads):
-        time.sleep(max(seconds * (number + 1) / (reloads + 1) - found.now(), 0.0))
-        version, since = found.versions[(number + 1) % 2], time.monotonic()
+        time.sleep(max(seconds * (number + 1) / (reloads + 1) - soak.now(), 0.0))
+        version, since = soak.versions[(number + 1) % 2], time.monotonic()
         registry.promote(version)
         while time.monotonic() < since + RELOAD_S:
             with urllib.request.urlopen(f"{url}/v1/model", timeout=TIMEOUT_S) as response:
                 if json.load(response)["version"] == version:
-                    found.reloads.append(time.monotonic() - since)
+                    soak.reloads.append(time.monotonic() - since)
                     break
             time.sleep(0.2)
 
 
-def take_store_away(found: Soak, online_file: Path, seconds: float) -> None:
+def take_store_away(soak: Soak, online_file: Path, seconds: float) -> None:
+    """For a while every read and write of the SQLite store fails. A file renamed or emptied would still be read by who
+    holds it open; tables that are renamed in one transaction are missed at once."""
     time.sleep(seconds / 2)
-    left = found.now()
-    with store_away(online_file):
-        time.sleep(min(seconds / 20, 10.0))
-    found.outage = (left, found.now())
+    left = soak.now()
+    _rename_tables(online_file, lambda name: f"away_{name}")
+    time.sleep(min(seconds / 20, 10.0))
+    _rename_tables(online_file, lambda name: name.removeprefix("away_"))
+    soak.outage = (left, soak.now())
 
 
-def watch_memory(found: Soak, port: str, seconds: float) -> None:
+def watch_memory(soak: Soak, port: str, seconds: float) -> None:
     """Resident memory of the processes that were started with this port, and of theirs."""
-    while found.now() < seconds:
+    while soak.now() < seconds:
         listed = subprocess.run(["ps", "-eo", "pid,ppid,rss,args"], capture_output=True, text=True, check=True)
         rows = [line.split(None, 3) for line in listed.stdout.splitlines()[1:]]
         own = {pid for pid, _, _, arguments in rows if f"--port {port}" in arguments}
         total = sum(int(rss) for pid, parent, rss, _ in rows if pid in own or parent in own)
-        found.memory_mib.append((found.now(), total / 1024))
+        soak.memory_mib.append((soak.now(), total / 1024))
         time.sleep(1.0)
-
-
-@contextmanager
-def store_away(online_file: Path) -> Iterator[None]:
-    """While the block runs, every read and write of the SQLite store fails. A file renamed or emptied would still be
-    read by who holds it open; tables that are renamed in one transaction are missed at once."""
-    _rename_tables(online_file, lambda name: f"away_{name}")
-    try:
-        yield
-    finally:
-        _rename_tables(online_file, lambda name: name.removeprefix("away_"))
 
 
 def _rename_tables(path: Path, new_name: Callable[[str], str]) -> None:
@@ -232,16 +227,16 @@ def main() -> int:
         seen = {user_id: rated.get(user_id, frozenset()) for user_id in sample_of_users(there)}
         assert config.online_file is not None, "a Redis is not taken away; unset RECSYS_ONLINE_STORE"
         with running(there, 1, None, {"MLFLOW_TRACKING_URI": ""}) as url:
-            found = Soak(seen, versions)
+            soak = Soak(seen, versions)
             happenings = [
-                partial(promote, found, registry, url, seconds, options.reloads),
-                partial(take_store_away, found, config.online_file, seconds),
-                partial(watch_memory, found, url.rpartition(":")[2], seconds),
+                partial(promote, soak, registry, url, seconds, options.reloads),
+                partial(take_store_away, soak, config.online_file, seconds),
+                partial(watch_memory, soak, url.rpartition(":")[2], seconds),
             ]
-            asyncio.run(soak(found, url, options.rate, seconds, happenings))
-    for name, (holds, said) in (verdicts := found.verdicts(seconds, options.reloads)).items():
-        print(f"{'ok  ' if holds else 'FAIL'}  {name:10} {said}")
-    print(*(f"      {kind}: {what}" for kind, what in found.wrong[:20]), sep="\n")
+            asyncio.run(ask_all(soak, url, options.rate, seconds, happenings))
+    for name, (holds, figures) in (verdicts := soak.verdicts(seconds, options.reloads)).items():
+        print(f"{'ok  ' if holds else 'FAIL'}  {name:10} {figures}")
+    print(*(f"      {kind}: {what}" for kind, what in soak.wrong[:20]), sep="\n")
     return 0 if all(holds for holds, _ in verdicts.values()) else 1
 
 
