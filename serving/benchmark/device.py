@@ -51,14 +51,14 @@ def measure(
     for size in (len(own), *sizes):
         items = torch.from_numpy(enlarged_vectors(own, size)).to(device)  # (N, D)
         for users in batches:
-            batch = states.rows(np.arange(users) % len(states))
-            calls = {
-                "tower": lambda _, batch=batch: encode_states(tower, batch),
-                "both": lambda _, batch=batch, items=items: best(tower, batch, items),
-            }
-            took = interleaved(calls, n=20, warmup=3).wall_ms
-            out.append(Batch(len(items), users, median(took["tower"]), median(took["both"])))
+            out.append(_batch(tower, states.rows(np.arange(users) % len(states)), items))
     return Device(torch.cuda.get_device_name() if cuda else device, tuple(out))
+
+
+def _batch(tower: TwoTower, states: StateBatch, items: torch.Tensor) -> Batch:
+    calls = {"tower": lambda _: encode_states(tower, states), "both": lambda _: best(tower, states, items)}
+    took = interleaved(calls, n=20, warmup=3).wall_ms
+    return Batch(len(items), len(states), median(took["tower"]), median(took["both"]))
 
 
 def best(tower: TwoTower, states: StateBatch, items: torch.Tensor) -> IntArray:

@@ -73,7 +73,8 @@ def picture(report: Report) -> bytes:
     above.plot([x for x, _ in failed], [y for _, y in failed], "kx", markersize=12, label="not within bounds")
     above.set(xlabel="requests a second (Poisson)", ylabel="ms since it was due", yscale="log")
     above.legend(frameon=False)
-    for axes in below if inside else ():
+    if inside is not None:
+        (axes,) = below
         stages = {name: ms.p50_ms for name, ms in inside.stages.items() if name != "total"}
         for row, parts in enumerate((inside.bare_ms, stages)):
             left = 0.0
