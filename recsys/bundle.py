@@ -39,9 +39,8 @@ from recsys.limits import LARGEST_ID
 from recsys.ranking.calibration import MAPS, Probabilities
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 from recsys.recommender import Recommender, RecommenderSettings, RequestContext
-from recsys.retrieval.retriever import Retriever
+from recsys.retrieval.retriever import Retriever, read_tensors
 from recsys.retrieval.retrievers import load_retrievers
-from recsys.retrieval.tensor_file import read_tensors
 
 FORMAT = 2
 TRIAL_S = 300.0  # a large bundle is read whole

@@ -58,7 +58,7 @@ SPACES: Final[dict[str, Space]] = {
     },
     POPULARITY: {"half_life_days": FloatDistribution(1, 1_000, log=True)},
     RANKER: {
-        "leaves": IntDistribution(4, 63, log=True),
+        "leaves": IntDistribution(4, 31, log=True),
         "learning_rate": FloatDistribution(0.01, 0.2, log=True),
         "min_rows_in_leaf": IntDistribution(10, 500, log=True),
         "feature_fraction": FloatDistribution(0.3, 1.0),

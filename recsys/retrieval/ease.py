@@ -20,9 +20,8 @@ from recsys.arrays import FloatArray, IntArray
 from recsys.columns import EASE
 from recsys.errors import BundleError
 from recsys.features.state import StateBatch
-from recsys.retrieval.retriever import DenseScores, recency_weights
-from recsys.retrieval.sparse_table import interactions
-from recsys.retrieval.tensor_file import read_tensors
+from recsys.retrieval.retriever import DenseScores, read_tensors, recency_weights
+from recsys.retrieval.item_tables import interactions
 
 MAX_HEAD = 6_000  # the dense inverse of more costs minutes and gigabytes
 

@@ -20,9 +20,8 @@ from recsys.arrays import FloatArray, IntArray
 from recsys.columns import IALS
 from recsys.features.state import StateBatch
 from recsys.retrieval.index import EXACT_UP_TO, INDEX_FILES, VectorIndex, VectorScores
-from recsys.retrieval.retriever import DenseScores, RetrieverScores, recency_weights
-from recsys.retrieval.sparse_table import interactions
-from recsys.retrieval.tensor_file import read_tensors
+from recsys.retrieval.retriever import DenseScores, RetrieverScores, read_tensors, recency_weights
+from recsys.retrieval.item_tables import interactions
 from recsys.threads import limited
 
 

@@ -11,8 +11,7 @@ from safetensors.numpy import save_file
 from recsys.arrays import FloatArray, IntArray
 from recsys.columns import POPULARITY
 from recsys.features.state import StateBatch
-from recsys.retrieval.retriever import DenseScores
-from recsys.retrieval.tensor_file import read_tensors
+from recsys.retrieval.retriever import DenseScores, read_tensors
 
 TAIL_SHARE = 1e-3  # weight of an old rating against a fresh one
 

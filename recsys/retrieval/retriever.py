@@ -7,14 +7,18 @@ Shapes: B users, N items, k asked for, K candidates, L history length.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 from recsys.arrays import FloatArray, IntArray
+from recsys.errors import BundleError
 from recsys.features.state import StateBatch
 
 NUMBERS_AT_ONCE = 1 << 17  # of a slice of `top_k`: they stay in a core's cache
@@ -179,3 +183,24 @@ def recency_weights(states: StateBatch, power: float) -> FloatArray:
     weights = np.zeros(present.shape, dtype=np.float32)
     weights[present] = mean[second]
     return weights
+
+
+def read_tensors(path: Path, shapes: Mapping[str, tuple[int | None, ...]] | None = None) -> dict[str, npt.NDArray[Any]]:
+    """Every array of a safetensors file by name, in memory: a file that is edited later changes no answer.
+
+    Raises BundleError for a file that safetensors refuses, for numbers that are not finite, and where an array of
+    `shapes` (None is any size) is missing or of another shape.
+    """
+    try:
+        arrays: dict[str, npt.NDArray[Any]] = load(path.read_bytes())
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); the bundle is broken, train again") from error
+    for name, values in arrays.items():
+        if not np.isfinite(values).all():
+            raise BundleError(f"{path}: {name} holds numbers that are not finite; the bundle is broken, train again")
+    for name, shape in (shapes or {}).items():
+        found = arrays[name].shape if name in arrays else ()
+        if len(found) != len(shape) or any(w not in (None, f) for w, f in zip(shape, found, strict=True)):
+            wanted = " x ".join("any" if size is None else str(size) for size in shape)
+            raise BundleError(f"{path}: {name} should be {wanted}, found {found}; the bundle is broken, train again")
+    return arrays

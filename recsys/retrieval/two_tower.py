@@ -1,7 +1,7 @@
 """The two-tower model: a causal sequence encoder for users, id embedding plus content for items.
 
 The score is the inner product of a user's and an item's vector. The training loop is in `two_tower_training`; requests
-do without torch (`tower_inference`).
+do without torch (`two_tower_retriever`).
 
 The user tower sees tokens (item, stars, time since the previous event), a start token that carries the static
 profile, and, at the end, the time since the last event. Attention has a learned bias by distance instead of absolute
@@ -160,7 +160,7 @@ class TwoTower(nn.Module):
 
 def encode_states(model: TwoTower, states: StateBatch) -> FloatArray:
     """(B, D) user vectors of states; the model must be in eval mode. For validation while training: afterwards
-    `tower_inference` gives the same vectors."""
+    `two_tower_retriever` gives the same vectors."""
     tokens = tokens_of(states, model.shape.max_length)
     device = model.start.device
 

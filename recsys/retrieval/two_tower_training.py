@@ -1,6 +1,6 @@
 """How the two-tower model is trained: windows, softmax over unseen items, early stopping, checkpoints.
 
-Examples are the contexts and targets inside the `windows` of histories, cut anew each epoch.
+Examples are the contexts and targets inside the windows of histories (`tower_inputs`), cut anew each epoch.
 
 What is validated and returned is the exponential moving average of the weights over the last 1 / (1 - averaging)
 steps: a single step's weights are noisy on small data.
@@ -31,9 +31,8 @@ from recsys.features.histories import Histories
 from recsys.features.state import StateBatch
 from recsys.retrieval.retriever import top_k
 from recsys.retrieval.softmax import full_softmax_loss, sampled_softmax_loss
-from recsys.retrieval.tower_inputs import TowerShape
+from recsys.retrieval.tower_inputs import TowerShape, WindowCutter, Windows
 from recsys.retrieval.two_tower import TwoTower, encode_states
-from recsys.retrieval.windows import WindowCutter, Windows
 
 FULL_SOFTMAX = 12_000  # items up to which summing over all of them is cheaper than sampling well
 
@@ -138,7 +137,7 @@ class Trainer:
         self.cutter = WindowCutter(histories, cutoff, settings.max_length)
         self.checkpoint = checkpoint
         self.log = TrainingLog()
-        self._identity = fingerprint_value([asdict(settings), self.shape.as_dict(), cutoff, self.cutter.fingerprint])
+        self._identity = fingerprint_value([asdict(settings), asdict(self.shape), cutoff, self.cutter.fingerprint])
         decayed = [p for p in self.model.parameters() if p.ndim >= 2]
         plain = [p for p in self.model.parameters() if p.ndim < 2]
         self.optimiser = torch.optim.AdamW(

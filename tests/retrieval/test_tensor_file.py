@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from recsys.errors import BundleError
-from recsys.retrieval.tensor_file import read_tensors
+from recsys.retrieval.retriever import read_tensors
 
 
 def written(folder: Path) -> Path:

@@ -8,7 +8,7 @@ import torch
 
 from recsys.retrieval.tower_inputs import TowerShape, gap_levels, rating_levels
 from recsys.retrieval.two_tower import TwoTower, encode_states
-from recsys.retrieval.windows import WindowCutter
+from recsys.retrieval.tower_inputs import WindowCutter
 from tests.planted import DAY, N_ITEMS, START, planted_catalogue, planted_histories
 
 LENGTH = 10

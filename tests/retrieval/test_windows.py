@@ -8,7 +8,7 @@ from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, RATING, TIM
 from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
 from recsys.retrieval.tower_inputs import gap_levels
-from recsys.retrieval.windows import WindowCutter
+from recsys.retrieval.tower_inputs import WindowCutter
 
 LENGTH, CUTOFF = 8, 8_000
 USERS = pd.DataFrame({USER_ID: np.arange(1, 13), GENDER: "F", AGE: 20, OCCUPATION: [f"o{i:02}" for i in range(12)]})

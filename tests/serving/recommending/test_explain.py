@@ -11,7 +11,7 @@ import pytest
 from recsys.features.state import StateBatch, UserState, state_batch
 from recsys.ranking.ranker import BoostedRanker
 from recsys.recommender import Recommendations, Recommender, RequestContext
-from recsys.retrieval.covisitation import Covisitation
+from recsys.retrieval.item_tables import Covisitation
 from serving.model_lifecycle.served_model import ServedModel
 from serving.recommending import answers, explain
 from serving.recommending.service import Service
