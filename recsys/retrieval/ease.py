@@ -20,8 +20,8 @@ from recsys.arrays import FloatArray, IntArray
 from recsys.columns import EASE
 from recsys.errors import BundleError
 from recsys.features.state import StateBatch
-from recsys.retrieval.retriever import DenseScores, read_tensors, recency_weights
 from recsys.retrieval.item_tables import interactions
+from recsys.retrieval.retriever import DenseScores, read_tensors, recency_weights
 
 MAX_HEAD = 6_000  # the dense inverse of more costs minutes and gigabytes
 

@@ -20,8 +20,8 @@ from recsys.arrays import FloatArray, IntArray
 from recsys.columns import IALS
 from recsys.features.state import StateBatch
 from recsys.retrieval.index import EXACT_UP_TO, INDEX_FILES, VectorIndex, VectorScores
-from recsys.retrieval.retriever import DenseScores, RetrieverScores, read_tensors, recency_weights
 from recsys.retrieval.item_tables import interactions
+from recsys.retrieval.retriever import DenseScores, RetrieverScores, read_tensors, recency_weights
 from recsys.threads import limited
 
 

@@ -85,9 +85,7 @@ class TableRetriever(ABC):
 
     def answer(self, states: StateBatch) -> DenseScores:
         weights = self.history_weights(states)
-        return DenseScores(
-            weighted_rows(self.table, states.item_idx[:, -weights.shape[1] :], weights), states.seen_idx
-        )
+        return DenseScores(weighted_rows(self.table, states.item_idx[:, -weights.shape[1] :], weights), states.seen_idx)
 
     @property
     def n_items(self) -> int:

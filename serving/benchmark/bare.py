@@ -19,8 +19,8 @@ from recsys.atomic_io import read_json
 from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, TWO_TOWER
 from recsys.features.state import StateBatch
 from recsys.recommender import Recommender
-from recsys.retrieval.item_tables import MAX_STEPS
 from recsys.retrieval.index import INDEX_FILES
+from recsys.retrieval.item_tables import MAX_STEPS
 from recsys.retrieval.retriever import recency_weights
 from recsys.retrieval.tower_inputs import TowerShape
 from recsys.retrieval.two_tower import TwoTower, encode_states

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from recsys.retrieval.item_knn import ItemKnn
 
 from recsys.retrieval import item_knn
-from recsys.retrieval.item_knn import ItemKnn
 from tests.retrieval.histories import every, state
 
 N, USERS = 14, 25

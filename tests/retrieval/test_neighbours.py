@@ -6,8 +6,8 @@ import pytest
 from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, TWO_TOWER
 from recsys.features.state import HISTORY_LENGTH
 from recsys.retrieval import covisitation, ease
-from recsys.retrieval.item_tables import MAX_STEPS, Covisitation
 from recsys.retrieval.ease import Ease
+from recsys.retrieval.item_tables import MAX_STEPS, Covisitation
 from recsys.retrieval.popularity import TAIL_SHARE, Popularity
 from tests.planted import DAY, N_RATED, START, planted_histories, planted_retriever
 from tests.retrieval.histories import every, state

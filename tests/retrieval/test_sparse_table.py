@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from recsys.retrieval.sparse_table import best_of_rows, table_arrays, table_from_arrays, weighted_rows
 from safetensors.numpy import load, save
 
 from recsys.errors import BundleError
-from recsys.retrieval.sparse_table import best_of_rows, table_arrays, table_from_arrays, weighted_rows
 
 
 def random_table(n: int = 30) -> sp.csr_matrix:

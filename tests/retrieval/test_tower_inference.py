@@ -12,9 +12,9 @@ from scipy.special import ndtr
 
 from recsys.bundle import save_retrievers
 from recsys.features.state import HISTORY_LENGTH, StateBatch
-from recsys.retrieval.two_tower_retriever import TowerEncoder, gelu, normalised
 from recsys.retrieval.tower_inputs import GAP_EDGES_S, TowerShape, gap_levels, rating_levels, tokens_of
 from recsys.retrieval.two_tower import TwoTower, encode_states
+from recsys.retrieval.two_tower_retriever import TowerEncoder, gelu, normalised
 from tests.planted import N_ITEMS, planted_catalogue, planted_histories, planted_retrievers
 
 USERS = 120

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.retrieval.tower_inputs import TowerShape, gap_levels, rating_levels
+from recsys.retrieval.tower_inputs import TowerShape, WindowCutter, gap_levels, rating_levels
 from recsys.retrieval.two_tower import TwoTower, encode_states
-from recsys.retrieval.tower_inputs import WindowCutter
 from tests.planted import DAY, N_ITEMS, START, planted_catalogue, planted_histories
 
 LENGTH = 10

@@ -7,8 +7,7 @@ import pytest
 from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, RATING, TIMESTAMP, TITLE, USER_ID, YEAR
 from recsys.features.catalogue import Catalogue
 from recsys.features.histories import Histories
-from recsys.retrieval.tower_inputs import gap_levels
-from recsys.retrieval.tower_inputs import WindowCutter
+from recsys.retrieval.tower_inputs import WindowCutter, gap_levels
 
 LENGTH, CUTOFF = 8, 8_000
 USERS = pd.DataFrame({USER_ID: np.arange(1, 13), GENDER: "F", AGE: 20, OCCUPATION: [f"o{i:02}" for i in range(12)]})

@@ -20,8 +20,8 @@ from recsys.ranking.calibration import Isotonic, Platt, Probabilities
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker
 from recsys.recommender import Recommender, RecommenderSettings
 from recsys.registry import Registry, model_name_for
-from recsys.retrieval.item_tables import Covisitation
 from recsys.retrieval.ease import Ease
+from recsys.retrieval.item_tables import Covisitation
 from recsys.retrieval.popularity import Popularity
 from recsys.retrieval.retriever import Retriever
 from recsys.retrieval.two_tower_retriever import TwoTowerRetriever
