@@ -1,14 +1,12 @@
 """Scores as probabilities: of being the next item, and of being liked if watched.
 
 P(watch) is the probability that the item is among the events of the user's next second with events, given that there
-is such a second and that nothing was filtered out. A score of the ranker orders its own answer, so it is
-first made into a share: the softmax, at a fitted temperature, over all candidates that the ranker saw. Its logarithm
-then goes through a map fitted on later contexts. The shares of an answer sum to 1; the probabilities need not, because
-the next item may not be among the candidates at all, and one second may hold several. Where filters narrow the
-candidates, P(watch) supposes that the next item passes them.
+is such a second and that it passes the request's filters. A ranker's score becomes a share: the softmax, at a fitted
+temperature, over all candidates that the ranker saw. The share's logarithm goes through a map fitted on later contexts.
+The probabilities need not sum to 1: the next item may be no candidate, and one second may hold several.
 
-P(like) is the probability of a rating of at least `columns.LIKED_RATING`, given that the user watches the item. It
-comes from a logistic score of the feature row and a map of its own. It was learnt from items that retrieval had found.
+P(like) is the probability of a rating of at least `columns.LIKED_RATING`, given that the user watches the item: a
+logistic score of the feature row through a map of its own, learnt from items that retrieval had found.
 
 Sources: C. Guo and others, On Calibration of Modern Neural Networks, ICML 2017 (temperature); J. Platt, Probabilistic
 Outputs for Support Vector Machines, 1999; B. Zadrozny, C. Elkan, Transforming Classifier Scores into Accurate
@@ -20,7 +18,7 @@ Shapes: B users, K candidates, k answers, F features, R rows, M knots.
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,16 +32,6 @@ from recsys.ranking.ranker import LogisticRanker
 MAPS, LIKE = "calibration.json", "like.json"
 COUNT = "user_events"
 HABITS = ("user_mean_rating", "user_rating_std", "user_liked_share", "user_last_rating")  # without events: unknown
-
-
-class ProbabilityMap(Protocol):
-    """From a score to a probability that never falls as the score rises."""
-
-    def __call__(self, score: npt.ArrayLike) -> DoubleArray:
-        """Any shape to the same shape, in [0, 1]; NaN stays NaN."""
-        ...
-
-    def as_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -85,20 +73,20 @@ class Isotonic:
         x, y = np.asarray(self.score), np.asarray(self.probability)
         rises = len(x) == len(y) > 0 and bool((np.diff(x) > 0).all() and (np.diff(y) >= 0).all())
         if not (rises and np.isfinite(x).all() and y[0] >= 0 and y[-1] <= 1):
-            raise ConfigError(
-                "an isotonic map needs knots with rising scores and probabilities in [0, 1] that never fall"
-            )
+            raise ConfigError("an isotonic map needs knots: rising scores, and probabilities in [0, 1] that never fall")
+
+    @cached_property
+    def _knots(self) -> tuple[DoubleArray, DoubleArray]:
+        return np.asarray(self.score, dtype=np.float64), np.asarray(self.probability, dtype=np.float64)
 
     def __call__(self, score: npt.ArrayLike) -> DoubleArray:
         return np.asarray(np.interp(np.asarray(score, dtype=np.float64), *self._knots))
 
-    @cached_property
-    def _knots(self) -> tuple[DoubleArray, DoubleArray]:
-        """As arrays, made once: a map may have thousands."""
-        return np.asarray(self.score, dtype=np.float64), np.asarray(self.probability, dtype=np.float64)
-
     def as_dict(self) -> dict[str, Any]:
         return {"kind": "isotonic", **asdict(self)}
+
+
+ProbabilityMap = Platt | Isotonic  # from a score to a probability that never falls as the score rises; NaN stays NaN
 
 
 def map_of(stored: dict[str, Any]) -> ProbabilityMap:
@@ -187,8 +175,8 @@ class Probabilities:
             if not (folder / name).exists():
                 raise BundleError(f"{folder / name} is missing; train again with `recsys train`")
         stored = read_json(folder / MAPS)
-        maps = map_of(stored["watch"]), LogisticRanker.load(folder, LIKE), map_of(stored["like"])
-        return cls(float(stored["temperature"]), *maps)
+        watch_map, like_map = map_of(stored["watch"]), map_of(stored["like"])
+        return cls(float(stored["temperature"]), watch_map, LogisticRanker.load(folder, LIKE), like_map)
 
 
 def like_scores(model: LogisticRanker, rows: FloatArray) -> FloatArray:

@@ -1,16 +1,12 @@
 """Fitting the two probabilities on the later contexts of the ranker's windows.
 
-P(watch) is fitted on the sample of whole candidate lists: contexts of which retrieval found nothing count, and no
-negative is left out, so the base rate is the true one and the softmax runs over what is ranked when serving. First the
-temperature, by the likelihood of what happened within the lists; then the map.
+P(watch) is fitted on whole candidate lists, found or not, so that the base rate is the true one: first the temperature,
+by the likelihood of what happened within the lists; then the map. P(like) is fitted on what happened and was found: a
+logistic score, or the item's or the user's share of liked ratings, on the earlier contexts; its map on the later ones.
 
-P(like) is fitted on what happened and was found, in both parts of the table: a logistic score on the earlier contexts,
-its map on the later ones. The item's share of liked ratings and the user's are fitted in the same way; the one with
-the lowest log loss is kept.
-
-For each probability, the scores and maps are compared on the second half in time of the later contexts after a fit on
-their first half. The winner's map is then fitted on all later contexts, with the scores of the early models. The models
-that serve learn from all contexts, so their maps were made for models with half of their examples.
+Scores and maps are compared by log loss on the second half in time of the later contexts after a fit on their first
+half. The winner's map is then fitted on all later contexts, with the scores of the early models. The models that serve
+learn from all contexts, so their maps were made for models with half of their examples.
 
 Shapes: R rows, C contexts, S contexts with whole lists, K candidates, F features, n examples.
 """
@@ -39,7 +35,7 @@ from recsys.ranking.calibration import (
     log_shares,
 )
 from recsys.ranking.ranker import LogisticRanker, Ranker
-from recsys.ranking.training import RankerSettings, TrainingTable, early_contexts
+from recsys.ranking.training import RankerSettings, TrainingTable, early_contexts, standardised
 
 Fit = Callable[[DoubleArray, BoolArray], ProbabilityMap]
 
@@ -113,10 +109,13 @@ class _Examples:
         if self.later.all() or not self.later.any():
             return {}
         early, late = ~self.later, self.later
-        return {
-            name: _log_loss(fit(self.score[early], self.happened[early])(self.score[late]), self.happened[late])
-            for name, fit in MAPS.items()
-        }
+        fitted = {name: fit(self.score[early], self.happened[early]) for name, fit in MAPS.items()}
+        return {name: _log_loss(of(self.score[late]), self.happened[late]) for name, of in fitted.items()}
+
+    def constant_loss(self) -> float:
+        """Log loss of the earlier half's share, by Laplace's estimate, as the probability of each later one."""
+        early, late = self.happened[~self.later], self.happened[self.later]
+        return _log_loss(np.full(len(late), (early.sum() + 1) / (len(early) + 2)), late)
 
 
 def fit_probabilities(
@@ -161,12 +160,11 @@ def _fit_watch(
     compared = examples(fit_temperature(scores[~later], happened[~later]))
     losses = compared.losses()
     chosen = min(losses, key=lambda name: losses[name]) if losses else "platt"
-    base = compared.happened[~compared.later]
     temperature = fit_temperature(scores, happened)
     every = examples(temperature)
     facts = {
         "chosen": chosen,
-        "log_loss": {**losses, "constant": _constant_loss(base, compared.happened[compared.later])} if losses else {},
+        "log_loss": {**losses, "constant": compared.constant_loss()} if losses else {},
         "n_compared": int(compared.later.sum()),
         "contexts": len(unseen),
         "contexts_found": int(happened.any(axis=1).sum()),
@@ -182,14 +180,14 @@ def _fit_like(table: TrainingTable, split: int) -> tuple[LogisticRanker, Probabi
     rows = habits_known(table.features[positive], table.feature_names)
     liked = table.rating[positive] >= LIKED_RATING
     early, late = context < split, context >= split
-    middle = np.median(context[late])
-    later = (context > middle)[late]
+    later = (context > np.median(context[late]))[late]
+    names = table.feature_names
     scorers: dict[str, Callable[[BoolArray], LogisticRanker]] = {
-        "item's liked share": lambda chosen: _column(table.feature_names, rows[chosen], MOVIE_SHARE),
-        "user's liked share": lambda chosen: _column(table.feature_names, rows[chosen], USER_SHARE),
+        "item's liked share": lambda chosen: _column(names, rows[chosen], MOVIE_SHARE),
+        "user's liked share": lambda chosen: _column(names, rows[chosen], USER_SHARE),
     }
     if 0 < liked[early].sum() < early.sum():
-        scorers["logistic"] = lambda chosen: _fit_like_score(table.feature_names, rows[chosen], liked[chosen])
+        scorers["logistic"] = lambda chosen: _fit_like_score(names, rows[chosen], liked[chosen])
     held_out: dict[str, _Examples] = {}
     losses: dict[str, float] = {}
     auc: dict[str, float] = {}
@@ -201,33 +199,27 @@ def _fit_like(table: TrainingTable, split: int) -> tuple[LogisticRanker, Probabi
             auc[name] = float(roc_auc_score(liked[late][later], score[later]))
     best = min(losses, key=lambda option: losses[option]) if losses else "item's liked share, platt"
     scorer, kind = best.split(", ")
+    every = held_out[scorer]
     facts = {
         "chosen": best,
-        "log_loss": {**losses, "constant": _constant_loss(liked[late][~later], liked[late][later])} if losses else {},
+        "log_loss": {**losses, "constant": every.constant_loss()} if losses else {},
         "auc": auc,
         "n_compared": int(later.sum()),
         "examples": int(late.sum()),
         "base_rate": float(liked[late].mean()),
     }
-    every = held_out[scorer]
     return scorers[scorer](np.ones(len(rows), dtype=bool)), MAPS[kind](every.score, every.happened), facts
 
 
 def _fit_like_score(names: tuple[str, ...], rows: FloatArray, liked: BoolArray) -> LogisticRanker:
     """Logistic regression on LIKE_FEATURES, standardised, unknown values at the mean, L2; other columns weigh 0."""
     columns = np.array([names.index(name) for name in LIKE_FEATURES])
-    chosen = rows[:, columns].astype(np.float64)
-    known = ~np.isnan(chosen)
-    count = np.maximum(known.sum(axis=0), 1)
-    mean = np.where(known, chosen, 0.0).sum(axis=0) / count
-    scale = np.sqrt((np.where(known, chosen - mean, 0.0) ** 2).sum(axis=0) / count)
-    scale = np.where(scale > 1e-6, scale, 1.0)
-    model = LogisticRegression(C=STRENGTH, max_iter=500)
-    model.fit(np.nan_to_num((chosen - mean) / scale, nan=0.0), liked)
+    mean, scale, standard = standardised(rows[:, columns].astype(np.float64))
+    model = LogisticRegression(C=STRENGTH, max_iter=500).fit(standard, liked)
     full = np.zeros((3, len(names)), dtype=np.float32)
     full[1] = 1.0
     full[:, columns] = mean, scale, model.coef_[0]
-    return LogisticRanker(names, full[0], full[1], full[2], float(model.intercept_[0]))
+    return LogisticRanker(names, *full, float(model.intercept_[0]))
 
 
 def _column(names: tuple[str, ...], rows: FloatArray, name: str) -> LogisticRanker:
@@ -241,8 +233,3 @@ def _column(names: tuple[str, ...], rows: FloatArray, name: str) -> LogisticRank
 
 def _log_loss(probability: DoubleArray, happened: BoolArray) -> float:
     return float(log_loss(happened, probability, labels=[False, True]))
-
-
-def _constant_loss(known: BoolArray, happened: BoolArray) -> float:
-    """Log loss of the share of `known`, by Laplace's estimate, as the probability of each of `happened`."""
-    return _log_loss(np.full(len(happened), (known.sum() + 1) / (len(known) + 2)), happened)

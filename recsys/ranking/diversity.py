@@ -4,12 +4,9 @@ Source: J. Carbonell, J. Goldstein, The Use of MMR, Diversity-Based Reranking, S
 with the largest (1 - d) * relevance - d * (largest similarity to an item already chosen); the first is the most
 relevant one. Two choices are ours:
 
-- relevance is the score scaled within the answer: 0 for the worst of the pool, 1 for the best. The ranker's scores have
-  no zero and no unit, so d could not mean the same for two users without it.
+- relevance is the score scaled to [0, 1] within the pool, because the ranker's scores have no zero and no unit;
 - similarity is the cosine of genre vectors. The two-tower vectors were rejected: what the ranker likes lies close
-  together in their space, so a penalty there is a penalty on relevance. Genres are what a person sees, they do not
-  change from one training to the next, and every item has them on its first day. An item without genres is similar
-  to nothing.
+  together in their space, so a penalty there is a penalty on relevance. An item without genres is similar to nothing.
 
 Shapes: B users, P pool, k answers, N items, G genres.
 """
@@ -19,8 +16,6 @@ import numpy as np
 from recsys.arrays import FloatArray, IntArray
 from recsys.errors import ConfigError
 
-FEWEST = 50
-CHOICE = 5  # candidates for each place
 ABSENT, TAKEN = -2.0, -np.inf  # a candidate's value is at least -1
 
 
@@ -36,7 +31,7 @@ def pool_size(k: int) -> int:
     >>> pool_size(10), pool_size(3), pool_size(20)
     (50, 50, 100)
     """
-    return max(CHOICE * k, FEWEST)
+    return max(5 * k, 50)
 
 
 def unit_genres(genres: FloatArray) -> FloatArray:
@@ -46,8 +41,7 @@ def unit_genres(genres: FloatArray) -> FloatArray:
     [[0.5, 0.5, 0.0, 0.5, 0.5], [0.0, 0.0, 0.0, 0.0, 0.0]]
     """
     norms = np.linalg.norm(genres, axis=1, keepdims=True)
-    scaled: FloatArray = (genres / np.maximum(norms, 1.0)).astype(np.float32)
-    return scaled
+    return np.asarray(genres / np.maximum(norms, 1.0), dtype=np.float32)
 
 
 def relevance(scores: FloatArray) -> FloatArray:
@@ -78,8 +72,7 @@ def most_diverse(scores: FloatArray, vectors: FloatArray, k: int, diversity: flo
     gain = np.where(np.isfinite(scores), np.float32(1.0 - diversity) * relevance(scores), np.float32(ABSENT))
     chosen = np.empty((size, min(k, pool)), dtype=np.int64)
     for row in range(size):
-        # (P, P): what an item, across, is worth beside one already chosen, down. The least of these over all that were
-        # chosen is its value, because the largest similarity is what counts.
+        # (P, P): what an item, across, is worth beside one chosen, down. Its value is the least of these.
         beside = gain[row] - np.float32(diversity) * (vectors[row] @ vectors[row].T)
         value = gain[row].copy()
         for place in range(chosen.shape[1]):

@@ -1,4 +1,4 @@
-"""The rankers: LightGBM trees, and the logistic regression that they must beat.
+"""The rankers: LightGBM trees, and the logistic regression that they must beat; what each feature adds to a score.
 
 A ranker turns rows of the feature matrix (`recsys.features.candidate`) into one score a row, higher is better.
 Training is in `training`. Shapes: R rows, F features.
@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import lightgbm as lgb
 import numpy as np
@@ -33,13 +33,14 @@ class Ranker(Protocol):
         """(R, F) -> (R,)"""
         ...
 
-
-@runtime_checkable
-class Explains(Protocol):
-    """An optional ability: a ranker that can take its scores apart."""
-
     def contributions(self, rows: FloatArray) -> tuple[DoubleArray, float]:
-        """(R, F) what each feature adds, and what is the same for all rows; together they sum to the score."""
+        """(R, F) what each feature adds to the score of at least one row, and what is the same for all rows; their sum
+        is the score, up to rounding in single precision.
+
+        For trees these are Shapley values, relative to the mean over the rows that they learnt from; for the logistic
+        score weight times standardised value, relative to a row of mean values. Source: S. Lundberg and others, From
+        Local Explanations to Global Understanding with Explainable AI for Trees, Nature Machine Intelligence 2020.
+        """
         ...
 
 
@@ -75,7 +76,7 @@ class BoostedRanker:
             return None
 
     def contributions(self, rows: FloatArray) -> tuple[DoubleArray, float]:
-        """Shapley values, exact for trees, as LightGBM computes them; 300 trees take about a millisecond a row."""
+        """By LightGBM; 300 trees take about a millisecond a row."""
         shapley = np.asarray(self.booster.predict(rows, pred_contrib=True, num_threads=1), dtype=np.float64)
         shapley = shapley.reshape(len(rows), len(self.feature_names) + 1)  # the last column is the same in all rows
         values, bias = shapley[:, :-1], float(shapley[0, -1])
@@ -155,7 +156,6 @@ class LogisticRanker:
         return out
 
     def contributions(self, rows: FloatArray) -> tuple[DoubleArray, float]:
-        """Weight times standardised value; the bias is the score of a row of mean values."""
         return self._standardised(rows).astype(np.float64) * self.weights, self.intercept
 
     def _standardised(self, rows: FloatArray) -> FloatArray:
@@ -166,16 +166,8 @@ class LogisticRanker:
         return standard
 
     def save(self, folder: Path, name: str = LOGISTIC) -> None:
-        write_json(
-            folder / name,
-            {
-                "feature_names": self.feature_names,
-                "mean": self.mean.tolist(),
-                "scale": self.scale.tolist(),
-                "weights": self.weights.tolist(),
-                "intercept": self.intercept,
-            },
-        )
+        arrays = {part: getattr(self, part).tolist() for part in ("mean", "scale", "weights")}
+        write_json(folder / name, {"feature_names": self.feature_names, **arrays, "intercept": self.intercept})
 
     @classmethod
     def load(cls, folder: Path, name: str = LOGISTIC) -> "LogisticRanker":

@@ -64,20 +64,20 @@ class TrainingTable:
         return len(self.labels)
 
 
+OF_ROWS, OF_CONTEXTS = ("features", "labels", "item_id", "rating"), ("group_sizes", "timestamp", "user_id")
+
+
+def _concatenated(parts: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+
+
 def joined(tables: Sequence[TrainingTable]) -> TrainingTable:
     """Several windows as one table, in the order given (earlier windows first). `found` is that of the last."""
-    first = tables[0]
-    if any(t.feature_names != first.feature_names for t in tables):
+    if any(t.feature_names != tables[0].feature_names for t in tables):
         raise ConfigError("the ranker's windows have different features; run the pipeline again with --force")
-    parts = {
-        name: np.concatenate([getattr(t, name) for t in tables])
-        for name in ("features", "labels", "item_id", "rating", "group_sizes", "timestamp", "user_id")
-    }
-    lists = {
-        name: np.concatenate([getattr(t.unsampled, name) for t in tables])
-        for name in ("features", "present", "happened", "timestamp")
-    }
-    return TrainingTable(first.feature_names, **parts, found=tables[-1].found, unsampled=UnsampledCandidates(**lists))
+    lists = _concatenated([t.unsampled for t in tables], ("features", "present", "happened", "timestamp"))
+    arrays = _concatenated(tables, OF_ROWS + OF_CONTEXTS)
+    return replace(tables[-1], **arrays, unsampled=UnsampledCandidates(**lists))
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,8 @@ def context_weights(user_id: IntArray, power: float) -> DoubleArray:
     [0.833, 0.833, 0.833, 0.833, 1.667]
     """
     _, inverse, counts = np.unique(user_id, return_inverse=True, return_counts=True)
-    weights: DoubleArray = counts[inverse].astype(np.float64) ** -power
-    scaled: DoubleArray = weights / weights.mean()
-    return scaled
+    weights = counts[inverse].astype(np.float64) ** -power
+    return np.asarray(weights / weights.mean())
 
 
 def early_contexts(table: TrainingTable, settings: RankerSettings) -> int:
@@ -142,7 +141,7 @@ def fit_early(
         )
     bounds = _bounds(table)
     split = early_contexts(table, settings)
-    base = fit_logistic(_part(table, split)) if settings.start_from_logistic else None
+    base = fit_logistic(_first_contexts(table, split)) if settings.start_from_logistic else None
     early = _dataset(table, slice(0, split), bounds, settings, base)
     late = _dataset(table, slice(split, contexts), bounds, settings, base, reference=early)
     history: dict[str, dict[str, list[float]]] = {}
@@ -209,19 +208,10 @@ def _parameters(table: TrainingTable, settings: RankerSettings) -> dict[str, Any
     }
 
 
-def _part(table: TrainingTable, contexts: int) -> TrainingTable:
-    """The first contexts of a table."""
+def _first_contexts(table: TrainingTable, contexts: int) -> TrainingTable:
     rows = int(table.group_sizes[:contexts].sum())
-    return replace(
-        table,
-        features=table.features[:rows],
-        labels=table.labels[:rows],
-        item_id=table.item_id[:rows],
-        rating=table.rating[:rows],
-        group_sizes=table.group_sizes[:contexts],
-        timestamp=table.timestamp[:contexts],
-        user_id=table.user_id[:contexts],
-    )
+    of_rows = {name: getattr(table, name)[:rows] for name in OF_ROWS}
+    return replace(table, **of_rows, **{name: getattr(table, name)[:contexts] for name in OF_CONTEXTS})
 
 
 def _dataset(
@@ -233,17 +223,26 @@ def _dataset(
     reference: lgb.Dataset | None = None,
 ) -> lgb.Dataset:
     rows = slice(int(bounds[contexts.start]), int(bounds[contexts.stop]))
-    groups = table.group_sizes[contexts]
-    weights = np.repeat(context_weights(table.user_id[contexts], settings.user_weight_power), groups)
+    groups, features = table.group_sizes[contexts], table.features[rows]
     return lgb.Dataset(
-        table.features[rows],
+        features,
         table.labels[rows],
         group=groups,
-        weight=weights,
-        init_score=None if base is None else base.score(table.features[rows]),
+        weight=np.repeat(context_weights(table.user_id[contexts], settings.user_weight_power), groups),
+        init_score=None if base is None else base.score(features),
         feature_name=list(table.feature_names),
         reference=reference,
     )
+
+
+def standardised(features: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """(F,) mean and (F,) scale of the known values, and (R, F) standard values, 0 where unknown."""
+    known = ~np.isnan(features)
+    count = np.maximum(known.sum(axis=0), 1)
+    mean = np.where(known, features, 0.0).sum(axis=0) / count
+    scale = np.sqrt((np.where(known, features - mean, 0.0) ** 2).sum(axis=0) / count)
+    scale = np.where(scale > 1e-6, scale, 1.0)
+    return mean, scale, np.nan_to_num((features - mean) / scale, nan=0.0)
 
 
 def fit_logistic(table: TrainingTable) -> LogisticRanker:
@@ -251,24 +250,12 @@ def fit_logistic(table: TrainingTable) -> LogisticRanker:
     where the fit does not end in numbers."""
     if len(np.unique(table.labels)) < 2:
         raise DataError("The ranker cannot be trained: its rows are all watched or all unwatched. Add more ratings.")
-    known = ~np.isnan(table.features)
-    count = np.maximum(known.sum(axis=0), 1)
-    mean = np.where(known, table.features, 0.0).sum(axis=0) / count
-    scale = np.sqrt((np.where(known, table.features - mean, 0.0) ** 2).sum(axis=0) / count)
-    scale = np.where(scale > 1e-6, scale, 1.0)
-    standard = np.nan_to_num((table.features - mean) / scale, nan=0.0).astype(np.float32)
+    mean, scale, standard = standardised(table.features)
     model = LogisticRegression(C=0.1, max_iter=300)
     # a BLAS product of these finite numbers once raised the processor's "invalid" flag; what counts is looked at below
     with np.errstate(invalid="ignore"):
-        model.fit(standard, table.labels)
+        model.fit(standard.astype(np.float32), table.labels)
     if not (np.isfinite(model.coef_).all() and np.isfinite(model.intercept_).all()):
-        raise DataError(
-            "the logistic regression did not end in finite weights; look for extreme values in the features"
-        )
-    return LogisticRanker(
-        table.feature_names,
-        mean.astype(np.float32),
-        scale.astype(np.float32),
-        model.coef_[0].astype(np.float32),
-        float(model.intercept_[0]),
-    )
+        raise DataError("the logistic regression ended in no finite weights; look for extreme values in the features")
+    weights = mean.astype(np.float32), scale.astype(np.float32), model.coef_[0].astype(np.float32)
+    return LogisticRanker(table.feature_names, *weights, float(model.intercept_[0]))

@@ -21,7 +21,6 @@ from recsys.columns import LIKED_RATING, TWO_TOWER
 from recsys.features.candidate import FEATURE_GROUPS
 from recsys.features.item_stats import SECONDS_PER_DAY
 from recsys.features.state import StateBatch
-from recsys.ranking.explain import contributions
 from recsys.ranking.ranker import Ranker
 from recsys.recommender import Recommendations
 from recsys.retrieval.retriever import ScoresTransitions
@@ -73,9 +72,9 @@ def add_contributions(
             return False
         part = scored[low : low + ROWS_AT_ONCE]
         rows = found.features[0, position[part]]  # (r, F)
-        parts = contributions(ranker, rows)
-        for at, own, values in zip(part.tolist(), parts.values, rows, strict=True):
-            explanations[at].update(_largest(parts.names, own, values, parts.bias))
+        contributions, bias = ranker.contributions(rows)
+        for at, own, values in zip(part.tolist(), contributions, rows, strict=True):
+            explanations[at].update(_largest(ranker.feature_names, own, values, bias))
     return True
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tests.contracts.no_code import assert_no_pickle, is_pickle
 
@@ -17,11 +16,6 @@ def test_every_protocol_is_found(protocol: int, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_bytes(data)
     with pytest.raises(AssertionError):
         assert_no_pickle(tmp_path)
-
-
-def test_a_torch_file_is_found(tmp_path: Path) -> None:
-    torch.save({"a": torch.zeros(1)}, tmp_path / "model.json")
-    assert is_pickle((tmp_path / "model.json").read_bytes())
 
 
 def test_json_is_not_one_and_a_foreign_extension_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from recsys.errors import BundleError, ConfigError
-from recsys.features.candidate import feature_names
 from recsys.ranking.ranker import BoostedRanker, LogisticRanker, Ranker
 from recsys.recommender import Recommender
 from tests.contracts.no_code import assert_no_pickle
@@ -18,10 +17,6 @@ from tests.planted import RECOMMENDER, planted_catalogue, planted_rankers, plant
 def ranker(request: pytest.FixtureRequest) -> Ranker:
     trees, logistic = planted_rankers()
     return trees if request.param == "trees" else logistic
-
-
-def test_names_are_those_of_the_training_table_in_order(ranker: Ranker) -> None:
-    assert ranker.feature_names == planted_training_table().feature_names
 
 
 def test_one_finite_score_a_row_whatever_is_missing(ranker: Ranker) -> None:
@@ -43,10 +38,21 @@ def test_rows_are_scored_one_by_one_or_together(ranker: Ranker) -> None:
     np.testing.assert_array_equal(ranker.score(rows), together)
 
 
-def test_positives_score_above_negatives_on_what_was_learnt_from(ranker: Ranker) -> None:
-    table = planted_training_table()
-    scores = ranker.score(table.features)
-    assert scores[table.labels == 1].mean() > scores[table.labels == 0].mean()
+@pytest.mark.parametrize("n", [1, 40])
+def test_contributions_sum_to_the_score(ranker: Ranker, n: int) -> None:
+    rows = planted_training_table().features[:n]
+    values, bias = ranker.contributions(rows)
+    assert values.shape == rows.shape
+    np.testing.assert_allclose(values.sum(axis=1) + bias, ranker.score(rows), atol=1e-4, rtol=0)
+
+
+def test_a_logistic_contribution_by_hand() -> None:
+    """(3 - 1) / 2 * 0.5 = 0.5; a missing value is at the mean and adds nothing; bias -1."""
+    ranker = LogisticRanker(("a", "b"), np.array([1, 9], "f4"), np.array([2, 3], "f4"), np.array([0.5, 4], "f4"), -1.0)
+    rows = np.array([[3, np.nan], [1, 12]], dtype=np.float32)
+    values, bias = ranker.contributions(rows)
+    assert (values.tolist(), bias) == ([[0.5, 0.0], [0.0, 4.0]], -1.0)
+    assert ranker.score(rows).tolist() == [-0.5, 3.0]
 
 
 def test_saved_and_loaded_it_scores_identically(ranker: Ranker, tmp_path: Path) -> None:
@@ -101,20 +107,6 @@ def test_a_ranker_of_other_features_is_refused(ranker: Ranker) -> None:
         Recommender(planted_catalogue(), retrievers[:3], ranker, RECOMMENDER)
     with pytest.raises(ConfigError, match="trained on other features"):
         Recommender(planted_catalogue(), retrievers[::-1], ranker, RECOMMENDER)
-
-
-def test_features_carry_every_retriever_then_the_rest() -> None:
-    names = feature_names(["a", "b"])
-    assert names[:6] == ("a_score", "a_score_below_best", "a_rank", "b_score", "b_score_below_best", "b_rank")
-    assert names[6:8] == ("merged_score", "merged_rank")
-    assert len(set(names)) == len(names)
-
-
-def test_the_logistic_score_is_the_formula() -> None:
-    """((3 - 1) / 2) * 0.5 + 0 (missing, so at the mean) * 4 - 1 = -0.5"""
-    ranker = LogisticRanker(("a", "b"), np.array([1.0, 9.0]), np.array([2.0, 3.0]), np.array([0.5, 4.0]), -1.0)
-    scores = ranker.score(np.array([[3.0, np.nan], [1.0, 12.0]], dtype=np.float32))
-    assert scores.tolist() == [-0.5, 3.0]
 
 
 def test_gain_is_given_by_feature_name() -> None:

@@ -68,13 +68,6 @@ def test_top_is_best_first_unseen_and_padded(retriever: Retriever, k: int) -> No
         assert (shown[1:][tied] > shown[:-1][tied]).all(), "ties by the lower row number"
 
 
-def test_a_shorter_top_is_the_start_of_a_longer_one(retriever: Retriever) -> None:
-    answer = retriever.answer(all_users())
-    longest, _ = answer.top(N_ITEMS)
-    for k in (1, 3, 12, 25):
-        np.testing.assert_array_equal(answer.top(k)[0], longest[:, :k])
-
-
 def test_top_is_the_brute_force_order_of_at(retriever: Retriever) -> None:
     states = all_users()
     answer = retriever.answer(states)
@@ -86,17 +79,6 @@ def test_top_is_the_brute_force_order_of_at(retriever: Retriever) -> None:
             said = [i for i in said if every[row, i] != 0]
         assert sorted(item_idx[row][item_idx[row] >= 0]) == said
         np.testing.assert_allclose(scores[row, : len(said)], np.sort(every[row, said])[::-1], rtol=1e-5, atol=1e-5)
-
-
-def test_at_gives_the_scores_of_top_and_0_where_there_is_no_item(retriever: Retriever) -> None:
-    answer = retriever.answer(all_users())
-    item_idx, scores = answer.top(30)
-    at = answer.at(item_idx)
-    assert at.shape == item_idx.shape
-    assert at.dtype == np.float32
-    np.testing.assert_allclose(at, np.where(item_idx >= 0, scores, 0.0), rtol=1e-5, atol=1e-5)
-    assert (at[item_idx == -1] == 0.0).all()
-    np.testing.assert_array_equal(answer.at(np.full((len(at), 2), -1)), np.zeros((len(at), 2), np.float32))
 
 
 def test_seen_items_can_be_scored_but_are_never_returned(retriever: Retriever) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from recsys.atomic_io import read_json, write_json
 from recsys.errors import BundleError, ConfigError
-from recsys.ranking.calibration import COUNT, HABITS, LIKE, MAPS, Isotonic, Platt, Probabilities, log_shares, map_of
+from recsys.ranking.calibration import COUNT, HABITS, LIKE, MAPS, Isotonic, Platt, Probabilities, map_of
 from recsys.ranking.ranker import LogisticRanker
 
 NAMES = ("noise", COUNT, *HABITS)
@@ -31,17 +31,6 @@ def world(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     features = rng.random((5, 30, len(NAMES))).astype(np.float32)
     features[3, :, 1:] = 0.0
     return ranked, features
-
-
-def test_log_shares_by_hand() -> None:
-    scores = np.array([[math.log(8), math.log(2), -np.inf], [0.0, 0.0, 0.0]], dtype=np.float32)
-    expected = [[0.8, 0.2, 0.0], [1 / 3, 1 / 3, 1 / 3]]
-    np.testing.assert_allclose(np.exp(log_shares(scores, 1.0)), expected, atol=1e-7)
-    halved = [[2 / 3, 1 / 3, 0.0], [1 / 3, 1 / 3, 1 / 3]]
-    np.testing.assert_allclose(np.exp(log_shares(scores, 2.0)), halved, atol=1e-7)
-    assert np.isneginf(log_shares(np.full((1, 2), -np.inf), 1.0)).all()
-    np.testing.assert_allclose(log_shares(np.array([[1e5, 1e5]]), 1.0), math.log(0.5))
-    assert log_shares(np.zeros((2, 0)), 1.0).shape == (2, 0)
 
 
 def test_watch_is_the_map_of_the_share_at_each_place() -> None:
@@ -80,7 +69,7 @@ def test_like_is_the_map_of_the_score_and_a_newcomers_habits_are_unknown() -> No
     assert (features[3, :, 2:] == 0).all(), "the caller's rows are not changed"
 
 
-@pytest.mark.parametrize("watch_map", [LEADERBOARD, Platt(1.1, 0.3), Platt(0.0, -2.0)])
+@pytest.mark.parametrize("watch_map", [LEADERBOARD, Platt(1.1, 0.3)])
 def test_probabilities_lie_in_0_to_1_and_never_fall_as_the_score_rises(watch_map: Isotonic | Platt) -> None:
     ranked, features = world(1)
     fitted = Probabilities(0.7, watch_map, SCORE, LEADERBOARD)

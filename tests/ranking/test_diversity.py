@@ -10,7 +10,6 @@ from tests.planted import (
     DAY,
     N_ITEMS,
     RECOMMENDER,
-    planted_catalogue,
     planted_histories,
     planted_recommender,
     planted_split,
@@ -51,20 +50,11 @@ def assert_by_hand(got: list[int], scores: list[float], vectors: list[list[float
 @pytest.mark.parametrize("absent", [0, 5])
 @pytest.mark.parametrize("diversity", STEPS)
 def test_the_order_is_that_of_the_definition(diversity: float, absent: int) -> None:
-    for seed in range(20):
+    for seed in range(8):
         scores, vectors = pool(np.random.default_rng(seed), absent)
         got = most_diverse(scores, vectors, 9, diversity)
         for b in range(len(scores)):
             assert_by_hand(got[b].tolist(), scores[b].tolist(), vectors[b].tolist(), 9, diversity)
-
-
-def test_three_items_worked_out() -> None:
-    """Relevance 1, 0.9, 0. The second is a copy of the first, the third is of another genre. From the second place on,
-    the copy is worth 0.9(1 - d) - d and the other 0: they change places at d = 0.9/1.9 = 0.474."""
-    scores = np.array([[2.0, 1.8, 0.0]], np.float32)
-    vectors = np.array([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]], np.float32)
-    assert most_diverse(scores, vectors, 3, 0.47).tolist() == [[0, 1, 2]]
-    assert most_diverse(scores, vectors, 3, 0.48).tolist() == [[0, 2, 1]]
 
 
 def test_absent_candidates_come_last_and_nothing_is_chosen_twice() -> None:
@@ -126,26 +116,3 @@ def test_an_answer_holds_what_the_ranker_said_of_each_item(k: int, diversity: fl
         assert [of[int(i)] for i in got.item_ids[b]] == list(zip(got.scores[b], got.position[b], strict=True))
         assert set(got.item_ids[b]) <= set(plain.item_ids[b, : max(seen, k)])
         np.testing.assert_array_equal(got.item_ids[b, seen:], plain.item_ids[b, seen:k])
-
-
-def genre_spread(item_ids: np.ndarray) -> float:
-    """Mean 1 - cosine over all pairs of all lists, by loops."""
-    genres = planted_catalogue().genres
-    found = []
-    for row in planted_catalogue().to_idx(item_ids):
-        for i, a in enumerate(row):
-            for b in row[:i]:
-                length = float(np.sqrt(genres[a].sum() * genres[b].sum()))
-                found.append(1.0 - float(genres[a] @ genres[b]) / length if length else 1.0)
-    return float(np.mean(found))
-
-
-def test_lists_become_more_varied_and_less_relevant_with_diversity() -> None:
-    """The planted lists are of one taste each, so there is variety to gain."""
-    answers = [planted_recommender().recommend(states(), context(), 5, diversity=d) for d in (0.0, 0.2, 0.5, 1.0)]
-    spread = [genre_spread(a.item_ids) for a in answers]
-    score = [float(a.scores.mean()) for a in answers]
-    assert spread[0] + 0.1 < spread[-1]
-    assert spread == sorted(spread)
-    assert score == sorted(score, reverse=True)
-    assert len({*score}) == len(score)

@@ -14,7 +14,6 @@ from recsys.ranking.training import (
     RankerSettings,
     TrainingTable,
     UnsampledCandidates,
-    context_weights,
     early_contexts,
     fit_boosted,
     fit_early,
@@ -68,20 +67,6 @@ def test_the_trees_put_the_planted_positives_first_also_where_they_have_not_lear
     assert said == [f"ranker: 1 trees on the first contexts, NDCG@{STOPPING_DEPTH} 1.0000 on the last"]
 
 
-def test_the_same_table_and_seed_give_the_same_trees() -> None:
-    first, second = (fit_boosted(table(), SETTINGS).booster.model_to_string() for _ in range(2))
-    assert first == second
-
-
-def test_early_stopping_looks_at_the_last_contexts_only() -> None:
-    """Where the last contexts say the opposite of the first, one tree is as good as it gets."""
-    turned = table()
-    turned.features[:, [c for c in range(5) if c != TELLING]] = 0.0
-    split = int(60 * (1 - SETTINGS.holdout)) * 10
-    turned.features[split:, TELLING] *= -1
-    assert fit_early(turned, SETTINGS).booster.best_iteration == 1
-
-
 @pytest.mark.parametrize(("kept", "expected"), [(7, 9), (6, 8), (23, 30), (0, 1)])
 def test_the_whole_fit_takes_more_trees_in_proportion_up_to_the_most(kept: int, expected: int) -> None:
     """45 of 60 contexts come early, so 7 trees become 9.3 and 6 become 8; 23 would become 30.7, and 30 are the most."""
@@ -112,26 +97,6 @@ def test_too_few_contexts_are_refused_and_just_enough_are_not() -> None:
     with pytest.raises(DataError, match=f"only {FEWEST_CONTEXTS - 1} contexts of the ranker's window .* too small"):
         fit_boosted(table(FEWEST_CONTEXTS - 1), SETTINGS)
     fit_boosted(table(FEWEST_CONTEXTS), SETTINGS)
-
-
-@pytest.mark.parametrize(
-    ("users", "power", "expected"),
-    [
-        ([1, 2, 3], 0.5, [1.0, 1.0, 1.0]),
-        ([1, 1, 2], 1.0, [0.75, 0.75, 1.5]),
-        ([5, 5, 5, 5, 9], 0.5, [5 / 6, 5 / 6, 5 / 6, 5 / 6, 5 / 3]),
-        ([1, 1, 2], 0.0, [1.0, 1.0, 1.0]),
-    ],
-)
-def test_context_weights(users: list[int], power: float, expected: list[float]) -> None:
-    np.testing.assert_allclose(context_weights(np.array(users), power), expected, rtol=1e-12)
-
-
-def test_the_logistic_baseline_puts_the_planted_positives_first() -> None:
-    ranker = fit_logistic(table())
-    assert ranker.feature_names == NAMES
-    assert first_in_every_context(ranker.score(table(seed=1).features), table(seed=1))
-    assert abs(ranker.weights).argmax() == TELLING
 
 
 def test_a_column_without_any_value_and_one_that_never_changes_do_no_harm() -> None:

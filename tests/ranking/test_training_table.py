@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from recsys.columns import ITEM_ID, TIMESTAMP
-from recsys.features.item_stats import ItemStats, day_of
+from recsys.features.item_stats import ItemStats
 from recsys.features.prediction_points import PredictionPoints
 from recsys.features.state import StateBatch
 from recsys.ranking.training import TrainingTable
@@ -140,18 +140,6 @@ def test_a_sample_of_unsampled_candidates_is_seeded_and_does_not_depend_on_the_t
     np.testing.assert_array_equal(build(1, unsampled_candidates=9).item_id, build(1).item_id)
 
 
-def test_features_are_those_that_are_served() -> None:
-    """The rows of one context equal what the recommender computes for that user alone at that moment."""
-    recommender, _, _, _ = parts()
-    table = build()
-    for (user, moment), rows in list(by_context(table).items())[:8]:
-        states = planted_histories().states_at(np.array([user]), moment)
-        stats = planted_timeline().as_of(int(day_of(moment)))
-        features = recommender.features(states, recommender.retrieve(states), stats)
-        np.testing.assert_allclose(table.features[rows], features[0, : rows.stop - rows.start], rtol=1e-4, atol=1e-5)
-    assert table.feature_names == recommender.feature_names
-
-
 def test_statistics_of_the_listed_items_and_days_are_all_that_features_read() -> None:
     """Every other item's statistics are rubbish, and not a feature moves."""
     recommender, _, states, retrieved = parts()
@@ -176,18 +164,6 @@ def test_statistics_of_the_listed_items_and_days_are_all_that_features_read() ->
 
     filled = build_training_table(*parts(), partly, negatives=EVERYTHING)
     np.testing.assert_array_equal(filled.features, build().features)
-
-
-def test_contexts_are_retrieved_in_batches_of_one_day_with_progress() -> None:
-    recommender, contexts, states, _ = parts()
-    calls: list[tuple[int, int]] = []
-    retrieved = retrieve_contexts(recommender, contexts, states, lambda done, of: calls.append((done, of)))
-    assert np.concatenate([r.rows for r in retrieved]).tolist() == list(range(len(contexts)))
-    for part in retrieved:
-        assert set(day_of(contexts.timestamp[part.rows]).tolist()) == {part.day}
-        assert part.candidates.item_idx.shape[1] == recommender.settings.rank
-    assert calls[-1] == (len(contexts), len(contexts))
-    assert [done for done, _ in calls] == np.cumsum([len(r.rows) for r in retrieved]).tolist()
 
 
 def test_a_window_without_events_gives_an_empty_table() -> None:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
-from implicit.cpu.als import AlternatingLeastSquares
 
 from recsys.errors import BundleError
 from recsys.retrieval.ials import Ials
@@ -58,15 +56,6 @@ def test_the_folded_in_vector_is_the_least_squares_solution(power: float) -> Non
     expected = least_squares(fitted.factors.astype(np.float64), weights)
     np.testing.assert_allclose(fitted.encode(states)[0], expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(every(fitted, states, N)[0], fitted.factors @ expected, rtol=1e-4, atol=1e-5)
-
-
-def test_with_even_weights_it_is_the_fold_in_of_the_library() -> None:
-    """The library calls the whole confidence of an event alpha, the paper writes 1 + alpha."""
-    fitted, rated = fit(power=0.0), [1, 3, 8, 12]
-    library = AlternatingLeastSquares(DIM, regularization=REGULARISATION, alpha=1.0 + ALPHA, num_threads=1)
-    library.item_factors = fitted.factors
-    x = sp.csr_matrix((np.ones(4, np.float32), ([0] * 4, rated)), shape=(1, N))
-    np.testing.assert_allclose(fitted.encode(state(rated))[0], library.recalculate_user(0, x), rtol=1e-4, atol=1e-5)
 
 
 def test_the_fit_stands_still_under_the_equations_of_the_fold_in() -> None:
@@ -125,19 +114,6 @@ def test_items_without_events_take_no_place_in_the_index() -> None:
     assert expected[0].min() >= 300
     found, _ = indexed.answer(states).top(60)
     np.testing.assert_array_equal(found, expected)
-
-
-def test_somebody_cold_gets_zeros() -> None:
-    fitted = fit()
-    np.testing.assert_array_equal(fitted.encode(state([])), np.zeros((1, DIM), np.float32))
-    assert fitted.answer(state([])).top(3)[0].tolist() == [[-1, -1, -1]]
-
-
-def test_a_item_rated_twice_is_one_interaction() -> None:
-    user, item = events()
-    settings = {"dim": DIM, "regularisation": REGULARISATION, "alpha": ALPHA, "iterations": 15, "power": 1.0}
-    doubled = Ials.fit(np.append(user, user[:30]), np.append(item, item[:30]), N, **settings)
-    np.testing.assert_array_equal(doubled.factors, fit().factors)
 
 
 def test_the_seed_decides_every_bit_and_the_row_numbers_of_users_none() -> None:

@@ -40,16 +40,6 @@ def test_what_is_hidden_is_never_returned_and_what_is_best_of_the_rest_is(index:
     assert np.mean(right) >= {"exact": 1.0, "ivf": 0.9}[index.kind]
 
 
-def test_where_fewer_are_left_than_asked_for_the_rest_is_padding(index: VectorIndex) -> None:
-    left = np.array([3, 77, 1_234])
-    found, scores = index.search(QUERIES[:1], 5, [np.setdiff1d(np.arange(N), left)])
-    assert sorted(found[0, :3].tolist()) == left.tolist()
-    assert found[0, 3:].tolist() == [-1, -1]
-    assert np.isneginf(scores[0, 3:]).all()
-    nothing, _ = index.search(QUERIES[:1], 5, [np.arange(N)])
-    assert nothing.tolist() == [[-1] * 5]
-
-
 def test_ivf_looks_into_the_more_lists_the_more_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two lists of 51 where nothing is hidden: what is allowed by a narrow filter lies in any of them."""
     monkeypatch.setattr("recsys.retrieval.index.IVF_PROBES", 2)
@@ -60,9 +50,3 @@ def test_ivf_looks_into_the_more_lists_the_more_is_hidden(monkeypatch: pytest.Mo
     found, _ = index.search(QUERIES, K, [np.setdiff1d(np.arange(N), left)] * B)
     for row in range(B):
         assert found[row].tolist() == shown(QUERIES[row], np.setdiff1d(np.arange(N), left), K)
-
-
-@pytest.mark.parametrize(("hidden", "lists"), [(0, 4), (1, 5), (N // 2, 8), (N * 3 // 4, 16), (N - 3, 51)])
-def test_ivf_looks_into_lists_in_proportion(hidden: int, lists: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recsys.retrieval.index.IVF_PROBES", 4)
-    assert VectorIndex.build(VECTORS, "ivf")._options(np.arange(hidden)).nprobe == lists

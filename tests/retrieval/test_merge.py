@@ -78,28 +78,6 @@ def test_fusion_equals_the_loop(fetch: int, keep: int, restricted: str) -> None:
         assert not got.retriever_scores[b, n:].any()
 
 
-def test_a_score_worked_out_by_hand() -> None:
-    """Item 1: first of retriever a (weight 2), second of b (weight 1/2): 2 / 21 + 0.5 / 22."""
-    seen = [np.array([], dtype=int)]
-    given = {
-        "a": DenseScores(np.array([[0.0, 5.0, 0.0]], np.float32), seen),
-        "b": DenseScores(np.array([[0.0, 1.0, 2.0]], np.float32), seen),
-    }
-    got = merge(given, WEIGHTS, seen, 3, fetch=3, keep=3)
-    assert got.item_idx.tolist() == [[1, 2, 0]]
-    np.testing.assert_allclose(got.rrf_score, [[2 / 21 + 0.5 / 22, 0.5 / 21, 0.0]], rtol=1e-6)
-    assert got.retriever_ranks.tolist() == [[[1, 2], [0, 1], [0, 0]]]
-    assert got.retriever_scores.tolist() == [[[5.0, 1.0], [0.0, 2.0], [0.0, 0.0]]]
-
-
-def test_when_the_retrievers_run_out_the_catalogue_follows_by_row_number() -> None:
-    seen = [np.array([1, 4])]
-    no_score = {"a": DenseScores(np.zeros((1, N), np.float32), seen)}
-    got = merge(no_score, {}, seen, N, fetch=5, keep=7)
-    assert got.item_idx.tolist() == [[0, 2, 3, 5, 6, 7, 8]]
-    assert not got.rrf_score.any()
-
-
 def test_best_is_the_start_of_every_list() -> None:
     got = merge(answers(seen_lists()), WEIGHTS, seen_lists(), N, fetch=5, keep=9)
     best = got.best(4)

@@ -36,10 +36,6 @@ def test_known_events_are_those_up_to_the_cutoff_by_user_time_and_item(cutoff: i
     assert (made.cutoff, made.n_items) == (cutoff, N_ITEMS)
 
 
-def test_every_retriever_but_the_towers_has_default_settings() -> None:
-    assert set(config_for(planted_tables().events).retrievers) == set(RETRIEVERS) - {TWO_TOWER}
-
-
 @pytest.mark.parametrize("name", [name for name in RETRIEVERS if name != TWO_TOWER])
 def test_each_is_fitted_by_name_and_comes_back_as_itself(name: str, tmp_path: Path) -> None:
     made = fit_retriever(name, known(planted_split().end), config_for(planted_tables().events).retrievers[name])
@@ -51,16 +47,6 @@ def test_each_is_fitted_by_name_and_comes_back_as_itself(name: str, tmp_path: Pa
     states = planted_histories().states_at(planted_histories().user_ids, planted_split().end)
     for first, second in zip(made.answer(states).top(N_ITEMS), loaded.answer(states).top(N_ITEMS), strict=True):
         np.testing.assert_array_equal(first, second)
-
-
-def test_a_folder_gives_what_it_holds_in_the_order_of_the_vocabulary(tmp_path: Path) -> None:
-    save_retrievers(planted_retrievers()[::-1], tmp_path / "all")
-    assert tuple(s.name for s in load_retrievers(tmp_path / "all", planted_catalogue())) == RETRIEVERS
-    save_retrievers([planted_retrievers()[4], planted_retrievers()[1]], tmp_path / "some")
-    assert tuple(s.name for s in load_retrievers(tmp_path / "some", planted_catalogue())) == (
-        RETRIEVERS[1],
-        RETRIEVERS[4],
-    )
 
 
 def test_a_folder_without_retrievers_is_refused(tmp_path: Path) -> None:

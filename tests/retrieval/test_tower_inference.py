@@ -12,31 +12,14 @@ from scipy.special import ndtr
 
 from recsys.bundle import save_retrievers
 from recsys.features.state import HISTORY_LENGTH, StateBatch
-from recsys.retrieval.tower_inputs import GAP_EDGES_S, TowerShape, gap_levels, rating_levels, tokens_of
+from recsys.retrieval.tower_inputs import GAP_EDGES_S, gap_levels, rating_levels, tokens_of
 from recsys.retrieval.two_tower import TwoTower, encode_states
-from recsys.retrieval.two_tower_retriever import TowerEncoder, gelu, normalised
+from recsys.retrieval.two_tower_retriever import TowerEncoder, gelu
 from tests.planted import N_ITEMS, planted_catalogue, planted_histories, planted_retrievers
+from tests.retrieval.histories import tower as model
 
 USERS = 120
 NOW = 2_000_000_000
-
-
-def model(**changes: object) -> TwoTower:
-    """Random weights everywhere, also where a fresh model has zeros that would hide a path."""
-    catalogue = planted_catalogue()
-    shape = TowerShape(
-        n_items=N_ITEMS,
-        n_genres=len(catalogue.genre_names),
-        n_words=len(catalogue.vocabulary),
-        profile_sizes=catalogue.profile_sizes,
-        dim=16,
-    )
-    torch.manual_seed(3)
-    made = TwoTower(replace(shape, **changes), catalogue).eval()  # type: ignore[arg-type]
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return made
 
 
 def encoder(made: TwoTower) -> TowerEncoder:
@@ -61,20 +44,13 @@ def random_states(seed: int = 0) -> StateBatch:
     return replace(cold, item_idx=item_idx, ratings=ratings, timestamps=times, profile=profile)
 
 
-@pytest.mark.parametrize("changes", [{}, {"layers": 1}, {"layers": 3, "heads": 4}, {"heads": 1}, {"max_length": 10}])
+@pytest.mark.parametrize("changes", [{}, {"layers": 1}, {"layers": 3, "heads": 4}, {"layers": 0}, {"max_length": 10}])
 def test_the_vectors_are_those_of_torch(changes: dict[str, object]) -> None:
     made = model(**changes)
     states = random_states()
     expected = encode_states(made, states)
     assert np.abs(expected).max() > 1.0
     np.testing.assert_allclose(encoder(made).encode(states), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_without_layers_the_newest_token_alone_is_read() -> None:
-    made = model(layers=0)
-    np.testing.assert_allclose(
-        encoder(made).encode(random_states()), encode_states(made, random_states()), rtol=1e-5, atol=1e-5
-    )
 
 
 def test_scores_of_attention_that_exp_cannot_hold_are_no_trouble() -> None:
@@ -90,27 +66,10 @@ def test_scores_of_attention_that_exp_cannot_hold_are_no_trouble() -> None:
     np.testing.assert_allclose(encoder(made).encode(states), encode_states(made, states), rtol=1e-3, atol=1e-3)
 
 
-def test_a_batch_gives_what_its_rows_give_one_by_one() -> None:
-    made, states = encoder(model()), random_states()
-    together = made.encode(states)
-    assert together.dtype == np.float32
-    for row in range(USERS):
-        np.testing.assert_allclose(made.encode(states.rows([row]))[0], together[row], rtol=1e-4, atol=1e-5)
-    assert made.encode(states.rows(slice(0, 0))).shape == (0, 16)
-
-
 def test_gelu_is_x_times_the_normal_distribution_function() -> None:
     x = np.linspace(-12, 12, 100_001).astype(np.float32)[None]
     np.testing.assert_allclose(gelu(x), x * ndtr(x.astype(np.float64)), rtol=0, atol=8e-7)
     assert gelu(np.float32([[-100.0, 0.0, 100.0]])).tolist() == [[0.0, 0.0, 100.0]]
-
-
-def test_normalised_rows_of_mean_zero_are_those_of_the_layer_norm() -> None:
-    x = np.random.default_rng(0).standard_normal((5, 16)).astype(np.float32)
-    x -= x.mean(axis=1, keepdims=True)
-    expected = torch.nn.functional.layer_norm(torch.from_numpy(x), (16,)).numpy()
-    np.testing.assert_allclose(normalised(x), expected, rtol=1e-5, atol=1e-6)
-    assert normalised(np.zeros((1, 16), np.float32)).tolist() == [[0.0] * 16]
 
 
 def test_the_tokens_of_a_state_worked_out_by_hand() -> None:

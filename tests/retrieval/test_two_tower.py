@@ -1,41 +1,16 @@
 """The model's inside: who sees what."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
-from recsys.retrieval.tower_inputs import TowerShape, WindowCutter, gap_levels, rating_levels
-from recsys.retrieval.two_tower import TwoTower, encode_states
-from tests.planted import DAY, N_ITEMS, START, planted_catalogue, planted_histories
+from recsys.retrieval.tower_inputs import WindowCutter
+from recsys.retrieval.two_tower import encode_states
+from tests.planted import N_ITEMS, planted_catalogue, planted_histories
+from tests.retrieval.histories import tower
 
 LENGTH = 10
-
-
-def shape(**changes: object) -> TowerShape:
-    catalogue = planted_catalogue()
-    base = TowerShape(
-        n_items=N_ITEMS,
-        n_genres=len(catalogue.genre_names),
-        n_words=len(catalogue.vocabulary),
-        profile_sizes=catalogue.profile_sizes,
-        dim=8,
-        layers=2,
-        heads=2,
-        max_length=LENGTH,
-    )
-    return replace(base, **changes)  # type: ignore[arg-type]
-
-
-def model(seed: int = 0, **changes: object) -> TwoTower:
-    """Random weights everywhere, also where a fresh model has zeros that would hide a path."""
-    torch.manual_seed(seed)
-    made = TwoTower(shape(**changes), planted_catalogue()).eval()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return made
+SMALL = {"dim": 8, "max_length": LENGTH}
 
 
 def tokens(b: int = 3, length: int = LENGTH) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -50,7 +25,7 @@ def tokens(b: int = 3, length: int = LENGTH) -> tuple[torch.Tensor, torch.Tensor
 
 @pytest.mark.parametrize("which", range(3))
 def test_a_later_token_changes_no_earlier_hidden_vector(which: int) -> None:
-    made = model()
+    made = tower(**SMALL)
     before = made.encode(*tokens())
     for position in range(LENGTH):
         changed = [t.clone() for t in tokens()]
@@ -61,7 +36,7 @@ def test_a_later_token_changes_no_earlier_hidden_vector(which: int) -> None:
 
 
 def test_the_profile_reaches_every_position_and_no_user_reaches_another() -> None:
-    made = model()
+    made = tower(**SMALL)
     before = made.encode(*tokens())
     item_idx, ratings, gaps, profile = tokens()
     profile[1, 0] = 2
@@ -70,19 +45,9 @@ def test_the_profile_reaches_every_position_and_no_user_reaches_another() -> Non
     assert (after[1] - before[1]).abs().amax(dim=-1).min() > 1e-5
 
 
-def test_padding_behind_changes_nothing() -> None:
-    made = model()
-    item_idx, ratings, gaps, profile = (t[:, :6] for t in tokens())
-    empty = torch.zeros(3, 4, dtype=torch.int64)
-    padded = made.encode(
-        torch.cat([item_idx, empty - 1], 1), torch.cat([ratings, empty], 1), torch.cat([gaps, empty], 1), profile
-    )
-    torch.testing.assert_close(padded[:, :7], made.encode(item_idx, ratings, gaps, profile), rtol=1e-5, atol=1e-6)
-
-
 def test_tokens_carry_no_absolute_position_but_their_distance_to_the_start() -> None:
     """Padding in front moves only the start token away: with a flat bias nothing changes."""
-    made = model()
+    made = tower(**SMALL)
     item_idx, ratings, gaps, profile = (t[:, :6] for t in tokens())
     empty = torch.zeros(3, 4, dtype=torch.int64)
     padded = (torch.cat([empty - 1, item_idx], 1), torch.cat([empty, ratings], 1), torch.cat([empty, gaps], 1), profile)
@@ -95,7 +60,7 @@ def test_tokens_carry_no_absolute_position_but_their_distance_to_the_start() -> 
 
 
 def test_item_vectors_are_id_plus_content() -> None:
-    made, catalogue = model(), planted_catalogue()
+    made, catalogue = tower(**SMALL), planted_catalogue()
     items = made.items
     vectors = made.item_vectors()
     assert vectors.shape == (N_ITEMS, 8)
@@ -110,7 +75,7 @@ def test_item_vectors_are_id_plus_content() -> None:
 
 
 def test_id_dropout_drops_whole_ids_while_training_only() -> None:
-    made = model(id_dropout=0.5)
+    made = tower(**SMALL, id_dropout=0.5)
     everything = made.item_vectors()
     made.train()
     torch.manual_seed(0)
@@ -123,34 +88,9 @@ def test_id_dropout_drops_whole_ids_while_training_only() -> None:
         torch.testing.assert_close(made.eval().item_vectors(), everything)
 
 
-@pytest.mark.parametrize("events", [1, 4, 9, 10, 12])
-def test_a_served_state_reads_exactly_as_its_window_did_in_training(events: int) -> None:
-    """Also with fewer events than the row is long, and with more than the model reads."""
-    made, h = model(), planted_histories()
-    user = 4
-    start = int(h.offset[user])
-    now = int(h.timestamps[start + 11]) + 50 * DAY
-    states = h.states_at(h.user_ids[user : user + 1], now)
-    last = slice(64 - 12, 64 - 12 + events)
-    item_idx, ratings, times = (np.full((1, 64), fill, dtype) for fill, dtype in ((-1, int), (0, np.float32), (0, int)))
-    for full, part in ((item_idx, states.item_idx), (ratings, states.ratings), (times, states.timestamps)):
-        full[:, 64 - events :] = part[:, last]
-    served = encode_states(made, replace(states, item_idx=item_idx, ratings=ratings, timestamps=times))
-    kept = min(events, LENGTH)
-    items, seconds = item_idx[:, 64 - kept :], times[:, 64 - kept :]
-    hidden = made.encode(
-        torch.from_numpy(items),
-        torch.from_numpy(rating_levels(ratings[:, 64 - kept :])),
-        torch.from_numpy(np.append(0, gap_levels(np.diff(seconds[0])))[None]),
-        torch.from_numpy(states.profile),
-    )
-    expected = made.query(hidden[:, kept], torch.from_numpy(gap_levels(now - seconds[:, -1])))
-    np.testing.assert_allclose(served, expected.detach().numpy(), rtol=1e-4, atol=1e-5)
-
-
 def test_a_state_and_a_training_query_give_the_same_user_vector() -> None:
     """Every query of uncut windows against the state at the moment of its target: no skew between the two ways."""
-    made, h = model(max_length=16), planted_histories()
+    made, h = tower(**SMALL | {"max_length": 16}), planted_histories()
     cutter = WindowCutter(h, 10**10, 16)
     bounds, users = cutter.cut(np.random.default_rng(0))
     w = cutter.windows(bounds, users)
@@ -169,12 +109,3 @@ def _events(user: int) -> list[tuple[int, int]]:
     h = planted_histories()
     mine = slice(h.offset[user], h.offset[user + 1])
     return list(zip(h.item_idx[mine].tolist(), h.timestamps[mine].tolist(), strict=True))
-
-
-def test_somebody_cold_is_read_at_the_start_token() -> None:
-    made = model()
-    cold = planted_histories().states_at(np.array([999]), START)
-    empty = torch.zeros(1, 0, dtype=torch.int64)
-    hidden = made.encode(empty, empty, empty, torch.from_numpy(cold.profile))
-    expected = made.query(hidden[:, 0], torch.zeros(1, dtype=torch.int64))
-    np.testing.assert_allclose(encode_states(made, cold), expected.detach().numpy(), rtol=1e-4, atol=1e-5)

@@ -125,20 +125,6 @@ def test_a_training_that_stopped_early_stays_stopped_when_it_is_run_again(tmp_pa
     assert (len(again.log.losses), again.log.best_epoch) == (3, 1)
 
 
-def test_an_epoch_takes_at_most_the_events_asked_for() -> None:
-    capped = trainer(replace(SHORT, epochs=1, max_events_per_epoch=50, batch_events=24))
-    seen = []
-    capped.cutter.windows = lambda bounds, users: (
-        seen.append(bounds)
-        or type(capped.cutter).windows(  # type: ignore[method-assign,func-returns-value]
-            capped.cutter, bounds, users
-        )
-    )
-    capped.fit()
-    sizes = [int((b[:, 1] - b[:, 0]).sum()) for b in seen]
-    assert 50 < sum(sizes) <= 50 + 8
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -184,13 +170,6 @@ def test_validation_is_ndcg_by_loops() -> None:
 
 
 # --- what is learnt
-
-
-def test_training_lowers_the_loss_below_the_uniform_guess_over_one_taste() -> None:
-    made = trainer(TOWER)
-    made.fit()
-    assert made.log.losses[0] > np.log(N_RATED / 2)
-    assert made.log.losses[-1] < np.log(N_RATED / 2) + 0.15
 
 
 def test_an_unrated_item_lies_nearest_to_its_twin_in_content() -> None:

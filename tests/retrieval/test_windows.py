@@ -48,7 +48,7 @@ def owner_of(histories: Histories) -> dict[int, int]:
     }
 
 
-@pytest.mark.parametrize("epoch", range(4))
+@pytest.mark.parametrize("epoch", range(2))
 def test_no_context_holds_the_target_its_second_or_anything_later(
     histories: Histories, cutter: WindowCutter, epoch: int
 ) -> None:
@@ -82,7 +82,7 @@ def test_every_known_event_is_a_token_once_and_a_target_at_most_once(
     known = histories.item_idx[histories.timestamps <= CUTOFF]
     assert cutter.n_events == len(known)
     targets: set[int] = set()
-    for epoch in range(12):
+    for epoch in range(8):
         bounds, users = cutter.cut(np.random.default_rng(epoch))
         w = cutter.windows(bounds, users)
         tokens = w.item_idx[w.item_idx >= 0]
@@ -90,18 +90,6 @@ def test_every_known_event_is_a_token_once_and_a_target_at_most_once(
         assert len(set(w.target_item.tolist())) == len(w.target_item)
         targets |= set(w.target_item.tolist())
     assert targets == set(known.tolist()), "random offsets: in time every event is a target"
-
-
-def test_windows_are_at_most_as_long_as_asked_and_start_anew_each_epoch(cutter: WindowCutter) -> None:
-    first, users = cutter.cut(np.random.default_rng(0))
-    lengths = first[:, 1] - first[:, 0]
-    assert lengths.min() >= 1
-    assert lengths.max() == LENGTH
-    second, _ = cutter.cut(np.random.default_rng(1))
-    assert sorted(map(tuple, first)) != sorted(map(tuple, second))
-    again, again_users = cutter.cut(np.random.default_rng(0))
-    np.testing.assert_array_equal(again, first)
-    np.testing.assert_array_equal(again_users, users)
 
 
 def test_arrays_worked_out_by_hand() -> None:

@@ -146,7 +146,7 @@ def test_contributions_of_the_best_items_come_first_and_end_with_the_time(
 def test_what_cannot_be_explained_in_time_or_at_all_costs_no_answer(
     client: httpx.Client, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module, name, value in ((answers, "EXPLAIN_SHARE", 1e-9), (explain, "contributions", broken)):
+    for module, name, value in ((answers, "EXPLAIN_SHARE", 1e-9), (BoostedRanker, "contributions", broken)):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, value)
             body = get(client)
