@@ -219,7 +219,7 @@ def _fit_like_score(names: tuple[str, ...], rows: FloatArray, liked: BoolArray) 
     full = np.zeros((3, len(names)), dtype=np.float32)
     full[1] = 1.0
     full[:, columns] = mean, scale, model.coef_[0]
-    return LogisticRanker(names, *full, float(model.intercept_[0]))
+    return LogisticRanker(names, full[0], full[1], full[2], float(model.intercept_[0]))
 
 
 def _column(names: tuple[str, ...], rows: FloatArray, name: str) -> LogisticRanker:
