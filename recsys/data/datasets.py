@@ -3,10 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from recsys.data.layouts import ML_1M, ML_100K, ML_LATEST
 from recsys.errors import ConfigError
-
-_BASE_URL: Final = "https://files.grouplens.org/datasets/movielens"
 
 CITATION: Final = (
     "F. Maxwell Harper and Joseph A. Konstan. 2015. The MovieLens Datasets: History and Context. "
@@ -19,21 +16,23 @@ class Dataset:
     """One archive that GroupLens publishes.
 
     md5           of the archive; None where the content changes: then `<url>.md5` is read at download time
-    layout        which format its files have, one of the names in `layouts`
     size_mb       of the archive, roughly, for the message before a download
     may_be_passed_on   whether its terms let a user redistribute it (under the same terms)
     """
 
     name: str
-    url: str
     md5: str | None
-    layout: str
     size_mb: int
-    may_be_passed_on: bool
+    may_be_passed_on: bool = False
+    host: str = "https://files.grouplens.org/datasets/movielens"
+
+    @property
+    def url(self) -> str:
+        return f"{self.host}/{self.name}.zip"
 
     @property
     def terms(self) -> str:
-        """What a person must know before using the data, in short; the README in the archive is what holds."""
+        """In short; the README in the archive is what holds."""
         pass_on = (
             "pass it on under these same terms only"
             if self.may_be_passed_on
@@ -47,22 +46,18 @@ class Dataset:
         )
 
 
-def _official(name: str, md5: str | None, layout: str, size_mb: int, may_be_passed_on: bool = False) -> Dataset:
-    return Dataset(name, f"{_BASE_URL}/{name}.zip", md5, layout, size_mb, may_be_passed_on)
-
-
 # GroupLens calls ml-latest and ml-latest-small "may change over time", so neither has a checksum to write down here.
 DATASETS: Final[dict[str, Dataset]] = {
     dataset.name: dataset
     for dataset in (
-        _official("ml-100k", "0e33842e24a9c977be4e0107933c0723", ML_100K, 5),
-        _official("ml-1m", "c4d9eecfca2ab87c1945afe126590906", ML_1M, 6),
-        _official("ml-10m", "ce571fd55effeba0271552578f2648bd", ML_1M, 66),
-        _official("ml-20m", "cd245b17a1ae2cc31bb14903e1204af3", ML_LATEST, 199),
-        _official("ml-25m", "6b51fb2759a8657d3bfcbfc42b592ada", ML_LATEST, 262, may_be_passed_on=True),
-        _official("ml-32m", "d472be332d4daa821edc399621853b57", ML_LATEST, 239, may_be_passed_on=True),
-        _official("ml-latest-small", None, ML_LATEST, 1, may_be_passed_on=True),
-        _official("ml-latest", None, ML_LATEST, 335, may_be_passed_on=True),
+        Dataset("ml-100k", "0e33842e24a9c977be4e0107933c0723", 5),
+        Dataset("ml-1m", "c4d9eecfca2ab87c1945afe126590906", 6),
+        Dataset("ml-10m", "ce571fd55effeba0271552578f2648bd", 66),
+        Dataset("ml-20m", "cd245b17a1ae2cc31bb14903e1204af3", 199),
+        Dataset("ml-25m", "6b51fb2759a8657d3bfcbfc42b592ada", 262, may_be_passed_on=True),
+        Dataset("ml-32m", "d472be332d4daa821edc399621853b57", 239, may_be_passed_on=True),
+        Dataset("ml-latest-small", None, 1, may_be_passed_on=True),
+        Dataset("ml-latest", None, 335, may_be_passed_on=True),
     )
 }
 

@@ -6,20 +6,18 @@ A host that cannot be reached is an error here. Whether other data take the plac
 import logging
 import re
 import shutil
-import socket
 import stat
 import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 import pooch
 import requests
-from tqdm import tqdm
 
 from recsys.atomic_io import read_json, replacing_folder, write_json
 from recsys.data.datasets import DATASETS, Dataset
@@ -46,12 +44,8 @@ class UnreachableError(DataError):
 def _in_words(error: requests.RequestException) -> str:
     if isinstance(error, requests.HTTPError):
         return f"the server answered {error.response.status_code}"
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, socket.gaierror):
-            return "its name cannot be resolved"
-        inner = getattr(cause, "reason", None) or (cause.args[0] if cause.args else None)
-        cause = inner if isinstance(inner, BaseException) else cause.__cause__ or cause.__context__
+    if "NameResolutionError" in repr(error):  # urllib3's, wrapped twice
+        return "its name cannot be resolved"
     words: dict[type[requests.RequestException], str] = {
         requests.exceptions.ProxyError: "the proxy cannot be reached, or refuses",
         requests.exceptions.SSLError: "its certificate cannot be verified",
@@ -62,52 +56,26 @@ def _in_words(error: requests.RequestException) -> str:
     return next((text for kind, text in words.items() if isinstance(error, kind)), "no connection")
 
 
-@contextmanager
-def _quiet_pooch() -> Iterator[None]:
-    """Pooch logs each try and its temporary file; `report` says what a person wants to know."""
-    logger = pooch.get_logger()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _download(url: str, folder: Path, known_hash: str | None, bar: object = None) -> Path:
-    """The file at `url`, verified where a hash is known; UnreachableError after the last try."""
+def _download(url: str, folder: Path) -> Path:
+    """The file at `url`, not yet verified; UnreachableError after the last try."""
     address, _, name = url.rpartition("/")
-    host = pooch.create(folder, f"{address}/", registry={name: known_hash}, retry_if_failed=_TRIES - 1)
+    host = pooch.create(folder, f"{address}/", registry={name: None}, retry_if_failed=_TRIES - 1)
+    pooch.get_logger().setLevel(logging.WARNING)  # `report` says what a person wants to know
     try:
-        with _quiet_pooch():
-            downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=_TIMEOUT_S)
-            return Path(host.fetch(name, downloader=downloader))
+        return Path(
+            host.fetch(name, downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=_TIMEOUT_S))
+        )
     except requests.RequestException as error:
         raise UnreachableError(f"Could not download {url}: {_in_words(error)} ({_TRIES} tries). {_HINT}") from error
 
 
 def _published_md5(url: str, folder: Path) -> str:
     """The MD5 that GroupLens publishes beside an archive, in a file `<url>.md5` of one line."""
-    text = _download(f"{url}.md5", folder, None).read_text(encoding="utf-8", errors="replace")
-    found = re.findall(r"\b[0-9a-fA-F]{32}\b", text[:1000])
-    if len(found) != 1:
+    text = _download(f"{url}.md5", folder).read_text(encoding="utf-8", errors="replace")
+    checksums = re.findall(r"\b[0-9a-fA-F]{32}\b", text[:1000])
+    if len(checksums) != 1:
         raise DataError(f"{url}.md5 does not hold one MD5 checksum, so the archive cannot be verified. {_HINT}")
-    return str(found[0]).lower()
-
-
-def _download_archive(dataset: Dataset, folder: Path) -> tuple[Path, str]:
-    """The verified archive and its MD5."""
-    md5 = dataset.md5 or _published_md5(dataset.url, folder)
-    # A bar without a total cannot be asked whether it is there, which Pooch does; Pooch then sets the true one.
-    size = dataset.size_mb * 10**6
-    try:
-        with tqdm(desc=dataset.name, total=size, unit="B", unit_scale=True, file=sys.stderr, disable=None) as bar:
-            return _download(dataset.url, folder, f"md5:{md5}", bar), md5
-    except ValueError as error:  # how Pooch says that the hash differs; it has removed the file already
-        raise DataError(
-            f"The file downloaded from {dataset.url} is not the published one: its MD5 is not {md5}. "
-            "It was removed. Try again; if it stays so, something between here and the host alters it."
-        ) from error
+    return str(checksums[0]).lower()
 
 
 def member_path(name: str) -> PurePosixPath:
@@ -148,13 +116,11 @@ def _unpack(archive: Path, folder: Path) -> None:
                 target = folder / member_path(member.filename)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(member) as source, target.open("wb") as out:
-                    shutil.copyfileobj(source, out, 1 << 20)
+                    shutil.copyfileobj(source, out)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"{archive} is not a whole zip archive (cut short, or damaged): {error}.") from error
-    except (RuntimeError, NotImplementedError) as error:  # a password, an unknown compression
-        raise DataError(f"{archive} cannot be unpacked: {error}.") from error
-    except OSError as error:
-        raise DataError(f"{archive} could not be unpacked into {folder}: {error.strerror or error}.") from error
+    except (RuntimeError, NotImplementedError, OSError) as error:  # a password, an unknown compression; no space
+        raise DataError(f"{archive} could not be unpacked into {folder}: {error}.") from error
 
 
 def _install(archive: Path, raw: Path, origin: dict[str, str]) -> None:
@@ -190,21 +156,25 @@ def fetch_archive(archive: Path, raw: Path, *, dataset: str | None = None, repor
 def fetch_official(dataset: Dataset, raw: Path, *, report: Report = lambda _: None) -> None:
     """Download, verify and unpack `dataset` into `raw`, unless it is there already; the terms go to `report`.
 
-    After any failure `raw` is as it was, and nothing lies beside it.
+    After any failure `raw` is as it was, and nothing lies beside it. A file with a wrong checksum is not tried again.
     """
     origin = raw / ORIGIN
-    there = origin.is_file() and read_json(origin).get("url") == dataset.url
-    if there:
+    if origin.is_file() and read_json(origin).get("url") == dataset.url:
         report(f"{dataset.name} is in {raw} already; remove that folder to download it again.")
-    else:
-        report(f"Downloading {dataset.name} (about {dataset.size_mb} MB) from {dataset.url}")
-    report(dataset.terms)
-    if there:
+        report(dataset.terms)
         return
+    report(f"Downloading {dataset.name} (about {dataset.size_mb} MB) from {dataset.url}")
+    report(dataset.terms)
     raw.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(dir=raw.parent, prefix=".download-") as folder:
-            archive, md5 = _download_archive(dataset, Path(folder))
+            md5 = dataset.md5 or _published_md5(dataset.url, Path(folder))
+            archive = _download(dataset.url, Path(folder))
+            if pooch.file_hash(str(archive), "md5") != md5:
+                raise DataError(
+                    f"The file downloaded from {dataset.url} is not the published one: its MD5 is not {md5}. "
+                    "It was removed. Try again; if it stays so, something between here and the host alters it."
+                )
             _install(archive, raw, {"name": dataset.name, "url": dataset.url, "md5": md5})
     finally:
         with suppress(OSError):  # an empty folder of the data set's name would look as if there were data

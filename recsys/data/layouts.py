@@ -1,16 +1,11 @@
-"""The three official MovieLens layouts: which one a folder has, and how its movies and users are read.
+"""The three official MovieLens layouts: which one a folder has, and how its files are read.
 
-Rows that make no sense go to `BadRows`. The checks of ratings, which are many and must be fast, are in `validate`.
-
-    ml-100k    u.data, tab-separated; u.item (and u.user), with "|", Latin-1, one 0/1 field a genre
-    ml-1m      ratings.dat, movies.dat (and users.dat), with "::"; ml-10m too
-    ml-latest  ratings.csv, movies.csv; ml-20m, ml-25m, ml-32m, ml-latest-small too
+Rows that make no sense go to `BadRows`. The checks of ratings are in `validate`.
 """
 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,9 +16,9 @@ from recsys.columns import AGE, GENDER, GENRES, ITEM_ID, OCCUPATION, RATING, TIM
 from recsys.data.validate import BOM, BadRows, RatingsFormat, decoded, id_fault, read_ratings, split_csv
 from recsys.errors import DataError
 
-ML_100K: Final = "ml-100k"
-ML_1M: Final = "ml-1m"
-ML_LATEST: Final = "ml-latest"
+ML_100K: Final = "ml-100k"  # tab-separated ratings; movies and users with "|", one 0/1 field a genre
+ML_1M: Final = "ml-1m"  # "::" everywhere; ml-10m too
+ML_LATEST: Final = "ml-latest"  # CSV with a header; ml-20m, ml-25m, ml-32m, ml-latest-small too
 
 SYNTHETIC_MARK: Final = "SYNTHETIC.json"  # `recsys.data.synthetic` puts it beside the files it makes
 
@@ -33,7 +28,6 @@ _FILES: Final = {
     ML_1M: ("ratings.dat", "movies.dat", ("users.dat",)),
     ML_LATEST: ("ratings.csv", "movies.csv", ()),
 }
-_OFFICIAL_ENCODINGS: Final = {ML_100K: ("latin-1",), ML_1M: ("latin-1", "utf-8"), ML_LATEST: ("utf-8",)}
 KNOWN_FILES: Final = frozenset(name for r, m, others in _FILES.values() for name in (r, m, *others))
 UNDERSTOOD: Final = "; ".join(f"{layout}: {r} and {m}" for layout, (r, m, _) in _FILES.items())
 
@@ -60,11 +54,11 @@ _FIRST_YEAR, _LAST_YEAR = 1870, 2100  # moving pictures; other numbers in parent
 
 @dataclass(frozen=True)
 class Layout:
-    """One data set on disk: the name of its layout, its folder, and the folder that the caller named."""
+    """One data set on disk: the name of its layout, its folder, and whether it is of our own making."""
 
     name: str
     folder: Path
-    named_folder: Path
+    synthetic: bool
 
     @property
     def ratings(self) -> Path:
@@ -75,19 +69,13 @@ class Layout:
         return self.folder / _FILES[self.name][1]
 
     @property
-    def users(self) -> Path | None:
-        """None where the layout has no such file, or this copy lacks it."""
-        others = _FILES[self.name][2]
-        return self.folder / others[0] if others and (self.folder / others[0]).is_file() else None
-
-    @property
-    def synthetic(self) -> bool:
-        return any((place / SYNTHETIC_MARK).is_file() for place in (self.folder, self.named_folder))
+    def others(self) -> list[Path]:
+        """Those of the other files that this copy has."""
+        return [path for name in _FILES[self.name][2] if (path := self.folder / name).is_file()]
 
     @property
     def files(self) -> list[Path]:
-        others = [self.folder / name for name in _FILES[self.name][2]]
-        return [self.ratings, self.movies, *(path for path in others if path.is_file())]
+        return [self.ratings, self.movies, *self.others]
 
 
 def find_layout(folder: Path) -> Layout:
@@ -99,29 +87,26 @@ def find_layout(folder: Path) -> Layout:
         hint = " Give an archive with --archive." if folder.suffix == ".zip" else ""
         raise DataError(f"{folder} is no folder.{hint}" if folder.exists() else f"{folder} does not exist.")
     below = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+    incomplete = []
     for level in ([folder], below):
-        found = [
-            Layout(name, place, folder)
-            for place in level
-            for name, (ratings, movies, _) in _FILES.items()
-            if (place / ratings).is_file() and (place / movies).is_file()
-        ]
-        if len(found) > 1:
-            several = ", ".join(f"{layout.ratings.relative_to(folder)}" for layout in found)
-            raise DataError(f"{folder} holds several data sets ({several}). Name a folder that holds one.")
-        if found:
-            return found[0]
-    for place in (folder, *below):
-        for name, (ratings, movies, _) in _FILES.items():
-            for present, missing in ((ratings, movies), (movies, ratings)):
-                if (place / present).is_file():
-                    raise DataError(
-                        f"{missing} is missing in {place}: the {name} layout needs it beside {present}. "
-                        f"Layouts understood: {UNDERSTOOD}."
+        layouts = []
+        for place in level:
+            for name, (ratings, movies, _) in _FILES.items():
+                missing = [file for file in (ratings, movies) if not (place / file).is_file()]
+                if not missing:
+                    synthetic = any((where / SYNTHETIC_MARK).is_file() for where in (place, folder))
+                    layouts.append(Layout(name, place, synthetic))
+                elif len(missing) == 1:
+                    incomplete.append(
+                        f"{missing[0]} is missing in {place}: the {name} layout needs {ratings}, {movies}"
                     )
-    raise DataError(
-        f"{folder} holds no MovieLens data, neither itself nor one folder down. Layouts understood: {UNDERSTOOD}."
-    )
+        if len(layouts) > 1:
+            several = ", ".join(f"{layout.ratings.relative_to(folder)}" for layout in layouts)
+            raise DataError(f"{folder} holds several data sets ({several}). Name a folder that holds one.")
+        if layouts:
+            return layouts[0]
+    nothing = f"{folder} holds no MovieLens data, neither itself nor one folder down"
+    raise DataError(f"{incomplete[0] if incomplete else nothing}. Layouts understood: {UNDERSTOOD}.")
 
 
 def year_of(title: str) -> int | None:
@@ -131,37 +116,25 @@ def year_of(title: str) -> int | None:
     return year if _FIRST_YEAR <= year <= _LAST_YEAR else None
 
 
-def _lines(path: Path, *, skip_header: bool = False) -> Iterator[tuple[int, bytes]]:
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """(line number from 1, bytes without line end and byte-order mark); blank lines at the end are no rows."""
-    raw_lines = path.read_bytes().removeprefix(BOM).rstrip(b"\r\n \t").split(b"\n")
-    if raw_lines == [b""]:
-        return
-    for number, raw in enumerate(raw_lines, 1):
-        if number > 1 or not skip_header:
-            yield number, raw.rstrip(b"\r").removeprefix(BOM)
+    text = path.read_bytes().removeprefix(BOM).rstrip(b"\r\n \t")
+    for number, raw in enumerate(text.split(b"\n") if text else (), 1):
+        yield number, raw.rstrip(b"\r").removeprefix(BOM)
 
 
-def encoding_of(path: Path) -> str:
-    """How the text of a file is written: "ascii", "utf-8", "cp1252" or "latin-1". The whole file decides.
+def _encoding_of(path: Path) -> str:
+    """ "utf-8", "cp1252" or "latin-1"; the whole file decides. Raises DataError for UTF-16.
 
     Official files are Latin-1 or UTF-8; people save them again as UTF-8, or as Windows' CP-1252. A file with one line
-    of good UTF-8 beyond ASCII is UTF-8, and its other lines have to be too. Raises DataError for UTF-16.
+    of good UTF-8 beyond ASCII is UTF-8, and its other lines have to be too.
     """
     raw = path.read_bytes().replace(BOM, b"")
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path} is UTF-16 text. Save it as UTF-8.")
-    if raw.isascii():
-        return "ascii"
-    if any(not line.isascii() and _is(line, "utf-8") for line in raw.split(b"\n")):
+    if raw.isascii() or any(_is(line, "utf-8") for line in raw.split(b"\n") if not line.isascii()):
         return "utf-8"
     return "cp1252" if re.search(rb"[\x80-\x9f]", raw) and _is(raw, "cp1252") else "latin-1"
-
-
-def unusual_encodings(layout: Layout) -> Iterator[str]:
-    """A sentence for each file that is not written as the official ones are."""
-    for path in (layout.movies, layout.users):
-        if path is not None and (encoding := encoding_of(path)) not in ("ascii", *_OFFICIAL_ENCODINGS[layout.name]):
-            yield f"{path.name} is read as {encoding}; the official one is {_OFFICIAL_ENCODINGS[layout.name][0]}"
 
 
 def _is(raw: bytes, encoding: str) -> bool:
@@ -172,37 +145,25 @@ def _is(raw: bytes, encoding: str) -> bool:
     return True
 
 
-def _header(path: Path) -> list[str]:
+def _header(path: Path, needed: Sequence[str]) -> list[str]:
+    """The names in line 1, in lower case; none in an empty file. DataError where a needed one is not there once."""
     with path.open("rb") as handle:
-        first = decoded(handle.readline().removeprefix(BOM))
-    return [name.strip().lower() for name in split_csv(first)]
-
-
-def _need_columns(path: Path, header: list[str], names: list[str]) -> None:
-    missing = [name for name in names if header.count(name.lower()) != 1]
-    if missing:
+        header = [name.strip().lower() for name in split_csv(decoded(handle.readline().removeprefix(BOM)))]
+    missing = [name for name in needed if header.count(name.lower()) != 1]
+    if header and missing:
         raise DataError(
-            f"{path}: line 1 must name the columns {','.join(names)}; it does not name {', '.join(missing)} once."
+            f"{path}: line 1 must name the columns {','.join(needed)}; it does not name {', '.join(missing)} once."
         )
-
-
-def _ratings_format(layout: Layout) -> RatingsFormat:
-    if layout.name == ML_100K:
-        return RatingsFormat(_PLAIN, "\t", quoted=False, header=False)
-    if layout.name == ML_1M:
-        return RatingsFormat(_PLAIN, "::", quoted=False, header=False)
-    header = _header(layout.ratings)
-    if not header:  # an empty file: no ratings, which the caller words
-        return RatingsFormat(_PLAIN, ",", quoted=True, header=True)
-    _need_columns(layout.ratings, header, ["userId", "movieId", "rating", "timestamp"])
-    columns = tuple(_CSV_NAMES.get(name, f"other {i}") for i, name in enumerate(header))
-    return RatingsFormat(columns, ",", quoted=True, header=True)
+    return header
 
 
 def read_events(layout: Layout, movie_ids: pd.Series, bad: BadRows, *, now: float) -> pd.DataFrame:
     """user_id, item_id, rating, timestamp of the good rows, in the order of the file; one after `now` is bad."""
-    ids = np.asarray(movie_ids, dtype=np.int64)
-    return read_ratings(layout.ratings, _ratings_format(layout), ids, layout.movies.name, bad, now=now)
+    fmt = RatingsFormat(_PLAIN, "\t" if layout.name == ML_100K else "::")
+    if layout.name == ML_LATEST:
+        header = _header(layout.ratings, ["userId", "movieId", "rating", "timestamp"])
+        fmt = RatingsFormat(tuple(_CSV_NAMES.get(name, "") for name in header), ",")
+    return read_ratings(layout.ratings, fmt, movie_ids.to_numpy(np.int64), layout.movies.name, bad, now=now)
 
 
 # How a line reads: the id and the other fields as text, or, of a bad line, what is wrong with it.
@@ -210,67 +171,63 @@ _Parsed = tuple[str, ...] | str
 
 
 def _table(
-    path: Path, parse: Callable[[str], _Parsed], of: str, bad: BadRows, *, skip_header: bool = False
+    path: Path, parse: Callable[[str], _Parsed], of: str, bad: BadRows, header_lines: int = 0
 ) -> dict[int, Sequence[str]]:
     """The other fields of each good line by id; of two lines with one id the first stays."""
-    encoding = encoding_of(path)
+    encoding = _encoding_of(path)
     rows: dict[int, Sequence[str]] = {}
-    for line, raw in _lines(path, skip_header=skip_header):
+    for line, raw in _lines(path):
+        if line <= header_lines:
+            continue
         try:
-            parsed = parse(text := raw.decode(encoding))
+            parsed = parse(raw.decode(encoding))
         except UnicodeDecodeError:
-            parsed, text = "broken line: not UTF-8 text, as other lines are", decoded(raw)
+            parsed = "broken line: not UTF-8 text, as other lines are"
         fault = parsed if isinstance(parsed, str) else id_fault(parsed[0].strip(), of)
         if not fault and int(parsed[0]) in rows:
             fault = f"duplicate: {of} {int(parsed[0])} has a line already"
         if fault:
-            bad.add(path.name, line, fault, text)
+            bad.add(path.name, line, fault, raw.decode(encoding, errors="backslashreplace"))
         else:
             rows[int(parsed[0])] = parsed[1:]
     return rows
 
 
-def _parse_item(text: str, genres: list[str]) -> _Parsed:
-    fields = text.split("|")
-    flags = fields[5:]
-    if len(flags) != len(genres) or not set(flags) <= {"0", "1"}:
-        return _no_movie(ML_100K)
-    names = "|".join(name for name, flag in zip(genres, flags, strict=True) if flag == "1")
-    return fields[0], fields[1], fields[2], names
-
-
-def _parse_dat(text: str) -> _Parsed:
-    # A title may hold "::" itself, an id and a list of genres cannot.
-    item_id, mark, rest = text.partition("::")
-    title, second_mark, genres = rest.rpartition("::")
-    return (item_id, title, "", genres) if mark and second_mark else _no_movie(ML_1M)
-
-
-def _parse_movies_csv(text: str, header: list[str]) -> _Parsed:
-    row = dict(zip(header, fields := split_csv(text), strict=False))
-    return (row["movieid"], row["title"], "", row["genres"]) if len(fields) == len(header) else _no_movie(ML_LATEST)
-
-
-def _no_movie(layout: str) -> str:
-    return f"broken line: not a movie as the {layout} layout writes it"
-
-
 def _movie_parser(layout: Layout) -> Callable[[str], _Parsed]:
     """Of a line: id, title, release date or "", genres."""
+    fault = f"broken line: not a movie as the {layout.name} layout writes it"
+
+    def item(text: str) -> _Parsed:
+        fields = text.split("|")
+        flags = fields[5:]
+        if len(flags) != len(genres) or not set(flags) <= {"0", "1"}:
+            return fault
+        names = "|".join(name for name, flag in zip(genres, flags, strict=True) if flag == "1")
+        return fields[0], fields[1], fields[2], names
+
+    def dat(text: str) -> _Parsed:
+        # A title may hold "::" itself, an id and a list of genres cannot.
+        match = re.fullmatch(r"(.*?)::(.*)::(.*)", text)
+        return (match[1], match[2], "", match[3]) if match else fault
+
+    def movies_csv(text: str) -> _Parsed:
+        fields = split_csv(text)
+        row = dict(zip(header, fields, strict=False))
+        return (row["movieid"], row["title"], "", row["genres"]) if len(fields) == len(header) else fault
+
     if layout.name == ML_1M:
-        return _parse_dat
+        return dat
     if layout.name == ML_LATEST:
-        header = _header(layout.movies)
-        _need_columns(layout.movies, header, ["movieId", "title", "genres"])
-        return partial(_parse_movies_csv, header=header)
-    genre_file = layout.folder / "u.genre"
-    listed = [decoded(raw).partition("|")[0] for _, raw in _lines(genre_file)] if genre_file.is_file() else []
-    return partial(_parse_item, genres=listed or _GENRES_100K.split("|"))
+        header = _header(layout.movies, ["movieId", "title", "genres"])
+        return movies_csv
+    listed = [decoded(raw) for path in layout.others if path.name == "u.genre" for _, raw in _lines(path)]
+    genres = [line.partition("|")[0] for line in listed] or _GENRES_100K.split("|")
+    return item
 
 
 def read_movies(layout: Layout, bad: BadRows) -> pd.DataFrame:
     """item_id, title, year, genres."""
-    rows = _table(layout.movies, _movie_parser(layout), "movie", bad, skip_header=layout.name == ML_LATEST)
+    rows = _table(layout.movies, _movie_parser(layout), "movie", bad, header_lines=int(layout.name == ML_LATEST))
     genres = [[g for part in names.split("|") if (g := part.strip()) not in _NO_GENRE] for _, _, names in rows.values()]
     years = [year_of(title) or year_of(f"({date.strip()[-4:]})") for title, date, _ in rows.values()]
     return pd.DataFrame(
@@ -283,29 +240,29 @@ def read_movies(layout: Layout, bad: BadRows) -> pd.DataFrame:
     )
 
 
-def _parse_user(text: str, layout: str) -> _Parsed:
-    """id, gender, age, occupation; an empty one is unknown, not bad."""
-    fields = [part.strip() for part in text.split("|" if layout == ML_100K else "::")]
-    if len(fields) != 5:
-        return f"broken line: {len(fields)} fields instead of 5"
-    user, gender, age, occupation, _ = fields
-    if layout == ML_100K:
-        age, gender = gender, age
-    if gender not in ("F", "M", ""):
-        return f"bad gender: {gender!r} is neither F nor M"
-    if age and not (age.isdecimal() and age.isascii() and 0 < int(age) <= 150):
-        return f"bad age: {age!r} is no number of years"
-    if layout == ML_1M and occupation:
-        names = _OCCUPATIONS_1M.split("|")
-        if occupation not in map(str, range(len(names))):
-            return f"bad occupation: {occupation!r} is no code from 0 to {len(names) - 1}"
-        occupation = names[int(occupation)]
-    return user, gender, age, occupation.lower()
-
-
 def read_users(layout: Layout, bad: BadRows) -> pd.DataFrame:
-    """user_id, gender, age, occupation of the users file; no rows where there is none."""
-    rows = _table(layout.users, partial(_parse_user, layout=layout.name), "user", bad) if layout.users else {}
+    """user_id, gender, age, occupation of the users file; no rows where there is none. An empty field is unknown."""
+
+    def user(text: str) -> _Parsed:
+        fields = [part.strip() for part in text.split("|" if layout.name == ML_100K else "::")]
+        if len(fields) != 5:
+            return f"broken line: {len(fields)} fields instead of 5"
+        user_id, gender, age, occupation, _ = fields
+        if layout.name == ML_100K:
+            age, gender = gender, age
+        if gender not in ("F", "M", ""):
+            return f"bad gender: {gender!r} is neither F nor M"
+        if age and not (re.fullmatch("[0-9]{1,3}", age) and 0 < int(age) <= 150):
+            return f"bad age: {age!r} is no number of years"
+        if layout.name == ML_1M and occupation:
+            occupations = dict(zip(map(str, range(21)), _OCCUPATIONS_1M.split("|"), strict=True))
+            if occupation not in occupations:
+                return f"bad occupation: {occupation!r} is no code from 0 to 20"
+            occupation = occupations[occupation]
+        return user_id, gender, age, occupation.lower()
+
+    files = [path for path in layout.others if path.name != "u.genre"]
+    rows = _table(files[0], user, "user", bad) if files else {}
     return pd.DataFrame(
         {
             USER_ID: np.array(list(rows), dtype=np.int64),

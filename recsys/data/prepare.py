@@ -18,14 +18,7 @@ from recsys.atomic_io import fingerprint_files
 from recsys.columns import ITEM_ID, USER_ID
 from recsys.data.datasets import DATASETS, dataset_called
 from recsys.data.fetch import Report, fetch_archive, fetch_official, member_path
-from recsys.data.layouts import (
-    SYNTHETIC_MARK,
-    find_layout,
-    read_events,
-    read_movies,
-    read_users,
-    unusual_encodings,
-)
+from recsys.data.layouts import SYNTHETIC_MARK, find_layout, read_events, read_movies, read_users
 from recsys.data.tables import DatasetInfo, Tables, save_tables
 from recsys.data.validate import BadRows
 from recsys.errors import DataError
@@ -37,8 +30,7 @@ SYNTHETIC: Final = "synthetic"
 def dataset_name_for(path: Path) -> str:
     """The name under which a folder or an archive is kept: its own, in lower case, of a-z, 0-9, ".", "_" and "-".
 
-    Accents are dropped. Where letters of another script have to be, digits made from them keep two names apart. Files
-    of our own making (`SYNTHETIC.json` beside them) get a name that begins with "synthetic".
+    Digits take the place of letters of another script. Files of our own making get a name that begins with "synthetic".
 
     >>> [dataset_name_for(Path(name)) for name in ("/data/Mes Films (2019)", "ML-1M.zip", "cinéma", "фильмы 2019")]
     ['mes-films-2019', 'ml-1m', 'cinema', '2019-1ce5df9d']
@@ -89,8 +81,6 @@ def prepare(
     layout = find_layout(data_dir if data_dir is not None else home.raw)
     if layout.synthetic and home.name in DATASETS:
         raise DataError(f"{layout.folder} holds synthetic data, which cannot be kept under the name {home.name}.")
-    for sentence in unusual_encodings(layout):
-        report(sentence)
     # Bad rows are written out as they are found: there may be millions.
     with tempfile.TemporaryDirectory() as folder:
         quarantine = Path(folder) / "quarantine.csv"
@@ -104,7 +94,8 @@ def prepare(
         if events.empty:
             why = f"all its rows are bad, {bad.summary()}" if bad.count else "it is empty"
             raise DataError(f"{layout.ratings} holds no ratings: {why}.")
-        users = _all_users(listed_users, events[USER_ID])
+        everyone = pd.Index(listed_users[USER_ID]).union(pd.Index(events[USER_ID].unique()), sort=False)
+        users = listed_users.set_index(USER_ID).reindex(everyone).rename_axis(USER_ID).reset_index()
         info = DatasetInfo(
             name=home.name,
             synthetic=layout.synthetic,
@@ -119,9 +110,3 @@ def prepare(
     if bad.count:
         report(f"Left out {bad.summary()}; {home.data / 'quarantine.csv'} lists them.")
     return info
-
-
-def _all_users(listed: pd.DataFrame, rating_user_ids: pd.Series) -> pd.DataFrame:
-    """The users of the users file, and a row of nulls for each user that only the ratings name."""
-    everyone = pd.Index(listed[USER_ID]).union(pd.Index(rating_user_ids.unique()), sort=False)
-    return listed.set_index(USER_ID).reindex(everyone).rename_axis(USER_ID).reset_index()

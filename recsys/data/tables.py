@@ -27,14 +27,9 @@ USERS_SCHEMA = pa.schema([(USER_ID, pa.int64()), (GENDER, pa.string()), (AGE, pa
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What the tables were made from. It goes into every artefact, metric, page and answer.
+    """What the tables were made from: the layout of the files, SHA-256 over them, numbers of rows.
 
-    name         data set name, as on the command line
-    synthetic    True for a world of our own making; such data never pass for MovieLens
-    layout       which official layout the files had ("ml-100k", "ml-1m", "ml-latest")
-    fingerprint  SHA-256 over the source files
-    n_events, n_items, n_users, n_quarantined   rows
-    """
+    It goes into every artefact, metric, page and answer, so that synthetic data never pass for MovieLens."""
 
     name: str
     synthetic: bool

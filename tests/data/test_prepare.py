@@ -13,7 +13,7 @@ from recsys.data.tables import load_tables
 from recsys.errors import DataError
 from recsys.workspace import DatasetWorkspace, Workspace
 
-from .raw_files import LAYOUTS, ML_1M_FILES, ML_100K_FILES, ML_LATEST_FILES, write_files, write_zip
+from .raw_files import LAYOUTS, ML_1M_FILES, ML_100K_FILES, write_files, write_zip
 
 BAD = {**ML_1M_FILES, "ratings.dat": b"1::10::3.5::3\n1::10::4::2\n2::99::4::1\nend\n7::12::4::1\n"}
 
@@ -61,12 +61,9 @@ def test_archive_and_folder_give_the_same_tables(tmp_path: Path, name: str) -> N
     pd.testing.assert_frame_equal(a.events, b.events)
     pd.testing.assert_frame_equal(a.users, b.users)
     assert names(home.dataset("b").root) == ["data", "raw"]
-
-
-def test_the_fingerprint_follows_every_file(tmp_path: Path, home: DatasetWorkspace) -> None:
-    first = prepare(home, data_dir=write_files(tmp_path / "in", ML_1M_FILES)).fingerprint
-    (tmp_path / "in" / "users.dat").write_bytes(b"1::F::1::10::48068\n")
-    assert prepare(home, data_dir=tmp_path / "in").fingerprint != first
+    last = list(LAYOUTS[name])[-1]
+    (tmp_path / "in" / last).write_bytes(LAYOUTS[name][last] + b"\n")
+    assert prepare(home.dataset("a"), data_dir=tmp_path / "in").fingerprint != from_folder.fingerprint
 
 
 def test_bad_rows_stop_the_stage_and_leave_the_last_tables(tmp_path: Path, home: DatasetWorkspace) -> None:
@@ -98,23 +95,19 @@ def test_skipped_rows_are_in_the_quarantine(tmp_path: Path, home: DatasetWorkspa
     assert "quarantine.csv" not in names(home.data)
 
 
-@pytest.mark.parametrize("skip", [False, True])
-def test_no_ratings(tmp_path: Path, home: DatasetWorkspace, skip: bool) -> None:
-    for files, header in (
-        (ML_100K_FILES, b""),
-        (ML_LATEST_FILES, b"userId,movieId,rating,timestamp\n"),
-        (ML_LATEST_FILES, b""),
-    ):
-        ratings = next(iter(files))
-        folder = write_files(tmp_path / "in" / str(len(header)) / ratings, {**files, ratings: header})
-        with pytest.raises(DataError, match=rf"{ratings} holds no ratings: it is empty"):
-            prepare(home, data_dir=folder, skip_bad_rows=skip)
-    assert names(home.root) == []
-
-
-def test_no_good_ratings(tmp_path: Path, home: DatasetWorkspace) -> None:
-    folder = write_files(tmp_path / "in", {**ML_1M_FILES, "ratings.dat": b"1::10::9::1\nx\n"})
-    with pytest.raises(DataError, match=r"all its rows are bad, 2 bad rows \(1 bad rating, 1 broken line\)"):
+@pytest.mark.parametrize(
+    ("name", "ratings", "words"),
+    [
+        ("ml-100k", b"", "it is empty"),
+        ("ml-latest", b"userId,movieId,rating,timestamp\n", "it is empty"),
+        ("ml-latest", b"", "it is empty"),
+        ("ml-1m", b"1::10::9::1\nx\n", r"all its rows are bad, 2 bad rows \(1 bad rating, 1 broken line\)"),
+    ],
+)
+def test_no_good_ratings(tmp_path: Path, home: DatasetWorkspace, name: str, ratings: bytes, words: str) -> None:
+    file = next(iter(LAYOUTS[name]))
+    folder = write_files(tmp_path / "in", {**LAYOUTS[name], file: ratings})
+    with pytest.raises(DataError, match=f"{file} holds no ratings: {words}"):
         prepare(home, data_dir=folder, skip_bad_rows=True)
     assert names(home.root) == []
 

@@ -9,7 +9,7 @@ import pytest
 
 from recsys.data.synthetic import WorldSize, generate_world
 from recsys.data.synthetic.movies import GENRES, Movies, age_factor, make_movies
-from recsys.data.synthetic.people import AGES, MEAN_STARS, QUALITY_STARS, TASTE_STARS, Person, make_counts, taste_at
+from recsys.data.synthetic.people import AGES, MEAN_STARS, QUALITY_STARS, TASTE_STARS, Person, taste_at
 from recsys.data.synthetic.size import DAY_S, START_UTC
 from recsys.data.synthetic.writer import CATALOGUE, lives, stream
 from recsys.errors import ConfigError
@@ -72,18 +72,14 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_another_world(tmp_path: Pa
     assert all(a[name] != c[name] for name in a)
 
 
-def test_sizes_are_exact_and_a_few_users_are_busy(world: Path, ratings: np.ndarray) -> None:
+def test_files_have_the_layout_of_ml_1m(world: Path, ratings: np.ndarray) -> None:
     assert len(ratings) == 100_000
-    assert len(rows_of(world, "movies.dat")) == 1682
     assert [int(r[0]) for r in rows_of(world, "users.dat")] == list(range(1, 944))
     counts = np.bincount(ratings[:, 0], minlength=944)[1:]
     assert counts.min() >= 20
-    assert counts.max() > 5 * np.median(counts)
-
-
-def test_layout(world: Path, ratings: np.ndarray) -> None:
+    assert counts.max() > 5 * np.median(counts)  # a few users are busy
     movies = rows_of(world, "movies.dat")
-    assert all(len(row) == 3 for row in movies)
+    assert len(movies) == 1682
     ids = [int(row[0]) for row in movies]
     assert ids == sorted(set(ids))
     assert ids[-1] > len(ids)  # gaps, as in MovieLens
@@ -133,16 +129,9 @@ def test_people_arrive_over_the_span_and_some_return(ratings: np.ndarray, people
     assert (arrivals[user[stamp > cutoff] - 1] > cutoff).mean() > 0.5  # most late events are of new users
 
 
-def test_popularity_rises_after_release_and_fades(movies: Movies) -> None:
+def test_popularity_rises_after_release_and_fades(ratings: np.ndarray, rows: np.ndarray, movies: Movies) -> None:
     start, peak, old, ancient = age_factor(np.array([0, 30, 400, 4000]) * DAY_S)
     assert start < peak > old > ancient
-    new = int(np.argmax(movies.release_utc))
-    first = np.flatnonzero(movies.popularity[:, new])[0]
-    assert movies.bucket(int(movies.release_utc[new])) == first - 1  # never before its release
-    assert (movies.bucket(0), movies.bucket(2**40)) == (0, movies.n_buckets - 1)
-
-
-def test_counts_follow_the_true_popularity(ratings: np.ndarray, rows: np.ndarray, movies: Movies) -> None:
     counts = np.bincount(rows, minlength=1682)
     expected = movies.popularity[[movies.bucket(int(t)) for t in ratings[::50, 3]]].sum(0)
     assert np.corrcoef(expected.argsort().argsort(), counts.argsort().argsort())[0, 1] > 0.75
@@ -209,26 +198,12 @@ def test_ratings_follow_quality_taste_and_bias(
     assert 3.3 < ratings[:, 2].mean() < 3.8
 
 
-@pytest.mark.parametrize(
-    ("size", "least", "most"),
-    [
-        (WorldSize(5, 40, 100), 20, 20),
-        (WorldSize(200, 40, 4000), 20, 20),
-        (WorldSize(200, 100, 10_000), 20, 66),
-        (WorldSize(6_040, 3_700, 1_000_000), 20, 2442),
-    ],
-)
-def test_counts_of_events_add_up_within_the_limits(size: WorldSize, least: int, most: int) -> None:
-    counts = make_counts(np.random.default_rng(0), size)
-    assert counts.sum() == size.n_events
-    assert least <= counts.min() <= counts.max() <= most
-
-
-@pytest.mark.parametrize("size", [WorldSize(1, 40, 20), WorldSize(40, 60, 1200, span_days=7300)])
+@pytest.mark.parametrize("size", [WorldSize(1, 40, 20), WorldSize(40, 60, 1200), WorldSize(20, 100, 1000)])
 def test_a_tiny_or_dense_world_can_be_made(tmp_path: Path, size: WorldSize) -> None:
     generate_world(tmp_path / "world", size, seed=0)
     ratings = ratings_of(tmp_path / "world")
     assert len(ratings) == len({(u, i) for u, i in ratings[:, :2].tolist()}) == size.n_events
+    assert np.bincount(ratings[:, 0])[1:].min() >= 20
 
 
 @pytest.mark.parametrize(
@@ -236,10 +211,8 @@ def test_a_tiny_or_dense_world_can_be_made(tmp_path: Path, size: WorldSize) -> N
     [
         ((0, 100, 100), "at least 1 user"),
         ((10, 39, 200), "at least 40 movies"),
-        ((100, 100, 1999), "each need 2000"),
+        ((100, 100, 1999), "need at least 2000"),
         ((100, 100, 5001), "at most 5000"),
-        ((100, 100, 2000, 29), "30..7300"),
-        ((100, 100, 2000, 7301), "30..7300"),
     ],
 )
 def test_impossible_sizes(values: tuple[int, ...], words: str) -> None:
@@ -247,6 +220,6 @@ def test_impossible_sizes(values: tuple[int, ...], words: str) -> None:
         WorldSize(*values)
 
 
-def test_a_negative_seed(tmp_path: Path) -> None:
+def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="seed is -1"):
         generate_world(tmp_path / "world", SMALL, -1)

@@ -95,20 +95,17 @@ class Movies:
     def affinity(self, taste: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N,) float32: how well each movie meets a taste (D,).
 
-        Not `@`: BLAS wakes its threads for so small a product, 50 times slower on a shared machine, and adds up in an
-        order of its own, which would make the world's bytes depend on the library.
+        Not `@`: BLAS adds up in an order of its own, so that the world's bytes would depend on the library.
         """
         return np.asarray(np.einsum("dn,d->n", self._factors_t, taste, optimize=False))
 
     @cached_property
     def popularity(self) -> NDArray[np.float32]:
         """(T, N) float32: weight of a movie in each bucket, 0 while it is not released at the bucket's start."""
-        starts = START_UTC + self.bucket_s * np.arange(self.n_buckets, dtype=np.int64)
         out = np.empty((self.n_buckets, len(self.item_id)), np.float32)
-        for row, start in zip(out, starts, strict=True):
-            row[:] = np.where(
-                self.release_utc <= start, np.exp(self.log_base) * age_factor(start - self.release_utc), 0
-            )
+        for row, start in zip(out, START_UTC + self.bucket_s * np.arange(self.n_buckets), strict=True):
+            age_s = start - self.release_utc
+            row[:] = np.where(age_s >= 0, np.exp(self.log_base) * age_factor(age_s), 0)
         return out
 
     def bucket(self, timestamp: int) -> int:

@@ -17,41 +17,28 @@ MAX_SPAN_DAYS: Final = 7300
 
 @dataclass(frozen=True)
 class WorldSize:
-    """The defaults are ml-100k's.
-
-    n_users    every one has at least 20 events
-    n_items   rows of movies.dat; as in MovieLens, a few may have no rating
-    n_events   rows of ratings.dat, hit exactly
-    span_days  days over which users arrive and return; None chooses by n_events: 214 at 100k (ml-100k: 7 months),
-               1095 at 1M (ml-1m: nearly 3 years), at most 7300. A session that began in time may end later.
-    """
+    """The defaults are ml-100k's. `n_events` is hit exactly; as in MovieLens, a few movies may have no rating."""
 
     n_users: int = 943
     n_items: int = 1682
     n_events: int = 100_000
-    span_days: int | None = None
 
     def __post_init__(self) -> None:
         users, items, events = self.n_users, self.n_items, self.n_events
         fewest, most = MIN_EVENTS_PER_USER * users, math.floor(MAX_DENSITY * users * items)
-        faults = {
-            f"n_users is {users}; a synthetic world needs at least 1 user.": users < 1,
-            f"n_items is {items}; a synthetic world needs at least {MIN_MOVIES} movies.": items < MIN_MOVIES,
-            f"n_events is {events}, but {users} users with {MIN_EVENTS_PER_USER} events each need {fewest}."
-            " Ask for more events or fewer users.": events < fewest,
-            f"n_events is {events}, but {users} users x {items} movies carry at most {most} ({MAX_DENSITY:.0%} of all"
-            " pairs). Ask for fewer events, or more users or movies.": events > most,
-            f"span_days is {self.span_days}; it must lie in 30..{MAX_SPAN_DAYS}.": self.span_days is not None
-            and not 30 <= self.span_days <= MAX_SPAN_DAYS,
-        }
-        for sentence, holds in faults.items():
-            if holds:
-                raise ConfigError(sentence)
+        if users < 1:
+            raise ConfigError(f"n_users is {users}; a synthetic world needs at least 1 user.")
+        if items < MIN_MOVIES:
+            raise ConfigError(f"n_items is {items}; a synthetic world needs at least {MIN_MOVIES} movies.")
+        if not fewest <= events <= most:
+            raise ConfigError(
+                f"n_events is {events}; {users} users x {items} movies need at least {fewest} ({MIN_EVENTS_PER_USER} a "
+                f"user) and carry at most {most} ({MAX_DENSITY:.0%} of all pairs). Ask for other sizes."
+            )
 
     @property
     def days(self) -> int:
-        if self.span_days is not None:
-            return self.span_days
+        """Over which users arrive and return: 214 at 100k events (ml-100k: 7 months), 1095 at 1M (ml-1m: 3 years)."""
         return min(MAX_SPAN_DAYS, max(60, round(214 * math.pow(self.n_events / 100_000, 0.709))))
 
     @property

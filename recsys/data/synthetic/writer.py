@@ -38,23 +38,28 @@ CATALOGUE, TITLES, SOCIETY, COUNTS, FIRST_USER = range(5)
 
 
 def generate_world(folder: Path, size: WorldSize, seed: int) -> None:
-    """Write a world to `folder`, replacing what was there; an interruption leaves it as it was. Raises ConfigError for
-    a negative seed."""
+    """Write a world to `folder`, replacing what was there. Raises ConfigError for a negative seed."""
     if seed < 0:
         raise ConfigError(f"seed is {seed}; it must be 0 or more.")
     movies = make_movies(stream(seed, CATALOGUE), size)
     titles = make_titles(stream(seed, TITLES), movies)
-    people: list[Person] = []
+    movie_lines = [
+        f"{item_id}::{title}::{'|'.join(GENRES[g] for g in np.flatnonzero(has))}\n"
+        for item_id, title, has in zip(movies.item_id.tolist(), titles, movies.genres, strict=True)
+    ]
+    user_lines = []
+    made = {**asdict(size), "span_days": size.days, "seed": seed}
+    how = {"generator_version": GENERATOR_VERSION, "numpy": np.__version__, "notice": NOTICE, "synthetic": True}
     with replacing_folder(folder) as beside:
-        _write_movies(beside / "movies.dat", movies, titles)
-        with (beside / "ratings.dat").open("w", encoding="latin-1", newline="\n") as ratings:
-            for user_id, (person, events) in enumerate(lives(seed, size, movies), start=1):
-                people.append(person)
-                ratings.write(_rating_lines(user_id, movies, events))
-        _write_users(beside / "users.dat", people)
-        made = {**asdict(size), "span_days": size.days, "seed": seed}
+        with (beside / "ratings.dat").open("w", encoding="latin-1") as ratings:
+            for user_id, (p, events) in enumerate(lives(seed, size, movies), start=1):
+                user_lines.append(f"{user_id}::{'FM'[p.gender]}::{AGES[p.age]}::{p.occupation}::{p.zip_code}\n")
+                items = movies.item_id[events.movie].tolist()
+                rows = zip(items, events.rating.tolist(), events.timestamp.tolist(), strict=True)
+                ratings.writelines(f"{user_id}::{i}::{stars}::{t}\n" for i, stars, t in rows)
+        (beside / "movies.dat").write_text("".join(movie_lines), encoding="latin-1")
+        (beside / "users.dat").write_text("".join(user_lines), encoding="latin-1")
         (beside / "README").write_text(README.format(notice=NOTICE, **made), encoding="latin-1")
-        how = {"generator_version": GENERATOR_VERSION, "numpy": np.__version__, "notice": NOTICE, "synthetic": True}
         write_json(beside / "SYNTHETIC.json", {**made, **how})
 
 
@@ -69,21 +74,3 @@ def lives(seed: int, size: WorldSize, movies: Movies) -> Iterator[tuple[Person, 
         rng = stream(seed, FIRST_USER + row)
         person = make_person(rng, society, size)
         yield person, live(rng, movies, person, n)
-
-
-def _rating_lines(user_id: int, movies: Movies, events: Events) -> str:
-    item_ids = movies.item_id[events.movie].tolist()
-    rows = zip(item_ids, events.rating.tolist(), events.timestamp.tolist(), strict=True)
-    return "".join([f"{user_id}::{i}::{r}::{t}\n" for i, r, t in rows])
-
-
-def _write_movies(path: Path, movies: Movies, titles: list[str]) -> None:
-    with path.open("w", encoding="latin-1", newline="\n") as out:
-        for item_id, title, has in zip(movies.item_id.tolist(), titles, movies.genres, strict=True):
-            out.write(f"{item_id}::{title}::{'|'.join(GENRES[g] for g in np.flatnonzero(has))}\n")
-
-
-def _write_users(path: Path, people: list[Person]) -> None:
-    with path.open("w", encoding="latin-1", newline="\n") as out:
-        for user_id, p in enumerate(people, start=1):
-            out.write(f"{user_id}::{'FM'[p.gender]}::{AGES[p.age]}::{p.occupation}::{p.zip_code}\n")
