@@ -63,14 +63,11 @@ class FeatureStoreConfig:
     @property
     def address(self) -> str:
         """Which store this is, to be shown and kept: kind, servers and databases, without users, passwords, options."""
-        found: list[str] = [self.online_store]
-        if self.redis_connection is not None:
-            parts = self.redis_connection.split(",")
-            servers = [part for part in parts if "=" not in part][:1]  # Feast takes the first
-            found.append(",".join([*servers, *(part for part in parts if part.startswith("db="))]))
-        if self.registry_path is not None:
-            found.append(_shown(self.registry_path))
-        return " ".join(found)
+        parts = (self.redis_connection or "").split(",")
+        server = next((part for part in parts if "=" not in part), "")  # Feast takes the first
+        redis = ",".join([server, *(part for part in parts if part.startswith("db="))])
+        registry = _shown(self.registry_path) if self.registry_path is not None else ""
+        return " ".join(part for part in (self.online_store, redis, registry) if part)
 
     @property
     def registry_file(self) -> Path | None:

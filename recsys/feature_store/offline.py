@@ -29,28 +29,22 @@ _DUCKDB_LOCK = threading.Lock()
 
 
 def past_rows(
-    feast_store: Any,
-    service: str,
-    source: Path,
-    key: str,
-    keys: IntArray,
-    moments_us: IntArray,
-    columns: Sequence[str],
+    feast_store: Any, service: str, source: Path, key: str, keys: IntArray, moments_us: IntArray, columns: Sequence[str]
 ) -> Any:
-    """Arrow table of `columns`, row i from the newest row of `keys[i]` stamped at or before `moments_us[i]`.
+    """Arrow table of `columns`, row i from the newest row of `keys[i]` stamped by `moments_us[i]`, or null.
 
-    Null where there is no such row. `source` is the file behind the feature service. Up to `MOST_BY_FEAST` rows are
-    Feast's own answer; of more, a sample of that size is, and a difference is a StoreError.
+    `source` is the file behind the feature service. Up to `MOST_BY_FEAST` rows are Feast's own answer; of more, a
+    sample of that size is, and a difference is a StoreError.
     """
     if len(keys) <= MOST_BY_FEAST:
         return join_by_feast(feast_store, service, key, keys, moments_us, columns)
-    found = search(source, key, keys, moments_us, columns)
+    rows = search(source, key, keys, moments_us, columns)
     sample = np.random.default_rng(len(keys)).choice(len(keys), MOST_BY_FEAST, replace=False)
     checked = join_by_feast(feast_store, service, key, keys[sample], moments_us[sample], columns)
     for name in columns:
-        if found[name].take(sample).to_pylist() != checked[name].to_pylist():
+        if rows[name].take(sample).to_pylist() != checked[name].to_pylist():
             raise StoreError(f"Feast's answer for {service!r} differs from the table's in {name}. {ADVICE}")
-    return found
+    return rows
 
 
 def search(source: Path, key: str, keys: IntArray, moments_us: IntArray, columns: Sequence[str]) -> Any:
@@ -65,24 +59,24 @@ def search(source: Path, key: str, keys: IntArray, moments_us: IntArray, columns
     place = np.searchsorted(known_keys, row_keys) * step + np.searchsorted(known_stamps, stamps) + 1
     if (np.diff(place) <= 0).any():
         raise StoreError(f"{source} is not sorted by {key} and time. {ADVICE}")
-    asked = np.searchsorted(known_keys, keys) * step + np.searchsorted(known_stamps, moments_us, side="right")
-    found = np.searchsorted(place, asked, side="right") - 1
-    same_key = (found >= 0) & (row_keys[np.maximum(found, 0)] == keys) if len(row_keys) else np.zeros(len(keys), bool)
-    return table.select(list(columns)).take(pa.array(found, mask=~same_key))
+    wanted = np.searchsorted(known_keys, keys) * step + np.searchsorted(known_stamps, moments_us, side="right")
+    newest = np.searchsorted(place, wanted, side="right") - 1
+    same_key = np.append(row_keys, -1)[newest] == keys  # -1, none before, reads the appended one
+    return table.select(list(columns)).take(pa.array(newest, mask=~same_key))
 
 
 def join_by_feast(
     feast_store: Any, service: str, key: str, keys: IntArray, moments_us: IntArray, columns: Sequence[str]
 ) -> Any:
-    """The same by Feast's point-in-time join; equal rows are asked for once."""
-    asked, inverse = np.unique(np.stack([keys, moments_us], axis=1).reshape(-1, 2), axis=0, return_inverse=True)
-    if not len(asked):
+    """The same by Feast's point-in-time join; equal rows are joined once."""
+    distinct, inverse = np.unique(np.stack([keys, moments_us], axis=1).reshape(-1, 2), axis=0, return_inverse=True)
+    if not len(distinct):
         return pa.table({name: pa.array([]) for name in columns})
     frame = pd.DataFrame(
         {
-            ROW_ID: np.arange(len(asked)),
-            key: asked[:, 0],
-            EVENT_TIMESTAMP: pd.to_datetime(asked[:, 1], unit="us", utc=True).astype("datetime64[us, UTC]"),
+            ROW_ID: np.arange(len(distinct)),
+            key: distinct[:, 0],
+            EVENT_TIMESTAMP: pd.to_datetime(distinct[:, 1], unit="us", utc=True).astype("datetime64[us, UTC]"),
         }
     )
     with _DUCKDB_LOCK:
@@ -96,7 +90,7 @@ def join_by_feast(
     out = out.take(np.argsort(out[ROW_ID].to_numpy(), kind="stable"))
     if any(not np.array_equal(out[name].to_numpy(), frame[name].to_numpy()) for name in (ROW_ID, key)):
         raise StoreError(
-            f"The join for {service!r} lost, doubled or mixed rows: {len(out)} for {len(frame)} asked. "
+            f"The join for {service!r} lost, doubled or mixed rows: {len(out)} for {len(frame)}. "
             "Check that feature_store.yaml names the DuckDB offline store; Dask loses rows."
         )
     return out.select(list(columns)).take(inverse.reshape(-1))

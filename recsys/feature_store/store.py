@@ -20,9 +20,8 @@ from recsys.arrays import IntArray
 from recsys.columns import ITEM_ID, ITEM_STATS_VIEW, RANKING_SERVICE, RETRIEVAL_SERVICE, USER_ID, USER_STATE_VIEW
 from recsys.errors import RecsysError, StoreError
 from recsys.feature_store.config import FeatureStoreConfig
-from recsys.feature_store.materialization import fill_online_store
 from recsys.feature_store.offline import past_rows
-from recsys.feature_store.registration import close_feast, open_feast
+from recsys.feature_store.registry import close_feast, fill_online_store, open_feast
 from recsys.feature_store.tables import PAST_STATE_COLUMNS, STATE_COLUMNS, THROUGH_SEQ, states_from_columns, table_path
 from recsys.features.catalogue import Catalogue
 from recsys.features.item_stats import SECONDS_PER_DAY, STATS_COLUMNS, ItemStats
@@ -34,10 +33,7 @@ ONLINE_CHUNK = 1_000  # users of one read
 
 
 class FeatureStore:
-    """One data set's features. Safe to share between threads; two stores of two homes never see one another.
-
-    Every failure is a StoreError that names the next step.
-    """
+    """One data set's features, safe to share between threads. Every failure is a StoreError that says what to do."""
 
     def __init__(self, config: FeatureStoreConfig) -> None:
         self.config = config
@@ -68,7 +64,8 @@ class FeatureStore:
         moments = np.broadcast_to(np.asarray(nows, dtype=np.int64), ids.shape)
         before = moments * MICROSECONDS - 1  # Feast takes rows stamped at the moment, which hold what happened then
         table = self._past(RETRIEVAL_SERVICE, USER_STATE_VIEW, USER_ID, ids, before, PAST_STATE_COLUMNS)
-        return states_from_columns(ids.tolist(), {name: _values(table[name]) for name in PAST_STATE_COLUMNS})
+        columns = table.to_pandas(integer_object_nulls=True)  # no integer becomes a float
+        return states_from_columns(ids.tolist(), {name: columns[name].tolist() for name in PAST_STATE_COLUMNS})
 
     def historical_item_stats(self, pairs: pd.DataFrame) -> pd.DataFrame:
         """The last snapshot of each item that a prediction on each day may read; `pairs` has item_id and day.
@@ -95,8 +92,7 @@ class FeatureStore:
         self._need_tables()
         written = pq.read_schema(table_path(self.config.home, ITEM_STATS_VIEW)).metadata or {}
         if THROUGH_SEQ.encode() not in written:
-            advice = "Run `recsys train --only features --force`."
-            raise StoreError(f"The item statistics do not say which events they hold. {advice}")
+            raise StoreError(f"The item statistics do not say which events they hold. {REMAKE}")
         rows = self.historical_item_stats(pd.DataFrame({ITEM_ID: catalogue.item_ids, "day": day}))
         return replace(ItemStats.from_rows(catalogue, rows, day), through_seq=int(written[THROUGH_SEQ.encode()]))
 
@@ -160,18 +156,3 @@ class FeatureStore:
             raise StoreError(
                 f"{what} for {self.config.home.name}: {type(error).__name__}: {error}. {advice}"
             ) from error
-
-
-def _values(column: Any) -> list[Any]:
-    """Python values of an Arrow column, None for null. Lists are cut from one flat list: ten times faster."""
-    if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
-        values: list[Any] = column.to_pylist()
-        return values
-    out: list[Any] = []
-    for chunk in column.chunks:
-        offsets, flat = chunk.offsets.to_numpy().tolist(), chunk.values.to_numpy(zero_copy_only=False).tolist()
-        out += [
-            flat[low:high] if valid else None
-            for low, high, valid in zip(offsets[:-1], offsets[1:], chunk.is_valid().to_pylist(), strict=True)
-        ]
-    return out

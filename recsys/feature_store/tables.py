@@ -98,18 +98,13 @@ def write_feature_tables(
     for twice are written once. Raises StoreError for a context of a user whom `histories` does not hold.
     """
     user_idx, ends = _state_rows(histories, state_contexts)
-    states = _state_batches(histories, user_idx, ends, through_seq)
-    _write(table_path(home, USER_STATE_VIEW), STATE_SCHEMA, states)
+    with replacing_file(table_path(home, USER_STATE_VIEW)) as path, pq.ParquetWriter(path, STATE_SCHEMA) as writer:
+        for table in _state_batches(histories, user_idx, ends, through_seq):
+            writer.write_table(table)
     stats = item_snapshots.sort_values([ITEM_ID, EVENT_TIMESTAMP], kind="stable")
     rows = pa.Table.from_pandas(stats[STATS_SCHEMA.names], STATS_SCHEMA, preserve_index=False)
-    schema = STATS_SCHEMA.with_metadata({THROUGH_SEQ: str(through_seq)})
-    _write(table_path(home, ITEM_STATS_VIEW), schema, iter([rows.cast(schema)]))
-
-
-def _write(path: Path, schema: Any, tables: Iterator[Any]) -> None:
-    with replacing_file(path) as beside, pq.ParquetWriter(beside, schema) as writer:
-        for table in tables:
-            writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+    with replacing_file(table_path(home, ITEM_STATS_VIEW)) as path:
+        pq.write_table(rows.replace_schema_metadata({THROUGH_SEQ: str(through_seq)}), path)
 
 
 def _state_rows(histories: Histories, contexts: pd.DataFrame) -> tuple[IntArray, IntArray]:
@@ -119,18 +114,13 @@ def _state_rows(histories: Histories, contexts: pd.DataFrame) -> tuple[IntArray,
     if (context_users < 0).any():
         unknown = sorted(set(wanted[USER_ID].to_numpy()[context_users < 0].tolist()))
         raise StoreError(
-            f"States were asked for of {len(unknown)} users without a row in the data, the first {unknown[0]}. "
+            f"States are needed of {len(unknown)} users without a row in the data, the first {unknown[0]}. "
             "Build histories and contexts from the same tables."
         )
     everybody = np.arange(len(histories.user_ids))
     user_idx = np.concatenate([everybody, everybody, context_users])
-    ends = np.concatenate(
-        [
-            histories.offset[:-1],
-            histories.offset[1:],
-            histories.ends_before(context_users, wanted[TIMESTAMP].to_numpy(np.int64)),
-        ]
-    )
+    context_ends = histories.ends_before(context_users, wanted[TIMESTAMP].to_numpy(np.int64))
+    ends = np.concatenate([histories.offset[:-1], histories.offset[1:], context_ends])
     step = len(histories.timestamps) + 1
     key = np.unique(user_idx * step + ends)
     return key // step, key % step
@@ -191,9 +181,10 @@ def states_from_columns(user_ids: Sequence[int], columns: Mapping[str, Sequence[
     states = []
     for row, user_id in enumerate(user_ids):
         values = {name.removeprefix("history_"): column[row] for name, column in columns.items()}
-        if values["n_events"] is None:
-            states.append(UserState(user_id))
-        else:
-            held: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-            states.append(UserState(user_id, **held))
+        held: dict[str, Any] = {}
+        if values["n_events"] is not None:
+            for name, value in values.items():
+                plain = value.tolist() if isinstance(value, np.ndarray) else value
+                held[name] = tuple(plain) if isinstance(plain, list) else plain
+        states.append(UserState(user_id, **held))
     return states

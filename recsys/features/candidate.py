@@ -59,28 +59,18 @@ def feature_names(retriever_names: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class CandidateSignals:
-    """What retrieval says about K candidates of each of B users.
-
-    item_idx      (B, K), -1 where there is no candidate
-    merged_score  (B, K)
-    scores        (B, K, S); ranks (B, K, S) int32, 0 where the retriever did not return the item
-    covisitation_last   (B, K) co-visitation of the candidate with the newest item alone
-    """
+    """What retrieval says about K candidates of each of B users."""
 
     retriever_names: tuple[str, ...]
-    item_idx: IntArray
-    merged_score: FloatArray
-    scores: FloatArray
-    ranks: npt.NDArray[np.int32]
-    covisitation_last: FloatArray
+    item_idx: IntArray  # (B, K) -1 where there is no candidate
+    merged_score: FloatArray  # (B, K)
+    scores: FloatArray  # (B, K, S)
+    ranks: npt.NDArray[np.int32]  # (B, K, S) 0 where the retriever did not return the item
+    covisitation_last: FloatArray  # (B, K) with the newest item alone
 
 
 def candidate_features(
-    states: StateBatch,
-    signals: CandidateSignals,
-    stats: ItemStats,
-    catalogue: Catalogue,
-    unit_vectors: FloatArray,
+    states: StateBatch, signals: CandidateSignals, stats: ItemStats, catalogue: Catalogue, unit_vectors: FloatArray
 ) -> FloatArray:
     """(B, K, F) features. `unit_vectors` (N, D) are the item vectors scaled to length 1. Rows of absent candidates
     (item_idx -1) hold numbers without meaning.

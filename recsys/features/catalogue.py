@@ -39,45 +39,35 @@ def title_words(title: str) -> list[str]:
 
 def positions_of(ids: IntArray, wanted: npt.ArrayLike) -> IntArray:
     """Where each wanted id stands among ascending `ids`, in the shape of `wanted`; -1 for one that is not there."""
-    asked = np.asarray(wanted, dtype=np.int64)
+    wanted = np.asarray(wanted, dtype=np.int64)
     if len(ids) == 0:
-        return np.full(asked.shape, -1, dtype=np.int64)
-    position = np.minimum(np.searchsorted(ids, asked), len(ids) - 1)
-    return np.where(ids[position] == asked, position, -1)
+        return np.full(wanted.shape, -1, dtype=np.int64)
+    position = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+    return np.where(ids[position] == wanted, position, -1)
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All items of a data set, rated or not.
+    """All items of a data set, rated or not."""
 
-    item_ids     (N,) int64, ascending
-    titles       N strings
-    years        (N,) float32, NaN where unknown
-    genres       (N, G) float32, 1.0 where the item has the genre
-    genre_names  G strings
-    words        (N, MAX_TITLE_WORDS) int64 into the vocabulary, 0 where there is none
-    vocabulary   W strings; position 0 is the empty word
-    occupations  of user profiles; position 0 is unknown
-    """
-
-    item_ids: IntArray
-    titles: tuple[str, ...]
-    years: FloatArray
-    genres: FloatArray
-    genre_names: tuple[str, ...]
-    words: IntArray
-    vocabulary: tuple[str, ...]
-    occupations: tuple[str, ...]
+    item_ids: IntArray  # (N,) ascending
+    titles: tuple[str, ...]  # N
+    years: FloatArray  # (N,) NaN where unknown
+    genres: FloatArray  # (N, G) 1.0 where the item has the genre
+    genre_names: tuple[str, ...]  # G
+    words: IntArray  # (N, MAX_TITLE_WORDS) into the vocabulary, 0 where there is none
+    vocabulary: tuple[str, ...]  # W; position 0 is the empty word
+    occupations: tuple[str, ...]  # of user profiles; position 0 is unknown
 
     def __len__(self) -> int:
         return len(self.item_ids)
 
     def to_idx(self, item_ids: npt.ArrayLike) -> IntArray:
-        """Row numbers of raw ids, any shape; -1 for an id that the catalogue does not hold."""
+        """Row numbers of raw ids; -1 for an id that the catalogue does not hold."""
         return positions_of(self.item_ids, item_ids)
 
     def to_ids(self, item_idx: npt.NDArray[np.integer]) -> IntArray:
-        """Raw ids of row numbers, any shape; -1 stays -1."""
+        """Raw ids of row numbers; -1 stays -1."""
         return np.where(item_idx >= 0, self.item_ids[item_idx], -1)
 
     @cached_property
@@ -100,8 +90,7 @@ class Catalogue:
     @cached_property
     def genre_counts(self) -> FloatArray:
         """(N,) genres of each item, at least 1: what a mean over them is divided by."""
-        counts: FloatArray = np.maximum(self.genres.sum(axis=1), np.float32(1))
-        return counts
+        return np.asarray(np.maximum(self.genres.sum(axis=1), np.float32(1)))
 
     @property
     def profile_sizes(self) -> tuple[int, int, int]:
@@ -122,7 +111,6 @@ class Catalogue:
 
     @classmethod
     def from_tables(cls, items: pd.DataFrame, users: pd.DataFrame) -> "Catalogue":
-        """Build from the typed tables of `recsys.data.tables`."""
         return cls._build(items.sort_values(ITEM_ID), ("", *sorted({o for o in users[OCCUPATION].dropna() if o})))
 
     @classmethod

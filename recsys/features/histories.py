@@ -1,7 +1,6 @@
 """Every user's state at any moment, computed in one go from the events table.
 
-`states_at` equals the fold of the same events (`state.fold`), which a property test holds. Users who rated an item
-again follow the rule of `repeats`; everybody else's window is a slice.
+`states_at` equals the fold of the same events (`state.fold`), which a property test holds.
 
 Shapes: E events, U users, B contexts, L = HISTORY_LENGTH.
 """
@@ -16,8 +15,7 @@ import pandas as pd
 from recsys.arrays import BoolArray, DoubleArray, FloatArray, IntArray
 from recsys.columns import AGE, GENDER, ITEM_ID, LIKED_RATING, OCCUPATION, RATING, TIMESTAMP, USER_ID
 from recsys.features.catalogue import Catalogue, positions_of
-from recsys.features.repeats import previous_of_pair
-from recsys.features.state import HISTORY_LENGTH, StateBatch, UserState, state_batch
+from recsys.features.state import HISTORY_LENGTH, StateBatch, UserState, previous_of_pair, state_batch
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ the dense arrays as of one day that models and service read.
 
 A snapshot stamped D 00:00 UTC holds the events before. A prediction at t reads the last snapshot at or before the start
 of t's day, so it never sees its own day. Decayed counts are stored as of their snapshot and decayed further on reading.
-A user counts once for an item (`repeats`): a repeated rating moves that user's contribution to the new day.
+A user counts once for an item (`state`): a repeated rating moves that user's contribution to the new day.
 
 Shapes: N items, H = len(HALF_LIVES_DAYS).
 """
@@ -21,7 +21,7 @@ import pandas as pd
 from recsys.arrays import DoubleArray, FloatArray, IntArray
 from recsys.columns import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, LIKED_RATING, RATING, TIMESTAMP, USER_ID
 from recsys.features.catalogue import Catalogue
-from recsys.features.repeats import previous_of_pair
+from recsys.features.state import previous_of_pair
 
 SECONDS_PER_DAY = 86_400
 HALF_LIVES_DAYS = (7, 30, 365)
@@ -54,9 +54,9 @@ def day_of(timestamp: npt.ArrayLike) -> IntArray:
 def snapshots(events: pd.DataFrame) -> pd.DataFrame:
     """One row for each item and day with ratings, as of the end of that day, sorted by (item_id, day).
 
-    Columns: item_id, event_timestamp and created (UTC, microseconds), and STATS_COLUMNS: `snapshot_day` (the day that
-    starts where this one ends), counts and sums since the beginning, `decayed_*d` (ratings counted with weight
-    2^(-age / half-life), age in whole days), `first_rated` and `last_rated` (seconds UTC, of any rating).
+    STATS_COLUMNS are `snapshot_day` (the day that starts where this one ends), counts and sums since the beginning,
+    `decayed_*d` (ratings counted with weight 2^(-age / half-life), age in whole days), `first_rated` and `last_rated`
+    (seconds UTC, of any rating).
     """
     events = events.sort_values(TIMESTAMP, kind="stable")
     users, items, times = (events[name].to_numpy(np.int64) for name in (USER_ID, ITEM_ID, TIMESTAMP))
@@ -76,24 +76,12 @@ def snapshots(events: pd.DataFrame) -> pd.DataFrame:
     weight[again] -= np.exp2(-(day[again] - day[replaced])[:, None] / half_lives)
     frame[list(DECAYED)] = weight
     sums = dict.fromkeys(("n", "liked", "stars", *DECAYED), "sum")
-    daily = (
-        frame.groupby([ITEM_ID, "snapshot_day"], sort=True).agg({**sums, "first": "min", "last": "max"}).reset_index()
-    )
+    daily = frame.groupby([ITEM_ID, "snapshot_day"], as_index=False).agg({**sums, "first": "min", "last": "max"})
     by_item = daily.groupby(ITEM_ID, sort=False)
     stamp = pd.to_datetime(daily["snapshot_day"] * SECONDS_PER_DAY, unit="s", utc=True).astype("datetime64[us, UTC]")
-    out = pd.DataFrame(
-        {
-            ITEM_ID: daily[ITEM_ID],
-            EVENT_TIMESTAMP: stamp,
-            CREATED_TIMESTAMP: stamp,
-            "snapshot_day": daily["snapshot_day"].astype(np.int64),
-            "n_ratings": by_item["n"].cumsum(),
-            "n_liked": by_item["liked"].cumsum(),
-            "rating_sum": by_item["stars"].cumsum(),
-            "first_rated": by_item["first"].cummin(),
-            "last_rated": by_item["last"].cummax(),
-        }
-    )
+    out = daily[[ITEM_ID, "snapshot_day"]].assign(**{EVENT_TIMESTAMP: stamp, CREATED_TIMESTAMP: stamp})
+    out[["n_ratings", "n_liked", "rating_sum"]] = by_item[["n", "liked", "stars"]].cumsum()
+    out["first_rated"], out["last_rated"] = by_item["first"].cummin(), by_item["last"].cummax()
     out[list(DECAYED)] = _decayed_counts(daily)
     return out[[ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP, *STATS_COLUMNS]]
 
@@ -101,13 +89,12 @@ def snapshots(events: pd.DataFrame) -> pd.DataFrame:
 def _decayed_counts(daily: pd.DataFrame) -> DoubleArray:
     """(rows, H) running decayed counts, from what each day adds, for rows sorted by (item, day)."""
     items, days = (daily[name].to_numpy(np.int64) for name in (ITEM_ID, "snapshot_day"))
-    counts = daily[list(DECAYED)].to_numpy()
-    out = np.empty((len(items), len(HALF_LIVES_DAYS)))
+    out = daily[list(DECAYED)].to_numpy(copy=True)
     same_item = np.append(False, items[1:] == items[:-1])
     passed = np.where(same_item, np.diff(days, prepend=0), 0)
     decay = np.exp2(-passed[:, None] / np.asarray(HALF_LIVES_DAYS, dtype=np.float64))
-    for row in range(len(items)):
-        out[row] = out[row - 1] * decay[row] + counts[row] if same_item[row] else counts[row]
+    for row in np.flatnonzero(same_item):
+        out[row] += out[row - 1] * decay[row]
     return out
 
 
@@ -136,8 +123,7 @@ class ItemStats:
 
     @cached_property
     def columns(self) -> FloatArray:
-        """(N, len(ITEM_FEATURES)): made once for a day, because every answer of that day reads them. NaN for days since
-        a rating where there has been none."""
+        """(N, len(ITEM_FEATURES)), made once for a day; NaN for days since a rating where there has been none."""
         popularity = np.log1p(self.decayed)  # (N, H)
         n, now = self.n_ratings, self.day * SECONDS_PER_DAY
         out = np.empty((len(self), len(ITEM_FEATURES)), dtype=np.float32)
@@ -153,10 +139,9 @@ class ItemStats:
 
     @classmethod
     def from_rows(cls, catalogue: Catalogue, rows: pd.DataFrame, day: int) -> "ItemStats":
-        """From at most one snapshot row an item (columns item_id and STATS_COLUMNS), each stamped at or before `day`.
+        """From at most one snapshot row an item; items without a row, or whose row is null, have zeros.
 
-        Items without a row, or whose row is null (never rated yet), have zeros. Raises ValueError for a snapshot of
-        the future or an item given twice: either would be a leak or a broken join.
+        Raises ValueError for a snapshot after `day` or an item given twice: a leak, or a broken join.
         """
         rows = rows[rows["snapshot_day"].notna()]
         idx = catalogue.to_idx(rows[ITEM_ID].to_numpy(np.int64))
@@ -180,7 +165,7 @@ class ItemStats:
 
 
 class ItemStatsTimeline:
-    """`ItemStats` as of any day, from the whole snapshot table; the batch twin of Feast's point-in-time join."""
+    """`ItemStats` as of any day from the whole snapshot table, as Feast's point-in-time join would give them."""
 
     def __init__(self, catalogue: Catalogue, snapshot_table: pd.DataFrame) -> None:
         self._catalogue = catalogue

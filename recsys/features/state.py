@@ -4,6 +4,10 @@
 read. A state as of time t holds the events with timestamp < t. Order within one second carries no meaning in MovieLens;
 it is fixed as (timestamp, item_id) everywhere.
 
+A user and an item count once, in states, histories and statistics alike: the rating with the latest timestamp stands,
+of equally late ones the one received last (the later row of a table). When an item was first and last rated is about
+the item, so every rating counts there.
+
 Shapes: B users, L = HISTORY_LENGTH events, oldest first, right-aligned, -1 or 0 where there is none.
 """
 
@@ -31,15 +35,12 @@ class Event:
 
 @dataclass(frozen=True)
 class UserState:
-    """What is stored for one user. All ids are raw.
+    """What is stored for one user. All ids are raw; unknown profile is "" or 0.
 
     item_ids, ratings, timestamps   the last L rated items, oldest first, ordered by (timestamp, item_id)
-    n_events, n_liked               counts over the whole history; an item counts once
-    rating_sum, rating_square_sum   sums over the whole history; exact, because ratings are half stars
-    older_item_ids, older_ratings, older_timestamps   the rest of the history, in the same order. Newest states alone
-                                    hold it; states as of a past moment leave it out
-    gender, age, occupation         static profile; "" and 0 where unknown
-    through_seq                     the last event of the table (`recsys.events`) that the state knows of
+    n_events to rating_square_sum   over the whole history; exact, because ratings are half stars
+    older_*       the rest of the history, in the same order; states as of a past moment leave it out
+    through_seq   the last event of the table (`recsys.events`) that the state knows of
     """
 
     user_id: int
@@ -64,19 +65,28 @@ class UserState:
         return self.older_item_ids + self.item_ids
 
 
+def previous_of_pair(user_ids: IntArray, item_ids: IntArray) -> IntArray:
+    """Of each row, in the order of time, the position of the row before it with the same user and item; -1 for none.
+
+    >>> previous_of_pair(np.array([1, 1, 2, 1, 1]), np.array([7, 8, 7, 7, 7])).tolist()
+    [-1, -1, -1, 0, 3]
+    """
+    order = np.lexsort((item_ids, user_ids))  # stable: the rows of a pair keep their order
+    same = (user_ids[order[1:]] == user_ids[order[:-1]]) & (item_ids[order[1:]] == item_ids[order[:-1]])
+    previous = np.full(len(order), -1, dtype=np.int64)
+    previous[order[1:][same]] = order[:-1][same]
+    return previous
+
+
 def fold(state: UserState, events: Iterable[Event]) -> UserState:
     """A newest state once `events` are known as well, given in the order received; the only writer of state.
 
-    It follows the rule of `repeats`, so that it is exact for any events in any split: it equals the batch computation
-    over the sorted set (`Histories`). `through_seq` stays as it is.
+    Exact for any events in any split: it equals the batch computation (`Histories`). `through_seq` stays as it is.
     """
-    history = {
-        item_id: (timestamp, rating)
-        for item_id, rating, timestamp in [
-            *zip(state.older_item_ids, state.older_ratings, state.older_timestamps, strict=True),
-            *zip(state.item_ids, state.ratings, state.timestamps, strict=True),
-        ]
-    }
+    known = zip(
+        state.seen_item_ids, state.older_timestamps + state.timestamps, state.older_ratings + state.ratings, strict=True
+    )
+    history = {item_id: (timestamp, rating) for item_id, timestamp, rating in known}
     changed = False
     for event in events:
         before = history.get(event.item_id)
@@ -141,15 +151,10 @@ class StateBatch:
         return StateBatch(**arrays, seen_idx=[self.seen_idx[i] for i in np.arange(len(self))[index]])
 
 
-def state_batch(
-    catalogue: Catalogue,
-    states: Sequence[UserState],
-    now: npt.ArrayLike,
-) -> StateBatch:
-    """Turn stored states into the arrays that models read.
+def state_batch(catalogue: Catalogue, states: Sequence[UserState], now: npt.ArrayLike) -> StateBatch:
+    """Newest states as the arrays that models read. `now` is one moment or B moments.
 
-    The states are newest ones, which know every item that was seen. `now` is one moment or B moments. Ids that the
-    catalogue does not hold are left out of the window (they still count in the sums).
+    Ids that the catalogue does not hold are left out of the window; they still count in the sums.
     """
     size = len(states)
     item_idx = np.full((size, HISTORY_LENGTH), -1, dtype=np.int64)

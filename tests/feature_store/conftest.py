@@ -25,16 +25,14 @@ CONTEXTS = [(1, T0 + 100), (1, T0 + 200), (1, T0 + 201), (1, T0 + 300), (2, T0 +
 __all__ = ["postgres_server", "redis_server"]
 
 
-@pytest.fixture(scope="session", params=["sqlite", "redis", "redis and postgresql"])
+@pytest.fixture(scope="session", params=["embedded", "redis and postgresql"])
 def servers(request: pytest.FixtureRequest) -> dict[str, Any]:
     """What a `FeatureStoreConfig` says about the online store and the registry; nothing where both are embedded."""
-    said: dict[str, Any] = {}
-    if "redis" in request.param:
-        address = request.getfixturevalue("redis_server").connection
-        said |= {"online_store": "redis", "redis_connection": address}
-    if "postgresql" in request.param:
-        said["registry_path"] = request.getfixturevalue("postgres_server").database()
-    return said
+    if request.param == "embedded":
+        return {}
+    address = request.getfixturevalue("redis_server").connection
+    registry = request.getfixturevalue("postgres_server").database()
+    return {"online_store": "redis", "redis_connection": address, "registry_path": registry}
 
 
 @pytest.fixture(scope="session")
@@ -44,10 +42,10 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     world.store.close()
 
 
-@pytest.fixture(scope="session", params=[0, 1])
-def seeded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    rows = random_events(request.param)
+@pytest.fixture(scope="session")
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    rows = random_events(0)
     moments = sorted({(u, t + late) for u, _, _, t in rows for late in (0, 1)})
-    world = build(tmp_path_factory.mktemp("seeded"), rows, moments, name=f"seed-{request.param}")
+    world = build(tmp_path_factory.mktemp("seeded"), rows, moments, name="seeded")
     yield world
     world.store.close()

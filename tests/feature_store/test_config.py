@@ -19,17 +19,14 @@ def config_of(tmp_path: Path, redis: str | None = None, registry: str | None = N
     [
         (None, None, "sqlite"),
         ("redis:6379", None, "redis redis:6379"),
-        ("redis:6379,password=s3cret", None, "redis redis:6379"),
         ("username=s3cret,password=s3cret,10.0.0.7:6379,db=1,ssl=true", None, "redis 10.0.0.7:6379,db=1"),
         (None, "postgresql+psycopg://u:s3cret@db:5432/feast", "sqlite postgresql+psycopg://db:5432/feast"),
-        (None, "postgresql+psycopg://s3cret@db/feast?password=s3cret", "sqlite postgresql+psycopg://db/feast"),
         (
             None,
             "postgresql+psycopg://u:s3:c%2Fr%3Fe%40t@[::1]:5432/f?a=b%40s3cret",
             "sqlite postgresql+psycopg://[::1]:5432/f",
         ),
         (None, "postgresql+psycopg://db/feast?user=u&password=s3%40cret", "sqlite postgresql+psycopg://db/feast"),
-        (None, "postgresql+psycopg:///feast?host=/run&password=s3%40cret", "sqlite postgresql+psycopg:///feast"),
         (None, "s3cret", "sqlite an unknown database"),
     ],
 )

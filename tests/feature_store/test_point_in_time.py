@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 
 from recsys.columns import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from recsys.feature_store.offline import ROW_ID
-from recsys.feature_store.registration import open_feast
+from recsys.feature_store.registry import open_feast
 from recsys.features.state import UserState
 
 from .feature_worlds import DAY, T0, World

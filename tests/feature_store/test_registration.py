@@ -16,7 +16,7 @@ import pytest
 from recsys.columns import ITEM_STATS_VIEW, TIMESTAMP, USER_ID, USER_STATE_VIEW
 from recsys.errors import ConfigError, StoreError
 from recsys.feature_store import FeatureStore, FeatureStoreConfig, write_feature_tables
-from recsys.feature_store.registration import open_feast
+from recsys.feature_store.registry import open_feast
 from recsys.feature_store.tables import STATE_SCHEMA, STATS_SCHEMA
 from recsys.workspace import DatasetWorkspace
 
@@ -138,7 +138,7 @@ def test_a_configuration_that_contradicts_itself_is_refused(tmp_path: Path) -> N
         FeatureStoreConfig(home, tmp_path)
 
 
-def test_contexts_of_a_stranger_are_refused(planted: World, tmp_path: Path) -> None:
+def test_contexts_of_an_unknown_user_are_refused(planted: World, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="of 1 users without a row in the data, the first 77"):
         write_feature_tables(
             DatasetWorkspace(tmp_path, "x"),

@@ -178,15 +178,6 @@ def oracle(states: StateBatch, s: CandidateSignals, b: int, k: int) -> dict[str,
     return out
 
 
-def test_the_world_reaches_every_branch() -> None:
-    st = stats()
-    assert st.n_ratings[3] > 0
-    assert st.n_ratings[36] == 0
-    assert math.isnan(CATALOGUE.years[34])
-    assert CATALOGUE.genres_of(NAMELESS) == []
-    assert [int((histories().item_idx[b] >= 0).sum()) for b in range(B)] == [12, 1, 0]
-
-
 def test_every_feature_equals_the_loop() -> None:
     got = computed()
     assert got.shape == (B, K, len(feature_names(RETRIEVERS)))
@@ -196,21 +187,6 @@ def test_every_feature_equals_the_loop() -> None:
         assert set(expected) == set(feature_names(RETRIEVERS))
         for i, name in enumerate(feature_names(RETRIEVERS)):
             assert got[b, k, i] == pytest.approx(expected[name], rel=1e-5, abs=1e-5, nan_ok=True), (b, k, name)
-
-
-def test_habits_worked_out_by_hand() -> None:
-    """The busy user's last 4 ratings make the session; the 12 in the window make 11 pairs, 4 of them in one second
-    (rows 0 and 1; 34, 10 and 12; 15 and 7)."""
-    got = computed()
-    column = {name: i for i, name in enumerate(feature_names(RETRIEVERS))}
-    busy, once, cold = (got[b, 0] for b in range(B))
-    assert busy[column["user_session_length"]] == pytest.approx(math.log(5))
-    assert busy[column["user_same_second_share"]] == pytest.approx(4 / 11)
-    assert busy[column["user_events"]] == pytest.approx(math.log(93))
-    assert once[column["user_session_length"]] == 0.0
-    assert once[column["user_gap"]] == cold[column["user_gap"]] == pytest.approx(math.log(1 + 365 * DAY))
-    for name in ("user_events", "user_mean_rating", "user_rating_std", "user_liked_share", "user_last_rating"):
-        assert cold[column[name]] == 0.0
 
 
 def test_a_session_that_has_ended_counts_nothing() -> None:

@@ -45,10 +45,8 @@ def test_words_in_three_titles_make_the_vocabulary() -> None:
 @pytest.mark.parametrize(
     ("title", "words"),
     [
-        ("2001: A Space Odyssey (1968)", ["2001", "a", "space", "odyssey"]),
         ("One Two Three Four Five Six Seven", ["one", "two", "three", "four", "five", "six"]),
         ("Amélie (Le fabuleux destin) (2001) ", ["amélie", "le", "fabuleux", "destin"]),
-        ("1984", ["1984"]),
         ("", []),
     ],
 )

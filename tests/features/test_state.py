@@ -110,15 +110,6 @@ def test_values_of_a_state_worked_out_by_hand() -> None:
     assert sums.tolist() == [6.0, 6.0, 7.5]
     expected = UserState(7, (12, 11), (4.0, 3.5), (20, 30), 2, 1, 7.5, 28.25, **PROFILE)  # type: ignore[arg-type]
     assert known_by(events) == expected
-    assert known_by([Event(11, 1.0, 30), Event(10, 1.0, 30)]).item_ids == (10, 11)
-
-
-def test_a_repeat_makes_room_in_the_window() -> None:
-    events = [Event(10 + i, 3.0, i) for i in range(HISTORY_LENGTH + 1)]
-    again = [*events, Event(10 + HISTORY_LENGTH, 1.0, 500)]
-    batch = histories(again).states_at([7], 501)
-    assert batch.item_idx[0].tolist() == list(range(1, HISTORY_LENGTH + 1))
-    assert known_by(again).older_item_ids == (10,)
 
 
 def test_the_moment_itself_is_not_known() -> None:

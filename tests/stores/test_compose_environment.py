@@ -126,11 +126,10 @@ class Composed:
         """What the file gives a service of ours, here; the home is named with each command instead."""
         given: dict[str, str] = dict(compose()["services"][service]["environment"])
         assert given.pop("RECSYS_HOME")
-        there = {"redis:6379": f"127.0.0.1:{self.redis.port}", "http://mlflow:5000": self.mlflow.url}
-        found = {name: reachable(value, self.postgres) for name, value in given.items()}
-        for name, value in there.items():
-            found = {key: text.replace(name, value) for key, text in found.items()}
-        return found
+        for name, value in given.items():
+            here = reachable(value, self.postgres).replace("redis:6379", f"127.0.0.1:{self.redis.port}")
+            given[name] = here.replace("http://mlflow:5000", self.mlflow.url)
+        return given
 
     def count(self, database: str, table: str) -> int:
         with psycopg.connect(f"{self._address}/{database}") as connection:
@@ -147,7 +146,7 @@ def composed(
     postgres_server: PostgresServer, world_files: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Composed]:
     """The servers, and a home trained against them as the one-shot trainer does."""
-    _databases(postgres_server)
+    make_databases(postgres_server)
     home = TrainedHome(tmp_path_factory.mktemp("composed") / "home", world_files)
     redis_server, mlflow = ComposedRedis(), ComposedMlflow(postgres_server)
     made = Composed(home, redis_server, mlflow, postgres_server)
@@ -167,7 +166,7 @@ def composed(
             shutil.rmtree(server.folder, ignore_errors=True)
 
 
-def _databases(postgres: PostgresServer) -> None:
+def make_databases(postgres: PostgresServer) -> None:
     """As the image of PostgreSQL does with a new volume: the user, its database, then our file."""
     given = compose()["services"]["postgres"]["environment"]
     user, first = given["POSTGRES_USER"], given["POSTGRES_DB"]

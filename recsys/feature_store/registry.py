@@ -1,24 +1,30 @@
-"""Feast opened for one home, with its registry brought to what `definitions.py` says.
+"""Feast opened for one home, with its registry brought to what `definitions.py` says, and its online store filled.
 
 Only the pipeline registers a data set (`create`). A reader that finds it registered with other definitions, or with the
 paths of the place that the home was copied from, brings it up to date. Processes of one home take turns. Feast's own
 loader would import the definitions as a module: a second home in one process would get the first one's files.
 """
 
+import contextlib
 import fcntl
+import gc
+import io
 import logging
 import runpy
 import sqlite3
 import warnings
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from recsys.atomic_io import fingerprint_value, locked_folder
+from recsys.columns import USER_STATE_VIEW
 from recsys.errors import StoreError
 from recsys.feature_store.config import FeatureStoreConfig
 
 DEFINITIONS_TAG: Final = "definitions"  # of the project: what was registered, so that it cannot outlive the registry
+ALL_TIME: Final = (datetime(1900, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC))  # never now(): stamps are data's
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +42,8 @@ def open_feast(config: FeatureStoreConfig, *, create: bool = False) -> Any:
     warnings.filterwarnings("ignore", r"fetch_arrow_table\(\) is deprecated", DeprecationWarning)
     with locked_folder(config.home.feast, fcntl.LOCK_EX):  # opening may make the registry's tables
         if create:
-            for path in (registry, config.online_file):
-                if path is not None and path.exists():
-                    _set_aside_if_damaged(path)
+            for path in filter(None, (registry, config.online_file)):
+                _set_aside_if_damaged(path)
         feast_store = FeatureStore(config=config.feast_config())
         try:
             _register(feast_store, config, create)
@@ -83,6 +88,8 @@ def _set_aside_if_damaged(path: Path) -> None:
 
     Raises sqlite3.OperationalError where nobody can tell, as while it is locked.
     """
+    if not path.exists():
+        return
     with closing(sqlite3.connect(path)) as connection:
         try:
             if connection.execute("PRAGMA quick_check").fetchone() == ("ok",):
@@ -96,3 +103,33 @@ def _set_aside_if_damaged(path: Path) -> None:
     aside = path.with_name(f"{path.name}.damaged")
     path.replace(aside)
     log.warning("%s is damaged; it is made again, and the old file is now %s", path, aside.name)
+
+
+def fill_online_store(config: FeatureStoreConfig) -> None:
+    """Put the newest row of every user into the online store, while a service may read it.
+
+    Redis takes each row as one command. SQLite takes all rows in one transaction over a write-ahead log, so that
+    readers neither wait nor see half. Afterwards, unless somebody has the file open, it is without one again: only then
+    can a read-only home be read.
+    """
+    online = config.online_file
+    if online is not None:
+        _set_journal(online, "WAL")
+    feast_store = open_feast(config)  # one of its own: others do not read in its transaction
+    try:
+        # One at a time; `open_feast` locks another folder, so that a service can start meanwhile. What Feast prints on
+        # stdout (with colour codes, whatever stdout is) would end up in results.
+        with locked_folder(config.home.features, fcntl.LOCK_EX), contextlib.redirect_stdout(io.StringIO()):
+            feast_store.materialize(*ALL_TIME, feature_views=[USER_STATE_VIEW])
+    finally:
+        close_feast(feast_store)
+    del feast_store
+    if online is not None:
+        gc.collect()  # Feast closes its connection by being collected
+        with contextlib.suppress(sqlite3.OperationalError):  # a service has it open
+            _set_journal(online, "DELETE")
+
+
+def _set_journal(path: Path, mode: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA journal_mode={mode}")
