@@ -61,32 +61,19 @@ NAMES_PER_CLUSTER: Final = 6
 
 @dataclass(frozen=True)
 class Movies:
-    """Everything true about the movies.
+    """Everything true about the movies."""
 
-    item_id      (N,) int64, ascending, with gaps as in MovieLens
-    factors      (N, D) float32, rows of unit length
-    cluster      (N,) int32 in 0..C-1
-    franchise    (N,) int32; movies of one franchise share a number, -1 is none
-    genres       (N, 18) bool, columns as `GENRES`
-    quality      (N,) float32, standard normal; raises every rating
-    log_base     (N,) float32, log popularity apart from age
-    release_utc  (N,) int64, seconds; before that no one can rate it
-    near         (C, 1 + NEIGHBOURS) int32, a cluster and its nearest ones
-    bucket_s     length of a popularity bucket in seconds
-    n_buckets    T
-    """
-
-    item_id: NDArray[np.int64]
-    factors: NDArray[np.float32]
-    cluster: NDArray[np.int32]
-    franchise: NDArray[np.int32]
-    genres: NDArray[np.bool_]
-    quality: NDArray[np.float32]
-    log_base: NDArray[np.float32]
-    release_utc: NDArray[np.int64]
-    near: NDArray[np.int32]
-    bucket_s: int
-    n_buckets: int
+    item_id: NDArray[np.int64]  # (N,) ascending, with gaps as in MovieLens
+    factors: NDArray[np.float32]  # (N, D) rows of unit length
+    cluster: NDArray[np.int32]  # (N,) in 0..C-1
+    franchise: NDArray[np.int32]  # (N,) movies of one franchise share a number, -1 is none
+    genres: NDArray[np.bool_]  # (N, G) columns as `GENRES`
+    quality: NDArray[np.float32]  # (N,) standard normal; raises every rating
+    log_base: NDArray[np.float32]  # (N,) log popularity apart from age
+    release_utc: NDArray[np.int64]  # (N,) seconds; before that no one can rate it
+    near: NDArray[np.int32]  # (C, 1 + NEIGHBOURS) a cluster and its nearest ones
+    bucket_s: int  # length of a popularity bucket
+    n_buckets: int  # T
 
     @cached_property
     def _factors_t(self) -> NDArray[np.float32]:

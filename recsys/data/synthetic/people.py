@@ -1,10 +1,9 @@
 """The people of the synthetic world: who they are, and how they choose and rate.
 
 A session is a run of *pages*. A page has a theme, a cluster of movies: often that of a movie on the page before,
-otherwise one the person likes. Of a page's movies about THEME_SHARE belong to the theme, the rest come from all
-movies. Both kinds are drawn without replacement in proportion to popularity now x exp(taste now), by an exponential
-race: the k smallest of E_i / weight_i, E_i standard exponential, are such a draw (Efraimidis and Spirakis 2006,
-"Weighted random sampling with a reservoir"). So the recent movies say much about the next one, and never all.
+otherwise one the person likes. About THEME_SHARE of its movies belong to the theme, the rest come from all. Both
+are drawn without replacement in proportion to popularity now x exp(taste now), by an exponential race: the k least of
+E_i / weight_i, E_i standard exponential (Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir").
 
 Shapes: N movies, U users, D latent dimensions, C clusters, n events of the person or session.
 """
@@ -23,7 +22,7 @@ AGES: Final = (1, 18, 25, 35, 45, 50, 56)  # ml-1m's codes: the lower end of a b
 AGE_SHARE: Final = (0.04, 0.18, 0.35, 0.2, 0.09, 0.08, 0.06)
 FEMALE_SHARE: Final = 0.28
 N_OCCUPATIONS: Final = 21
-STUDENT_K12, STUDENT, RETIRED = 10, 4, 13  # ml-1m's codes
+USUAL_OCCUPATION: Final = {1: (0.8, 10), 18: (0.5, 4), 56: (0.4, 13)}  # pupil, student, retired in ml-1m's codes
 
 COUNT_SD: Final = 1.1  # of log(events beyond 20); gives ml-1m's mean 166 beside a median of about 96
 GENDER_SD, AGE_SD, OCCUPATION_SD, OWN_SD = 0.7, 0.7, 0.35, 0.7  # taste, for each dimension
@@ -45,13 +44,7 @@ SAME_SECOND: Final = 0.6  # chance that a movie of a page is stamped with the se
 MEAN_STARS, QUALITY_STARS, TASTE_STARS, NOISE_STARS = 3.2, 0.45, 0.3, 0.75
 
 
-@dataclass(frozen=True)
-class Society:
-    """Mean taste of each group: gender (2, D) as F, M; age (7, D) as `AGES`; occupation (21, D). float64."""
-
-    gender: NDArray[np.float64]
-    age: NDArray[np.float64]
-    occupation: NDArray[np.float64]
+Society = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]  # mean tastes, (groups, D)
 
 
 @dataclass(frozen=True)
@@ -69,15 +62,12 @@ class Person:
 
 
 def make_society(rng: np.random.Generator) -> Society:
-    """Men and women differ by a direction; ages lie along a path, so that neighbouring brackets resemble each other."""
+    """Of women and men, of the ages (along a path, so that neighbours resemble each other), of the occupations."""
     gender = GENDER_SD * rng.standard_normal(D)
     path = np.cumsum(rng.standard_normal((len(AGES), D)), axis=0)
     path = (path - path.mean(0)) / path.std()
-    return Society(
-        gender=np.stack([gender, -gender * FEMALE_SHARE / (1 - FEMALE_SHARE)]),
-        age=AGE_SD * path,
-        occupation=OCCUPATION_SD * rng.standard_normal((N_OCCUPATIONS, D)),
-    )
+    both = np.stack([gender, -gender * FEMALE_SHARE / (1 - FEMALE_SHARE)])
+    return both, AGE_SD * path, OCCUPATION_SD * rng.standard_normal((N_OCCUPATIONS, D))
 
 
 def make_person(rng: np.random.Generator, society: Society, size: WorldSize) -> Person:
@@ -85,13 +75,10 @@ def make_person(rng: np.random.Generator, society: Society, size: WorldSize) -> 
     gender = int(rng.random() >= FEMALE_SHARE)
     age = int(np.searchsorted(np.cumsum(AGE_SHARE)[:-1], rng.random(), side="right"))
     occupation = int(rng.integers(N_OCCUPATIONS))
-    if AGES[age] == 1 and rng.random() < 0.8:
-        occupation = STUDENT_K12
-    elif AGES[age] == 18 and rng.random() < 0.5:
-        occupation = STUDENT
-    elif AGES[age] == 56 and rng.random() < 0.4:
-        occupation = RETIRED
-    mean = society.gender[gender] + society.age[age] + society.occupation[occupation]
+    share, usual = USUAL_OCCUPATION.get(AGES[age], (0.0, 0))
+    if share and rng.random() < share:
+        occupation = usual
+    mean = society[0][gender] + society[1][age] + society[2][occupation]
     day = int(rng.integers(size.days - 1))
     second = int(rng.normal(20 * 3600, 4 * 3600)) % DAY_S
     return Person(
@@ -111,14 +98,12 @@ def make_counts(rng: np.random.Generator, size: WorldSize) -> NDArray[np.int64]:
     cap = int(MAX_SHARE_PER_USER * size.n_items)
     raw = np.exp(COUNT_SD * rng.standard_normal(size.n_users))
 
-    def at(scale: float) -> NDArray[np.float64]:
-        return np.minimum(MIN_EVENTS_PER_USER + scale * raw, cap)
-
     low, high = 0.0, cap / float(raw.min())  # at `high` everyone is capped, which is more than MAX_DENSITY allows
     for _ in range(200):
         middle = (low + high) / 2
-        low, high = (middle, high) if at(middle).sum() <= size.n_events else (low, middle)
-    wanted = at(low)
+        fits = np.minimum(MIN_EVENTS_PER_USER + middle * raw, cap).sum() <= size.n_events
+        low, high = (middle, high) if fits else (low, middle)
+    wanted = np.minimum(MIN_EVENTS_PER_USER + low * raw, cap)
     counts = np.floor(wanted).astype(np.int64)
     short = size.n_events - int(counts.sum())
     counts[np.argsort(-(wanted - counts), kind="stable")[:short]] += 1  # largest remainders
@@ -143,14 +128,13 @@ def live(rng: np.random.Generator, movies: Movies, person: Person, n: int) -> Ev
     """Everything that a person does. n must leave movies over at any time: at most 66 % of the catalogue."""
     last_start = START_UTC + movies.bucket_s * movies.n_buckets - DAY_S // 4
     seen = np.zeros(len(movies.item_id), bool)  # (N,)
-    chosen: list[NDArray[np.int64]] = []
-    stamps: list[NDArray[np.int64]] = []
-    ratings: list[NDArray[np.int64]] = []
-    now, previous = person.arrival_utc, np.empty(0, np.int64)
+    sessions: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = []
+    now, theme = person.arrival_utc, -1
     for order, (gap_s, count) in enumerate(_plan(rng, n, last_start - person.arrival_utc)):
         if order:
-            now = max(person.arrival_utc + gap_s, int(stamps[-1][-1]) + 3600)
-        theme = int(movies.cluster[previous[-1]]) if order and rng.random() < RETURN_STAY else -1
+            last_items, _, last_times = sessions[-1]
+            now = max(person.arrival_utc + gap_s, int(last_times[-1]) + 3600)
+            theme = int(movies.cluster[last_items[-1]]) if rng.random() < RETURN_STAY else -1
         taste = taste_at(person.taste, person.drift, now - person.arrival_utc)
         affinity = movies.affinity(taste)  # (N,)
         mood = movies.affinity((MOOD_SD * rng.standard_normal(len(taste))).astype(np.float32))
@@ -165,11 +149,8 @@ def live(rng: np.random.Generator, movies: Movies, person: Person, n: int) -> Ev
             + NOISE_STARS * rng.standard_normal(count)
         )
         seen[picked] = True
-        chosen.append(picked)
-        stamps.append(times)
-        ratings.append(np.clip(np.rint(stars), 1, 5).astype(np.int64))
-        previous = picked
-    return Events(np.concatenate(chosen), np.concatenate(ratings), np.concatenate(stamps))
+        sessions.append((picked, np.clip(np.rint(stars), 1, 5).astype(np.int64), times))
+    return Events(*(np.concatenate(parts) for parts in zip(*sessions, strict=True)))
 
 
 def _plan(rng: np.random.Generator, n: int, room_s: int) -> list[tuple[int, int]]:
