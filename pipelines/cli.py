@@ -4,7 +4,6 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 """
 
 import contextlib
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -45,7 +44,11 @@ Items = Annotated[int | None, typer.Option("--movies", help="Synthetic world onl
 Events = Annotated[int | None, typer.Option(help="Synthetic world only: number of ratings.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Moment = Annotated[
-    int | None, typer.Option(min=EARLIEST_TIME, help="Moment of the recommendation, seconds UTC. Default: now.")
+    int | None,
+    typer.Option(
+        min=EARLIEST_TIME,
+        help="Moment of the recommendation, seconds UTC. Default: a minute after what each user did last.",
+    ),
 ]
 Length = Annotated[int, typer.Option("--k", min=1, max=MOST_RECOMMENDED, help="How many items a user.")]
 Version = Annotated[str, typer.Argument(help="Version number or alias, for instance challenger.")]
@@ -171,7 +174,7 @@ def recommend(
     """
     from pipelines.recommending import print_recommendations
 
-    print_recommendations(opened(dataset, home), user, k, int(time.time()) if at is None else at)
+    print_recommendations(opened(dataset, home), user, k, at)
 
 
 @app.command()
@@ -188,7 +191,7 @@ def batch(
     """
     from pipelines.recommending import write_batch
 
-    write_batch(opened(dataset, home), out, k, int(time.time()) if at is None else at)
+    write_batch(opened(dataset, home), out, k, at)
 
 
 @app.command()

@@ -51,7 +51,9 @@ def write(
     if newest.n_later:
         report(f"features: {newest.n_later:,} ratings of the event table are in")
     # Of days that have ended: a part of today's would pass for the whole once it is midnight.
-    midnight = int(day_of(int(time.time()))) * SECONDS_PER_DAY
+    now = int(time.time())
+    now = event_table.data_clock(data.source.last_event_at, now).to_data(now)
+    midnight = int(day_of(now)) * SECONDS_PER_DAY
     ended = newest.tables.events[newest.tables.events[TIMESTAMP] < midnight]
     write_feature_tables(home, newest.histories, snapshots(ended), contexts, newest.through_seq)
     store.apply()

@@ -7,6 +7,7 @@ has been received in the meantime.
 A user and an item count once: of several ratings the latest stands, and of equally late ones the one received last.
 """
 
+import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -76,7 +77,7 @@ def take(home: DatasetWorkspace, table: EventTable) -> TrainingSet:
     """Keep the ratings received so far as those that models learn from. Waits for inserts under way."""
     through = table.safe_seq()
     if through != _through_seq(home):
-        ratings = _received(table, through)
+        ratings = _received(table, through, load_tables(home.data).info)
         with replacing_folder(home.training_set) as beside:
             ratings.to_parquet(beside / RATINGS)
             taken_utc = datetime.now(UTC).isoformat(timespec="seconds")
@@ -120,7 +121,8 @@ def data_set_alone(home: DatasetWorkspace) -> TrainingSet:
 def newest(home: DatasetWorkspace, table: EventTable) -> TrainingSet:
     """What the next training would learn from: the data set and every rating received so far."""
     through = table.safe_seq()
-    return with_later_ratings(load_tables(home.data), _received(table, through), through)
+    plain = load_tables(home.data)
+    return with_later_ratings(plain, _received(table, through, plain.info), through)
 
 
 def waiting(home: DatasetWorkspace, table: EventTable) -> int:
@@ -149,9 +151,11 @@ def _through_seq(home: DatasetWorkspace) -> int:
     return int(read_json(path)["through_seq"]) if path.exists() else 0
 
 
-def _received(table: EventTable, through: int) -> pd.DataFrame:
+def _received(table: EventTable, through: int, info: DatasetInfo) -> pd.DataFrame:
+    """In the time of the data set."""
+    to_data = table.data_clock(info.last_event_at, time.time()).to_data
     events = (event for event in table.read(through=through) if event.kind == RATING_KIND)
-    rows = [(event.user_id, event.item_id, event.value, event.occurred_at) for event in events]
+    rows = [(event.user_id, event.item_id, event.value, to_data(event.occurred_at)) for event in events]
     return _typed(pd.DataFrame(rows, columns=[USER_ID, ITEM_ID, RATING, TIMESTAMP]))
 
 

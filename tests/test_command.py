@@ -117,7 +117,7 @@ def test_help_loads_no_heavy_library() -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("3::3::5.5::1000000303", "bad rating: 5.5 is not one of"),
+        ("3::3::5.5::1000000303", "bad rating: '5.5' is not one of"),
         ("3::99::4::1000000303", "unknown movie: 99 is not in movies.dat"),
         ("3::3::4", "broken line: 3 fields instead of 4"),
         ("3::3::4::1000000303000", "future timestamp: 1000000303000 seconds since 1970 are yet to come; as"),

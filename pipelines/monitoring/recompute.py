@@ -7,6 +7,7 @@ names then answers again, many users at a time. Feast is not asked.
 Shapes: A answers of a batch, K candidates, F features.
 """
 
+import time
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Final
@@ -40,7 +41,9 @@ class Recomputer:
     """`recommenders`: of the bundles that are still there, by their id."""
 
     def __init__(self, tables: Tables, events: EventTable, recommenders: Mapping[str, Recommender]) -> None:
-        rows = [(e.user_id, e.item_id, e.value, e.occurred_at, e.seq) for e in events.read() if e.kind == RATING_KIND]
+        self._to_data = events.data_clock(tables.info.last_event_at, time.time()).to_data
+        ratings = (event for event in events.read() if event.kind == RATING_KIND)
+        rows = [(e.user_id, e.item_id, e.value, self._to_data(e.occurred_at), e.seq) for e in ratings]
         types = {USER_ID: np.int64, ITEM_ID: np.int64, RATING: np.float32, TIMESTAMP: np.int64, SEQ: np.int64}
         later = pd.DataFrame(rows, columns=list(types)).astype(types)
         self._tables, self._recommenders = tables, recommenders
@@ -84,7 +87,7 @@ class Recomputer:
         answer = answers.index.get_indexer(rows["answer"])
         expected = _shown(recommender, recommender.recommend(states, context, *options), rows, answer)
         return expected.assign(
-            now=_moments(states, answers)[answer], statistics_day=_days(answers, timeline.last_day)[answer]
+            now=self._moments(states, answers)[answer], statistics_day=_days(answers, timeline.last_day)[answer]
         )
 
     def _states(self, recommender: Recommender, answers: pd.DataFrame) -> StateBatch:
@@ -100,6 +103,15 @@ class Recomputer:
         renamed = [frame.drop(columns=USER_ID).rename(columns={"row": USER_ID}) for frame in (events, profiles)]
         histories = Histories.from_tables(recommender.catalogue, *renamed)
         return histories.states_at(np.arange(len(answers)), answers["now"].to_numpy(np.int64))
+
+    def _moments(self, states: StateBatch, answers: pd.DataFrame) -> IntArray:
+        """The moment that each answer was to be made for: its arrival, or a second after the user's last event; what
+        was logged where it is within two seconds of it."""
+        last = np.where(states.item_idx[:, -1] >= 0, states.timestamps[:, -1] + 1, 0)
+        received = answers["received"].astype("int64").to_numpy() // 1_000_000
+        logged = answers["now"].to_numpy(np.int64)
+        right = np.maximum(np.array([self._to_data(moment) for moment in received.tolist()], dtype=np.int64), last)
+        return np.where(np.abs(logged - right) <= 2, logged, right)
 
     def _make_timeline(self, bundle_id: str, through_seq: int) -> ItemStatsTimeline:
         later = self._later[self._later[SEQ] <= through_seq].drop(columns=SEQ)
@@ -129,16 +141,6 @@ def _shown(recommender: Recommender, made: Recommendations, rows: pd.DataFrame, 
     features[~same.any(axis=1)] = np.nan
     values |= dict(zip(recommender.feature_names, features.T, strict=True))
     return pd.DataFrame(values, index=rows.index)
-
-
-def _moments(states: StateBatch, answers: pd.DataFrame) -> IntArray:
-    """The moment that each answer was to be made for: its arrival, or a second after the user's last event; what was
-    logged where it is within two seconds of it."""
-    last = np.where(states.item_idx[:, -1] >= 0, states.timestamps[:, -1] + 1, 0)
-    received = answers["received"].astype("int64").to_numpy() // 1_000_000
-    logged = answers["now"].to_numpy(np.int64)
-    right = np.maximum(received, last)
-    return np.where(np.abs(logged - right) <= 2, logged, right)
 
 
 def _days(answers: pd.DataFrame, last_day: int) -> IntArray:

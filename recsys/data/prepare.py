@@ -15,7 +15,7 @@ from typing import Final
 import pandas as pd
 
 from recsys.atomic_io import fingerprint_files
-from recsys.columns import ITEM_ID, USER_ID
+from recsys.columns import ITEM_ID, TIMESTAMP, USER_ID
 from recsys.data.datasets import DATASETS, dataset_called
 from recsys.data.fetch import Report, fetch_archive, fetch_official, member_path
 from recsys.data.layouts import SYNTHETIC_MARK, find_layout, read_events, read_movies, read_users
@@ -105,6 +105,7 @@ def prepare(
             n_items=len(movies),
             n_users=len(users),
             n_quarantined=bad.count,
+            last_event_at=int(events[TIMESTAMP].max()),
         )
         save_tables(Tables(events, movies, users, info), home.data, quarantine if bad.count else None)
     if bad.count:

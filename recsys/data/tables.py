@@ -39,6 +39,7 @@ class DatasetInfo:
     n_items: int
     n_users: int
     n_quarantined: int = 0
+    last_event_at: int | None = None  # seconds UTC; None where the data set's time is the service's (DataClock)
 
     @property
     def label(self) -> str:

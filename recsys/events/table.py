@@ -15,6 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from recsys.errors import RecsysError, StoreError
+from recsys.events.data_clock import DataClock
 from recsys.events.engine import is_deadlock, open_engine
 
 RATING_KIND: Final = "rating"
@@ -155,6 +156,16 @@ class EventTable:
             if len(part) < ROWS_AT_ONCE:
                 return
             after = part[-1].seq
+
+    def first_received_at(self) -> float | None:
+        """When the first event of all was received, seconds UTC; None for an empty table."""
+        with self._transaction() as connection:
+            return connection.execute(sa.select(EVENTS.c.received_at).order_by(EVENTS.c.seq).limit(1)).scalar()
+
+    def data_clock(self, last_recorded: int | None, now: float) -> DataClock:
+        """The clock of a data set whose last event was `last_recorded`; `now` counts while the table is empty."""
+        first = self.first_received_at()
+        return DataClock.following(last_recorded, now if first is None else first)
 
     def close(self) -> None:
         """The next call opens it again."""

@@ -133,7 +133,7 @@ def from_synthetic(folder: Path, n_new: int = 0) -> Truth:
     made = read_json(folder / SYNTHETIC_MARK)
     if made.get("generator_version") != writer.GENERATOR_VERSION:
         raise ConfigError(f"Another version of the generator made the data in {folder}. Generate them again.")
-    size, seed = WorldSize(*(made[name] for name in ("n_users", "n_items", "n_events", "span_days"))), made["seed"]
+    size, seed = WorldSize(*(made[name] for name in ("n_users", "n_items", "n_events"))), made["seed"]
     movies = make_movies(stream(seed, writer.CATALOGUE), size)
     society = synthetic.make_society(stream(seed, writer.SOCIETY))
     rows = range(size.n_users + n_new)

@@ -20,7 +20,7 @@ from recsys.errors import RecsysError, RegistryError, StoreError
 from recsys.feature_store import FeatureStore
 from recsys.feature_store.tables import table_path
 from recsys.features.item_stats import day_of
-from serving.model_lifecycle.served_model import ServedModel, item_stats, registry_of
+from serving.model_lifecycle.served_model import ServedModel, data_clock, item_stats, registry_of
 from serving.observability.metrics import Metrics
 from serving.settings import ServiceSettings
 
@@ -48,6 +48,7 @@ class Champion:
         self._refused: str | None = None
         self._last_check: float | None = None
         self._last_failure: str | None = None
+        self.data_clock = data_clock(settings, model.bundle, clock())
         self._stats_mark = self._newest_stats_mark()
         self._changing = threading.Lock()  # one change at a time
         self._stop = threading.Event()
@@ -58,6 +59,10 @@ class Champion:
     def model(self) -> ServedModel:
         """Read it once a request."""
         return self._model  # one reference, replaced in one step: no lock
+
+    def now(self) -> int:
+        """In the time of the data that the model learnt from."""
+        return self.data_clock.to_data(int(self._clock()))
 
     def status(self) -> dict[str, Any]:
         """For `/v1/model`. A failure is shown until the alias was followed again."""
@@ -91,7 +96,7 @@ class Champion:
         """Read the statistics of items again, as of the last day that ended; whether they changed. Raises StoreError
         where they cannot be read; the old ones stay."""
         with self._changing:
-            now, mark = int(self._clock()), self._newest_stats_mark()
+            now, mark = self.now(), self._newest_stats_mark()
             old = self._model
             stats = item_stats(old.catalogue, self._store, now)
             self._stats_mark = mark
@@ -120,12 +125,13 @@ class Champion:
             written = table_path(self._settings.home, ITEM_STATS_VIEW).stat().st_mtime_ns
         except OSError:  # whoever reads the table says what is wrong
             written = 0
-        return int(day_of(int(self._clock()))), written
+        return int(day_of(self.now())), written
 
     def _look(self, again: bool) -> Outcome:
         """Where the alias names something else than is served, load that. `again`: also what was refused before."""
         with self._changing:
             self._last_check = self._clock()
+            self.data_clock = data_clock(self._settings, self._model.bundle, self._last_check)
             try:
                 info = self._registry.resolve(CHAMPION)
             except RegistryError as error:

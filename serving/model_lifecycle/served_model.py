@@ -10,7 +10,8 @@ import numpy as np
 
 from recsys.arrays import FloatArray, IntArray
 from recsys.bundle import Bundle, load_bundle, try_bundle
-from recsys.errors import BundleError
+from recsys.errors import BundleError, StoreError
+from recsys.events import DataClock
 from recsys.feature_store import FeatureStore
 from recsys.features.catalogue import Catalogue
 from recsys.features.item_stats import HALF_LIVES_DAYS, SECONDS_PER_DAY, ItemStats, day_of
@@ -73,6 +74,7 @@ class ServedModel:
         if name != settings.home.name:
             text = f"{bundle.facts.bundle_id} was trained on {name}, but {settings.home.name} is served"
             raise BundleError(f"{text}; promote another one")
+        now = data_clock(settings, bundle, now).to_data(now)
         model = cls.build(info.version, bundle, item_stats(bundle.recommender.catalogue, store, now), now)
         log.info("loaded version %d, %s", info.version, bundle.facts.bundle_id)
         return model
@@ -169,6 +171,16 @@ def item_facts(catalogue: Catalogue) -> list[Body]:
 
 def registry_of(settings: ServiceSettings) -> Registry:
     return Registry(settings.tracking_uri, settings.registry_folder, model_name_for(settings.home.name))
+
+
+def data_clock(settings: ServiceSettings, bundle: Bundle, now: float) -> DataClock:
+    """Of the data that a bundle learnt from. An event table that cannot be read passes for an empty one."""
+    last_recorded = bundle.facts.dataset.last_event_at
+    try:
+        return settings.events.data_clock(last_recorded, now)
+    except StoreError as error:
+        log.warning("when the first event came is not known: %s", error)
+        return DataClock.following(last_recorded, now)
 
 
 def item_stats(catalogue: Catalogue, store: FeatureStore, now: int) -> ItemStats:

@@ -74,9 +74,15 @@ class RequestTrace:
 
 class Answers:
     def __init__(
-        self, settings: ServiceSettings, metrics: Metrics, predictions: PredictionLog, clock: Callable[[], float]
+        self,
+        settings: ServiceSettings,
+        metrics: Metrics,
+        predictions: PredictionLog,
+        clock: Callable[[], float],
+        now: Callable[[], int],
     ) -> None:
-        self._metrics, self._predictions, self._clock = metrics, predictions, clock
+        """clock: when an answer was asked for; now: the same in the time of the data."""
+        self._metrics, self._predictions, self._clock, self._now = metrics, predictions, clock, now
         self._budget_ms = settings.budget_ms
         secret = settings.api_key
         self._key = key_of(settings.home.name, secret.get_secret_value() if secret else None)
@@ -100,9 +106,9 @@ class Answers:
             return self._page(trace, snapshot, options.k, options.cursor)
         model, state = trace.model, snapshot.state
         if user_id is not None and state.timestamps:
-            self._metrics.state_age(self._clock() - state.timestamps[-1])
+            self._metrics.state_age(self._now() - state.timestamps[-1])
         # At least a second after the last event: what the state holds is known, even if it happened just now.
-        now = max(int(self._clock()), max(state.timestamps, default=0) + 1)
+        now = max(self._now(), max(state.timestamps, default=0) + 1)
         states = state_batch(model.catalogue, [state], now)
         trace.timings_ms["state"] = trace.elapsed_ms() - trace.timings_ms["queue"]
         found = self._ranked(trace, states, options)
@@ -152,7 +158,7 @@ class Answers:
         shown = cursor.rows[left[:k]]
         self._metrics.count("pages")
         trace.degraded[:] = dict.fromkeys([*header.degraded, *trace.degraded])
-        self._log(trace, header, shown, state_seq=None, now=int(self._clock()), k=k, list_length=k)
+        self._log(trace, header, shown, state_seq=None, now=self._now(), k=k, list_length=k)
         rest = cursor.after(end, len(shown)) if end < len(item_ids) else None
         return self._body(trace, header, _items(trace.model, shown, header), rest)
 

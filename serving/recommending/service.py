@@ -51,12 +51,12 @@ class Service:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings, self.champion, self.store, self.metrics = settings, champion, store, metrics
-        self.snapshots = UserSnapshots(store, settings.events, metrics.count)
+        self.snapshots = UserSnapshots(store, settings.events, metrics.count, data_clock=lambda: champion.data_clock)
         self.intake = EventIntake(settings.events, metrics, clock)
         self.predictions = PredictionLog(
             predictions_folder(settings.home), share=settings.predictions_share, count=metrics.count, clock=clock
         )
-        self.answers = Answers(settings, metrics, self.predictions, clock)
+        self.answers = Answers(settings, metrics, self.predictions, clock, champion.now)
         self._clock = clock
 
     @classmethod
@@ -147,10 +147,10 @@ class Service:
         snapshot = await self.snapshots.read(user_id, HISTORY_LIMIT_S)
         if snapshot.failures:
             raise snapshot.failures[0]
-        state = snapshot.state
+        state, clock = snapshot.state, self.champion.data_clock
         idx = model.catalogue.to_idx(np.asarray(state.item_ids, dtype=np.int64)).tolist()
         events = [
-            {**model.facts[i], "rating": rating, "timestamp": timestamp}
+            {**model.facts[i], "rating": rating, "timestamp": clock.to_live(timestamp)}
             for i, rating, timestamp in zip(idx, state.ratings, state.timestamps, strict=True)
             if i >= 0
         ]
@@ -188,7 +188,7 @@ class Service:
 
     def _events(self, model: ServedModel, history: Sequence[RatedItem]) -> list[Event]:
         """Missing timestamps become the seconds before now, in the order given."""
-        now = int(self._clock())
+        now, clock = int(self._clock()), self.champion.data_clock
         item_idx = model.catalogue.to_idx(np.array([rated.item_id for rated in history], dtype=np.int64))
         for place in np.flatnonzero(item_idx < 0)[:1].tolist():
             check_item(model.catalogue, history[place].item_id)
@@ -196,7 +196,9 @@ class Service:
             Event(
                 rated.item_id,
                 rated.rating,
-                now - len(history) + place if rated.timestamp is None else check_past(rated.timestamp, now),
+                clock.to_data(
+                    now - len(history) + place if rated.timestamp is None else check_past(rated.timestamp, now)
+                ),
             )
             for place, rated in enumerate(history)
         ]

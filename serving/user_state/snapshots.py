@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from recsys.errors import StoreError
+from recsys.events.data_clock import DataClock
 from recsys.events.table import RATING_KIND, EventTable, StoredEvent
 from recsys.feature_store import FeatureStore
 from recsys.features.state import Event, UserState, fold
@@ -47,8 +48,9 @@ class UserSnapshots:
         events: EventTable,
         count: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
+        data_clock: Callable[[], DataClock] = DataClock,
     ) -> None:
-        self._store, self._events, self._clock = store, events, clock
+        self._store, self._events, self._clock, self._data_clock = store, events, clock, data_clock
         self._threads = ThreadPoolExecutor(STORE_THREADS, "store-read")
         # A search in SQLite's index takes less than handing it to a thread and back, and waits for no writer.
         embedded = events.url.get_backend_name() == "sqlite"
@@ -76,7 +78,7 @@ class UserSnapshots:
             tail = await self._event_table.read(after, max(until - self._clock(), 0.0))
         except StoreError as error:
             failures.append(error)
-        ratings = usable_ratings(tail)
+        ratings = usable_ratings(tail, self._data_clock())
         state = fold(base, ratings) if ratings else base
         if tail:
             state = replace(state, through_seq=tail[-1].seq)
@@ -106,7 +108,7 @@ class UserSnapshots:
             self._rows.popitem(last=False)
 
 
-def usable_ratings(events: Sequence[StoredEvent]) -> list[Event]:
+def usable_ratings(events: Sequence[StoredEvent], clock: DataClock) -> list[Event]:
     """The ratings among events of the table, for a state. The table may hold what no version of this service has
     written: what cannot be is left out, with a line in the log that names it."""
     latest, ratings = latest_time(time.time()), []
@@ -118,5 +120,5 @@ def usable_ratings(events: Sequence[StoredEvent]) -> list[Event]:
         elif not EARLIEST_TIME <= event.occurred_at <= latest:
             log.warning("event %r is left out: it happened at %r", event.event_id, event.occurred_at)
         else:
-            ratings.append(Event(event.item_id, event.value, event.occurred_at))
+            ratings.append(Event(event.item_id, event.value, clock.to_data(event.occurred_at)))
     return ratings

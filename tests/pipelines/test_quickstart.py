@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import requests
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import NameResolutionError
 
 from pipelines import obtain, quickstart
 from recsys.data.synthetic import WorldSize
@@ -25,7 +27,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """MovieLens' host has no address, as behind a wall; and the world that takes its place is tiny."""
 
     def unreachable(*_: object, **__: object) -> None:
-        raise requests.ConnectionError(socket.gaierror(-3, "Temporary failure in name resolution"))
+        reason = socket.gaierror(-3, "Temporary failure in name resolution")
+        raise requests.ConnectionError(NameResolutionError("the host", HTTPConnection("the host"), reason))
 
     def tiny(n_users: int = 30, n_items: int = 60, n_events: int = 900) -> WorldSize:
         return WorldSize(n_users, n_items, n_events)

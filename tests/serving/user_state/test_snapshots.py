@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recsys.events import RATING_KIND, EventTable, NewEvent, sqlite_url
+from recsys.events import RATING_KIND, DataClock, EventTable, NewEvent, sqlite_url
 from recsys.features.state import Event, UserState, fold
 from serving.user_state import snapshots as module
 from serving.user_state.circuit_breaker import PAUSE_S, THRESHOLD
@@ -130,7 +130,7 @@ def test_what_cannot_be_a_rating_is_left_out_and_named(table: EventTable, caplog
     odd = [rating(1, 5, None), rating(2, 5, 77.0), rating(3, 5, -1.0), rating(4, 5, 4.0, -5), rating(5, 5, 4.0, 2**60)]
     stored = table.append([*odd, rating(6, 8)])
     with caplog.at_level(logging.WARNING):
-        assert usable_ratings(stored) == [Event(8, 4.0, 100)]
+        assert usable_ratings(stored, DataClock()) == [Event(8, 4.0, 100)]
     assert [f"'e{n}'" in record.getMessage() for n, record in zip(range(1, 6), caplog.records, strict=True)] == [
         True
     ] * 5
