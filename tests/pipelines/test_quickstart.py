@@ -28,7 +28,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def unreachable(*_: object, **__: object) -> None:
         reason = socket.gaierror(-3, "Temporary failure in name resolution")
-        raise requests.ConnectionError(NameResolutionError("the host", HTTPConnection("the host"), reason))
+        raise requests.ConnectionError(NameResolutionError("host", HTTPConnection("host"), reason))
 
     def tiny(n_users: int = 30, n_items: int = 60, n_events: int = 900) -> WorldSize:
         return WorldSize(n_users, n_items, n_events)
