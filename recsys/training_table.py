@@ -1,7 +1,7 @@
 """Building the table that the ranker learns from: what retrieval really returned, labelled by what happened next.
 
-All events of a context are its positives. A context whose positives retrieval did not find teaches nothing about
-order and is left out (the share found is reported: it bounds what ranking can reach). Negatives are the other
+A context is one user at one second. All its events are its positives. A context whose positives retrieval did not find
+teaches nothing about order and is left out (the share found is reported: it bounds what ranking can reach). Negatives are the other
 candidates, thinned at random to `negatives` a context. Beside the table, a sample of all contexts, found or not, keeps
 every ranked candidate: thinned lists and found contexts alone would give probabilities that are too high.
 
@@ -80,8 +80,8 @@ def build_training_table(
     rng = np.random.default_rng(seed)
     catalogue, depth, width = recommender.catalogue, recommender.settings.rank, len(recommender.feature_names)
     base = len(catalogue) + 1  # a (context, item) pair as one number; an item outside the catalogue is -1
-    happened = contexts.event_context * base + catalogue.to_idx(contexts.event_item_id)
-    ratings = pd.Series(contexts.event_rating, happened)
+    positive_pairs = contexts.event_context * base + catalogue.to_idx(contexts.event_item_id)
+    ratings = pd.Series(contexts.event_rating, positive_pairs)
     ratings = ratings[~ratings.index.duplicated(keep="last")]
     # The sample has its own numbers: the thinning does not depend on it.
     sampled = np.random.default_rng([seed, unsampled_candidates]).permutation(len(contexts))[:unsampled_candidates]
@@ -98,7 +98,7 @@ def build_training_table(
         item_idx = part.candidates.item_idx
         features = recommender.features(states.rows(part.rows), part.candidates, stats_as_of(part.day))
         present = item_idx >= 0
-        positive = np.isin(part.rows[:, None] * base + item_idx, happened) & present
+        positive = np.isin(part.rows[:, None] * base + item_idx, positive_pairs) & present
         _, place, of_part = np.intersect1d(sampled, part.rows, return_indices=True)
         lists.features[place] = features[of_part]
         lists.present[place], lists.happened[place] = present[of_part], positive[of_part]

@@ -1,12 +1,14 @@
 """The nested time split: which events each part of the system may learn from.
 
-... <= T0      the two-tower model's first training        (0.7)
-(T0, T1]       its validation window: number of epochs; the ranker's first window
-... <= T1      retrievers that make candidates for the ranker (0.8)
+... <= T0      stage retrievers_t0: all retrievers, for candidates in the next window   (0.7)
+(T0, T1]       the ranker's first window; chooses the two-tower model's epochs
+... <= T1      stage retrievers_t1                                                      (0.8)
 (T1, T2]       the ranker's second window
-... <= T2      retrievers of the evaluated system             (0.9)
+... <= T2      stage retrievers_t2, of the evaluated system                             (0.9)
 (T2, end]      test; afterwards a window of the production ranker, with (T1, T2]
-... <= end     retrievers of the production bundle
+... <= end     stage retrievers_all, of the production bundle
+
+The cutoffs are quantiles of the events' times: they move on when new ratings join.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
-"""The moments at which something is predicted: one user, one second, and what happened then.
+"""The contexts in which something is predicted: one user, one second, and what happened then.
 
-The events of one user in one second are one point: they are predicted from the same history, never from one another.
+The events of one user in one second are one context: they are predicted from the same history, never from one another.
 
-Shapes: C points, E events.
+Shapes: C contexts, E events.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ BATCH = 256
 class PredictionPoints:
     """Distinct (user, moment) pairs, ordered by (timestamp, user_id), with the events that happened then.
 
-    event_context: of each event the row of its point; event_rating: float32 stars
+    event_context: of each event the row of its context; event_rating: float32 stars
     """
 
     user_id: IntArray

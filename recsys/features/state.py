@@ -35,7 +35,8 @@ class Event:
 
 @dataclass(frozen=True)
 class UserState:
-    """What is stored for one user. All ids are raw; unknown profile is "" or 0.
+    """What is stored for one user. All ids are raw; unknown profile is "" or 0. A newest state knows every event so
+    far; a past one, as of a moment, lacks `older_*`.
 
     item_ids, ratings, timestamps   the last L rated items, oldest first, ordered by (timestamp, item_id)
     n_events to rating_square_sum   over the whole history; exact, because ratings are half stars
@@ -79,7 +80,7 @@ def previous_of_pair(user_ids: IntArray, item_ids: IntArray) -> IntArray:
 
 
 def fold(state: UserState, events: Iterable[Event]) -> UserState:
-    """A newest state once `events` are known as well, given in the order received; the only writer of state.
+    """The newest state after `events`, given in the order received. Nothing else adds events to a state.
 
     Exact for any events in any split: it equals the batch computation (`Histories`). `through_seq` stays as it is.
     """

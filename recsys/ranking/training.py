@@ -83,7 +83,8 @@ def joined(tables: Sequence[TrainingTable]) -> TrainingTable:
 @dataclass(frozen=True)
 class RankerSettings:
     """Settings of the trees. objective: "binary" is the log loss of each row, "lambdarank" the order of each context
-    (then `truncation` counts); holdout: share of contexts, the last in time, that early stopping looks at;
+    (then `truncation` counts); negatives: most non-positive candidates kept a context, drawn uniformly; holdout: share
+    of contexts, the last in time, that early stopping looks at;
     unsampled_candidates: contexts a window that are kept with all of their candidates, for the probabilities."""
 
     objective: Literal["binary", "lambdarank"] = "binary"

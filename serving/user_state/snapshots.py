@@ -59,8 +59,8 @@ class UserSnapshots:
         self._rows: OrderedDict[int, tuple[UserState | None, float]] = OrderedDict()  # and when it was read
 
     async def read(self, user_id: int, limit_s: float) -> UserSnapshot:
-        """Never raises: what cannot be read within `limit_s` is named in `failures`. A row in memory stands in for an
-        online store that is away, without any loss."""
+        """Never raises: what cannot be read within `limit_s` is named in `failures`. A SQLite event table is read
+        without a limit. A row in memory stands in for an online store that is away, without any loss."""
         until = self._clock() + limit_s
         failures: list[StoreError] = []
         row, read_at = self._rows.get(user_id, (None, -math.inf))
