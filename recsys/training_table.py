@@ -1,9 +1,9 @@
 """Building the table that the ranker learns from: what retrieval really returned, labelled by what happened next.
 
 A context is one user at one second. All its events are its positives. A context whose positives retrieval did not find
-teaches nothing about order and is left out (the share found is reported: it bounds what ranking can reach). Negatives are the other
-candidates, thinned at random to `negatives` a context. Beside the table, a sample of all contexts, found or not, keeps
-every ranked candidate: thinned lists and found contexts alone would give probabilities that are too high.
+teaches nothing about order and is left out (the share found is reported: it bounds what ranking can reach). Negatives
+are the other candidates, thinned at random to `negatives` a context. Beside the table, a sample of all contexts, found
+or not, keeps every ranked candidate: thinned lists and found contexts alone would give probabilities that are too high.
 
 Shapes: C contexts, R rows, K candidates, F features, S contexts of the sample.
 """
