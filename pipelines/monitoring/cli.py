@@ -59,9 +59,8 @@ def join(
     """
     import time
 
-    from pipelines.monitoring.join import join as joined
-    from pipelines.monitoring.join import summary
     from recsys.atomic_io import replacing_file
+    from recsys.monitoring.outcomes import outcomes, summary
     from recsys.monitoring.prediction_log import predictions_folder, read_answers
     from recsys.settings import read_settings
 
@@ -69,7 +68,7 @@ def join(
     chosen = settings.paths().choose(dataset or settings.dataset)
     target, horizon_s = out or chosen.reports / "impressions.parquet", int(horizon_hours * 3_600)
     answers = read_answers(predictions_folder(chosen))
-    impressions, found = joined(answers, settings.event_table(chosen), until=int(time.time()), horizon_s=horizon_s)
+    impressions, found = outcomes(answers, settings.event_table(chosen), until=int(time.time()), horizon_s=horizon_s)
     with replacing_file(target) as beside:
         impressions.to_parquet(beside, index=False, compression="zstd")
     typer.echo(summary(impressions, found), nl=False)

@@ -72,6 +72,13 @@ def effect(control: UserTotals, treatment: UserTotals, alpha: float = 0.05) -> E
     return Effect(rate_c, rate_t, difference, difference - reach, difference + reach, error, p_value, reduction, *sizes)
 
 
+def rate(arm: UserTotals, alpha: float = 0.05) -> tuple[float, float, float]:
+    """A ratio metric and its interval, by users. Raises DataError as `effect` does."""
+    ratio, z = _linear(arm)
+    reach = float(norm.isf(alpha / 2) * np.sqrt(_variance(z)))
+    return ratio, ratio - reach, ratio + reach
+
+
 def sample_ratio_p(counts: Sequence[int], shares: Sequence[float]) -> float:
     """p-value that users fell into the arms as planned (chi-square). Below 0.001 the assignment or the logging is
     broken, and no difference should be believed (Fabijan et al. 2019, "Diagnosing sample ratio mismatch").

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recsys.errors import DataError
-from recsys.experiments.effects import Effect, UserTotals, effect, sample_ratio_p, users_needed
+from recsys.experiments.effects import Effect, UserTotals, effect, rate, sample_ratio_p, users_needed
 from recsys.experiments.sequential import SequentialTest
 
 USERS, DAYS, RATE, SESSIONS = 1_000, 14, 0.25, 0.4  # SESSIONS: of a user and day, ten items each
@@ -65,6 +65,16 @@ def test_the_interval_covers_a_known_effect(with_effect):
     covered = [o.fixed.low <= 0.1 * RATE <= o.fixed.high for o in with_effect]
     assert np.mean(covered) == pytest.approx(0.95, abs=0.014)
     assert np.mean([o.p_value < 0.05 for o in with_effect]) > 0.4
+
+
+def test_the_interval_of_one_rate_covers_it_though_the_answers_of_a_user_hang_together():
+    rng = np.random.default_rng(22)
+    covered = []
+    for _ in range(1_000):
+        likes, shown = rng.beta(3, 9, 300), 10 * (1 + rng.poisson(2, 300))
+        _, low, high = rate(UserTotals(rng.binomial(shown, likes).astype(float), shown.astype(float)))
+        covered.append(low <= 0.25 <= high)
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.014)
 
 
 def test_what_people_did_before_takes_variance_away(with_effect):

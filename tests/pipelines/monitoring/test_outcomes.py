@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.monitoring.join import join
 from recsys import command
 from recsys.columns import ITEM_ID, RATING, TIMESTAMP
+from recsys.monitoring.outcomes import outcomes, user_totals
 from recsys.monitoring.prediction_log import feature_columns, predictions_folder, read_answers
 
 from .conftest import DAY, USERS, Monitored, moments
@@ -17,7 +17,7 @@ USER, NEIGHBOUR = USERS[30:32]  # have no events after training
 
 
 def joined(world: Monitored, until: float = AT + 3 * DAY) -> tuple[pd.DataFrame, float]:
-    return join(read_answers(predictions_folder(world.home)), world.table, until=int(until))
+    return outcomes(read_answers(predictions_folder(world.home)), world.table, until=int(until))
 
 
 def shown(world: Monitored, user_id: int, at: float) -> list[int]:
@@ -77,6 +77,16 @@ def test_a_confirmed_impression_is_not_watching_and_the_last_rating_counts(world
     assert rows["seen"].tolist() == [True, False, False, False, False]
     assert rows[RATING].fillna(-1).tolist() == [-1, -1, 3.0, -1, -1]
     assert found == 1.0
+    assert rows[["rated", "liked"]].sum().tolist() == [1, 0]
+
+
+def test_totals_are_one_row_a_user(world: Monitored) -> None:
+    ids = shown(world, USER, AT)
+    shown(world, USER, AT + HOUR)
+    shown(world, NEIGHBOUR, AT)
+    world.event(USER, ids[1], AT + 60, 5.0)
+    totals = user_totals(joined(world)[0], "liked")
+    assert (totals.numerator.tolist(), totals.denominator.tolist()) == ([1, 0], [10, 5])
 
 
 def test_answers_younger_than_the_horizon_are_incomplete_and_users_without_an_id_have_no_row(world: Monitored) -> None:
