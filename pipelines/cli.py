@@ -243,10 +243,17 @@ def models_compare(
 
 
 @models.command("promote")
-def models_promote(version: Version, dataset: Dataset = None, home: HomeFolder = None) -> None:
-    """Make a version the champion, whatever the gate said."""
+def models_promote(
+    version: Version,
+    force: Annotated[bool, typer.Option("--force", help="Also a version that the gate refused.")] = False,
+    dataset: Dataset = None,
+    home: HomeFolder = None,
+) -> None:
+    """Make a version the champion."""
+    from pipelines.versions import promote
+
     registry = opened(dataset, home).registry
-    info = registry.promote(version)
+    info = promote(registry, version, force=force)
     print(f"version {info.version} of {registry.model_name} is champion; a running service swaps within seconds")
 
 

@@ -26,6 +26,7 @@ from recsys.evaluation.report import write_report
 from recsys.evaluation.study import StudyRun
 from recsys.evaluation.tables import BUNDLE, leaderboard_markdown
 from recsys.features.item_stats import ItemStatsTimeline, day_of, snapshots
+from recsys.promotion_gate import RANKER_GAIN, RETRIEVAL_NDCG
 from recsys.recommender import RequestContext
 from recsys.threads import limited
 from recsys.workspace import DatasetWorkspace
@@ -101,10 +102,11 @@ def measure(
     report(f"report: {page}")
     full = leaderboard.method(FULL_SYSTEM)
     overall = full.segments[ALL]
-    merged = leaderboard.method(MERGED).overall[NDCG]
+    merged, gain = leaderboard.method(MERGED).overall[NDCG], leaderboard.difference(MERGED)
     return {
         **{name: asdict(value) for name, value in overall.metrics.items() if value is not None},
-        "retrieval_ndcg@10": merged and asdict(merged),
+        RETRIEVAL_NDCG: merged and asdict(merged),
+        RANKER_GAIN: {end: getattr(gain, end) for end in ("mean", "low", "high")},
         "coverage@10": full.beyond_accuracy.coverage,
         "latency_p50_ms": latency.p50_ms,
         "latency_p99_ms": latency.p99_ms,

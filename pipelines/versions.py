@@ -1,9 +1,9 @@
-"""`recsys models list` and `recsys models compare`: the registry as text."""
+"""`recsys models`: the registry as text, and a promotion that heeds the gate."""
 
 import typer
 
 from recsys.errors import RegistryError
-from recsys.registry import Registry
+from recsys.registry import Registry, VersionInfo
 
 
 def print_versions(registry: Registry) -> None:
@@ -22,6 +22,17 @@ def print_versions(registry: Registry) -> None:
         typer.echo(columns.format(v.version, aliases, ndcg, v.gate, v.code_version, v.created_utc, v.dataset_label))
         for reason in v.gate_reasons:
             typer.echo(f"         {reason}")
+
+
+def promote(registry: Registry, version: str, *, force: bool) -> VersionInfo:
+    """Raises RegistryError for a version that the gate refused, unless `force`."""
+    info = registry.resolve(version)
+    if info.gate_reasons and not force:
+        reasons = " ".join(info.gate_reasons)
+        raise RegistryError(
+            f"The gate refused version {info.version}: {reasons} Add --force to promote it all the same."
+        )
+    return registry.promote(version)
 
 
 def print_comparison(registry: Registry, a: str, b: str, *, fail_if_worse: bool = False) -> None:

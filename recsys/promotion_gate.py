@@ -14,6 +14,7 @@ from recsys.evaluation.bootstrap import MIN_USERS, Estimate, PairedDifference
 
 NDCG: Final = "ndcg@10"
 RETRIEVAL_NDCG: Final = "retrieval_ndcg@10"  # the same candidates in the order in which retrieval returned them
+RANKER_GAIN: Final = "ranker_gain_ndcg@10"  # the first minus the second on the same events, interval over users
 LATENCY_P99: Final = "latency_p99_ms"
 
 
@@ -84,24 +85,22 @@ def judge(
 ) -> GateResult:
     """Decide whether `challenger` may take the place of `champion`.
 
-    paired   NDCG@10 of the challenger minus that of the champion over the same test events, where both kept their ranks
+    paired   NDCG@10 of the challenger minus that of the champion over the events that the challenger was measured on
 
-    - No champion yet: it passes if its metrics are sane. The ranker and latency checks are only warnings: something
-      has to serve, and a bad first model is the easiest one to beat.
-    - Otherwise all checks decide: sane metrics; the same data set; NDCG@10 not below the champion's; ranker strictly
-      above retrieval order; p99 latency within the budget (equal passes).
+    - Sane metrics; the ranker above the order of retrieval by an interval that excludes zero; p99 latency within the
+      budget (equal passes). A first model has to pass them too.
+    - With a champion also: the same data set; NDCG@10 not below the champion's.
     - With `paired`, NDCG@10 is below where the whole interval of the difference is. Without, it is below where it does
       not reach the low end of the champion's own interval (equal passes), which sees large drops only.
-    - Where the champion was measured on other events (another fingerprint) or has no usable interval, NDCG@10 is not
-      compared, and a warning says so.
+    - Where nothing is paired, and the champion was measured on other events (another fingerprint) or has no usable
+      interval, NDCG@10 is not compared, and a warning says so.
     """
     if not (math.isfinite(latency_budget_ms) and latency_budget_ms > 0):
         raise ConfigError(f"The latency budget must be a positive number of milliseconds, not {latency_budget_ms}.")
     checks = [_sane(challenger)]
     if champion is not None:
         checks += [_same_dataset(challenger, champion), _not_below_champion(challenger, champion, paired)]
-    decides = champion is not None
-    checks += [_ranker_above_retrieval(challenger, decides), _latency(challenger, latency_budget_ms, decides)]
+    checks += [_ranker_above_retrieval(challenger), _latency(challenger, latency_budget_ms)]
     return GateResult(all(c.passed or not c.decides for c in checks), tuple(checks))
 
 
@@ -141,10 +140,20 @@ def _not_below_champion(challenger: Measured, champion: Measured, paired: Paired
     name = "ndcg_not_below_champion"
     ours, theirs = intervals(challenger.metrics).get(NDCG), intervals(champion.metrics).get(NDCG)
     measured = ours.mean if ours else None
+    if paired is not None and measured is not None:
+        passed = paired.low is not None and not paired.below_zero
+        interval = "too few users for an interval)"
+        if paired.low is not None and paired.high is not None:
+            interval = f"95 % interval {paired.low:+.4f} to {paired.high:+.4f}), {'not ' if passed else ''}below zero"
+        sentence = (
+            f"NDCG@10 of {challenger.name} is {measured:.4f}, {champion.name} has {measured - paired.mean:.4f}: on the"
+            f" same {paired.n_events:,} events the difference is {paired.mean:+.4f} ({interval}."
+        )
+        return Check(name, passed, paired.high, 0.0, sentence)
     if challenger.fingerprint != champion.fingerprint:
         reason = (
             f"{challenger.name} was measured on data {challenger.fingerprint[:12]}, {champion.name} on data"
-            f" {champion.fingerprint[:12]}. Replay the champion on the new data to compare."
+            f" {champion.fingerprint[:12]}. `recsys retrain` replays both on the same events."
         )
         return Check(name, False, measured, None, f"NDCG@10 was not compared: {reason}", decides=False)
     if theirs is None or theirs.low is None or not math.isfinite(theirs.low):
@@ -152,14 +161,6 @@ def _not_below_champion(challenger: Measured, champion: Measured, paired: Paired
         return Check(name, False, measured, None, f"NDCG@10 was not compared: {reason}", decides=False)
     if measured is None:
         return Check(name, False, None, theirs.low, f"{_start(challenger.name)} has no NDCG@10 to compare.")
-    if paired is not None:
-        passed = not paired.below_zero
-        sentence = (
-            f"NDCG@10 of {challenger.name} is {measured:.4f}, {champion.name} has {theirs.mean:.4f}: on the same"
-            f" {paired.n_events:,} events the difference is {paired.mean:+.4f} (95 % interval {paired.low:+.4f} to"
-            f" {paired.high:+.4f}), {'not ' if passed else ''}below zero."
-        )
-        return Check(name, passed, paired.high, 0.0, sentence)
     passed = measured >= theirs.low  # False for nan
     sentence = (
         f"NDCG@10 of {challenger.name} is {measured:.4f}, {'not below' if passed else 'below'} {theirs.low:.4f},"
@@ -168,32 +169,30 @@ def _not_below_champion(challenger: Measured, champion: Measured, paired: Paired
     return Check(name, passed, measured, theirs.low, sentence)
 
 
-def _ranker_above_retrieval(model: Measured, decides: bool) -> Check:
-    known = intervals(model.metrics)
-    ranked, retrieved = known.get(NDCG), known.get(RETRIEVAL_NDCG)
-    if ranked is None or retrieved is None:
-        sentence = f"{_start(model.name)} does not say whether its ranker beats the order of retrieval."
-        means = [m.mean if m else None for m in (ranked, retrieved)]
-        return Check("ranker_above_retrieval", False, means[0], means[1], sentence, decides)
-    passed = ranked.mean > retrieved.mean
+def _ranker_above_retrieval(model: Measured) -> Check:
+    name, gain = "ranker_above_retrieval", intervals(model.metrics).get(RANKER_GAIN)
+    if gain is None or gain.low is None or gain.high is None:
+        sentence = f"{_start(model.name)} does not say by how much its ranker beats the order of retrieval."
+        return Check(name, False, gain.mean if gain else None, 0.0, sentence)
     sentence = (
-        f"The ranker of {model.name} reaches NDCG@10 {ranked.mean:.4f}, {'above' if passed else 'not above'}"
-        f" {retrieved.mean:.4f} in the order of retrieval."
+        f"The ranker of {model.name} changes NDCG@10 of the order of retrieval by {gain.mean:+.4f} (95 % interval"
+        f" {gain.low:+.4f} to {gain.high:+.4f}), {'' if gain.above_zero else 'not '}above zero."
     )
-    return Check("ranker_above_retrieval", passed, ranked.mean, retrieved.mean, sentence, decides)
+    return Check(name, gain.above_zero, gain.low, 0.0, sentence)
 
 
-def _latency(model: Measured, budget_ms: float, decides: bool) -> Check:
+def _latency(model: Measured, budget_ms: float) -> Check:
+    """The measurement that the version carries: the same bundle gets the same verdict whenever it is judged."""
     p99 = intervals(model.metrics).get(LATENCY_P99)
     if p99 is None:
         sentence = f"{_start(model.name)} carries no latency measurement."
-        return Check("latency_in_budget", False, None, budget_ms, sentence, decides)
+        return Check("latency_in_budget", False, None, budget_ms, sentence)
     passed = p99.mean <= budget_ms
     sentence = (
         f"An answer of {model.name} takes {p99.mean:.1f} ms at the 99th percentile,"
         f" {'within' if passed else 'over'} the budget of {budget_ms:g} ms."
     )
-    return Check("latency_in_budget", passed, p99.mean, budget_ms, sentence, decides)
+    return Check("latency_in_budget", passed, p99.mean, budget_ms, sentence)
 
 
 def _number(value: Any) -> float | None:

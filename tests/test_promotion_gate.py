@@ -12,6 +12,7 @@ from recsys.promotion_gate import GateResult, Measured, intervals, judge
 GOOD: dict[str, Any] = {
     "ndcg@10": {"mean": 0.20, "low": 0.18, "high": 0.22},
     "retrieval_ndcg@10": {"mean": 0.15, "low": 0.13, "high": 0.17},
+    "ranker_gain_ndcg@10": {"mean": 0.05, "low": 0.04, "high": 0.06},
     "latency_p99_ms": 12.0,
 }
 
@@ -33,13 +34,14 @@ def outcome(result: GateResult) -> dict[str, tuple[bool, bool]]:
     return {check.name: (check.passed, check.decides) for check in result.checks}
 
 
-def test_first_model_passes_with_warnings_where_only_quality_is_bad() -> None:
-    assert judge(model(), None, latency_budget_ms=50).warnings == []
-    result = judge(model(ndcg_at_10=ndcg(0.1), latency_p99_ms=80), None, latency_budget_ms=50)
-    assert result.passed
+def test_a_first_model_is_judged_like_every_other() -> None:
+    assert judge(model(), None, latency_budget_ms=50).passed
+    gain = {"mean": 0.01, "low": 0.0, "high": 0.02}
+    result = judge(model(ranker_gain_ndcg_at_10=gain, latency_p99_ms=80), None, latency_budget_ms=50)
     assert list(outcome(result)) == ["sane_metrics", "ranker_above_retrieval", "latency_in_budget"]
-    assert result.warnings == [
-        "The ranker of version 2 reaches NDCG@10 0.1000, not above 0.1500 in the order of retrieval.",
+    assert result.reasons == [
+        "The ranker of version 2 changes NDCG@10 of the order of retrieval by +0.0100 (95 % interval +0.0000 to"
+        " +0.0200), not above zero.",
         "An answer of version 2 takes 80.0 ms at the 99th percentile, over the budget of 50 ms.",
     ]
 
@@ -97,9 +99,15 @@ def test_a_challenger_at_every_limit_passes(difference: PairedDifference | None)
             "NDCG@10 of version 2 is 0.1700, below 0.1800, the low end of the interval of the champion (version 1).",
         ),
         (
-            model(retrieval_ndcg_at_10=0.20),
+            model(ranker_gain_ndcg_at_10={"mean": 0.05}),
             None,
-            "The ranker of version 2 reaches NDCG@10 0.2000, not above 0.2000 in the order of retrieval.",
+            "Version 2 does not say by how much its ranker beats the order of retrieval.",
+        ),
+        (
+            model(fingerprint="bb", ndcg_at_10=ndcg(0.21)),
+            PairedDifference(0.01, None, None, None, 3, 2),
+            "NDCG@10 of version 2 is 0.2100, the champion (version 1) has 0.2000: on the same 3 events the difference"
+            " is +0.0100 (too few users for an interval).",
         ),
         (
             model(dataset="ml-1m", fingerprint="bb"),
@@ -123,14 +131,15 @@ def test_missing_metrics_fail_the_checks_that_need_them() -> None:
     assert [check.measured for check in result.checks[2:]] == [None, None, None]
 
 
-def test_other_events_of_the_same_data_set_are_not_compared() -> None:
+def test_other_events_of_the_same_data_set_are_compared_only_where_both_were_replayed() -> None:
     worse = model(fingerprint="b" * 64, ndcg_at_10=ndcg(0.16))
-    result = judge(worse, CHAMPION, latency_budget_ms=50, paired=paired(-0.01, -0.015, -0.005))
+    assert not judge(worse, CHAMPION, latency_budget_ms=50, paired=paired(-0.01, -0.015, -0.005)).passed
+    result = judge(worse, CHAMPION, latency_budget_ms=50)
     assert result.passed
     assert outcome(result)["ndcg_not_below_champion"] == (False, False)
     assert result.warnings == [
         "NDCG@10 was not compared: version 2 was measured on data bbbbbbbbbbbb, the champion (version 1) on data"
-        " aa. Replay the champion on the new data to compare."
+        " aa. `recsys retrain` replays both on the same events."
     ]
 
 

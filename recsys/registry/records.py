@@ -29,6 +29,8 @@ _LONGEST_PARAMETER: Final = 500  # what every MLflow server accepts; newer ones 
 _TAG: Final = "recsys."
 METRICS_TAG: Final = _TAG + "metrics"
 GATE_TAG: Final = _TAG + "gate"
+_STEP: Final = _TAG + "step."
+_LONGEST_REASON: Final = 4_000  # a tag holds 5000 characters
 
 
 def model_name_for(dataset: str) -> str:
@@ -37,9 +39,24 @@ def model_name_for(dataset: str) -> str:
 
 
 @dataclass(frozen=True)
+class Step:
+    """What retraining did with a version (`pipelines.retraining.steps`), when (UTC) and why."""
+
+    name: str
+    moment_utc: str
+    reason: str
+
+    @property
+    def tag(self) -> dict[str, str]:
+        content = {"moment_utc": self.moment_utc, "reason": self.reason[:_LONGEST_REASON]}
+        return {_STEP + self.name: json.dumps(content)}
+
+
+@dataclass(frozen=True)
 class VersionInfo:
     """A registered version. `metrics` are those of its sibling frozen at T2; `gate` is "not judged", "passed" or
-    "refused", `gate_reasons` why it was refused; `ranks_sha256` is None where the bundle has no ranks."""
+    "refused", `gate_reasons` why it was refused; `ranks_sha256` is None where the bundle has no ranks; `steps` in the
+    order of time, empty where `recsys retrain` did not make it."""
 
     version: int
     aliases: tuple[str, ...]
@@ -55,6 +72,9 @@ class VersionInfo:
     gate_reasons: tuple[str, ...]
     bundle_sha256: str
     ranks_sha256: str | None
+    trained_through: int
+    through_seq: int
+    steps: tuple[Step, ...]
 
     @property
     def ndcg(self) -> Estimate | None:
@@ -161,6 +181,8 @@ def version_tags(bundle: Path, facts: BundleFacts) -> dict[str, str]:
         "code_version": facts.code_version,
         "metrics": json.dumps(facts.metrics, sort_keys=True),
         "bundle_sha256": fingerprint_folder(bundle),
+        "trained_through": str(facts.trained_through),
+        "through_seq": str(facts.through_seq),
     }
     files = read_json(bundle / "bundle.json")["files"]
     tags |= {"ranks_sha256": files[RANKS_FILE]} if RANKS_FILE in files else {}
@@ -170,9 +192,11 @@ def version_tags(bundle: Path, facts: BundleFacts) -> dict[str, str]:
 def version_info(entity: Any, aliases: Mapping[str, int]) -> VersionInfo | None:
     """From MLflow's ModelVersion; None for a version that something else than `register` has put there."""
     tags = {key.removeprefix(_TAG): value for key, value in entity.tags.items() if key.startswith(_TAG)}
-    if "bundle_sha256" not in tags:
+    if not {"bundle_sha256", "through_seq"} <= tags.keys():
         return None
     gate = json.loads(tags["gate"]) if "gate" in tags else None
+    prefix = _STEP.removeprefix(_TAG)
+    steps = (Step(tag.removeprefix(prefix), **json.loads(tags[tag])) for tag in tags if tag.startswith(prefix))
     version = int(entity.version)
     as_they_are = ("bundle_id", "dataset", "fingerprint", "code_version", "bundle_sha256")
     return VersionInfo(
@@ -185,6 +209,9 @@ def version_info(entity: Any, aliases: Mapping[str, int]) -> VersionInfo | None:
         gate="not judged" if gate is None else "passed" if gate["passed"] else "refused",
         gate_reasons=tuple(c["sentence"] for c in gate["checks"] if c["decides"] and not c["passed"]) if gate else (),
         ranks_sha256=tags.get("ranks_sha256"),
+        trained_through=int(tags["trained_through"]),
+        through_seq=int(tags["through_seq"]),
+        steps=tuple(sorted(steps, key=lambda step: step.moment_utc)),
         **{name: tags[name] for name in as_they_are},
     )
 

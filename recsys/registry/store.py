@@ -20,11 +20,12 @@ import pandas as pd
 from recsys.atomic_io import locked_folder, replacing_folder
 from recsys.columns import CHALLENGER, CHAMPION
 from recsys.errors import BundleError, RegistryError
+from recsys.evaluation.bootstrap import PairedDifference
 from recsys.evaluation.ranks import RANKS_FILE, read_ranks
 from recsys.promotion_gate import NDCG, GateResult, intervals, judge
 from recsys.registry import records
 from recsys.registry.backend import Backend
-from recsys.registry.records import Comparison, VersionInfo, fingerprint_folder, pair
+from recsys.registry.records import Comparison, Step, VersionInfo, fingerprint_folder, pair
 
 _HISTORY: Final = "recsys.champion_history"
 _LONGEST_HISTORY: Final = 200  # a registered model's tag holds 5000 characters
@@ -89,11 +90,13 @@ class Registry:
             client.set_registered_model_alias(self.model_name, CHALLENGER, version)
         return self.resolve(version)
 
-    def judge(self, ref: str | int = CHALLENGER, *, latency_budget_ms: float) -> GateResult:
+    def judge(
+        self, ref: str | int = CHALLENGER, *, latency_budget_ms: float, paired: PairedDifference | None = None
+    ) -> GateResult:
         """Hold a version against the champion, and record the result with the version. Promotes nothing.
 
-        The champion itself is judged as a first model. Where the two can be paired event by event (`records.pair`),
-        the gate gets the difference.
+        The champion itself is judged as a first model. Without `paired` the gate gets the difference that both
+        versions' ranks give (`records.pair`), if they were measured on the same events.
         """
         challenger = self.resolve(ref)
         champion = next((v for v in self.versions() if CHAMPION in v.aliases and v.version != challenger.version), None)
@@ -101,12 +104,19 @@ class Registry:
             challenger.measured,
             champion.measured if champion else None,
             latency_budget_ms=latency_budget_ms,
-            paired=pair(champion, challenger, self.ranks)[0].get(NDCG) if champion else None,
+            paired=paired or (pair(champion, challenger, self.ranks)[0].get(NDCG) if champion else None),
         )
         with self._backend.writing("record the gate") as client:
             gate = json.dumps(result.as_dict())
             client.set_model_version_tag(self.model_name, str(challenger.version), records.GATE_TAG, gate)
         return result
+
+    def record_step(self, version: int, step: Step) -> VersionInfo:
+        """Keep with a version what retraining did with it; the version as it is then."""
+        with self._backend.writing("record a step") as client:
+            for name, value in step.tag.items():
+                client.set_model_version_tag(self.model_name, str(version), name, value)
+        return self.resolve(version)
 
     def promote(self, ref: str | int) -> VersionInfo:
         """Make a version the champion, and remember the one before. Does not ask the gate: a person may overrule it.

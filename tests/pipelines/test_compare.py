@@ -28,6 +28,7 @@ from tests.planted import planted_facts, planted_tables
 
 USERS, EVENTS = 150, 40
 KEPT = ("ndcg@10", "hr@10")
+GAIN = {"mean": 0.1, "low": 0.05, "high": 0.15}
 Register = Callable[..., int]
 
 
@@ -68,7 +69,7 @@ def register(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Re
         facts = replace(
             planted_facts(folder.name, "production"),
             dataset=replace(planted_tables().info, name="demo", fingerprint=fingerprint),
-            metrics={**metrics, "retrieval_ndcg@10": 0.01, "latency_p99_ms": 1.0},
+            metrics={**metrics, "retrieval_ndcg@10": 0.01, "ranker_gain_ndcg@10": GAIN, "latency_p99_ms": 1.0},
         )
         write_json(folder / "bundle.json", {"format": FORMAT, **asdict(facts), "files": files})
         return registry.register(folder).version

@@ -32,6 +32,7 @@ def write_bundle(folder: Path, bundle_id: str, *, role: str = "production", ndcg
         "metrics": {
             "ndcg@10": {"mean": ndcg, "low": round(ndcg - 0.02, 4), "high": round(ndcg + 0.02, 4)},
             "retrieval_ndcg@10": {"mean": 0.1, "low": 0.09, "high": 0.11},
+            "ranker_gain_ndcg@10": {"mean": 0.1, "low": 0.08, "high": 0.12},
             "latency_p99_ms": 10.0,
             "cold": {"hr@10": None},
         },

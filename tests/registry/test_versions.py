@@ -41,7 +41,8 @@ def test_register_keeps_everything_and_names_the_challenger(
     assert run.data.params == {"ranker.leaves": "31", "seed": "8", "tower.dims": "[64, 32]"}
     retrieval = {"retrieval_ndcg_at_10": 0.1, "retrieval_ndcg_at_10.low": 0.09, "retrieval_ndcg_at_10.high": 0.11}
     ndcg = {"ndcg_at_10": 0.2, "ndcg_at_10.low": 0.18, "ndcg_at_10.high": 0.22}
-    assert run.data.metrics == {**ndcg, **retrieval, "latency_p99_ms": 10.0}
+    gain = {"ranker_gain_ndcg_at_10": 0.1, "ranker_gain_ndcg_at_10.low": 0.08, "ranker_gain_ndcg_at_10.high": 0.12}
+    assert run.data.metrics == {**ndcg, **retrieval, **gain, "latency_p99_ms": 10.0}
     assert (run.data.tags["recsys.fingerprint"], run.data.tags["machine"]) == ("a" * 64, "laptop")
     artifacts = home / "artifacts" / NAME / info.run_id / "artifacts"
     assert run.info.artifact_uri == artifacts.as_uri()
@@ -188,6 +189,6 @@ def test_compare_gives_no_verdict_without_ranks(registry: Registry, make: Make) 
     comparison = registry.compare(1, 2)
     assert (comparison.a.version, comparison.b.version, comparison.worse) == (1, 2, None)
     assert comparison.parameters == {"new": (None, "true"), "ranker.leaves": ("31", "63")}
-    assert list(comparison.metrics) == ["latency_p99_ms", "ndcg@10", "retrieval_ndcg@10"]
+    assert list(comparison.metrics) == ["latency_p99_ms", "ndcg@10", "ranker_gain_ndcg@10", "retrieval_ndcg@10"]
     assert comparison.metrics["ndcg@10"] == (Estimate(0.20, 0.18, 0.22), Estimate(0.25, 0.23, 0.27))
     assert comparison.verdict.startswith("No verdict, because the two cannot be compared event by event: ")
