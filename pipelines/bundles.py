@@ -67,6 +67,6 @@ def evaluation_bundle(home: DatasetWorkspace, data: TrainingSet) -> Bundle:
     if trained != now:
         raise BundleError(
             f"{bundle.facts.bundle_id} was trained on data {trained[:12]}, the tables of {name} now hold "
-            f"{now[:12]}. Run `recsys train`; where the gate refuses the new version, `recsys models promote --force` it."
+            f"{now[:12]}. Run `recsys train`; where the gate refuses the new version, `recsys models promote --force`."
         )
     return bundle
