@@ -26,6 +26,7 @@ from recsys.columns import COVISITATION, EASE, IALS, ITEM_KNN, POPULARITY, RETRI
 from recsys.errors import ConfigError, MissingArtefactError
 from recsys.evaluation.about import about
 from recsys.evaluation.study import StudyRun
+from recsys.events import sqlite_url
 from recsys.recommender import RecommenderSettings
 from recsys.retrieval.retrievers import KnownEvents, fit_retriever, load_retrievers
 
@@ -124,7 +125,7 @@ def run(pipeline: Pipeline, parts: Sequence[str] = USUAL, *, trials: int) -> dic
 def _storage(work: Path) -> Iterator[optuna.storages.RDBStorage]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     work.mkdir(parents=True, exist_ok=True)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{work / 'tuning.db'}")
+    storage = optuna.storages.RDBStorage(sqlite_url(work / "tuning.db").render_as_string())
     try:
         yield storage
     finally:

@@ -150,7 +150,7 @@ def _header(path: Path, needed: Sequence[str]) -> list[str]:
     with path.open("rb") as handle:
         header = [name.strip().lower() for name in split_csv(decoded(handle.readline().removeprefix(BOM)))]
     missing = [name for name in needed if header.count(name.lower()) != 1]
-    if header and missing:
+    if missing and path.stat().st_size:
         raise DataError(
             f"{path}: line 1 must name the columns {','.join(needed)}; it does not name {', '.join(missing)} once."
         )

@@ -198,11 +198,11 @@ def read_ratings(
         groups = groups.drop_null()
         columns = {
             name: pc.ascii_trim(groups.field(name).cast(pa.string()), '"').cast(kind).to_numpy(zero_copy_only=False)
-            for name, kind in _TYPES.items()
+            for name, kind in {**_TYPES, RATING: "float64"}.items()  # checked as written, then rounded
         }
         good = _is_rating(columns[RATING]) & np.isin(columns[ITEM_ID], movie_ids) & (columns[USER_ID] <= LARGEST_ID)
         good &= (columns[ITEM_ID] <= LARGEST_ID) & (columns[TIMESTAMP] <= latest_time(now))
-        parts.append(pd.DataFrame({**columns, _LINE: numbers[written]})[good])
+        parts.append(pd.DataFrame({**columns, _LINE: numbers[written]})[good].astype(_TYPES))
         written[written] = good
         for row in np.flatnonzero(~written):
             text = decoded(lines[row].as_py())

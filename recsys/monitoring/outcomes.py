@@ -78,7 +78,8 @@ def attributed(shown: pd.DataFrame, table: EventTable, horizon_s: int) -> pd.Dat
     Moments are seconds UTC with fractions. An event is stamped with whole seconds: the end of its second counts."""
     columns = [USER_ID, ITEM_ID, "kind", RATING, TIMESTAMP, "request_id"]
     rows = [(e.user_id, e.item_id, e.kind, e.value, e.occurred_at, e.request_id) for e in table.read()]
-    events = pd.DataFrame(rows, columns=columns).astype({USER_ID: np.int64, ITEM_ID: np.int64, RATING: np.float64})
+    types = {USER_ID: np.int64, ITEM_ID: np.int64, RATING: np.float64, TIMESTAMP: np.int64}
+    events = pd.DataFrame(rows, columns=columns).astype(types)
     events = events.assign(moment=events[TIMESTAMP] + 1 - 1e-6, number=np.arange(len(events)))
     events = events[events[USER_ID].isin(shown[USER_ID])].sort_values("moment", kind="stable")
     keys = [USER_ID, ITEM_ID]

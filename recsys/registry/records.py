@@ -166,7 +166,8 @@ def fingerprint_folder(folder: Path) -> str:
     """SHA-256 over the relative paths and bytes of all files below a folder; hex. Empty folders do not count."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as handle:
+            content = hashlib.file_digest(handle, "sha256").hexdigest()
         digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
     return digest.hexdigest()
 

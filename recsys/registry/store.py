@@ -174,7 +174,9 @@ class Registry:
         return sorted((i for i in infos if i is not None), key=lambda i: -i.version)
 
     def resolve(self, ref: str | int) -> VersionInfo:
-        """The version with a number (3, "3", "v3") or an alias."""
+        """The version with a number (3, "3", "v3") or an alias. An alias is looked up at once: services poll it."""
+        if isinstance(ref, str) and (info := self._by_alias(ref)) is not None:
+            return info
         versions = self.versions()
         if not versions:
             raise RegistryError(
@@ -191,6 +193,15 @@ class Registry:
         raise RegistryError(
             f"{self.model_name} has {named}. It has {have}. Name one of them; `recsys train --seed 8` makes another."
         )
+
+    def _by_alias(self, alias: str) -> VersionInfo | None:
+        if not self._backend.exists:
+            return None
+        with self._backend.speaking("look up a version"):
+            if (model := self._backend.model(self.model_name)) is None or alias not in _aliases(model):
+                return None
+            entity = self._backend.client.get_model_version(self.model_name, str(_aliases(model)[alias]))
+        return records.version_info(entity, _aliases(model))
 
     def download(self, ref: str | int | VersionInfo, to: Path) -> Path:
         """A verified copy of a version's bundle at `to/<bundle_id>`.

@@ -73,7 +73,7 @@ def freshness(
     """Measure how long after an accepted rating the recommendations know it.
 
     A service that is started for it uses an event table of its own. One at --base-url keeps the ratings! Ends with exit
-    code 1 if p99 exceeds the budget, or a list came that did not know the rating.
+    code 1 if p99 exceeds the budget, or a list did not come or did not know the rating.
 
     Example: `recsys bench freshness --dataset ml-100k --workers 2`
     """
@@ -95,5 +95,5 @@ def freshness(
     for name, ms in (("accepted after", result.post), ("known after that", result.fresh)):
         typer.echo(f"{name}: p50 {ms.p50_ms:.1f} ms, p99 {ms.p99_ms:.1f} ms, of {ms.n} ratings")
     typer.echo(f"{result.stale} lists did not know the rating, {result.unanswered} were not made from the user's state")
-    if result.stale or result.fresh.p99_ms > budget_ms:
+    if result.stale or result.unanswered or result.fresh.p99_ms > budget_ms:
         raise typer.Exit(1)

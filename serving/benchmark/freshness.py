@@ -54,8 +54,9 @@ async def measure(url: str, user_ids: list[int], *, n: int, api_key: str | None)
                     raise RecsysError(f"{url} did not accept a rating: {reason}")
                 after = await _list(lists, user_id)
                 post_ms.append((accepted - begun) * 1e3)
-                fresh_ms.append((time.monotonic() - accepted) * 1e3)
-                stale += before[0] in after
+                if after:
+                    fresh_ms.append((time.monotonic() - accepted) * 1e3)
+                    stale += before[0] in after
             unanswered += not before or not after
     post, fresh = Percentiles.of(post_ms), Percentiles.of(fresh_ms)
     if post is None or fresh is None:

@@ -99,7 +99,8 @@ class ListOptions(BaseModel):
 
     @model_validator(mode="after")
     def _a_cursor_comes_alone(self) -> "ListOptions":
-        more = sorted(self.model_fields_set - {"k", "cursor", "history"})
+        fields = type(self).model_fields
+        more = sorted(fields[name].alias or name for name in self.model_fields_set - {"k", "cursor", "history"})
         if self.cursor is not None and more:
             raise ValueError(f"a cursor goes on with its list as it is: leave out {', '.join(more)}")
         return self

@@ -2,11 +2,15 @@
 
 import re
 import unicodedata
+from bisect import bisect_left
+from collections import defaultdict
 
 import numpy as np
 
 from recsys.arrays import FloatArray, IntArray
 from recsys.features.catalogue import Catalogue
+
+LAST = "\U0010ffff"  # sorts after every word that begins as the text before it
 
 
 def words_of(text: str) -> list[str]:
@@ -20,19 +24,27 @@ def words_of(text: str) -> list[str]:
 
 
 class ItemSearch:
-    """The titles of a catalogue as one text, a line an item, a space before each word."""
+    """An index of a catalogue's titles: its words in order, and the rows of each."""
 
     def __init__(self, catalogue: Catalogue) -> None:
-        lines = ["".join(f" {word}" for word in words_of(title)) + "\n" for title in catalogue.titles]
-        self._text = "".join(lines)
-        self._ends = np.cumsum([len(line) for line in lines])
+        rows: dict[str, list[int]] = defaultdict(list)
+        for row, title in enumerate(catalogue.titles):
+            for word in set(words_of(title)):
+                rows[word].append(row)
+        self._n_items = len(catalogue)
+        self._words = sorted(rows)
+        self._ends = np.cumsum([0, *(len(rows[word]) for word in self._words)])
+        self._rows = np.array([row for word in self._words for row in rows[word]], dtype=np.int64)
 
     def search(self, text: str, popularity: FloatArray) -> IntArray:
         """Row numbers of the items whose title has, for each word of `text`, a word that begins with it; the largest
         `popularity` (N,) first, ties by row number. Nothing where `text` has no word."""
         words = set(words_of(text))
-        rows = np.arange(len(self._ends) if words else 0)
+        matches = np.full(self._n_items, bool(words))
         for word in words:
-            places = [match.start() for match in re.finditer(f" {word}", self._text)]
-            rows = np.intersect1d(rows, np.searchsorted(self._ends, places, side="right"))
-        return rows[np.argsort(-popularity[rows], kind="stable")]
+            low, high = bisect_left(self._words, word), bisect_left(self._words, word + LAST)
+            has = np.zeros(self._n_items, dtype=bool)
+            has[self._rows[self._ends[low] : self._ends[high]]] = True
+            matches &= has
+        best = np.flatnonzero(matches)
+        return best[np.argsort(-popularity[best], kind="stable")]

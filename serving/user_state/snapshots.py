@@ -69,7 +69,9 @@ class UserSnapshots:
                 row = await self._online_store.read(partial(self._store.online_state, user_id), limit_s)
                 self._keep(user_id, row)
             except StoreError as error:
-                if user_id not in self._rows:
+                if user_id in self._rows:  # perhaps read for another request meanwhile
+                    row, _ = self._rows[user_id]
+                else:
                     failures.append(error)
         base = row or UserState(user_id)
         tail: Sequence[StoredEvent] = ()

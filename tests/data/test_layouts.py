@@ -136,6 +136,9 @@ def test_a_header_must_name_the_columns(tmp_path: Path) -> None:
     write_files(tmp_path, {**ML_LATEST_FILES, "movies.csv": b"movieId,title\n7,Seven\n"})
     with pytest.raises(DataError, match=r"movies.csv: line 1 .* does not name genres once"):
         read(tmp_path)
+    write_files(tmp_path, {**ML_LATEST_FILES, "ratings.csv": b"\n" + ML_LATEST_FILES["ratings.csv"]})
+    with pytest.raises(DataError, match=r"ratings.csv: line 1 must name"):
+        read(tmp_path)
 
 
 def collected(folder: Path, files: dict[str, bytes]) -> list[tuple[str, int, str]]:

@@ -44,6 +44,11 @@ def test_each_item_shown_is_a_row_with_what_the_log_holds(world: Monitored) -> N
     assert found == 1.0
 
 
+def test_answers_without_any_event_have_no_positives(world: Monitored) -> None:
+    shown(world, USER, AT)
+    assert joined(world)[0]["labels"].sum() == 0
+
+
 def test_an_event_counts_for_the_answer_that_it_names_or_the_last_that_showed_its_item(world: Monitored) -> None:
     ids = shown(world, USER, AT)
     assert ids == shown(world, USER, AT + HOUR)

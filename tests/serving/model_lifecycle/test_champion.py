@@ -24,6 +24,7 @@ from serving.model_lifecycle import served_model
 from serving.model_lifecycle.champion import Champion
 from serving.model_lifecycle.served_model import item_stats, registry_of
 from serving.recommending.service import Service
+from tests.serving.in_memory_store import InMemoryStore
 from tests.serving.serving_client import recommendations
 from tests.serving.serving_world import ServingWorld
 
@@ -258,3 +259,19 @@ def test_answers_go_on_during_reloads(
             assert champion.model.version == version
         stop.set()
         assert [caller.result() for caller in running] == [[], []]
+
+
+def test_a_request_ends_on_the_model_it_began_with(
+    client: httpx.Client, champion: Champion, store: InMemoryStore, versions: Versions
+) -> None:
+    versions.promote(versions.make("second"))
+    store.delay_s = 1.0
+    with ThreadPoolExecutor() as callers:
+        slow = callers.submit(client.get, "/v1/users/3/recommendations")
+        until = time.monotonic() + 20
+        while not store.reads:
+            assert time.monotonic() < until
+        assert champion.reload() == "swapped"
+        assert slow.result().json()["model"]["bundle_id"] == "tiny-production"
+    store.delay_s = 0.0
+    assert client.get("/v1/users/3/recommendations").json()["model"]["bundle_id"] == "second"

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from recsys.errors import StoreError
 from recsys.events import RATING_KIND, DataClock, EventTable, NewEvent, sqlite_url
 from recsys.features.state import Event, UserState, fold
 from serving.user_state import snapshots as module
@@ -135,3 +136,24 @@ def test_what_cannot_be_a_rating_is_left_out_and_named(table: EventTable, caplog
         True
     ] * 5
     assert read(snapshots_of(table, {})).state.item_ids == (8,)
+
+
+def test_a_row_read_for_another_request_meanwhile_stands_in_for_a_failed_read(table: EventTable) -> None:
+    class FailsSecond(InMemoryStore):
+        reads = 0
+
+        def online_state(self, user_id: int) -> UserState | None:
+            FailsSecond.reads += 1
+            if FailsSecond.reads == 1:  # begun first, ends last
+                time.sleep(0.3)
+                raise StoreError("away")
+            return super().online_state(user_id)
+
+    async def read_twice() -> list[UserSnapshot]:
+        snapshots = UserSnapshots(FailsSecond({1: UserState(1, age=20)}), table)  # type: ignore[arg-type]
+        both = await asyncio.gather(snapshots.read(1, 5.0), snapshots.read(1, 5.0))
+        snapshots.close()
+        return list(both)
+
+    for snapshot in asyncio.run(read_twice()):
+        assert (snapshot.state.age, snapshot.known, snapshot.failures) == (20, True, ())
