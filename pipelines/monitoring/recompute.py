@@ -34,6 +34,7 @@ TOGETHER: Final = ["bundle_id", "statistics_day", "statistics_seq", "list_length
 
 # Answers that no log could say enough of, however well the service does.
 FURTHER_PAGE: Final = "a further page of a list"
+EXPLORED: Final = "explored: in part drawn at random"
 HISTORY_GIVEN: Final = "its history came with the request and is not kept"
 
 
@@ -59,6 +60,7 @@ class Recomputer:
         reasons = {
             FURTHER_PAGE: answers["position"] > 1,
             HISTORY_GIVEN: answers[USER_ID] == NONE,
+            EXPLORED: answers["propensity"] < 1,
             "the cold-start list, in place of an answer": without["retrieval"],
             "answered without the user's state, as it says": without["user_state"] | (answers["state_seq"] == NONE),
             "not ranked, as it says": without["ranking"],

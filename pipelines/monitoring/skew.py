@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pipelines import training_set
-from pipelines.monitoring.recompute import FURTHER_PAGE, HISTORY_GIVEN, Recomputer
+from pipelines.monitoring.recompute import EXPLORED, FURTHER_PAGE, HISTORY_GIVEN, Recomputer
 from recsys.arrays import BoolArray
 from recsys.atomic_io import replacing_file, write_json
 from recsys.bundle import load_bundle
@@ -70,7 +70,7 @@ class SkewReport:
 
     def failures(self, max_mismatch: float) -> list[str]:
         """Why the check fails, a sentence each. That nothing differs says little where little was compared."""
-        comparable = self.answers - self.left_out.get(FURTHER_PAGE, 0) - self.left_out.get(HISTORY_GIVEN, 0)
+        comparable = self.answers - sum(self.left_out.get(why, 0) for why in (EXPLORED, FURTHER_PAGE, HISTORY_GIVEN))
         out = []
         if self.compared < max(LEAST_COMPARED * comparable, 1):
             out.append(f"only {self.compared:,} of {comparable:,} answers could be compared")

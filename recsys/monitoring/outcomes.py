@@ -13,7 +13,7 @@ from recsys.columns import ITEM_ID, LIKED_RATING, RATING, TIMESTAMP, USER_ID
 from recsys.errors import DataError
 from recsys.events import RATING_KIND, EventTable
 from recsys.experiments.effects import UserTotals
-from recsys.monitoring.prediction_log import ANSWER, NONE
+from recsys.monitoring.prediction_log import ANSWER, NONE, SHOWN
 
 HORIZON_S: Final = 86_400
 IMPRESSION: Final = "impression"  # the kind of an event: the client confirms that an item was shown
@@ -30,8 +30,7 @@ def outcomes(
     `until`: seconds UTC up to which events are there. Raises DataError where nothing was logged."""
     if answers.empty:
         raise DataError("The prediction log holds no answers. Start `recsys serve` and ask it something.")
-    shown = answers["role"] == "shown" if "role" in answers else True
-    rows = answers[(answers[USER_ID] != NONE) & shown].reset_index(drop=True)
+    rows = answers[(answers[USER_ID] != NONE) & (answers["role"] == SHOWN)].reset_index(drop=True)
     moment = rows["received"].astype("int64") / 1e6
     events = attributed(rows.assign(moment=moment), table, horizon_s)
     counted = events.dropna(subset="row").sort_values(["moment", "number"])

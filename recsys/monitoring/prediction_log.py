@@ -29,7 +29,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.arrays import FloatArray, IntArray
+from recsys.arrays import DoubleArray, FloatArray, IntArray
 from recsys.atomic_io import replacing_file
 from recsys.columns import ITEM_ID, USER_ID
 from recsys.errors import DataError
@@ -50,18 +50,20 @@ NONE: Final = -1  # stands for a missing user_id, state_seq or statistics_seq in
 HOUR: Final = "%Y-%m-%dT%H"
 log = logging.getLogger(__name__)
 
-_TEXTS: Final = ("request_id", "bundle_id", "filters", "degraded")
+SHOWN: Final = "shown"
+SHADOW: Final = "shadow"  # made beside an answer by a version that is shown to nobody
+_TEXTS: Final = ("request_id", "bundle_id", "filters", "degraded", "experiment", "arm", "role")
 _NUMBERS: Final = ("now", USER_ID, "state_seq", "version", "statistics_day", "statistics_seq", "k", "list_length")
 PER_ANSWER: Final = pa.schema(
     [(name, pa.string()) for name in _TEXTS]
-    + [("received", pa.timestamp("us", tz="UTC")), ("diversity", pa.float64())]
+    + [("received", pa.timestamp("us", tz="UTC")), ("diversity", pa.float64()), ("total_ms", pa.float64())]
     + [(name, pa.int64()) for name in _NUMBERS]
 )
 SCORES: Final = ("score", "watch_probability", "like_probability")
 PER_ITEM: Final = pa.schema(
     [(name, pa.int64()) for name in (ITEM_ID, "position")] + [(name, pa.float32()) for name in (*SCORES, "propensity")]
 )
-ANSWER: Final = ["request_id", USER_ID, "received"]  # columns that tell answers apart
+ANSWER: Final = ["request_id", USER_ID, "received", "role"]  # columns that tell answers apart
 COLUMNS: Final = (*PER_ANSWER.names, *PER_ITEM.names)  # every other column of a part is a feature
 
 
@@ -76,8 +78,11 @@ class AnsweredRequest:
     statistics_seq   the last event of the event table that the item statistics may hold; None where unknown
     list_length      how long a list was made, for the k items and further pages
     degraded         parts that the answer was given without
+    experiment, arm  that the user belongs to, None for none; role: SHOWN or SHADOW
+    total_ms         from the request's arrival until the list was made
     item_ids         (k,) what was shown, best first, from position `first_position` of the list
     recommendations  what `Recommender.recommend` returned for this user; None for a cold-start list or a further page
+    propensity       (k,) how likely each item was to be shown in its place; None for certain
     """
 
     request_id: str
@@ -98,6 +103,11 @@ class AnsweredRequest:
     filters: Filters = field(default_factory=Filters)
     degraded: tuple[str, ...] = ()
     first_position: int = 1
+    experiment: str | None = None
+    arm: str | None = None
+    role: str = SHOWN
+    total_ms: float | None = None
+    propensity: DoubleArray | None = None
 
 
 class _Rows(NamedTuple):
@@ -233,6 +243,7 @@ def read_answers(folder: Path, *, since: float = 0.0) -> pd.DataFrame:
     for name in (USER_ID, "state_seq", "statistics_seq"):
         table = table.set_column(table.schema.get_field_index(name), name, table[name].fill_null(NONE))
     rows: pd.DataFrame = table.to_pandas()
+    rows["role"] = rows["role"].fillna(SHOWN)  # files of earlier versions have no such column
     return rows[rows["received"] >= pd.Timestamp(since, unit="s", tz="UTC")].reset_index(drop=True)
 
 
@@ -270,8 +281,10 @@ def _write_part(path: Path, group: Sequence[_Rows], feature_names: tuple[str, ..
         ITEM_ID: np.concatenate([answer.item_ids for answer in answers]),
         "position": np.concatenate([answer.first_position + np.arange(len(answer.item_ids)) for answer in answers]),
         **dict(zip(SCORES, np.concatenate([rows.scores for rows in group]).T, strict=True)),
-        # Every item is shown with certainty, as long as an answer is a function of its inputs.
-        "propensity": np.ones(len(table), dtype=np.float32),
+        # Without exploration an answer is a function of its inputs.
+        "propensity": np.concatenate(
+            [np.ones(len(a.item_ids)) if a.propensity is None else a.propensity for a in answers]
+        ).astype(np.float32),
     }
     if feature_names:
         features = np.concatenate([rows.features for rows in group if rows.features is not None])

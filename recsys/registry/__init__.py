@@ -3,5 +3,6 @@ alone and imported when a registry is first used."""
 
 from recsys.registry.records import Step, VersionInfo, model_name_for
 from recsys.registry.store import Registry
+from recsys.registry.traffic import Traffic
 
-__all__ = ["Registry", "Step", "VersionInfo", "model_name_for"]
+__all__ = ["Registry", "Step", "Traffic", "VersionInfo", "model_name_for"]

@@ -1,7 +1,8 @@
 """Versions of a data set's model: register, find, fetch, promote, roll back.
 
 What lies where: one MLflow run a training, with the artifacts `bundle/`, `evaluation_bundle/` and `reports/`; one
-model version pointing at `bundle/`; the earlier champions, oldest first, as a tag of the registered model.
+model version pointing at `bundle/`; the earlier champions, oldest first, and the traffic, as tags of the registered
+model.
 """
 
 import fcntl
@@ -19,15 +20,17 @@ import pandas as pd
 
 from recsys.atomic_io import locked_folder, replacing_folder
 from recsys.columns import CHALLENGER, CHAMPION
-from recsys.errors import BundleError, RegistryError
+from recsys.errors import BundleError, ConfigError, RegistryError
 from recsys.evaluation.bootstrap import PairedDifference
 from recsys.evaluation.ranks import RANKS_FILE, read_ranks
 from recsys.promotion_gate import NDCG, GateResult, intervals, judge
 from recsys.registry import records
 from recsys.registry.backend import Backend
 from recsys.registry.records import Comparison, Step, VersionInfo, fingerprint_folder, pair
+from recsys.registry.traffic import Traffic
 
 _HISTORY: Final = "recsys.champion_history"
+_TRAFFIC: Final = "recsys.traffic"
 _LONGEST_HISTORY: Final = 200  # a registered model's tag holds 5000 characters
 _BUNDLE: Final = "bundle"
 _EVALUATION: Final = "evaluation_bundle"
@@ -161,6 +164,22 @@ class Registry:
             client.set_registered_model_alias(self.model_name, CHAMPION, str(target))
             self._write_history(client, earlier)
         return self.resolve(target)
+
+    def traffic(self) -> Traffic:
+        """What gets requests beside the champion; nothing where none was set."""
+        with self._backend.speaking("read the traffic"):
+            model = self._backend.model(self.model_name)
+        try:
+            return Traffic.from_json(model.tags[_TRAFFIC]) if model and _TRAFFIC in model.tags else Traffic()
+        except ConfigError as error:
+            raise RegistryError(f"{self.model_name}: {error}. Set it again.") from error
+
+    def set_traffic(self, traffic: Traffic) -> None:
+        """In place of the one before; services follow within seconds. Every version that it names must be there."""
+        for version in traffic.versions:
+            self.resolve(version)
+        with self._backend.writing("set the traffic") as client:
+            client.set_registered_model_tag(self.model_name, _TRAFFIC, traffic.to_json())
 
     def versions(self) -> list[VersionInfo]:
         """All versions, newest first; empty where nothing was registered yet."""
