@@ -166,6 +166,22 @@ class Recommender:
         item_ids = self.catalogue.to_ids(item_idx)
         return Recommendations(item_ids, ordered, candidates, position, features, degraded, timings_ms, watch, like)
 
+    def with_position(self, made: Recommendations, position: IntArray) -> Recommendations:
+        """The same answer with other candidates in its slots, `position` (B, k)."""
+        scores = made.candidates.rrf_score
+        if made.features is not None and self.ranker is not None:
+            scores = self.ranked_scores(made.candidates, made.features, self.ranker)
+        watch, like = self._probabilities(scores, made.features, position)
+        item_idx = np.take_along_axis(made.candidates.item_idx, position, axis=1)
+        return replace(
+            made,
+            item_ids=self.catalogue.to_ids(item_idx),
+            scores=np.take_along_axis(scores, position, axis=1),
+            position=position,
+            watch_probability=watch,
+            like_probability=like,
+        )
+
     def retrieve(
         self,
         states: StateBatch,

@@ -27,7 +27,8 @@ class ServiceSettings(BaseModel):
     budget_ms           time of one answer, waiting included
     max_in_flight       requests of one worker at once; the next one gets a 503
     predictions_share   of the answers that are logged with their features (`prediction_log`); 0 logs none
-    reload_s            how often the champion's alias is looked at; 0 never
+    shadow_share        of the requests for one user that the version in shadow scores too, after the answer
+    reload_s            how often the champion's alias and the traffic are looked at; 0 never
     api_key             for writes and /v1/admin; needed beyond this machine
     otel_endpoint       where spans are sent (`tracing`); nowhere by default
     log_format, log_level   text or json; debug, info, warning or error
@@ -47,6 +48,7 @@ class ServiceSettings(BaseModel):
     budget_ms: float = Field(default=50.0, gt=0)
     max_in_flight: int = Field(default=64, ge=1)
     predictions_share: float = Field(default=1.0, ge=0, le=1)
+    shadow_share: float = Field(default=0.1, ge=0, le=1)
     reload_s: float = Field(default=5.0, ge=0)
     api_key: SecretStr | None = None
     otel_endpoint: str | None = None

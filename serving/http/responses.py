@@ -104,12 +104,20 @@ class RecommendedItem(RankedItem):
     explanation: Explanation | None = Field(default=None, description="with explain=true; null otherwise")
 
 
+class ExperimentArm(BaseModel):
+    """That the user belongs to. An arm that ends with ":champion" lacks its own version: the champion answered."""
+
+    name: str
+    arm: str
+
+
 class Recommended(AboutModel):
     """`degraded` names what was left out to answer at all: "user_state" (a store could not be read: what the user has
     rated may show), "ranking" (order of retrieval), "retrieval" (cold-start list), "explain" (no contributions). On a
-    further page, `model`, `cold_start` and `degraded` are those of the list that the cursor carries."""
+    further page, `model`, `experiment`, `cold_start` and `degraded` are those of the list that the cursor carries."""
 
     user_id: int | None
+    experiment: ExperimentArm | None
     cold_start: bool
     degraded: list[str]
     items: list[RecommendedItem]
@@ -120,9 +128,11 @@ class Recommended(AboutModel):
 
 
 class RecommendedForUser(BaseModel):
-    """One of several answers. `user_id` as in the request; either `items` or a `problem`."""
+    """One of several answers. `user_id` as in the request; either `items`, by `model`, or a `problem`."""
 
     user_id: int | str
+    model: ModelInfo | None
+    experiment: ExperimentArm | None
     cold_start: bool
     degraded: list[str]
     items: list[RecommendedItem]

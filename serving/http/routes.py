@@ -22,6 +22,7 @@ from serving.http.requests import (
     RecommendationRequest,
     SearchQuery,
 )
+from serving.model_lifecycle.live_traffic import Assignment
 from serving.recommending.answers import RequestTrace
 from serving.recommending.service import Service
 
@@ -50,7 +51,7 @@ Using = Annotated[Service, Depends(_service)]
 
 async def _trace(request: Request, service: Using) -> RequestTrace:
     state = request.state
-    trace = state.trace = RequestTrace(state.request_id, state.started, service.champion.model)
+    trace = state.trace = RequestTrace(state.request_id, state.started, Assignment(service.champion.model))
     return trace
 
 

@@ -3,7 +3,8 @@
 The registry's alias `champion` is looked at every few seconds; whoever moves it decides. Another model is tried in a
 child process, loaded beside the old one, made to answer, and put in its place in one step. A request reads
 `champion.model` once and stays with it to its end. A version that cannot be loaded is refused, and tried again only
-when the alias names another or somebody asks for it.
+when the alias names another or somebody asks for it. The registry's traffic is followed on the same thread
+(`live_traffic`).
 """
 
 import logging
@@ -20,6 +21,7 @@ from recsys.errors import RecsysError, RegistryError, StoreError
 from recsys.feature_store import FeatureStore
 from recsys.feature_store.tables import table_path
 from recsys.features.item_stats import day_of
+from serving.model_lifecycle.live_traffic import LiveTraffic, TrafficFollower
 from serving.model_lifecycle.served_model import ServedModel, data_clock, item_stats, registry_of
 from serving.observability.metrics import Metrics
 from serving.settings import ServiceSettings
@@ -43,6 +45,7 @@ class Champion:
     ) -> None:
         self._settings, self._store, self._metrics, self._clock = settings, store, metrics, clock
         self._registry = registry_of(settings)
+        self._beside = TrafficFollower(settings, store, self._registry, metrics)
         self._model, self._loaded_at = model, clock()
         self._served: str | None = None  # SHA-256 of its bundle; unknown until the registry was asked
         self._refused: str | None = None
@@ -60,6 +63,11 @@ class Champion:
         """Read it once a request."""
         return self._model  # one reference, replaced in one step: no lock
 
+    @property
+    def traffic(self) -> LiveTraffic:
+        """Read it once a request."""
+        return self._beside.live
+
     def now(self) -> int:
         """In the time of the data that the model learnt from."""
         return self.data_clock.to_data(int(self._clock()))
@@ -70,6 +78,7 @@ class Champion:
             "loaded_utc": _utc(self._loaded_at),
             "last_check_utc": None if self._last_check is None else _utc(self._last_check),
             "last_failure": self._last_failure,
+            "traffic": self._beside.status(),
         }
 
     def start(self) -> None:
@@ -88,9 +97,18 @@ class Champion:
         """Look at the alias now, and serve what it names, also one that was refused before; where the model stays, read
         the newest statistics of items."""
         outcome = self._look(again=True)
+        self.look_at_traffic(again=True)
         if outcome == "unchanged":
             self.refresh_stats()
         return outcome
+
+    def look_at_traffic(self, again: bool = False) -> None:
+        """Serve what the registry's traffic names beside the champion. `again`: also what was refused before."""
+        with self._changing:
+            try:
+                self._beside.look(self._model, int(self._clock()), again)
+            except RegistryError as error:
+                self._fail("failed", "the registry could not be asked for the traffic", error)
 
     def refresh_stats(self) -> bool:
         """Read the statistics of items again, as of the last day that ended; whether they changed. Raises StoreError
@@ -103,6 +121,7 @@ class Champion:
             if stats.day == old.stats.day and np.array_equal(stats.decayed, old.stats.decayed):
                 return False
             self._model = ServedModel.build(old.version, old.bundle, stats, now)
+            self._beside.refresh_stats(now)
             self._count_model()
         log.info("statistics of items are now as of day %d", stats.day)
         return True
@@ -112,6 +131,8 @@ class Champion:
         while not self._stop.wait(pause_s):
             try:
                 outcome = self._look(again=False)
+                if outcome != "failed":
+                    self.look_at_traffic()
                 if outcome != "failed" and self._newest_stats_mark() != self._stats_mark:
                     self.refresh_stats()
             except Exception as error:  # whatever it is, the next look may find it mended
@@ -144,7 +165,9 @@ class Champion:
             if info.bundle_sha256 == self._refused and not again:
                 return "unchanged"
             try:
-                model = ServedModel.load(self._settings, self._store, self._registry, info, int(self._clock()))
+                model = self.traffic.models.get(info.version) or ServedModel.load(
+                    self._settings, self._store, self._registry, info, int(self._clock())
+                )
             except (RegistryError, StoreError) as error:  # away rather than broken, perhaps: tried again, less often
                 return self._fail("failed", f"version {info.version} could not be fetched", error)
             except Exception as error:

@@ -40,7 +40,9 @@ ANSWERS: Final = ("requests", "cold_start", "pages", "similar", "history")  # "r
 # reads of a store that its circuit breaker refused; times that it opened
 STORE: Final = ("store.not_asked", "store.left_alone")
 PREDICTIONS: Final = ("predictions.logged", "predictions.dropped", "predictions.failed", "predictions.files_removed")
-COUNTS: Final = ANSWERS + STORE + PREDICTIONS
+# shadow lists made; requests whose shadow was left out, because another was waiting; lists that failed
+SHADOWS: Final = ("shadow.made", "shadow.skipped", "shadow.failed")
+COUNTS: Final = ANSWERS + STORE + PREDICTIONS + SHADOWS
 MOMENTS: Final = ("loaded", "trained_through", "item_statistics")
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 UNMATCHED: Final = "unmatched"  # the route of a request that no route took
@@ -77,6 +79,10 @@ class Metrics:
             "events": counter("recsys_events", "Events received, by outcome.", ("outcome",)),
             "reload": counter("recsys_reloads", "Attempts to load a new model, by outcome.", ("outcome",)),
         }
+        labels = ("experiment", "arm")
+        self._arm_answers = counter("recsys_arm_answers", "Answers by arm of an experiment.", labels)
+        text = "Answers by arm of an experiment that had to leave out a part."
+        self._arm_degraded = counter("recsys_arm_degraded", text, labels)
         for family, names in (("degraded", PARTS), ("shed", SHED), ("events", EVENTS), ("reload", RELOADS)):
             for name in names:
                 self.count(f"{family}.{name}", 0)
@@ -86,8 +92,8 @@ class Metrics:
             self._stages.labels(stage)
         self._in_flight = gauge("recsys_in_flight", "Requests being answered.", multiprocess_mode="livesum")
         text = "The model that is served; the value is the number of workers that serve it, 0 once it is replaced."
-        labels = ("version", "bundle_id", "dataset")
-        self._info = gauge("recsys_model_info", text, labels, multiprocess_mode="livesum")
+        about = ("version", "bundle_id", "dataset")
+        self._info = gauge("recsys_model_info", text, about, multiprocess_mode="livesum")
         # A labelled gauge has no series before its first value: without a model there is no age of 56 years.
         text = "When the model was loaded, its newest training event, and the day of its item statistics."
         self._moments = gauge("recsys_model_timestamp_seconds", text, ("moment",), multiprocess_mode="livemin")
@@ -109,6 +115,11 @@ class Metrics:
         family, _, label = name.partition(".")
         counter = self._families.get(family)
         (self._operations.labels(name) if counter is None else counter.labels(label)).inc(times)
+
+    def arm(self, experiment: str, arm: str, degraded: bool) -> None:
+        """An answer to somebody of this arm."""
+        self._arm_answers.labels(experiment, arm).inc()
+        self._arm_degraded.labels(experiment, arm).inc(degraded)
 
     def in_flight(self, n: int) -> None:
         self._in_flight.set(n)

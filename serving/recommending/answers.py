@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from recsys.arrays import IntArray
+from recsys.arrays import DoubleArray, IntArray
 from recsys.errors import ConfigError, StoreError
+from recsys.experiments.exploration import explore
 from recsys.features.state import StateBatch, state_batch
 from recsys.filters import Filters
-from recsys.monitoring.prediction_log import AnsweredRequest, PredictionLog
+from recsys.monitoring.prediction_log import SHOWN, AnsweredRequest, PredictionLog
 from recsys.recommender import Recommendations, RequestContext
 from serving.http.problems import ProblemError
+from serving.model_lifecycle.live_traffic import Assignment
 from serving.model_lifecycle.served_model import ServedModel
 from serving.observability.metrics import Metrics
 from serving.recommending.explain import add_contributions, explain
@@ -34,6 +36,7 @@ RETRIEVAL_SHARE = 0.85  # features begin, or the answer keeps the order of retri
 EXPLAIN_SHARE = 0.8  # explanations are made; those that are not stay without contributions
 LAST_SHARE = 0.8  # retrieval has begun, or the answer is the cold-start list
 STATE, RANKING, RETRIEVAL, EXPLAIN = "user_state", "ranking", "retrieval", "explain"
+FEW_RATINGS = 20  # an item with fewer may be explored
 NO_TIME = "the budget is spent"
 Body = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -59,14 +62,19 @@ class RecommendationOptions:
 @dataclass
 class RequestTrace:
     """What one request carries through its stages. started: `time.perf_counter()` when it arrived, before it waited for
-    anything; model: it stays with that one to its end; degraded: the parts that the answer is given without;
-    timings_ms: how long each stage took."""
+    anything; assignment: its model and settings, which stay to its end; degraded: the parts that the answer is given
+    without; timings_ms: how long each stage took; role: SHADOW for a list that is made for the log alone."""
 
     request_id: str
     started: float
-    model: ServedModel
+    assignment: Assignment
     degraded: list[str] = field(default_factory=list)
     timings_ms: dict[str, float] = field(default_factory=dict)
+    role: str = SHOWN
+
+    @property
+    def model(self) -> ServedModel:
+        return self.assignment.model
 
     def elapsed_ms(self) -> float:
         return (time.perf_counter() - self.started) * 1e3
@@ -85,6 +93,7 @@ class Answers:
         self._metrics, self._predictions, self._clock, self._now = metrics, predictions, clock, now
         self._budget_ms = settings.budget_ms
         secret = settings.api_key
+        self._rng = np.random.default_rng()
         self._key = key_of(settings.home.name, secret.get_secret_value() if secret else None)
 
     def cursor(self, text: str | None, user_id: int | None) -> PageCursor | None:
@@ -105,13 +114,16 @@ class Answers:
         if options.cursor is not None:
             return self._page(trace, snapshot, options.k, options.cursor)
         model, state = trace.model, snapshot.state
-        if user_id is not None and state.timestamps:
+        if user_id is not None and state.timestamps and trace.role == SHOWN:
             self._metrics.state_age(self._now() - state.timestamps[-1])
         # At least a second after the last event: what the state holds is known, even if it happened just now.
         now = max(self._now(), max(state.timestamps, default=0) + 1)
         states = state_batch(model.catalogue, [state], now)
         trace.timings_ms["state"] = trace.elapsed_ms() - trace.timings_ms["queue"]
         found = self._ranked(trace, states, options)
+        propensity = None
+        if found and trace.assignment.exploration and not options.paginate:
+            found, propensity = self._explored(trace, found)
         rows = _ranked_rows(found) if found else _cold_start_rows(model, states.seen_idx[0], options)
         header = Header.model_construct(
             user_id=user_id,
@@ -119,6 +131,8 @@ class Answers:
             bundle_id=model.bundle.facts.bundle_id,
             cold_start=bool(states.cold[0]),
             degraded=list(trace.degraded),
+            experiment=trace.assignment.experiment,
+            arm=trace.assignment.arm,
             retriever_names=[retriever.name for retriever in model.recommender.retrievers],
             shown=0,
             n=len(rows),
@@ -126,10 +140,11 @@ class Answers:
         shown = rows[: options.k]
         items = _items(model, shown, header)
         if options.explain:
-            self._explain(trace, states, found, options.diversity, items)
-        self._metrics.count("requests")
+            reordered = propensity is not None or options.diversity > 0
+            self._explain(trace, states, found, reordered, items)
+        self._count(trace, "requests")
         if header.cold_start:
-            self._metrics.count("cold_start")
+            self._count(trace, "cold_start")
         more = options.paginate and len(rows) > options.k
         rest = PageCursor(header, rows).after(options.k, options.k) if more else None
         self._log(
@@ -145,6 +160,7 @@ class Answers:
             diversity=options.diversity,
             filters=options.filters,
             degraded=tuple(trace.degraded),
+            propensity=propensity,
         )
         return self._body(trace, header, items, rest)
 
@@ -156,7 +172,7 @@ class Answers:
         left = np.flatnonzero((trace.model.catalogue.to_idx(item_ids) >= 0) & ~np.isin(item_ids, seen_ids))
         end = int(left[k]) if len(left) > k else len(item_ids)
         shown = cursor.rows[left[:k]]
-        self._metrics.count("pages")
+        self._count(trace, "pages")
         trace.degraded[:] = dict.fromkeys([*header.degraded, *trace.degraded])
         self._log(trace, header, shown, state_seq=None, now=self._now(), k=k, list_length=k)
         rest = cursor.after(end, len(shown)) if end < len(item_ids) else None
@@ -189,12 +205,23 @@ class Answers:
         trace.timings_ms |= found.timings_ms
         return found
 
+    def _explored(self, trace: RequestTrace, found: Recommendations) -> tuple[Recommendations, DoubleArray]:
+        """The list with items of FEW_RATINGS in some of its slots, and (k,) how likely each item was to stand there."""
+        ranking = found.position[0, found.item_ids[0] >= 0]
+        item_idx = found.candidates.item_idx[0]
+        depth = len(item_idx) if found.features is None else found.features.shape[1]
+        few = (item_idx >= 0) & (trace.model.stats.n_ratings[item_idx] < FEW_RATINGS)
+        pool = np.setdiff1d(np.flatnonzero(few[:depth]), ranking)
+        shown = explore(ranking, pool, trace.assignment.exploration, len(ranking), self._rng)
+        recommender = trace.model.recommender if found.features is not None else trace.model.retrieval_only
+        return recommender.with_position(found, shown.item_idx[None, :]), shown.propensity
+
     def _explain(
         self,
         trace: RequestTrace,
         states: StateBatch,
         found: Recommendations | None,
-        diversity: float,
+        reordered: bool,
         items: list[Body],
     ) -> None:
         """Put an explanation into each item, as much of it as time allows."""
@@ -204,7 +231,7 @@ class Answers:
         began, until_ms = trace.elapsed_ms(), self._budget_ms * EXPLAIN_SHARE
         ranker = trace.model.recommender.ranker
         try:
-            explanations = explain(trace.model, states, found, len(items), diversity)
+            explanations = explain(trace.model, states, found, len(items), reordered)
             for item, explanation in zip(items, explanations, strict=True):
                 item["explanation"] = explanation
             if ranker is None or not add_contributions(
@@ -215,26 +242,35 @@ class Answers:
             self._degrade(trace, EXPLAIN, error)
         trace.timings_ms["explain"] = trace.elapsed_ms() - began
 
+    def _count(self, trace: RequestTrace, name: str) -> None:
+        if trace.role == SHOWN:
+            self._metrics.count(name)
+
     def _degrade(self, trace: RequestTrace, part: str, why: str | Exception) -> None:
         """Note that a part was left out: in the answer, the metrics and the log."""
         if part not in trace.degraded:
             trace.degraded.append(part)
-        self._metrics.count(f"degraded.{part}")
+        self._count(trace, f"degraded.{part}")
         cause = why if isinstance(why, Exception) and not isinstance(why, StoreError) else None
         log.warning("answered without %s: %s", part, why, exc_info=cause)
 
     def _log(self, trace: RequestTrace, header: Header, shown: Rows, **more: Any) -> None:
+        elapsed_ms = trace.elapsed_ms()
         self._predictions.offer(
             AnsweredRequest(
                 request_id=trace.request_id,
                 user_id=header.user_id,
-                received_at=self._clock() - trace.elapsed_ms() / 1e3,
+                received_at=self._clock() - elapsed_ms / 1e3,
                 bundle_id=header.bundle_id,
                 version=header.version,
                 statistics_day=trace.model.stats.day,
                 statistics_seq=trace.model.stats.through_seq,
                 item_ids=shown["item_id"],
                 first_position=header.shown + 1,
+                experiment=header.experiment,
+                arm=header.arm,
+                role=trace.role,
+                total_ms=elapsed_ms,
                 **more,
             )
         )
@@ -242,13 +278,19 @@ class Answers:
     def _body(self, trace: RequestTrace, header: Header, items: list[Body], rest: PageCursor | None) -> Body:
         next_cursor = None if rest is None else encode(rest, self._key)
         trace.timings_ms["total"] = trace.elapsed_ms()
-        for stage, ms in trace.timings_ms.items():
-            self._metrics.stage(stage, ms)
+        if trace.role == SHOWN:
+            for stage, ms in trace.timings_ms.items():
+                self._metrics.stage(stage, ms)
+        arm = None
+        if header.experiment is not None and header.arm is not None:
+            arm = {"name": header.experiment, "arm": header.arm}
+            self._metrics.arm(header.experiment, header.arm, bool(trace.degraded))
         return {
             "request_id": trace.request_id,
             "user_id": header.user_id,
             "dataset": trace.model.dataset,
             "model": {"version": header.version, "bundle_id": header.bundle_id},
+            "experiment": arm,
             "cold_start": header.cold_start,
             "degraded": trace.degraded,
             "items": items,

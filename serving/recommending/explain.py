@@ -34,12 +34,13 @@ ROWS_AT_ONCE = 10  # whose contributions are computed before the clock is looked
 Body = dict[str, Any]
 
 
-def explain(model: ServedModel, states: StateBatch, found: Recommendations, k: int, diversity: float) -> list[Body]:
-    """Explanations of the first k items of the one user in `states`, without contributions."""
+def explain(model: ServedModel, states: StateBatch, found: Recommendations, k: int, reordered: bool) -> list[Body]:
+    """Explanations of the first k items of the one user in `states`, without contributions. reordered: for diversity or
+    exploration, after ranking."""
     position = found.position[0, :k]  # (k,)
     names = found.candidates.retriever_names
     ranks = found.candidates.retriever_ranks[0, position]  # (k, S)
-    after = _ranked_places(model, found, position, diversity)
+    after = _ranked_places(model, found, position, reordered)
     reasons = _reasons(model, states, position, found)
     return [
         {
@@ -78,15 +79,13 @@ def add_contributions(
     return True
 
 
-def _ranked_places(
-    model: ServedModel, found: Recommendations, position: IntArray, diversity: float
-) -> list[int | None]:
-    """Place of each answer by score, before diversity; None where the ranker did not see it."""
+def _ranked_places(model: ServedModel, found: Recommendations, position: IntArray, reordered: bool) -> list[int | None]:
+    """Place of each answer by score, before it was reordered; None where the ranker did not see it."""
     ranker = model.recommender.ranker
     if found.features is None or ranker is None:
         return [None] * len(position)
     places = np.arange(1, len(position) + 1)
-    if diversity > 0:
+    if reordered:
         scores = model.recommender.ranked_scores(found.candidates, found.features, ranker)[0]
         places = np.argsort(np.argsort(-scores, kind="stable"))[position] + 1
     depth = found.features.shape[1]

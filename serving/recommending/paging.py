@@ -46,6 +46,8 @@ class Header(BaseModel):
     bundle_id: str = Field(max_length=200)
     cold_start: bool
     degraded: list[Text] = Field(max_length=20)
+    experiment: Text | None = None
+    arm: Text | None = None
     retriever_names: list[Text] = Field(max_length=32)
     shown: int = Field(ge=0, le=LONGEST_LIST)
     n: int = Field(ge=0, le=LONGEST_LIST)

@@ -29,10 +29,12 @@ from serving.model_lifecycle.champion import Champion
 from serving.model_lifecycle.served_model import ServedModel, registry_of
 from serving.observability.metrics import Metrics
 from serving.recommending.answers import STATE_SHARE, Answers, Body, RecommendationOptions, RequestTrace
+from serving.recommending.shadow import ShadowScoring
 from serving.settings import ServiceSettings
 from serving.user_state.event_intake import EventIntake, check_item, check_past
 from serving.user_state.snapshots import UserSnapshot, UserSnapshots
 
+OF_EACH_USER = ("user_id", "model", "experiment", "cold_start", "degraded", "items")
 HISTORY_LIMIT_S = 2.0  # for whoever has no budget
 NO_USER = ProblemError(422, "invalid-user", f"A user id is an integer from 0 to {LARGEST_ID}.").as_dict(
     "/v1/users/recommendations"
@@ -57,6 +59,7 @@ class Service:
             predictions_folder(settings.home), share=settings.predictions_share, count=metrics.count, clock=clock
         )
         self.answers = Answers(settings, metrics, self.predictions, clock, champion.now)
+        self.shadow = ShadowScoring(settings.shadow_share, self.answers, metrics)
         self._clock = clock
 
     @classmethod
@@ -65,7 +68,9 @@ class Service:
         store = FeatureStore(settings.feature_store)
         registry = registry_of(settings)
         model = ServedModel.load(settings, store, registry, registry.resolve(CHAMPION), int(time.time()))
-        return cls(settings, Champion(settings, store, metrics, model), store, metrics)
+        champion = Champion(settings, store, metrics, model)
+        champion.look_at_traffic()  # the first answer already is that of the user's arm
+        return cls(settings, champion, store, metrics)
 
     @staticmethod
     def check(settings: ServiceSettings) -> str:
@@ -77,8 +82,13 @@ class Service:
 
     async def recommend_user(self, trace: RequestTrace, user_id: int, query: ListQuery) -> Body:
         """For a user of the store; the cold-start answer for somebody unknown."""
-        options = self._options(query, user_id)
-        return self.answers.recommend(trace, user_id, await self._snapshot(trace, user_id), options)
+        live = self.champion.traffic
+        trace.assignment = live.assign(user_id, trace.model)
+        options = self._options(trace, query, user_id)
+        snapshot = await self._snapshot(trace, user_id)
+        body = self.answers.recommend(trace, user_id, snapshot, options)
+        self.shadow.after(trace, live.shadow, user_id, snapshot, options)
+        return body
 
     def recommend_history(self, trace: RequestTrace, body: RecommendationRequest) -> Body:
         """For a history that the request brings along. It makes nobody a user; what was answered may be logged."""
@@ -86,21 +96,22 @@ class Service:
         profile = body.profile
         state = UserState(0, gender=profile.gender or "", age=profile.age or 0, occupation=profile.occupation or "")
         snapshot = UserSnapshot(fold(state, self._events(trace.model, body.history)), known=True)
-        return self.answers.recommend(trace, None, snapshot, self._options(body, None))
+        return self.answers.recommend(trace, None, snapshot, self._options(trace, body, None))
 
     async def recommend_many(self, trace: RequestTrace, body: ManyUsersRequest) -> Body:
         """Lists for several stored users, in the order of the request. Between two of them others are answered."""
-        options = RecommendationOptions(body.k, body.filters.to_filters(), body.diversity)
+        live = self.champion.traffic
         answers: dict[int | str, Body] = {}
         for user_id in dict.fromkeys(body.user_ids):
             if not isinstance(user_id, int) or not 0 <= user_id <= LARGEST_ID:
-                nothing = {"cold_start": False, "degraded": [], "items": [], "problem": NO_USER}
-                answers[user_id] = {"user_id": _as_sent(user_id), **nothing}
+                nothing: Body = {"model": None, "experiment": None, "cold_start": False, "degraded": [], "items": []}
+                answers[user_id] = {"user_id": _as_sent(user_id), **nothing, "problem": NO_USER}
                 continue
-            own = RequestTrace(trace.request_id, time.perf_counter(), trace.model)  # each has a budget of its own
+            # each has a budget of its own
+            own = RequestTrace(trace.request_id, time.perf_counter(), live.assign(user_id, trace.model))
+            options = RecommendationOptions(body.k, body.filters.to_filters(), _diversity(own, body))
             whole = self.answers.recommend(own, user_id, await self._snapshot(own, user_id), options)
-            shown = {name: whole[name] for name in ("user_id", "cold_start", "degraded", "items")}
-            answers[user_id] = {**shown, "problem": None}
+            answers[user_id] = {name: whole[name] for name in OF_EACH_USER} | {"problem": None}
             await asyncio.sleep(0)
         trace.degraded += dict.fromkeys(part for answer in answers.values() for part in answer["degraded"])
         trace.timings_ms["total"] = trace.elapsed_ms()
@@ -139,7 +150,8 @@ class Service:
         return {"request_id": trace.request_id, "dataset": model.dataset, "found": len(found), "items": items}
 
     async def record(self, trace: RequestTrace, body: EventRequest, key: str | None) -> Body:
-        return await self.intake.record(trace.model.catalogue, trace.request_id, body, key)
+        models = (trace.model, *self.champion.traffic.models.values())
+        return await self.intake.record([model.catalogue for model in models], trace.request_id, body, key)
 
     async def history(self, trace: RequestTrace, user_id: int, n: int) -> Body:
         """The last events, newest first. Raises StoreError where they cannot be read whole."""
@@ -180,10 +192,12 @@ class Service:
         trace.timings_ms["queue"] = trace.elapsed_ms()
         return await self.snapshots.read(user_id, self.settings.budget_ms * STATE_SHARE / 1e3)
 
-    def _options(self, request: ListQuery | RecommendationRequest, user_id: int | None) -> RecommendationOptions:
+    def _options(
+        self, trace: RequestTrace, request: ListQuery | RecommendationRequest, user_id: int | None
+    ) -> RecommendationOptions:
         cursor = self.answers.cursor(request.cursor, user_id)
         return RecommendationOptions(
-            request.k, request.to_filters(), request.diversity, request.explain, request.paginate, cursor
+            request.k, request.to_filters(), _diversity(trace, request), request.explain, request.paginate, cursor
         )
 
     def _events(self, model: ServedModel, history: Sequence[RatedItem]) -> list[Event]:
@@ -202,6 +216,11 @@ class Service:
             )
             for place, rated in enumerate(history)
         ]
+
+
+def _diversity(trace: RequestTrace, request: ListQuery | RecommendationRequest | ManyUsersRequest) -> float:
+    """As the request says, or else as the user's arm does."""
+    return request.diversity if "diversity" in request.model_fields_set else trace.assignment.diversity
 
 
 def _as_sent(user_id: int | str) -> int | str:

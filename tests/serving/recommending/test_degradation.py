@@ -10,6 +10,7 @@ import pytest
 from recsys.errors import StoreError
 from recsys.recommender import Recommender
 from serving.http.requests import MOST_K
+from serving.model_lifecycle.live_traffic import Assignment
 from serving.recommending import answers
 from serving.recommending.answers import Answers, RecommendationOptions, RequestTrace
 from serving.recommending.service import Service
@@ -124,7 +125,7 @@ def test_without_retrieval_there_is_the_cold_start_list(
 def direct(service: Service, began_s_ago: float) -> dict[str, Any]:
     """The answer for user 5 without HTTP, to a request that came some time ago."""
     began = time.perf_counter() - began_s_ago
-    trace = RequestTrace("r", began, service.champion.model, timings_ms={"queue": 0.0})
+    trace = RequestTrace("r", began, Assignment(service.champion.model), timings_ms={"queue": 0.0})
     state = service.store.online_state(5)
     assert state is not None
     snapshot = UserSnapshot(state, known=True)

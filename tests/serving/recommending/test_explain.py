@@ -136,7 +136,7 @@ def test_contributions_of_the_best_items_come_first_and_end_with_the_time(
     assert model.recommender.ranker is not None
     states, best = library(service, world)
     for n_times, done in ((0, 0), (1, explain.ROWS_AT_ONCE), (2, 20)):
-        explanations = explain.explain(model, states, best, 20, 0.0)
+        explanations = explain.explain(model, states, best, 20, False)
         looks = iter([True] * n_times + [False])
         complete = explain.add_contributions(model.recommender.ranker, best, explanations, partial(next, looks))
         assert complete is (n_times == 2)
@@ -180,7 +180,7 @@ def test_items_without_any_genre_are_explained(service: Service, world: ServingW
     class WithoutGenres(ServedModel):
         catalogue = bare  # type: ignore[assignment]
 
-    explanations = explain.explain(WithoutGenres(**vars(model)), states, best, 20, 0.0)
+    explanations = explain.explain(WithoutGenres(**vars(model)), states, best, 20, False)
     kinds = {reason["kind"] for one in explanations for reason in one["reasons"]}
     assert kinds
     assert "genre" not in kinds
