@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from recsys.events import EventTable, sqlite_url
+from recsys.registry import Traffic
 from serving.model_lifecycle.champion import Champion
 from serving.model_lifecycle.served_model import ServedModel, registry_of
 from serving.observability.metrics import Metrics
@@ -17,6 +18,7 @@ from serving.settings import ServiceSettings
 from .in_memory_store import InMemoryStore
 from .serving_client import connected
 from .serving_world import ServingWorld, build
+from .versions import Versions
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +64,12 @@ def service_of(settings: ServiceSettings, store: InMemoryStore, model: ServedMod
     clock = lambda: world.end + 86_400.0  # noqa: E731
     champion = Champion(settings, store, metrics, model, clock)  # type: ignore[arg-type]
     return Service(settings, champion, store, metrics, clock)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def versions(world: ServingWorld, tmp_path: Path) -> Iterator[Versions]:
+    """The champion is the first version again afterwards, and alone."""
+    registry = registry_of(world.settings)
+    yield Versions(world, registry, tmp_path)
+    registry.set_traffic(Traffic())
+    registry.promote(1)

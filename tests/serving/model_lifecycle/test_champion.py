@@ -2,11 +2,9 @@
 
 import gc
 import json
-import shutil
 import threading
 import time
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,18 +13,19 @@ import httpx
 import numpy as np
 import pytest
 
-from recsys.bundle import _write_facts, read_facts, try_bundle
+from recsys.bundle import try_bundle
 from recsys.errors import BundleError, RegistryError
 from recsys.recommender import Recommender
 from recsys.registry import Registry
 from serving.model_lifecycle import champion as following
 from serving.model_lifecycle import served_model
 from serving.model_lifecycle.champion import Champion
-from serving.model_lifecycle.served_model import item_stats, registry_of
+from serving.model_lifecycle.served_model import item_stats
 from serving.recommending.service import Service
 from tests.serving.in_memory_store import InMemoryStore
 from tests.serving.serving_client import recommendations
 from tests.serving.serving_world import ServingWorld
+from tests.serving.versions import Versions
 
 
 @pytest.fixture(autouse=True)
@@ -35,34 +34,6 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     folders: list[Path] = []
     monkeypatch.setattr(served_model, "try_bundle", folders.append)
     return folders
-
-
-class Versions:
-    """A registry whose champion the test moves; bundles are copies of the first one under other names."""
-
-    def __init__(self, world: ServingWorld, registry: Registry, folder: Path) -> None:
-        self._first = world.home.bundles / world.bundle_id
-        self._registry, self._folder = registry, folder
-
-    def make(self, bundle_id: str, trees_left: float = 1.0, **changes: object) -> int:
-        folder = self._folder / bundle_id
-        shutil.copytree(self._first, folder)
-        trees = (folder / "ranker.txt").read_bytes()
-        (folder / "ranker.txt").write_bytes(trees[: int(len(trees) * trees_left)])
-        facts = replace(read_facts(folder), bundle_id=bundle_id, **changes)  # type: ignore[arg-type]
-        _write_facts(folder, facts)
-        return self._registry.register(folder).version
-
-    def promote(self, version: int) -> int:
-        self._registry.promote(version)
-        return version
-
-
-@pytest.fixture
-def versions(world: ServingWorld, tmp_path: Path) -> Iterator[Versions]:
-    """The champion is the first version again afterwards."""
-    yield Versions(world, registry_of(world.settings), tmp_path)
-    registry_of(world.settings).promote(1)
 
 
 @pytest.fixture
