@@ -31,6 +31,9 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on.")] = 8000,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the port.")] = 1,
     budget_ms: Budget = 50.0,
+    shadow_share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of the requests that a version in shadow scores too.")
+    ] = None,
     reload_s: Annotated[
         float | None, typer.Option(min=0.0, help="Seconds between looks at who is champion; 0 never looks.")
     ] = None,
@@ -64,6 +67,7 @@ def serve(
         "port": port,
         "workers": workers,
         "budget_ms": budget_ms,
+        "shadow_share": shadow_share,
         "reload_s": reload_s,
         "log_format": log_format,
         "log_level": log_level,

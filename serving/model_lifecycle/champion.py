@@ -117,11 +117,12 @@ class Champion:
             now, mark = self.now(), self._newest_stats_mark()
             old = self._model
             stats = item_stats(old.catalogue, self._store, now)
-            self._stats_mark = mark
             if stats.day == old.stats.day and np.array_equal(stats.decayed, old.stats.decayed):
+                self._stats_mark = mark
                 return False
-            self._model = ServedModel.build(old.version, old.bundle, stats, now)
             self._beside.refresh_stats(now)
+            self._model = ServedModel.build(old.version, old.bundle, stats, now)
+            self._stats_mark = mark
             self._count_model()
         log.info("statistics of items are now as of day %d", stats.day)
         return True

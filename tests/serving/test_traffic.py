@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -154,13 +155,17 @@ def test_what_cannot_be_fetched_is_tried_again_and_a_promoted_version_is_not_loa
         follow(trial(second))
         assert champion.traffic.models == {}
     champion.look_at_traffic()
+    before = champion.traffic.models[second]
+    newer = replace(before.stats, day=before.stats.day + 1, decayed=before.stats.decayed * 2)
+    monkeypatch.setattr(service.store, "item_stats_as_of", lambda *_: newer)
+    assert champion.refresh_stats() is True
     loaded = champion.traffic.models[second]
+    assert (loaded.stats, loaded.bundle) == (newer, before.bundle)
     with monkeypatch.context() as patch:
         patch.setattr(Registry, "traffic", away)
         champion.look_at_traffic()
         assert "asked for the traffic (RegistryError)" in str(champion.status()["last_failure"])
     assert champion.traffic.models == {second: loaded}
-    assert champion.refresh_stats() is False
     versions.promote(second)
     assert champion.reload() == "swapped"
     assert champion.model is loaded
