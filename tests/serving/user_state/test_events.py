@@ -1,5 +1,6 @@
 """POST /v1/events: kinds, batches, events sent again; and any order, duplication and division gives one state."""
 
+import asyncio
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -7,9 +8,13 @@ from typing import Any
 import httpx
 import pytest
 
+from recsys.data.tables import load_tables
 from recsys.events import EventTable
+from recsys.features.catalogue import Catalogue
 from recsys.features.state import HISTORY_LENGTH, Event, UserState, fold
 from recsys.limits import MOST_EVENTS
+from serving.http.problems import ProblemError
+from serving.http.requests import EventRequest
 from serving.model_lifecycle.served_model import ServedModel
 from serving.recommending.service import Service
 from serving.settings import ServiceSettings
@@ -196,3 +201,12 @@ def test_any_order_duplication_and_division_gives_the_state_of_the_set(
             window = zip(expected.item_ids, expected.ratings, expected.timestamps, strict=True)
             assert [(e["item_id"], e["rating"], e["timestamp"]) for e in found["events"]] == list(window)[::-1]
             assert not set(shown(worker, user_id)) & set(expected.seen_item_ids)
+
+
+def test_an_item_that_only_a_version_of_the_trial_knows_can_be_rated(service: Service, world: ServingWorld) -> None:
+    tables = load_tables(world.home.data)
+    older, newer = (Catalogue.from_tables(tables.items[:n], tables.users) for n in (ITEMS - 1, ITEMS))
+    body = EventRequest.model_validate({"user_id": 7, "item_id": ITEMS, "rating": 4.0})
+    with pytest.raises(ProblemError, match=f"Item {ITEMS} is not in the catalogue"):
+        asyncio.run(service.intake.record([older], "r", body, None))
+    assert asyncio.run(service.intake.record([older, newer], "r", body, None))["item_id"] == ITEMS
