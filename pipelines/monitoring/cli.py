@@ -1,4 +1,4 @@
-"""The commands that look back on what was served: skew, logs."""
+"""The commands that look back on what was served: skew, logs; and experiments on it."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli import Dataset, HomeFolder
+from pipelines.cli import Dataset, HomeFolder, opened
 
 app = typer.Typer(no_args_is_help=True)
 logs = typer.Typer(no_args_is_help=True, help="What was answered and what happened next. Example: `recsys logs join`.")
 app.add_typer(logs, name="logs")
+experiment = typer.Typer(no_args_is_help=True, help="Compare versions or settings on people. Example: see `start`.")
+app.add_typer(experiment, name="experiment")
 
 
 @app.command()
@@ -73,3 +75,85 @@ def join(
         impressions.to_parquet(beside, index=False, compression="zstd")
     typer.echo(summary(impressions, found), nl=False)
     typer.echo(f"written to {target}", err=True)
+
+
+@experiment.command("start")
+def start_experiment(
+    name: Annotated[str, typer.Argument(help="Its name; it also decides who gets which arm.")],
+    arm: Annotated[
+        list[str], typer.Option(help="name=share[,version=N][,diversity=X][,exploration=X]; first: control.")
+    ],
+    dataset: Dataset = None,
+    home: HomeFolder = None,
+) -> None:
+    """Give each arm its share of the users, within seconds and without a restart.
+
+    Example: `recsys experiment start variety --arm control=0.5 --arm varied=0.5,diversity=0.3`
+    """
+    from pipelines.experiments import parse_arm, start
+
+    started = start(opened(dataset, home).registry, name, tuple(map(parse_arm, arm)))
+    typer.echo(f"experiment {started.name} runs: {', '.join(f'{a.name} {a.share:.0%}' for a in started.arms)}")
+
+
+@experiment.command("stop")
+def stop_experiment(dataset: Dataset = None, home: HomeFolder = None) -> None:
+    """End it: everybody is answered by the champion again. Its report stays to be had by its name.
+
+    Example: `recsys experiment stop`
+    """
+    from pipelines.experiments import stop
+
+    typer.echo(f"experiment {stop(opened(dataset, home).registry)} has ended")
+
+
+@experiment.command("status")
+def experiment_status(dataset: Dataset = None, home: HomeFolder = None) -> None:
+    """What runs beside the champion.
+
+    Example: `recsys experiment status`
+    """
+    traffic = opened(dataset, home).registry.traffic()
+    running = traffic.experiment
+    typer.echo(f"shadow      {'none' if traffic.shadow is None else f'version {traffic.shadow}'}")
+    typer.echo(f"experiment  {'none' if running is None else running.name}")
+    for arm in running.arms if running else ():
+        version = "champion" if arm.version is None else f"version {arm.version}"
+        typer.echo(f"  {arm.name}: {arm.share:.0%}, {version} {arm.settings or ''}")
+
+
+@experiment.command("report")
+def report_experiment(
+    dataset: Dataset = None,
+    horizon_hours: Annotated[float, typer.Option(min=0, help="How long after an answer an event counts.")] = 24.0,
+    home: HomeFolder = None,
+) -> None:
+    """Effects of the running experiment with intervals, sample ratio, power, and a p-value that may be looked at daily.
+
+    Writes experiment.json to the data set's reports. Ends with exit code 1 where users did not fall into the arms as
+    planned.
+
+    Example: `recsys experiment report`
+    """
+    import time
+    from dataclasses import asdict
+
+    from pipelines.experiments import BROKEN, report
+    from recsys.atomic_io import write_json
+    from recsys.errors import ConfigError
+    from recsys.monitoring.outcomes import outcomes
+    from recsys.monitoring.prediction_log import predictions_folder, read_answers
+    from recsys.settings import read_settings
+
+    settings, pipeline = read_settings(home), opened(dataset, home)
+    running = pipeline.registry.traffic().experiment
+    if running is None:
+        raise ConfigError("no experiment is running; `recsys experiment start` begins one")
+    answers = read_answers(predictions_folder(pipeline.home))
+    table = settings.event_table(pipeline.home)
+    rows, _ = outcomes(answers, table, until=int(time.time()), horizon_s=int(horizon_hours * 3_600))
+    made = report(running, rows)
+    write_json(pipeline.home.reports / "experiment.json", asdict(made))
+    typer.echo(made.text(), nl=False)
+    if made.sample_ratio_p < BROKEN:
+        raise typer.Exit(1)
