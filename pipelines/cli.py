@@ -212,6 +212,33 @@ def quickstart(
     run(dataset or settings.dataset or "ml-100k", user, settings)
 
 
+@app.command()
+def retrain(
+    dataset: Dataset = None,
+    once: Annotated[bool, typer.Option("--once", help="One look, and whatever follows from it.")] = False,
+    watch: Annotated[float | None, typer.Option(min=1, help="Look again every so many seconds, for ever.")] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="JSON with what differs from RetrainPolicy. Default: retrain.json of the data set."),
+    ] = None,
+    home: HomeFolder = None,
+) -> None:
+    """Train again when the policy says so, and lead the new version through gate, shadow and canary to champion.
+
+    The state is in the registry: a run that was killed is continued by the next. A version that harms is rolled back.
+
+    Examples: `recsys retrain --once`, `recsys retrain --watch 30`
+    """
+    from pipelines.retraining import run
+
+    if once == (watch is not None):
+        raise typer.BadParameter("give either --once or --watch SECONDS")
+    if watch is None:
+        run.once(dataset, _settings(home), policy)
+    else:
+        run.watch(dataset, _settings(home), watch, policy)
+
+
 @models.command("list")
 def models_list(dataset: Dataset = None, home: HomeFolder = None) -> None:
     """All versions of a data set's model, newest first, with their quality and aliases."""
@@ -249,7 +276,7 @@ def models_promote(
     dataset: Dataset = None,
     home: HomeFolder = None,
 ) -> None:
-    """Make a version the champion."""
+    """Make a version the champion; a running service follows within seconds."""
     from pipelines.versions import promote
 
     registry = opened(dataset, home).registry

@@ -22,6 +22,8 @@ def print_versions(registry: Registry) -> None:
         typer.echo(columns.format(v.version, aliases, ndcg, v.gate, v.code_version, v.created_utc, v.dataset_label))
         for reason in v.gate_reasons:
             typer.echo(f"         {reason}")
+        if v.steps:
+            typer.echo(f"         {v.steps[-1].name} since {v.steps[-1].moment_utc[:19]} UTC: {v.steps[-1].reason}")
 
 
 def promote(registry: Registry, version: str, *, force: bool) -> VersionInfo:

@@ -26,7 +26,7 @@ REFUSED = {
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }
 ORDER = (  # commands first, then groups: Typer lists them so
-    *("quickstart", "data", "status", "train", "evaluate", "recommend", "batch", "serve"),
+    *("quickstart", "data", "status", "train", "retrain", "evaluate", "recommend", "batch", "serve"),
     *("protocol", "diversity", "ablate", "tune", "skew"),
     *("bench", "logs", "models"),
 )

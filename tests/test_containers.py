@@ -24,7 +24,7 @@ DEPLOY = ROOT / "serving" / "deploy"
 REQUIRED = re.compile(r"\$\{(\w+):\?[^}]+\}")  # ${NAME:?what to do}: without it, nothing starts
 SECRET = re.compile(r"(?i)passw|secret|token|key|cli_auth")
 PASSWORD = re.compile(r"(?<=://recsys:).*(?=@)|(?<=password=).*$")  # within an address
-OURS = ("trainer", "api")
+OURS = ("trainer", "retrainer", "api")
 
 
 def compose() -> dict[str, Any]:
@@ -55,7 +55,7 @@ def options(command: list[str]) -> dict[str, str]:
 def test_commands_of_compose_and_of_the_image_parse() -> None:
     (entry,) = [json.loads(argument) for name, argument in instructions() if name == "ENTRYPOINT"]
     assert entry == ["recsys"]
-    assert [parse_recsys(SERVICES[name]["command"]) for name in OURS] == ["train", "serve"]
+    assert [parse_recsys(SERVICES[name]["command"]) for name in OURS] == ["train", "retrain", "serve"]
     (default,) = [json.loads(argument) for name, argument in instructions() if name == "CMD"]
     assert parse_recsys(default) == "serve"
 
@@ -63,7 +63,8 @@ def test_commands_of_compose_and_of_the_image_parse() -> None:
 def test_training_and_serving_read_the_same_servers_by_variables_that_exist() -> None:
     from recsys.settings import Settings
 
-    trainer, api = (SERVICES[name]["environment"] for name in OURS)
+    trainer, retrainer, api = (SERVICES[name]["environment"] for name in OURS)
+    assert retrainer == trainer
     assert api == {**trainer, "RECSYS_API_KEY": "<RECSYS_API_KEY>"}
     assert {str(f.validation_alias or f"RECSYS_{name.upper()}") for name, f in Settings.model_fields.items()} >= set(
         api
@@ -86,7 +87,8 @@ def test_ours_wait_for_the_servers_and_share_one_home() -> None:
         for server in ("redis", "postgres", "mlflow"):
             assert SERVICES[name]["depends_on"][server] == {"condition": "service_healthy"}
         assert f"home:{SERVICES[name]['environment']['RECSYS_HOME']}" in SERVICES[name]["volumes"]
-    assert SERVICES["api"]["depends_on"]["trainer"] == {"condition": "service_completed_successfully"}
+    for name in ("api", "retrainer"):
+        assert SERVICES[name]["depends_on"]["trainer"] == {"condition": "service_completed_successfully"}
     assert SERVICES["api"]["deploy"]["replicas"] == 2
 
 
@@ -133,9 +135,8 @@ def test_nginx_accepts_its_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(SERVICES))
 def test_every_container_is_hardened_and_bounded(name: str) -> None:
     service = SERVICES[name]
-    once = name == "trainer"
-    assert service["restart"] == ("no" if once else "unless-stopped")
-    assert ("healthcheck" in service) is not once
+    assert service["restart"] == ("no" if name == "trainer" else "unless-stopped")
+    assert ("healthcheck" in service) is (name not in ("trainer", "retrainer")), "who answers says whether it can"
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["read_only"] is True
@@ -148,7 +149,7 @@ def test_every_container_is_hardened_and_bounded(name: str) -> None:
 
 def test_stores_are_reached_by_ours_alone() -> None:
     inside = {name for name, service in SERVICES.items() if "stores" in service["networks"]}
-    assert inside == {"redis", "postgres", "mlflow", "trainer", "api"}
+    assert inside == {"redis", "postgres", "mlflow", *OURS}
     assert compose()["networks"]["stores"] == {"internal": True}
     for name in ("redis", "postgres"):
         assert SERVICES[name]["networks"] == ["stores"]
