@@ -12,8 +12,9 @@ import pytest
 
 from pipelines.pipeline import Pipeline
 from pipelines.retraining import run, steps
-from pipelines.retraining.policy import RetrainPolicy
+from pipelines.retraining.policy import RetrainPolicy, decide
 from pipelines.retraining.steps import advance
+from recsys.atomic_io import write_json
 from recsys.errors import ConfigError
 from recsys.evaluation.bootstrap import PairedDifference
 from recsys.events import NewEvent
@@ -144,6 +145,26 @@ def test_an_experiment_of_people_is_waited_for_and_kept(pipeline: Pipeline) -> N
     write_log(pipeline, [answer(n, 2, NOW + HOUR_S, role="shadow", degraded="ranker") for n in range(300)])
     assert names(lead(pipeline, 2))[-1] == "rolled_back"
     assert pipeline.registry.traffic() == Traffic(None, own)
+
+
+def test_the_situation_is_read_from_registry_events_log_and_report(pipeline: Pipeline) -> None:
+    """Version 1 showed a film to 100 users 20 days ago, half of whom liked it, and to 100 others 3 days ago."""
+    then, lately = (int(NOW - days * 24 * HOUR_S) for days in (20, 3))
+    liked = [NewEvent(f"e{n}", n, 900, "rating", 5.0, then + 60 + n, float(then)) for n in range(0, 100, 2)]
+    pipeline.event_table.append(liked)
+    write_log(pipeline, [answer(n, 1, then + n) for n in range(100)])
+    write_log(pipeline, [answer(n, 1, lately + n) for n in range(100, 200)])
+    report = pipeline.home.reports / "monitor.json"
+    write_json(report, {"alarms": ["psi of age"]})
+    os.utime(report, (NOW, NOW))
+    policy = RetrainPolicy(fewest_new_events=50)
+    situation = run.observe(pipeline, policy, NOW)
+    assert (situation.age_days, situation.new_events, situation.drift) == (40.0, 50, ("psi of age",))
+    assert situation.liked_rate is not None
+    assert (situation.liked_rate.control, situation.liked_rate.treatment) == (0.5, 0.0)
+    assert len(decide(policy, situation)) == 3
+    os.utime(report, (NOW - 41 * 24 * HOUR_S,) * 2)
+    assert not run.observe(pipeline, policy, NOW).drift, "it was about a model before"
 
 
 def test_one_run_at_a_time(pipeline: Pipeline) -> None:
