@@ -28,7 +28,7 @@ REFUSED = {
 ORDER = (  # commands first, then groups: Typer lists them so
     *("quickstart", "data", "status", "train", "retrain", "evaluate", "recommend", "batch", "serve"),
     *("protocol", "diversity", "ablate", "tune", "skew"),
-    *("bench", "logs", "models"),
+    *("bench", "experiment", "logs", "models"),
 )
 
 
