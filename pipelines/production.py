@@ -9,6 +9,7 @@ from typing import Final
 
 from pipelines.bundles import write_bundle
 from pipelines.config import PipelineConfig
+from pipelines.monitoring.reference import write_reference
 from pipelines.stage_runner import Report
 from pipelines.training_set import TrainingSet
 from recsys.atomic_io import read_json, write_json
@@ -36,7 +37,8 @@ def run(data: TrainingSet, config: PipelineConfig, home: DatasetWorkspace) -> No
     if not ranks.exists():
         raise MissingArtefactError(f"{ranks} is not there. Run `recsys train --only evaluate --force` first.")
     fitted, through = ("all", data.split.end) if config.refit else ("t2", data.split.t2)
-    folder = write_bundle(home, data, config, "production", fitted, through, read_facts(evaluated), [ranks])
+    carried = [ranks, write_reference(data, config, home, f"ranker_{fitted}")]
+    folder = write_bundle(home, data, config, "production", fitted, through, read_facts(evaluated), carried)
     write_json(home.work / "production.json", {"bundle_id": folder.name, "sibling_id": evaluated.name})
 
 

@@ -11,6 +11,7 @@ rest is JSON and Parquet. `python -m recsys.bundle FOLDER` tries one: exit code 
     logistic.json              the baseline of the leaderboard
     recommender.json           settings of the path
     ranks.parquet              what the metrics rest on (`evaluation.ranks`); carried, never read here
+    reference.parquet          what it showed when it was made, for `recsys monitor`; carried too
 """
 
 import hashlib

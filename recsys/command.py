@@ -27,7 +27,7 @@ REFUSED = {
 }
 ORDER = (  # commands first, then groups: Typer lists them so
     *("quickstart", "data", "status", "train", "retrain", "evaluate", "recommend", "batch", "serve"),
-    *("protocol", "diversity", "ablate", "tune", "skew"),
+    *("protocol", "diversity", "ablate", "tune", "monitor", "skew"),
     *("bench", "experiment", "logs", "models"),
 )
 

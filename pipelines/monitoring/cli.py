@@ -1,4 +1,4 @@
-"""The commands that look back on what was served: skew, logs; and experiments on it."""
+"""The commands that look back on what was served: monitor, skew, logs; and experiments on it."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +13,39 @@ logs = typer.Typer(no_args_is_help=True, help="What was answered and what happen
 app.add_typer(logs, name="logs")
 experiment = typer.Typer(no_args_is_help=True, help="Compare versions or settings on people. Example: see `start`.")
 app.add_typer(experiment, name="experiment")
+
+
+@app.command()
+def monitor(
+    dataset: Dataset = None,
+    days: Annotated[int, typer.Option(min=1, help="Length of the window.")] = 7,
+    until: Annotated[datetime | None, typer.Option(help="Its end, UTC. Default: now.")] = None,
+    false_alarms: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the reports of quiet weeks in which an input may alarm.")
+    ] = 0.05,
+    smallest_psi: Annotated[float, typer.Option(min=0, help="A smaller PSI is no alarm.")] = 0.2,
+    max_degraded: Annotated[float, typer.Option(min=0, max=1, help="Share of answers that may be degraded.")] = 0.05,
+    home: HomeFolder = None,
+) -> None:
+    """What the models were fed, what they answered, and what came of it, by version, position and cohort.
+
+    Compares features, user mix, catalogue age and event rate with those of the training. Writes monitor.html,
+    monitor.json and monitor.prom (gauges, which /metrics shows) to the data set's reports. Exit code 1 on an alarm.
+
+    Example: `recsys monitor --days 7`
+    """
+    from pipelines.cli import opened
+    from pipelines.monitoring import monitor_report
+    from pipelines.monitoring.monitor import Thresholds
+
+    pipeline = opened(dataset, home)
+    thresholds = Thresholds(false_alarms, smallest_psi, degraded=max_degraded)
+    report = monitor_report.monitor(pipeline, until, days, thresholds)
+    typer.echo(monitor_report.text(report), nl=False)
+    typer.echo(f"report: {pipeline.home.reports / 'monitor.html'}", err=True)
+    pipeline.close()
+    if report.alarms:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -54,9 +54,8 @@ def write_report(
     return folder / "report.html"
 
 
-def report_html(
-    board: Leaderboard, pictures: Mapping[str, bytes], about: Mapping[str, str], stages: Mapping[str, float]
-) -> str:
+def page_environment() -> Environment:
+    """The templates of pages: `table`, `pairs` and `picture` are in parts.html.j2."""
     environment = Environment(
         loader=PackageLoader("recsys.evaluation"),
         autoescape=True,
@@ -66,18 +65,28 @@ def report_html(
     )
     environment.filters["base64"] = lambda data: b64encode(data).decode("ascii")
     environment.filters["thousands"] = "{:,}".format
+    return environment
+
+
+def report_html(
+    board: Leaderboard, pictures: Mapping[str, bytes], about: Mapping[str, str], stages: Mapping[str, float]
+) -> str:
     seconds = {**stages, "total": sum(stages.values())}
-    return environment.get_template("report.html.j2").render(
-        board=board,
-        finding=tables.finding(board),
-        overall=tables.segment_table(board),
-        differences=tables.difference_table(board),
-        cohorts=tables.cohort_table(board),
-        segments={name: tables.segment_table(board, name) for name in SEGMENTS if name != ALL},
-        meanings=SEGMENTS,
-        beyond=tables.beyond_accuracy_table(board),
-        beyond_note=tables.BEYOND_NOTE,
-        pictures=pictures,
-        about=about,
-        stages=tables.Table(["Stage", "Seconds"], [[name, f"{s:,.1f}"] for name, s in seconds.items()], "total"),
+    return (
+        page_environment()
+        .get_template("report.html.j2")
+        .render(
+            board=board,
+            finding=tables.finding(board),
+            overall=tables.segment_table(board),
+            differences=tables.difference_table(board),
+            cohorts=tables.cohort_table(board),
+            segments={name: tables.segment_table(board, name) for name in SEGMENTS if name != ALL},
+            meanings=SEGMENTS,
+            beyond=tables.beyond_accuracy_table(board),
+            beyond_note=tables.BEYOND_NOTE,
+            pictures=pictures,
+            about=about,
+            stages=tables.Table(["Stage", "Seconds"], [[name, f"{s:,.1f}"] for name, s in seconds.items()], "total"),
+        )
     )

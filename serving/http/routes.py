@@ -4,6 +4,7 @@ Answers are plain dicts, written once; `response_model` only documents them. Eve
 included: FastAPI would give a plain function to a thread.
 """
 
+from contextlib import suppress
 from typing import Annotated, Any
 
 import orjson
@@ -164,6 +165,8 @@ async def readyz(service: Using) -> Json:
 
 @health.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(service: Using) -> Response:
-    """What was measured, in the text format of Prometheus."""
+    """What was measured, in the text format of Prometheus, and the gauges of the last `recsys monitor`."""
     content, media_type = service.metrics.exposition()
+    with suppress(FileNotFoundError):
+        content += (service.settings.home.reports / "monitor.prom").read_bytes()
     return Response(content, media_type=media_type)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipelines.monitoring.reference import REFERENCE_FILE
 from pipelines.stage_runner import stage_seconds
 from recsys.atomic_io import read_json
 from recsys.bundle import load_bundle, read_facts
@@ -83,6 +84,17 @@ def test_both_bundles_carry_the_same_metrics_and_ranks_and_say_where_from(traine
     assert set(map(tuple, ranks[keys].to_numpy())) == set(map(tuple, after[keys].to_numpy()))
     gains = (1 / np.log2(ranks["rank"][ranks["rank"].between(1, 10)] + 1)).sum() / len(ranks)
     assert gains == pytest.approx(evaluation.metrics["ndcg@10"]["mean"], abs=1e-12)
+
+
+def test_a_production_bundle_carries_what_it_shows_at_the_start_of_visits(trained_home: TrainedHome) -> None:
+    bundle = load_bundle(bundle_folder(trained_home.dataset, "production"))
+    reference = pd.read_parquet(bundle.folder / REFERENCE_FILE)
+    visits = reference.groupby(["user_id", "now"])
+    assert (visits["position"].max() == visits.size()).all()
+    assert reference["score"].notna().all()
+    assert set(bundle.recommender.feature_names) <= set(reference)
+    assert (reference["user_session_length"] == 0).all()
+    assert reference["now"].min() > read_facts(bundle_folder(trained_home.dataset, "evaluation")).trained_through
 
 
 def test_a_copied_home_trains_on_later_events_and_knows_new_users(changed_home: TrainedHome, tmp_path: Path) -> None:

@@ -41,6 +41,14 @@ def test_probes(client: httpx.Client, store: InMemoryStore, settings: ServiceSet
     assert problem(refused, 503)["type"] == "urn:recsys:problem:event-not-stored"
 
 
+def test_metrics_end_with_the_gauges_of_the_last_monitor_report(
+    client: httpx.Client, settings: ServiceSettings
+) -> None:
+    settings.home.reports.mkdir(parents=True, exist_ok=True)
+    (settings.home.reports / "monitor.prom").write_text("recsys_monitor_alarms 2.0\n")
+    assert client.get("/metrics").text.endswith("\nrecsys_monitor_alarms 2.0\n")
+
+
 @pytest.mark.parametrize("path", ["/", "/healthz", "/metrics", "/v1/model", LIST, "/page/app.js"])
 def test_head_answers_as_get_without_a_body(client: httpx.Client, path: str) -> None:
     head, get = client.head(path), client.get(path)

@@ -11,6 +11,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipelines.monitoring.monitor import Inputs, MonitorReport, Outputs, Thresholds
+from pipelines.monitoring.monitor_report import gauges
 from serving.observability import metrics as listed
 from serving.observability.metrics import Metrics
 from tests.stores.native import binary
@@ -26,11 +28,12 @@ MATCHER = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"([^\"]*)\"")
 
 
 def exposition() -> bytes:
-    """Of a service that has answered once."""
+    """Of a service that has answered once, with the gauges of a report."""
     metrics = Metrics()
     metrics.request("/v1/model", "GET", 200, 0.001)
     metrics.model(1, "one", "ml-100k", 1, 1.0, 1)
-    return metrics.exposition()[0]
+    report = MonitorReport("data", 0, 1, Thresholds(), Inputs(), Outputs(1, 1, 0, 0, 0, ()), (), (), ())
+    return metrics.exposition()[0] + gauges(report).encode()
 
 
 def exposed() -> dict[str, set[str]]:
