@@ -22,12 +22,12 @@ def test_one_rating_of_today_changes_nobody_elses_list(trained_home: TrainedHome
     home = TrainedHome(tmp_path / "home", trained_home.raw)
     last_recorded = int(home.events[TIMESTAMP].max())
     item = int(home.items[ITEM_ID].iloc[10])
-    at = str(int(time.time()) + 86_400)  # tomorrow
+    now = int(time.time())
+    at = str(now + 86_400)  # tomorrow
     lists = {}
     for name in ("before", "after"):
         assert home.run("batch", "--k", "10", "--at", at, "--out", str(tmp_path / name)) == 0
         lists[name] = pd.read_parquet(tmp_path / name).set_index([USER_ID, RANK])[ITEM_ID]
-        now = int(time.time())
         table = read_settings(home.root).event_table(home.dataset)
         table.append([NewEvent("one", STRANGER, item, RATING_KIND, 3.0, now, now)])
         table.close()
