@@ -96,7 +96,7 @@ def decide(policy: RetrainPolicy, now: Situation) -> list[str]:
     if now.new_events >= policy.new_events:
         reasons.append(f"{now.new_events:,} new events, {policy.new_events:,} are enough")
     if policy.on_drift and now.drift:
-        reasons.append(f"the last monitoring report has alarms: {', '.join(now.drift)}")
+        reasons.append(f"the last monitoring report found drift: {', '.join(now.drift)}")
     rate = now.liked_rate
     if rate is not None and rate.high < 0 and -rate.difference >= policy.liked_rate_fall * rate.control:
         reasons.append(

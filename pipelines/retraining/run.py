@@ -101,9 +101,10 @@ def observe(pipeline: Pipeline, policy: RetrainPolicy, now: float) -> Situation:
     trained_at = datetime.fromisoformat(moment_utc).timestamp()
     report = pipeline.home.reports / "monitor.json"
     of_champion = report.exists() and report.stat().st_mtime > trained_at  # an older one is about a model before
-    alarms = tuple(read_json(report)["alarms"]) if of_champion else ()
+    compared = read_json(report)["inputs"]["compared"] if of_champion else []
+    drift = tuple(row["name"] for row in compared if row["alarm"])  # degraded answers are no reason to train
     rate = _liked_rate(pipeline, champion, policy, now) if new >= policy.fewest_new_events else None
-    return Situation((now - trained_at) / 86_400, new, alarms, rate)
+    return Situation((now - trained_at) / 86_400, new, drift, rate)
 
 
 def _liked_rate(pipeline: Pipeline, champion: VersionInfo, policy: RetrainPolicy, now: float) -> Effect | None:

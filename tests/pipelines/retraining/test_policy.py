@@ -27,7 +27,7 @@ def rate(then: float, now: float, reach: float) -> Effect:
         (Situation(29.9, 9_999), []),
         (Situation(30.0, 500), ["the champion is 30.0 days old, 30 are allowed"]),
         (Situation(1.0, 10_000), ["10,000 new events, 10,000 are enough"]),
-        (Situation(1.0, 500, ("psi of age",)), ["the last monitoring report has alarms: psi of age"]),
+        (Situation(1.0, 500, ("age",)), ["the last monitoring report found drift: age"]),
         (
             Situation(1.0, 500, (), rate(0.2, 0.17, 0.02)),
             [

@@ -155,11 +155,12 @@ def test_the_situation_is_read_from_registry_events_log_and_report(pipeline: Pip
     write_log(pipeline, [answer(n, 1, then + n) for n in range(100)])
     write_log(pipeline, [answer(n, 1, lately + n) for n in range(100, 200)])
     report = pipeline.home.reports / "monitor.json"
-    write_json(report, {"alarms": ["psi of age"]})
+    compared = [{"name": "age", "alarm": True}, {"name": "decade", "alarm": False}]
+    write_json(report, {"inputs": {"compared": compared}, "alarms": ["age has shifted", "5 % are degraded"]})
     os.utime(report, (NOW, NOW))
     policy = RetrainPolicy(fewest_new_events=50)
     situation = run.observe(pipeline, policy, NOW)
-    assert (situation.age_days, situation.new_events, situation.drift) == (40.0, 50, ("psi of age",))
+    assert (situation.age_days, situation.new_events, situation.drift) == (40.0, 50, ("age",))
     assert situation.liked_rate is not None
     assert (situation.liked_rate.control, situation.liked_rate.treatment) == (0.5, 0.0)
     assert len(decide(policy, situation)) == 3
